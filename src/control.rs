@@ -1,0 +1,69 @@
+//! What a person can ask of the running daemon, and how the answer travels back.
+
+use tokio::sync::{mpsc, oneshot};
+
+/// One request of a person.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Release a held service.
+    Start {
+        /// Service name.
+        service: String,
+    },
+    /// Stop a service gracefully and hold it.
+    Stop {
+        /// Service name.
+        service: String,
+    },
+    /// Stop a service gracefully and start it again.
+    Restart {
+        /// Service name.
+        service: String,
+    },
+    /// Read `labd.toml` again.
+    Reload,
+    /// Stop and remove every container, keep all data, and end the daemon.
+    Down,
+}
+
+/// Why a command was not carried out.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// No service has that name; the text names those there are.
+    #[error("{0}")]
+    UnknownService(String),
+    /// What was asked is wrong, such as a broken `labd.toml`; nothing was changed.
+    #[error("{0}")]
+    Invalid(String),
+    /// The daemon is on its way out.
+    #[error("labd is shutting down")]
+    ShuttingDown,
+}
+
+/// A command with the way back: one line that says what happens now.
+#[derive(Debug)]
+pub struct Request {
+    /// What is asked.
+    pub command: Command,
+    /// Where the answer goes.
+    pub reply: oneshot::Sender<Result<String, Refusal>>,
+}
+
+/// Hands commands to the supervision loop.
+#[derive(Debug, Clone)]
+pub struct Control(mpsc::Sender<Request>);
+
+impl Control {
+    /// A control and the end that the loop listens on.
+    pub fn channel() -> (Self, mpsc::Receiver<Request>) {
+        let (tx, rx) = mpsc::channel(32);
+        (Self(tx), rx)
+    }
+
+    /// Asks and waits for the answer.
+    pub async fn ask(&self, command: Command) -> Result<String, Refusal> {
+        let (reply, answer) = oneshot::channel();
+        self.0.send(Request { command, reply }).await.map_err(|_| Refusal::ShuttingDown)?;
+        answer.await.map_err(|_| Refusal::ShuttingDown)?
+    }
+}

@@ -1,0 +1,126 @@
+//! The container engine behind one trait, so that supervision can run over a simulated one.
+//!
+//! * [`docker`]: the real engine, through bollard.
+//! * [`images`]: builds and pulls, with progress.
+//!
+//! An engine does what it is told and reports what it sees. It has no opinions: whether a container should run is
+//! decided in [`crate::supervise`].
+
+pub mod docker;
+pub mod images;
+
+use std::{collections::BTreeMap, future::Future, net::Ipv4Addr};
+
+use crate::{
+    plan::spec::{ContainerSpec, NetworkSpec},
+    time::Timestamp,
+};
+
+/// Label that carries the lab's name on everything labd makes.
+pub const LABEL_LAB: &str = "dev.labd.lab";
+/// Label that carries the service's name.
+pub const LABEL_SERVICE: &str = "dev.labd.service";
+/// Label that carries [`ContainerSpec::hash`].
+pub const LABEL_SPEC: &str = "dev.labd.spec";
+
+/// What the engine says of one service's container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContainerSeen {
+    /// The engine's id.
+    pub id: String,
+    /// The value of [`LABEL_SPEC`].
+    pub spec_hash: String,
+    /// What it is doing.
+    pub run: RunState,
+    /// Published ports as they are: container port -> host port.
+    pub ports: BTreeMap<u16, u16>,
+    /// Its address on the lab's network, when it has one.
+    pub address: Option<Ipv4Addr>,
+}
+
+/// What a container is doing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RunState {
+    /// Made, never started.
+    Created,
+    /// Running since.
+    Running {
+        /// When it was started.
+        started_at: Timestamp,
+    },
+    /// Paused by somebody.
+    Paused,
+    /// Ended.
+    Exited {
+        /// Exit code; 137 is SIGKILL.
+        code: i64,
+        /// True when the kernel killed it for memory.
+        oom: bool,
+        /// When it ended.
+        finished_at: Timestamp,
+        /// The engine's own error, when it could not start it.
+        error: String,
+    },
+    /// The engine is removing it, or could not.
+    Removing,
+}
+
+/// What stands where a service's container belongs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Seen {
+    /// Nothing.
+    Absent,
+    /// A container of this lab.
+    Ours(ContainerSeen),
+    /// A container with the wanted name that labd did not make.
+    Foreign {
+        /// Its id.
+        id: String,
+    },
+}
+
+/// Why an engine call failed, in words for a person.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EngineError {
+    /// Nobody listens on the engine's socket.
+    #[error("{0}")]
+    Unreachable(String),
+    /// The container, image or network does not exist (any more).
+    #[error("{0}")]
+    NotFound(String),
+    /// Refused because of what is there: a name or a port that is taken.
+    #[error("{0}")]
+    Conflict(String),
+    /// Anything else, in the engine's own words.
+    #[error("{0}")]
+    Other(String),
+}
+
+/// An engine event that makes supervision look again. What happened is always read anew.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Nudge {
+    /// The service whose container it concerns.
+    pub service: String,
+    /// The engine's word: `die`, `start`, `oom`, `stop`, `kill`, `destroy`, ...
+    pub action: String,
+}
+
+/// What supervision needs of a container engine.
+pub trait Engine: Send + Sync + 'static {
+    /// What stands where `service`'s container belongs.
+    fn observe(&self, service: &str) -> impl Future<Output = Result<Seen, EngineError>> + Send;
+    /// Names of all services that have a container with this lab's label, planned or not.
+    fn list(&self) -> impl Future<Output = Result<Vec<String>, EngineError>> + Send;
+    /// Makes the lab's network when it is missing. Idempotent.
+    fn ensure_network(&self, network: &NetworkSpec) -> impl Future<Output = Result<(), EngineError>> + Send;
+    /// Makes the service's container and puts its files in; does not start it.
+    fn create(&self, service: &str, spec: &ContainerSpec) -> impl Future<Output = Result<(), EngineError>> + Send;
+    /// Starts a container by id.
+    fn start(&self, id: &str) -> impl Future<Output = Result<(), EngineError>> + Send;
+    /// SIGTERM, then SIGKILL after the container's own stop timeout.
+    fn stop(&self, id: &str) -> impl Future<Output = Result<(), EngineError>> + Send;
+    /// SIGKILL.
+    fn kill(&self, id: &str) -> impl Future<Output = Result<(), EngineError>> + Send;
+    /// Removes a container, never its volumes.
+    fn remove(&self, id: &str) -> impl Future<Output = Result<(), EngineError>> + Send;
+}

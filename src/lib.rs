@@ -1,0 +1,33 @@
+//! labd runs a lab's GPU machine: Ray, MinIO, metrics and Jupyter as containers that are up and stay up.
+//!
+//! One direction, no cycles:
+//!
+//! ```text
+//! labd.toml ----.
+//!               +--> plan (pure) --> ServiceSpec per service --> supervise: one loop
+//! node facts ---'                                                 decide(situation, memory, now) (pure)
+//!                                                                    |            ^
+//! engine (bollard): events, inspect ---> Seen -----------------------'            |
+//! health probes, Ray's GCS ------------> Health --------------------------------->'
+//! every transition ---> journal (SQLite, one writer thread)
+//! current state   ----> one Snapshot (watch channel) ---> http: API, SSE, page, /metrics ---> cli
+//! ```
+//!
+//! | task | owns | hears | tells |
+//! |---|---|---|---|
+//! | [`supervise`] loop | every service's memory | nudges, probe results, commands (`mpsc`) | the service views (`watch`) |
+//! | prober, one per running container | nothing | the container it probes | health (`mpsc`) |
+//! | [`engine::images`] | image builds and pulls | which images are wanted | their state (`watch`) |
+//! | [`ray`] watcher | connection to the GCS and the job API | the head's ports | nodes, jobs (`watch`) |
+//! | [`journal`] writer thread | the database | entries (`mpsc`) | events (`broadcast`), its health (`watch`) |
+//! | [`http`] servers | listeners | requests | commands (`mpsc`) |
+
+pub mod config;
+pub mod control;
+pub mod engine;
+pub mod http;
+pub mod journal;
+pub mod plan;
+pub mod secret;
+pub mod snapshot;
+pub mod time;

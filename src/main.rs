@@ -1,0 +1,2 @@
+//! Arguments, logging, dispatch; nothing else.
+fn main() {}

@@ -1,0 +1,3 @@
+//! Pure: (configuration, node, secrets) -> what is wanted.
+
+pub mod spec;

@@ -1,0 +1,300 @@
+//! The one typed view of everything: what `labd status`, the page and `/metrics` render, and what `labd status --json`
+//! prints as it is. Nothing that shows the lab asks a service itself.
+//!
+//! The schema is versioned by [`Snapshot::schema`]: fields are added freely, and a field that changes its meaning or
+//! goes away raises the number.
+
+use serde::{Deserialize, Serialize};
+
+use crate::time::Timestamp;
+
+/// The number in [`Snapshot::schema`].
+pub const SCHEMA: u32 = 1;
+
+/// The whole lab at one moment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Version of this schema, [`SCHEMA`].
+    pub schema: u32,
+    /// When this view was put together.
+    pub taken_at: Timestamp,
+    /// The daemon itself.
+    pub labd: DaemonView,
+    /// The machine.
+    pub node: NodeView,
+    /// Whether the container engine answers.
+    pub engine: EngineView,
+    /// Every service of the plan, in the order they are started.
+    pub services: Vec<ServiceView>,
+    /// Every GPU, simulated ones marked.
+    pub gpus: Vec<GpuView>,
+    /// Jobs that Ray knows, newest first, at most 50.
+    pub jobs: Vec<JobView>,
+    /// What is asked of Ray and cannot be given now.
+    pub demands: Vec<DemandView>,
+    /// Where a person goes next.
+    pub links: Vec<Link>,
+    /// Things a person should know, worst first.
+    pub notices: Vec<Notice>,
+}
+
+/// The running daemon.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DaemonView {
+    /// Version of labd.
+    pub version: String,
+    /// The lab's name (`lab.name` in `labd.toml`).
+    pub lab: String,
+    /// Process id of the daemon.
+    pub pid: u32,
+    /// When the daemon started.
+    pub started_at: Timestamp,
+    /// The configuration file in use; absent when there is none and defaults apply.
+    pub config: Option<String>,
+}
+
+/// The machine as measured at start-up; loads are refreshed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NodeView {
+    /// Host name.
+    pub hostname: String,
+    /// The address used in links.
+    pub address: String,
+    /// Logical CPUs.
+    pub cpus: u32,
+    /// NUMA nodes, at least 1.
+    pub numa_nodes: u32,
+    /// Physical memory in bytes.
+    pub memory_bytes: u64,
+    /// Memory that can still be taken, in bytes.
+    pub memory_available_bytes: u64,
+    /// One-minute load average.
+    pub load_1m: f64,
+    /// The file systems that matter to the lab (root, data directory, the engine's store).
+    pub disks: Vec<DiskView>,
+}
+
+/// One file system.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskView {
+    /// Mount point.
+    pub mount: String,
+    /// Size in bytes.
+    pub total_bytes: u64,
+    /// Free for use, in bytes.
+    pub available_bytes: u64,
+}
+
+/// The container engine as last seen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "kebab-case")]
+pub enum EngineView {
+    /// Not asked yet.
+    Connecting,
+    /// It answers.
+    Reachable {
+        /// Engine version, such as `28.2.2`.
+        version: String,
+        /// API version in use, such as `1.41`.
+        api: String,
+    },
+    /// It does not answer; containers may well be running.
+    Unreachable {
+        /// Since when.
+        since: Timestamp,
+        /// Why, in one line that ends in a fix.
+        reason: String,
+    },
+}
+
+/// The closed set of states a service can be in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ServiceState {
+    /// Switched off in `labd.toml`.
+    Off,
+    /// Its image cannot be had; the rest of the lab runs.
+    Unavailable,
+    /// Its image is being built or pulled.
+    Preparing,
+    /// Waits for a service it needs.
+    Waiting,
+    /// Its container is being made, or runs and does not answer yet.
+    Starting,
+    /// Runs and fulfils its contract.
+    Ready,
+    /// Runs, was ready, and does not answer now.
+    Unhealthy,
+    /// Is being stopped, to be held or to be started anew.
+    Stopping,
+    /// Failed; is started again shortly.
+    Backoff,
+    /// Failed 5 times in 10 minutes; is tried once a minute.
+    CrashLoop,
+    /// Stopped by a person; stays down until `labd start`.
+    Held,
+    /// Something in the way that labd must not touch, such as a foreign container with this name.
+    Blocked,
+}
+
+impl ServiceState {
+    /// The word used in JSON, on the page and in the terminal.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Unavailable => "unavailable",
+            Self::Preparing => "preparing",
+            Self::Waiting => "waiting",
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Unhealthy => "unhealthy",
+            Self::Stopping => "stopping",
+            Self::Backoff => "backoff",
+            Self::CrashLoop => "crash-loop",
+            Self::Held => "held",
+            Self::Blocked => "blocked",
+        }
+    }
+
+    /// Every state, in the order above: `/metrics` shows one series for each.
+    pub const ALL: [Self; 12] = [
+        Self::Off,
+        Self::Unavailable,
+        Self::Preparing,
+        Self::Waiting,
+        Self::Starting,
+        Self::Ready,
+        Self::Unhealthy,
+        Self::Stopping,
+        Self::Backoff,
+        Self::CrashLoop,
+        Self::Held,
+        Self::Blocked,
+    ];
+
+    /// Whether nothing more is expected to happen without a person: `labd up` stops waiting for such a service.
+    pub const fn is_settled(self) -> bool {
+        matches!(self, Self::Off | Self::Unavailable | Self::Ready | Self::Held | Self::Blocked | Self::CrashLoop)
+    }
+}
+
+/// One service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceView {
+    /// Its name, such as `ray-worker-0`.
+    pub name: String,
+    /// Its state.
+    pub state: ServiceState,
+    /// Since when it is in this state.
+    pub since: Timestamp,
+    /// How often labd started it again after a failure, over the journal's whole memory.
+    pub restarts: u32,
+    /// Why the last action or change of state happened, in one line.
+    pub last_reason: String,
+    /// What is going on right now, such as `step 4/12`; absent when nothing is.
+    pub progress: Option<String>,
+    /// When labd tries again, in `backoff` and `crash-loop`.
+    pub next_try: Option<Timestamp>,
+    /// Name of its container; absent while there is none.
+    pub container: Option<String>,
+    /// Image reference.
+    pub image: String,
+    /// Its address on the lab's network.
+    pub address: String,
+}
+
+/// One GPU.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GpuView {
+    /// Stable identifier: the vendor's UUID, or `SIM-0` and so on.
+    pub id: String,
+    /// Product name.
+    pub name: String,
+    /// `nvidia`, `amd` or `simulated`.
+    pub vendor: String,
+    /// True when there is no such hardware.
+    pub simulated: bool,
+    /// Memory in bytes.
+    pub memory_bytes: u64,
+    /// The service that has it; absent when none does.
+    pub worker: Option<String>,
+}
+
+/// One job as Ray reports it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobView {
+    /// Ray's submission id.
+    pub submission_id: String,
+    /// `PENDING`, `RUNNING`, `STOPPED`, `SUCCEEDED` or `FAILED`.
+    pub status: String,
+    /// Name of its Ray Train run, once it has one.
+    pub run: Option<String>,
+    /// The command line, as submitted.
+    pub entrypoint: String,
+    /// When it was submitted.
+    pub submitted_at: Option<Timestamp>,
+    /// When it ended.
+    pub ended_at: Option<Timestamp>,
+    /// Ray's message, in one line.
+    pub message: String,
+}
+
+/// Resources that are asked for and not there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DemandView {
+    /// What one request asks for, such as `4 GPU, 8 CPU`.
+    pub asks_for: String,
+    /// How many such requests wait.
+    pub count: u64,
+    /// True when no node of this lab could ever satisfy it.
+    pub infeasible: bool,
+    /// What the largest node has, such as `1 GPU, 8 CPU`.
+    pub node_has: String,
+}
+
+/// A link for people. Never carries a credential.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// What it leads to.
+    pub name: String,
+    /// The address.
+    pub url: String,
+}
+
+/// How much a notice matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Severity {
+    /// Good to know.
+    Info,
+    /// Will hurt later.
+    Warning,
+    /// Hurts now.
+    Error,
+}
+
+/// One thing a person should know.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Notice {
+    /// How much it matters.
+    pub severity: Severity,
+    /// One line: what is wrong, and what would mend it.
+    pub text: String,
+}
+
+/// One entry of the journal, as the API and `labd events` show it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// Running number, without gaps unless history was dropped.
+    pub seq: i64,
+    /// When it happened.
+    pub at: Timestamp,
+    /// The service it concerns; absent for the daemon itself.
+    pub service: Option<String>,
+    /// What kind of entry: `state`, `action`, `daemon`, `image`, `config`.
+    pub kind: String,
+    /// The state entered or the action taken, such as `ready` or `start`.
+    pub what: String,
+    /// Why, in one line.
+    pub reason: String,
+}

@@ -1,0 +1,111 @@
+//! Points in time as the pure parts see them: whole milliseconds since the Unix epoch, handed in by the caller.
+//!
+//! Nothing below `plan` and `supervise::decide` reads a clock; [`Timestamp::now`] is for the edges.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// Milliseconds since 1970-01-01T00:00:00Z. Serialised as RFC 3339 with milliseconds, in UTC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Timestamp(i64);
+
+impl Timestamp {
+    /// The wall clock.
+    pub fn now() -> Self {
+        Self(jiff::Timestamp::now().as_millisecond())
+    }
+
+    /// From milliseconds since the Unix epoch.
+    pub const fn from_millis(ms: i64) -> Self {
+        Self(ms)
+    }
+
+    /// Milliseconds since the Unix epoch.
+    pub const fn as_millis(self) -> i64 {
+        self.0
+    }
+
+    /// Parses RFC 3339, as engines write it. `None` for the engine's "never" (year 1) and for anything unreadable.
+    pub fn parse(text: &str) -> Option<Self> {
+        let at: jiff::Timestamp = text.parse().ok()?;
+        (at.as_millisecond() > 0).then(|| Self(at.as_millisecond()))
+    }
+
+    /// This moment plus `d`; saturates at the end of time.
+    #[must_use]
+    pub fn plus(self, d: Duration) -> Self {
+        Self(self.0.saturating_add(i64::try_from(d.as_millis()).unwrap_or(i64::MAX)))
+    }
+
+    /// How long ago `earlier` was; zero when it lies in the future (clocks step).
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
+    }
+}
+
+impl std::fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match jiff::Timestamp::from_millisecond(self.0) {
+            Ok(at) => write!(f, "{at:.3}"),
+            Err(_) => write!(f, "{} ms", self.0),
+        }
+    }
+}
+
+impl Serialize for Timestamp {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Timestamp {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(d)?;
+        Self::parse(&text).ok_or_else(|| serde::de::Error::custom(format!("`{text}` is not an RFC 3339 time")))
+    }
+}
+
+/// A duration in one or two units, for people: `850 ms`, `4.1 s`, `2 min 5 s`, `3 h 20 min`, `5 d 2 h`.
+pub fn human(d: Duration) -> String {
+    let s = d.as_secs();
+    match s {
+        0 => format!("{} ms", d.as_millis()),
+        1..10 => format!("{:.1} s", d.as_secs_f64()),
+        10..60 => format!("{s} s"),
+        60..3_600 => two(s / 60, "min", s % 60, "s"),
+        3_600..86_400 => two(s / 3_600, "h", s % 3_600 / 60, "min"),
+        _ => two(s / 86_400, "d", s % 86_400 / 3_600, "h"),
+    }
+}
+
+fn two(a: u64, unit_a: &str, b: u64, unit_b: &str) -> String {
+    if b == 0 { format!("{a} {unit_a}") } else { format!("{a} {unit_a} {b} {unit_b}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn round_trips_through_rfc3339() {
+        let at = Timestamp::from_millis(1_795_492_872_123);
+        let json = serde_json::to_string(&at).expect("a timestamp is a string");
+        assert_eq!(serde_json::from_str::<Timestamp>(&json).expect("it was just written"), at);
+    }
+
+    #[test]
+    fn the_engines_never_is_none() {
+        assert_eq!(Timestamp::parse("0001-01-01T00:00:00Z"), None);
+        assert!(Timestamp::parse("2026-11-24T03:41:12.123456789Z").is_some());
+    }
+
+    #[test]
+    fn durations_read_well() {
+        for (ms, want) in
+            [(850, "850 ms"), (4_100, "4.1 s"), (59_999, "59 s"), (125_000, "2 min 5 s"), (12_000_000, "3 h 20 min")]
+        {
+            assert_eq!(human(Duration::from_millis(ms)), want);
+        }
+    }
+}
