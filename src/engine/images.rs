@@ -8,6 +8,8 @@
 //! state through one `watch` channel. Images are made side by side; only the base, which all builds share, is made once.
 
 mod inputs;
+#[cfg(test)]
+mod live;
 mod make;
 mod progress;
 

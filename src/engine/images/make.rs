@@ -485,4 +485,29 @@ mod tests {
             assert_eq!(pieces.is_ok(), fine, "{script}");
         }
     }
+
+    #[tokio::test]
+    async fn a_dropped_script_cleans_up_behind_itself() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let (ready, cleaned) = (dir.path().join("ready"), dir.path().join("cleaned"));
+        let script = format!(
+            "trap 'touch {}' EXIT; trap 'exit 143' TERM; touch {}; sleep 60",
+            cleaned.display(),
+            ready.display()
+        );
+        let child = Command::new("bash").args(["-c", &script]).process_group(0).spawn().expect("bash is there");
+        let running = Running(child);
+        let appears = async |path: &std::path::Path| {
+            for _ in 0..100 {
+                if path.exists() {
+                    return true;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            false
+        };
+        assert!(appears(&ready).await);
+        drop(running);
+        assert!(appears(&cleaned).await);
+    }
 }
