@@ -22,6 +22,8 @@ pub const LABEL_LAB: &str = "dev.labd.lab";
 pub const LABEL_SERVICE: &str = "dev.labd.service";
 /// Label that carries [`ContainerSpec::hash`].
 pub const LABEL_SPEC: &str = "dev.labd.spec";
+/// Label that carries the fingerprint of what an image was made of.
+pub const LABEL_INPUTS: &str = "dev.labd.inputs";
 
 /// What the engine says of one service's container.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,6 +105,8 @@ pub struct Nudge {
     pub service: String,
     /// The engine's word: `die`, `start`, `oom`, `stop`, `kill`, `destroy`, ...
     pub action: String,
+    /// When it happened, by the engine's clock.
+    pub at: Timestamp,
 }
 
 /// What supervision needs of a container engine.

@@ -1,0 +1,337 @@
+//! Between our values and the engine's: a [`ContainerSpec`] to a creation request, an inspection to [`Seen`]. Pure.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    io,
+    net::Ipv4Addr,
+};
+
+use bollard::models::{
+    ContainerCreateBody, ContainerInspectResponse, ContainerState, ContainerStateStatusEnum, DeviceMapping,
+    DeviceRequest, EndpointIpamConfig, EndpointSettings, HostConfig, HostConfigLogConfig, Mount as EngineMount,
+    MountType, MountVolumeOptions, NetworkingConfig, PortBinding, PortMap, ResourcesUlimits, RestartPolicy,
+    RestartPolicyNameEnum,
+};
+
+use super::explain;
+use crate::{
+    engine::{ContainerSeen, LABEL_LAB, LABEL_SERVICE, LABEL_SPEC, RunState, Seen},
+    plan::spec::{ContainerSpec, Device, EnvValue, FileSpec, MountSource},
+    time::Timestamp,
+};
+
+/// The creation request for a service's container on the network called like the lab.
+pub(super) fn body(lab: &str, service: &str, spec: &ContainerSpec) -> ContainerCreateBody {
+    let labels = HashMap::from([
+        (LABEL_LAB.to_owned(), lab.to_owned()),
+        (LABEL_SERVICE.to_owned(), service.to_owned()),
+        (LABEL_SPEC.to_owned(), spec.hash()),
+    ]);
+    let endpoint = EndpointSettings {
+        ipam_config: Some(EndpointIpamConfig { ipv4_address: Some(spec.address.to_string()), ..Default::default() }),
+        aliases: Some(vec![service.to_owned()]),
+        ..Default::default()
+    };
+    ContainerCreateBody {
+        hostname: Some(spec.hostname.clone()),
+        user: spec.user.clone(),
+        working_dir: spec.workdir.clone(),
+        image: Some(spec.image.clone()),
+        entrypoint: spec.entrypoint.clone(),
+        cmd: Some(spec.command.clone()),
+        env: Some(spec.env.iter().map(|(k, v)| format!("{k}={}", value(v))).collect()),
+        exposed_ports: Some(spec.ports.iter().map(|p| format!("{}/tcp", p.container)).collect()),
+        labels: Some(labels),
+        stop_timeout: Some(i64::try_from(spec.stop_timeout.as_secs()).unwrap_or(i64::MAX)),
+        host_config: Some(host_config(lab, spec)),
+        networking_config: Some(NetworkingConfig {
+            endpoints_config: Some(HashMap::from([(lab.to_owned(), endpoint)])),
+        }),
+        ..Default::default()
+    }
+}
+
+fn host_config(lab: &str, spec: &ContainerSpec) -> HostConfig {
+    let memory = i64::try_from(spec.memory_bytes).unwrap_or(i64::MAX);
+    let nofile = i64::try_from(spec.nofile).unwrap_or(i64::MAX);
+    let (devices, requests, groups) = devices(&spec.devices);
+    HostConfig {
+        memory: Some(memory),
+        // The same as memory means no swap: a lab's node that swaps is slower than one that says what it lacks.
+        memory_swap: Some(memory),
+        shm_size: Some(i64::try_from(spec.shm_bytes).unwrap_or(i64::MAX)),
+        init: Some(true),
+        restart_policy: Some(RestartPolicy { name: Some(RestartPolicyNameEnum::NO), maximum_retry_count: None }),
+        log_config: Some(HostConfigLogConfig {
+            typ: Some("local".to_owned()),
+            config: Some(HashMap::from([
+                ("max-size".to_owned(), "20m".to_owned()),
+                ("max-file".to_owned(), "5".to_owned()),
+            ])),
+        }),
+        ulimits: Some(vec![ResourcesUlimits {
+            name: Some("nofile".to_owned()),
+            soft: Some(nofile),
+            hard: Some(nofile),
+        }]),
+        network_mode: Some(lab.to_owned()),
+        port_bindings: Some(port_bindings(spec)),
+        mounts: Some(spec.mounts.iter().map(|m| mount(lab, m)).collect()),
+        extra_hosts: Some(spec.hosts.iter().map(|(name, ip)| format!("{name}:{ip}")).collect()),
+        devices: Some(devices),
+        device_requests: Some(requests),
+        group_add: Some(groups),
+        ..Default::default()
+    }
+}
+
+fn port_bindings(spec: &ContainerSpec) -> PortMap {
+    let mut map = PortMap::new();
+    for port in &spec.ports {
+        let binding = PortBinding {
+            host_ip: Some(port.host_ip.clone()),
+            // An empty port lets the engine choose.
+            host_port: Some(port.host.map(|p| p.to_string()).unwrap_or_default()),
+        };
+        map.entry(format!("{}/tcp", port.container)).or_default().get_or_insert_default().push(binding);
+    }
+    map
+}
+
+fn mount(lab: &str, mount: &crate::plan::spec::Mount) -> EngineMount {
+    let (typ, source, volume_options) = match &mount.source {
+        MountSource::Volume(name) => (
+            MountType::VOLUME,
+            name.clone(),
+            // Only used when the volume is missing: the engine then makes it with our label.
+            Some(MountVolumeOptions {
+                labels: Some(HashMap::from([(LABEL_LAB.to_owned(), lab.to_owned())])),
+                ..Default::default()
+            }),
+        ),
+        // Unlike a "bind" in the command line's sense, a mount of this type refuses a missing directory.
+        MountSource::Host(path) => (MountType::BIND, path.clone(), None),
+    };
+    EngineMount {
+        target: Some(mount.target.clone()),
+        source: Some(source),
+        typ: Some(typ),
+        read_only: Some(mount.read_only),
+        volume_options,
+        ..Default::default()
+    }
+}
+
+fn devices(devices: &[Device]) -> (Vec<DeviceMapping>, Vec<DeviceRequest>, Vec<String>) {
+    let (mut nodes, mut requests, mut groups) = (Vec::new(), Vec::new(), BTreeSet::new());
+    for device in devices {
+        match device {
+            Device::Cdi { name } => requests.push(DeviceRequest {
+                driver: Some("cdi".to_owned()),
+                device_ids: Some(vec![name.clone()]),
+                ..Default::default()
+            }),
+            Device::Nvidia { uuid } => requests.push(DeviceRequest {
+                driver: Some("nvidia".to_owned()),
+                device_ids: Some(vec![uuid.clone()]),
+                capabilities: Some(vec![vec!["gpu".to_owned()]]),
+                ..Default::default()
+            }),
+            Device::Node { path, gid } => {
+                nodes.push(DeviceMapping {
+                    path_on_host: Some(path.clone()),
+                    path_in_container: Some(path.clone()),
+                    cgroup_permissions: Some("rwm".to_owned()),
+                });
+                groups.insert(gid.to_string());
+            }
+        }
+    }
+    (nodes, requests, groups.into_iter().collect())
+}
+
+fn value(value: &EnvValue) -> &str {
+    match value {
+        EnvValue::Plain(text) => text,
+        EnvValue::Secret(secret) => secret.expose(),
+    }
+}
+
+/// The service's files as a tar to be unpacked at `/`. In memory only, since files carry secrets.
+///
+/// Directories are left out on purpose: the engine makes missing ones with mode 0755 and root as owner, whereas an entry
+/// for an existing one would change its mode and owner (think of `/tmp`).
+pub(super) fn files_tar(files: &[FileSpec], now: Timestamp) -> io::Result<Vec<u8>> {
+    let mut tar = tar::Builder::new(Vec::new());
+    for file in files {
+        let content = value(&file.content).as_bytes();
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::Regular);
+        header.set_mode(file.mode);
+        header.set_uid(file.owner.into());
+        header.set_gid(file.owner.into());
+        header.set_mtime(u64::try_from(now.as_millis() / 1000).unwrap_or(0));
+        header.set_size(content.len() as u64);
+        tar.append_data(&mut header, file.path.trim_start_matches('/'), content)?;
+    }
+    tar.into_inner()
+}
+
+/// What stands under a service's container name.
+pub(super) fn seen(lab: &str, service: &str, c: ContainerInspectResponse) -> Seen {
+    let id = c.id.unwrap_or_default();
+    let labels = c.config.and_then(|c| c.labels).unwrap_or_default();
+    let is = |key: &str, want: &str| labels.get(key).is_some_and(|v| v == want);
+    if !is(LABEL_LAB, lab) || !is(LABEL_SERVICE, service) {
+        return Seen::Foreign { id };
+    }
+    let network = c.network_settings.unwrap_or_default();
+    Seen::Ours(ContainerSeen {
+        id,
+        spec_hash: labels.get(LABEL_SPEC).cloned().unwrap_or_default(),
+        run: run_state(&c.state.unwrap_or_default()),
+        ports: published(network.ports.unwrap_or_default()),
+        address: network
+            .networks
+            .and_then(|mut n| n.remove(lab))
+            .and_then(|e| e.ip_address)
+            .and_then(|ip| ip.parse::<Ipv4Addr>().ok()),
+    })
+}
+
+fn run_state(state: &ContainerState) -> RunState {
+    use ContainerStateStatusEnum as Status;
+    let time = |text: &Option<String>| text.as_deref().and_then(Timestamp::parse).unwrap_or_default();
+    match state.status.unwrap_or(Status::EMPTY) {
+        // `restarting` cannot happen to a container of ours, which have no restart policy, unless somebody changed it.
+        Status::RUNNING | Status::RESTARTING | Status::STOPPING => {
+            RunState::Running { started_at: time(&state.started_at) }
+        }
+        Status::PAUSED => RunState::Paused,
+        Status::EXITED => RunState::Exited {
+            code: state.exit_code.unwrap_or(-1),
+            oom: state.oom_killed.unwrap_or(false),
+            finished_at: time(&state.finished_at),
+            error: state
+                .error
+                .as_deref()
+                .filter(|e| !e.is_empty())
+                .map(|e| explain::known(e).unwrap_or_else(|| explain::shortened(e)))
+                .unwrap_or_default(),
+        },
+        Status::REMOVING | Status::DEAD => RunState::Removing,
+        Status::CREATED | Status::EMPTY => RunState::Created,
+    }
+}
+
+fn published(ports: PortMap) -> BTreeMap<u16, u16> {
+    ports
+        .into_iter()
+        .filter_map(|(container, bindings)| {
+            let container = container.strip_suffix("/tcp")?.parse().ok()?;
+            let host = bindings?.into_iter().find_map(|b| b.host_port?.parse::<u16>().ok().filter(|p| *p != 0))?;
+            Some((container, host))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{
+        plan::spec::{Mount, Port},
+        secret::Secret,
+    };
+
+    fn spec() -> ContainerSpec {
+        ContainerSpec {
+            image: "labd/ray:1".into(),
+            entrypoint: None,
+            command: vec!["sleep".into(), "9".into()],
+            env: BTreeMap::from([
+                ("A".to_owned(), EnvValue::from("1")),
+                ("T".to_owned(), EnvValue::Secret(Secret::new("s3cret"))),
+            ]),
+            files: vec![FileSpec { path: "/etc/x/y".into(), mode: 0o600, owner: 7, content: "z".into() }],
+            mounts: vec![
+                Mount { source: MountSource::Volume("v".into()), target: "/v".into(), read_only: false },
+                Mount { source: MountSource::Host("/data".into()), target: "/mnt".into(), read_only: true },
+            ],
+            ports: vec![
+                Port { container: 80, host_ip: "127.0.0.1".into(), host: Some(9000) },
+                Port { container: 81, host_ip: "127.0.0.1".into(), host: None },
+            ],
+            address: Ipv4Addr::new(198, 18, 253, 9),
+            hostname: "h".into(),
+            hosts: BTreeMap::from([("ray-head".to_owned(), Ipv4Addr::new(198, 18, 253, 2))]),
+            memory_bytes: 1 << 30,
+            shm_bytes: 1 << 20,
+            stop_timeout: Duration::from_secs(40),
+            nofile: 65_536,
+            devices: vec![
+                Device::Cdi { name: "nvidia.com/gpu=G".into() },
+                Device::Nvidia { uuid: "GPU-1".into() },
+                Device::Node { path: "/dev/kfd".into(), gid: 109 },
+                Device::Node { path: "/dev/dri/renderD128".into(), gid: 109 },
+            ],
+            user: None,
+            workdir: None,
+        }
+    }
+
+    #[test]
+    fn the_request_says_what_the_spec_says() {
+        let b = body("lab", "s", &spec());
+        let h = b.host_config.clone().expect("always there");
+        assert_eq!((h.memory, h.memory_swap, h.init), (Some(1 << 30), Some(1 << 30), Some(true)));
+        assert_eq!(h.restart_policy.and_then(|p| p.name), Some(RestartPolicyNameEnum::NO));
+        assert_eq!(h.group_add, Some(vec!["109".to_owned()]));
+        assert_eq!(h.devices.map(|d| d.len()), Some(2));
+        let requests = h.device_requests.expect("two");
+        assert_eq!(requests[0].driver.as_deref(), Some("cdi"));
+        assert_eq!(requests[1].capabilities, Some(vec![vec!["gpu".to_owned()]]));
+        let ports = h.port_bindings.expect("two");
+        assert_eq!(ports["81/tcp"].as_ref().and_then(|b| b[0].host_port.clone()), Some(String::new()));
+        let mounts = h.mounts.expect("two");
+        assert_eq!((mounts[0].typ, mounts[1].typ), (Some(MountType::VOLUME), Some(MountType::BIND)));
+        assert_eq!(b.stop_timeout, Some(40));
+        assert!(b.env.expect("two").contains(&"T=s3cret".to_owned()));
+        let labels = b.labels.expect("three");
+        assert_eq!(labels[LABEL_SPEC], spec().hash());
+    }
+
+    #[test]
+    fn files_carry_mode_and_owner_and_no_directories() {
+        let bytes = files_tar(&spec().files, Timestamp::from_millis(5_000)).expect("memory");
+        let mut archive = tar::Archive::new(bytes.as_slice());
+        let entries: Vec<_> = archive.entries().expect("a tar").map(|e| e.expect("an entry")).collect();
+        assert_eq!(entries.len(), 1);
+        let header = entries[0].header();
+        assert_eq!(header.path().expect("a path").to_str(), Some("etc/x/y"));
+        assert_eq!((header.mode().ok(), header.uid().ok(), header.gid().ok()), (Some(0o600), Some(7), Some(7)));
+    }
+
+    #[test]
+    fn only_our_labels_make_a_container_ours() {
+        let inspect = |lab: &str| -> ContainerInspectResponse {
+            serde_json::from_value(serde_json::json!({
+                "Id": "abc",
+                "Config": {"Labels": {LABEL_LAB: lab, LABEL_SERVICE: "s", LABEL_SPEC: "h"}},
+                "State": {"Status": "exited", "ExitCode": 137, "OOMKilled": true,
+                          "StartedAt": "2026-01-01T00:00:00Z", "FinishedAt": "2026-01-01T00:00:01.5Z", "Error": ""},
+                "NetworkSettings": {
+                    "Ports": {"80/tcp": [{"HostIp": "127.0.0.1", "HostPort": "32768"}], "81/tcp": null},
+                    "Networks": {"lab": {"IPAddress": "198.18.253.9"}}},
+            }))
+            .expect("an inspection")
+        };
+        assert_eq!(seen("lab", "s", inspect("other")), Seen::Foreign { id: "abc".into() });
+        let Seen::Ours(ours) = seen("lab", "s", inspect("lab")) else { panic!("not ours") };
+        assert_eq!(ours.ports, BTreeMap::from([(80, 32_768)]));
+        assert_eq!(ours.address, Some(Ipv4Addr::new(198, 18, 253, 9)));
+        assert!(matches!(ours.run, RunState::Exited { code: 137, oom: true, finished_at, .. }
+            if Some(finished_at) == Timestamp::parse("2026-01-01T00:00:01.5Z")));
+    }
+}
