@@ -1,1 +1,293 @@
-//! To be written.
+//! What happened, kept: every transition with its reason, in SQLite.
+//!
+//! One writer thread owns the database ([`writer`]). Everyone else holds a [`Journal`]: entries go in on a bounded
+//! channel, events come out on a `broadcast`, the journal's own health on a `watch`. Recording never blocks and never
+//! fails: with a full or broken disk labd goes on supervising, keeps the newest entries in memory, and says that history
+//! is not recorded.
+//!
+//! * [`schema`]: versions and migrations; what is refused and what is set aside.
+//! * [`query`]: reading, on a connection of its own.
+
+mod query;
+mod schema;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+        mpsc::{SyncSender, TrySendError, sync_channel},
+    },
+    time::Duration,
+};
+
+use tokio::sync::{broadcast, oneshot, watch};
+
+pub use query::EventQuery;
+
+use crate::{snapshot::Event, time::Timestamp};
+
+/// How many events are kept in memory for when the database cannot be read.
+const RING: usize = 500;
+/// Entries on their way to the writer; more than this means that the disk hangs.
+const CHANNEL: usize = 4_096;
+
+/// Which part of the lab an entry is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A service entered a state.
+    State,
+    /// labd did something to a service.
+    Action,
+    /// The daemon itself.
+    Daemon,
+    /// An image was built, pulled, or could not be.
+    Image,
+    /// `labd.toml` was read.
+    Config,
+}
+
+impl Kind {
+    /// The word in the database and in [`Event::kind`].
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::State => "state",
+            Self::Action => "action",
+            Self::Daemon => "daemon",
+            Self::Image => "image",
+            Self::Config => "config",
+        }
+    }
+}
+
+/// Something that happened. Never carries a secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// When.
+    pub at: Timestamp,
+    /// The service it concerns; `None` for the daemon itself.
+    pub service: Option<String>,
+    /// What kind of entry.
+    pub kind: Kind,
+    /// The state entered or the action taken, such as `ready` or `start`. [`Kind::Action`] with `restart` is what
+    /// [`Journal::restarts`] counts.
+    pub what: String,
+    /// Why, in one line.
+    pub reason: String,
+}
+
+/// Whether history is being kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum JournalHealth {
+    /// Every entry reaches the disk.
+    Recording,
+    /// Entries stay in memory, the oldest are dropped; tried again every 10 s.
+    NotRecording {
+        /// Since when.
+        since: Timestamp,
+        /// Why, in one line.
+        reason: String,
+    },
+}
+
+/// Why the journal cannot be opened at all. Everything else is [`JournalHealth::NotRecording`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum JournalError {
+    /// Going on would lose what the newer labd wrote.
+    #[error(
+        "the journal `{}` was written by a newer labd (schema {found}, this one knows up to {ours}): install that labd \
+         again, or move the file away to begin a new history",
+        path.display()
+    )]
+    Newer {
+        /// The database.
+        path: PathBuf,
+        /// Its schema version.
+        found: u32,
+        /// The newest one this labd knows.
+        ours: u32,
+    },
+    /// The operating system has no thread left.
+    #[error("cannot start the journal's writer thread: {0}")]
+    Thread(String),
+}
+
+/// Knobs that only tests turn.
+#[derive(Debug, Clone)]
+struct Options {
+    retention: Duration,
+    max_rows: i64,
+    max_pending: usize,
+    retry: Duration,
+    /// A disk that is full after so many pages; 0 is no limit.
+    #[cfg(test)]
+    max_pages: Arc<std::sync::atomic::AtomicU32>,
+}
+
+impl Options {
+    fn new(retention: Duration) -> Self {
+        Self {
+            retention,
+            max_rows: 1_000_000,
+            max_pending: 10_000,
+            retry: Duration::from_secs(10),
+            #[cfg(test)]
+            max_pages: Arc::default(),
+        }
+    }
+}
+
+/// What writer and readers both need, without the database.
+#[derive(Debug, Default)]
+struct Shared {
+    /// The newest events, recorded or not.
+    ring: VecDeque<Event>,
+    restarts: BTreeMap<String, u32>,
+    memory: BTreeMap<String, String>,
+    /// Keys of `memory` that are not on disk yet.
+    unsaved: BTreeSet<String>,
+}
+
+#[derive(Debug)]
+enum Message {
+    Entry(Entry),
+    /// Some key of the memory has changed.
+    Memory,
+    Flush(oneshot::Sender<()>),
+}
+
+#[derive(Debug)]
+struct Inner {
+    path: PathBuf,
+    to_writer: SyncSender<Message>,
+    /// Entries that found the channel full.
+    overflow: Arc<AtomicU64>,
+    shared: Arc<Mutex<Shared>>,
+    health: watch::Receiver<JournalHealth>,
+    events: broadcast::Sender<Event>,
+}
+
+/// A handle on the journal; clones are the same journal. When the last one goes, what is queued is still written.
+#[derive(Debug, Clone)]
+pub struct Journal(Arc<Inner>);
+
+impl Journal {
+    /// Opens or begins the journal at `path` and starts its writer. Only a database of a newer labd is an error: it is
+    /// left as it is. A corrupt one is set aside, and where nothing can be written the journal opens all the same, see
+    /// [`Journal::health`].
+    pub fn open(path: &Path, retention: Duration) -> Result<Self, JournalError> {
+        Self::open_with(path, Options::new(retention))
+    }
+
+    fn open_with(path: &Path, options: Options) -> Result<Self, JournalError> {
+        let (to_writer, messages) = sync_channel(CHANNEL);
+        let (events, _) = broadcast::channel(1_024);
+        let (health_tx, health) = watch::channel(JournalHealth::Recording);
+        let shared = Arc::new(Mutex::new(Shared::default()));
+        let overflow = Arc::new(AtomicU64::new(0));
+        let mut writer = writer::Writer::new(
+            path.to_owned(),
+            options,
+            Arc::clone(&shared),
+            Arc::clone(&overflow),
+            health_tx,
+            events.clone(),
+        );
+        writer.first_open()?;
+        std::thread::Builder::new()
+            .name("journal".into())
+            .spawn(move || writer.run(&messages))
+            .map_err(|e| JournalError::Thread(e.to_string()))?;
+        Ok(Self(Arc::new(Inner { path: path.to_owned(), to_writer, overflow, shared, health, events })))
+    }
+
+    /// Notes that something happened. Never blocks, never fails.
+    pub fn record(&self, entry: Entry) {
+        if let Err(TrySendError::Full(_)) = self.0.to_writer.try_send(Message::Entry(entry)) {
+            self.0.overflow.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether history is being kept.
+    pub fn health(&self) -> watch::Receiver<JournalHealth> {
+        self.0.health.clone()
+    }
+
+    /// Every event from now on, recorded or not.
+    pub fn subscribe(&self) -> broadcast::Receiver<Event> {
+        self.0.events.subscribe()
+    }
+
+    /// Events in the order they happened. What the database cannot tell comes from memory: the last 500.
+    pub async fn events(&self, query: EventQuery) -> Vec<Event> {
+        let path = self.0.path.clone();
+        let asked = query.clone();
+        let stored = tokio::task::spawn_blocking(move || query::events(&path, &asked)).await;
+        let stored = match stored {
+            Ok(Ok(events)) => events,
+            Ok(Err(e)) => {
+                tracing::debug!("cannot read the journal, answering from memory: {e}");
+                Vec::new()
+            }
+            Err(_) => Vec::new(),
+        };
+        query.merge(stored, &lock(&self.0.shared).ring)
+    }
+
+    /// The last event of a service.
+    pub async fn last(&self, service: &str) -> Option<Event> {
+        let query = EventQuery { after_seq: None, service: Some(service.to_owned()), limit: 1, newest: true };
+        self.events(query).await.pop()
+    }
+
+    /// How often each service was restarted, over everything the journal remembers.
+    pub fn restarts(&self) -> BTreeMap<String, u32> {
+        lock(&self.0.shared).restarts.clone()
+    }
+
+    /// Keeps a value over restarts of labd.
+    pub fn set_memory(&self, key: impl Into<String>, value: impl Into<String>) {
+        let key = key.into();
+        {
+            let mut shared = lock(&self.0.shared);
+            shared.memory.insert(key.clone(), value.into());
+            shared.unsaved.insert(key);
+        }
+        // A full channel wakes the writer anyway, and it looks at `unsaved` on every wake.
+        let _ = self.0.to_writer.try_send(Message::Memory);
+    }
+
+    /// A value kept by [`Journal::set_memory`].
+    pub fn memory(&self, key: &str) -> Option<String> {
+        lock(&self.0.shared).memory.get(key).cloned()
+    }
+
+    /// Returns once everything recorded so far is on disk, or could not be brought there. Call it before the process
+    /// ends.
+    pub async fn flush(&self) {
+        let (done, wait) = oneshot::channel();
+        let mut message = Message::Flush(done);
+        // The channel is only ever full for as long as one transaction takes.
+        for _ in 0..200 {
+            match self.0.to_writer.try_send(message) {
+                Ok(()) => {
+                    let _ = wait.await;
+                    return;
+                }
+                Err(TrySendError::Full(back)) => message = back,
+                Err(TrySendError::Disconnected(_)) => return,
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
+    // Nothing is left half done under this lock, so a panic elsewhere does not spoil what it guards.
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,165 @@
+//! `GET /metrics`: the snapshot for Prometheus, in its text format.
+
+use std::fmt::{Display, Write as _};
+
+use axum::{
+    extract::State as From,
+    http::header,
+    response::{IntoResponse, Response},
+};
+
+use super::State;
+use crate::{
+    journal::JournalHealth,
+    snapshot::{EngineView, ServiceState, Snapshot},
+};
+
+/// Ray's job states, each a series of its own even at 0.
+const JOB_STATES: [&str; 5] = ["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"];
+
+/// The metrics of this moment.
+pub(super) async fn get(From(state): From<State>) -> Response {
+    let recording = *state.journal.health().borrow() == JournalHealth::Recording;
+    let snapshot = state.snapshot.borrow().clone();
+    let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
+    (kind, render(&snapshot, recording)).into_response()
+}
+
+fn render(s: &Snapshot, recording: bool) -> String {
+    let mut out = Text::default();
+    out.family("labd_build_info", "gauge", "Version of labd; always 1.");
+    out.sample("labd_build_info", &[("version", &s.labd.version)], 1);
+    out.family("labd_start_time_seconds", "gauge", "When labd started, in seconds since the Unix epoch.");
+    out.sample("labd_start_time_seconds", &[], s.labd.started_at.as_millis() as f64 / 1e3);
+    out.family("labd_journal_recording", "gauge", "1 while history reaches the disk.");
+    out.sample("labd_journal_recording", &[], u8::from(recording));
+    out.family("labd_engine_reachable", "gauge", "1 while the container engine answers.");
+    out.sample("labd_engine_reachable", &[], u8::from(matches!(s.engine, EngineView::Reachable { .. })));
+
+    out.family("labd_service_state", "gauge", "1 for the state a service is in, 0 for every other.");
+    for service in &s.services {
+        for state in ServiceState::ALL {
+            let labels = [("service", service.name.as_str()), ("state", state.word())];
+            out.sample("labd_service_state", &labels, u8::from(service.state == state));
+        }
+    }
+    out.family("labd_service_restarts_total", "counter", "How often labd started a service again after a failure.");
+    for service in &s.services {
+        out.sample("labd_service_restarts_total", &[("service", &service.name)], service.restarts);
+    }
+
+    out.family("labd_gpu_info", "gauge", "One series per GPU; always 1. `simulated` is true without such hardware.");
+    for gpu in &s.gpus {
+        let labels = [
+            ("id", gpu.id.as_str()),
+            ("name", &gpu.name),
+            ("vendor", &gpu.vendor),
+            ("simulated", if gpu.simulated { "true" } else { "false" }),
+            ("worker", gpu.worker.as_deref().unwrap_or("")),
+        ];
+        out.sample("labd_gpu_info", &labels, 1);
+    }
+    out.family("labd_gpu_memory_bytes", "gauge", "Memory of a GPU.");
+    for gpu in &s.gpus {
+        out.sample("labd_gpu_memory_bytes", &[("id", &gpu.id)], gpu.memory_bytes);
+    }
+
+    let n = &s.node;
+    out.single("labd_node_cpus", "Logical CPUs.", n.cpus);
+    out.single("labd_node_numa_nodes", "NUMA nodes.", n.numa_nodes);
+    out.single("labd_node_memory_bytes", "Physical memory.", n.memory_bytes);
+    out.single("labd_node_memory_available_bytes", "Memory that can still be taken.", n.memory_available_bytes);
+    out.single("labd_node_load1", "One-minute load average.", n.load_1m);
+    out.family("labd_node_disk_bytes", "gauge", "Size of a file system that matters to the lab.");
+    for disk in &n.disks {
+        out.sample("labd_node_disk_bytes", &[("mount", &disk.mount)], disk.total_bytes);
+    }
+    out.family("labd_node_disk_available_bytes", "gauge", "Free for use on such a file system.");
+    for disk in &n.disks {
+        out.sample("labd_node_disk_available_bytes", &[("mount", &disk.mount)], disk.available_bytes);
+    }
+
+    out.family("labd_jobs", "gauge", "Jobs by Ray's status, among the 50 newest.");
+    for status in JOB_STATES {
+        let count = s.jobs.iter().filter(|j| j.status == status).count();
+        out.sample("labd_jobs", &[("status", status)], count);
+    }
+    out.family("labd_demands_waiting", "gauge", "Requests for resources that Ray cannot meet now.");
+    for infeasible in [false, true] {
+        let count: u64 = s.demands.iter().filter(|d| d.infeasible == infeasible).map(|d| d.count).sum();
+        out.sample("labd_demands_waiting", &[("infeasible", if infeasible { "true" } else { "false" })], count);
+    }
+    out.0
+}
+
+#[derive(Default)]
+struct Text(String);
+
+impl Text {
+    fn family(&mut self, name: &str, kind: &str, help: &str) {
+        let _ = write!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
+    }
+
+    fn single(&mut self, name: &str, help: &str, value: impl Display) {
+        self.family(name, "gauge", help);
+        self.sample(name, &[], value);
+    }
+
+    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
+        self.0.push_str(name);
+        for (i, (label, text)) in labels.iter().enumerate() {
+            let text = text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+            let _ = write!(self.0, "{}{label}=\"{text}\"", if i == 0 { '{' } else { ',' });
+        }
+        let _ = writeln!(self.0, "{} {value}", if labels.is_empty() { "" } else { "}" });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::{
+        public_router, scrape_router,
+        testing::{Lab, ask, status_and_text},
+    };
+
+    #[tokio::test]
+    async fn the_snapshot_is_told_in_prometheus_words() {
+        let lab = Lab::new();
+        for router in [public_router(lab.state.clone()), scrape_router(lab.state.clone())] {
+            let answer = ask(router, "GET", "/metrics").await;
+            assert_eq!(answer.headers()["content-type"], "text/plain; version=0.0.4; charset=utf-8");
+            let text = status_and_text(answer).await.1;
+            for line in [
+                "labd_service_state{service=\"ray-head\",state=\"ready\"} 1",
+                "labd_service_state{service=\"ray-head\",state=\"backoff\"} 0",
+                "labd_service_restarts_total{service=\"ray-head\"} 3",
+                "labd_gpu_info{id=\"SIM-0\",name=\"a \\\"fine\\\" GPU\",vendor=\"simulated\",simulated=\"true\",\
+                 worker=\"ray-worker-0\"} 1",
+                "labd_jobs{status=\"RUNNING\"} 1",
+                "labd_jobs{status=\"FAILED\"} 0",
+                "labd_journal_recording 1",
+                "labd_node_cpus 8",
+            ] {
+                assert!(text.lines().any(|l| l == line), "missing: {line}\n{text}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn every_line_is_well_formed_and_every_family_announced_once() {
+        let lab = Lab::new();
+        let text = render(&lab.snapshot.borrow(), false);
+        let mut announced = std::collections::BTreeSet::new();
+        for line in text.lines() {
+            if let Some(rest) = line.strip_prefix("# TYPE ") {
+                assert!(announced.insert(rest.split(' ').next().expect("a name")), "twice: {line}");
+            } else if !line.starts_with('#') {
+                let name = line.split(['{', ' ']).next().expect("a name");
+                assert!(announced.contains(name), "not announced: {line}");
+                assert!(line.rsplit_once(' ').expect("a value").1.parse::<f64>().is_ok(), "{line}");
+            }
+        }
+        assert!(text.contains("labd_journal_recording 0\n"));
+    }
+}

@@ -1,0 +1,26 @@
+//! `GET /api/v1/plan`: what labd wants to run, and how the machine is divided.
+
+use axum::{Json, extract::State as From};
+use serde_json::Value;
+
+use super::State;
+
+/// The plan in force.
+pub(super) async fn get(From(state): From<State>) -> Json<Value> {
+    Json(Value::clone(&state.plan.borrow()))
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::http::{
+        public_router,
+        testing::{Lab, ask, json},
+    };
+
+    #[tokio::test]
+    async fn it_is_the_plan_in_force() {
+        let lab = Lab::new();
+        let answer = ask(public_router(lab.state.clone()), "GET", "/api/v1/plan").await;
+        assert_eq!(json(answer).await["workers"], 2);
+    }
+}

@@ -1,0 +1,260 @@
+//! Listening. Binding and serving are two steps, so that what is in the way is said before anything else begins.
+
+use std::{
+    fs::{self, DirBuilder, File, Permissions},
+    io::{self, Read as _, Seek as _, Write as _},
+    net::SocketAddr,
+    os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use axum::Router;
+use tokio::{
+    net::{TcpListener, UnixListener, UnixStream},
+    sync::watch,
+};
+
+use super::stopped;
+
+/// How long an answer in progress may take once the daemon ends.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Why labd cannot listen.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// Another labd serves this lab.
+    #[error("labd is already running{}: `labd status` shows it", pid.map(|p| format!(" (pid {p})")).unwrap_or_default())]
+    AlreadyRunning {
+        /// Its process id, when it can be told.
+        pid: Option<u32>,
+    },
+    /// The socket's path cannot be used.
+    #[error("cannot listen on `{}`: {reason}", path.display())]
+    Socket {
+        /// The socket.
+        path: PathBuf,
+        /// What is in the way, and what would help.
+        reason: String,
+    },
+    /// The address cannot be used.
+    #[error("cannot listen on {addr}: {reason}")]
+    Address {
+        /// The address.
+        addr: SocketAddr,
+        /// What is in the way, and what would help.
+        reason: String,
+    },
+    /// The listener broke.
+    #[error("the listener on {0} broke: {1}")]
+    Broken(String, io::Error),
+}
+
+/// The listening Unix socket. While it lives, no second labd can have the same path.
+#[derive(Debug)]
+pub struct UnixSocket {
+    listener: UnixListener,
+    path: PathBuf,
+    _lock: File,
+}
+
+/// Listens on `path`: makes its directory (0755), removes a socket that nobody answers on, sets mode 0660.
+pub async fn bind_unix(path: &Path) -> Result<UnixSocket, ServeError> {
+    let broken = |reason: String| ServeError::Socket { path: path.to_owned(), reason };
+    if let Some(parent) = path.parent() {
+        DirBuilder::new().recursive(true).mode(0o755).create(parent).map_err(|e| {
+            broken(format!("cannot create `{}`: {e}; run labd as root, or choose another place", parent.display()))
+        })?;
+    }
+    // Whoever asks "does somebody answer?" and then removes the socket must not race another that does the same.
+    let lock = lock(&path.with_added_extension("lock"), path)?;
+    match fs::symlink_metadata(path) {
+        Ok(there) if !there.file_type().is_socket() => {
+            return Err(broken("something that is not a socket is there; move it away".into()));
+        }
+        Ok(_) => {
+            if let Ok(other) = UnixStream::connect(path).await {
+                let pid = other.peer_cred().ok().and_then(|c| c.pid()).and_then(|p| u32::try_from(p).ok());
+                return Err(ServeError::AlreadyRunning { pid });
+            }
+            fs::remove_file(path).map_err(|e| broken(format!("cannot remove the stale socket: {e}")))?;
+        }
+        Err(_) => {}
+    }
+    let listener = UnixListener::bind(path).map_err(|e| broken(e.to_string()))?;
+    fs::set_permissions(path, Permissions::from_mode(0o660)).map_err(|e| broken(e.to_string()))?;
+    Ok(UnixSocket { listener, path: path.to_owned(), _lock: lock })
+}
+
+fn lock(path: &Path, socket: &Path) -> Result<File, ServeError> {
+    let broken = |e: io::Error| ServeError::Socket {
+        path: socket.to_owned(),
+        reason: format!("cannot use `{}`: {e}", path.display()),
+    };
+    let mut file = File::options().create(true).read(true).write(true).truncate(false).open(path).map_err(broken)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(fs::TryLockError::WouldBlock) => {
+            let mut pid = String::new();
+            let _ = file.read_to_string(&mut pid);
+            return Err(ServeError::AlreadyRunning { pid: pid.trim().parse().ok() });
+        }
+        Err(fs::TryLockError::Error(e)) => return Err(broken(e)),
+    }
+    file.set_len(0).and_then(|()| file.rewind()).map_err(broken)?;
+    writeln!(file, "{}", std::process::id()).map_err(broken)?;
+    Ok(file)
+}
+
+/// Serves until `shutdown` turns true, then removes the socket.
+pub async fn serve_unix(socket: UnixSocket, router: Router, shutdown: watch::Receiver<bool>) -> Result<(), ServeError> {
+    let UnixSocket { listener, path, _lock } = socket;
+    let serving = axum::serve(listener, router).with_graceful_shutdown(stopped(shutdown.clone()));
+    let ended = until_stopped(serving.into_future(), shutdown).await;
+    let _ = fs::remove_file(&path);
+    ended.map_err(|e| ServeError::Broken(path.display().to_string(), e))
+}
+
+/// Listens on `addr`; `setting` is where a person changes it, such as `lab.page`.
+pub async fn bind_tcp(addr: SocketAddr, setting: &str) -> Result<TcpListener, ServeError> {
+    TcpListener::bind(addr).await.map_err(|e| {
+        let reason = match e.kind() {
+            io::ErrorKind::AddrInUse => {
+                format!("port {} is taken by another program; set `{setting}` in labd.toml to a free one", addr.port())
+            }
+            io::ErrorKind::AddrNotAvailable => {
+                format!("this machine has no address {}; set `{setting}` in labd.toml", addr.ip())
+            }
+            io::ErrorKind::PermissionDenied => {
+                format!("ports below 1024 need root; set `{setting}` in labd.toml to a higher one")
+            }
+            _ => format!("{e}; set `{setting}` in labd.toml"),
+        };
+        ServeError::Address { addr, reason }
+    })
+}
+
+/// Serves until `shutdown` turns true.
+pub async fn serve_tcp(
+    listener: TcpListener,
+    router: Router,
+    shutdown: watch::Receiver<bool>,
+) -> Result<(), ServeError> {
+    let name = listener.local_addr().map_or_else(|_| "TCP".to_owned(), |a| a.to_string());
+    let serving = axum::serve(listener, router).with_graceful_shutdown(stopped(shutdown.clone()));
+    until_stopped(serving.into_future(), shutdown).await.map_err(|e| ServeError::Broken(name, e))
+}
+
+/// A client that does not read its answer must not keep the daemon from ending.
+async fn until_stopped(
+    serving: impl Future<Output = io::Result<()>>,
+    shutdown: watch::Receiver<bool>,
+) -> io::Result<()> {
+    tokio::select! {
+        ended = serving => ended,
+        () = async { stopped(shutdown).await; tokio::time::sleep(GRACE).await } => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+    use crate::http::{admin_router, public_router, testing::Lab};
+
+    async fn request(path: &Path, text: &str) -> UnixStream {
+        let mut stream = UnixStream::connect(path).await.expect("it listens");
+        stream.write_all(text.as_bytes()).await.expect("it reads");
+        stream
+    }
+
+    #[tokio::test]
+    async fn the_socket_serves_and_goes_away_with_streams_open() {
+        let lab = Lab::new();
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("run/labd/labd.sock");
+        let socket = bind_unix(&path).await.expect("binds");
+        assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o660);
+        assert_eq!(fs::metadata(path.parent().expect("one")).expect("there").permissions().mode() & 0o777, 0o755);
+        let server = tokio::spawn(serve_unix(socket, admin_router(lab.state.clone()), lab.state.shutdown.clone()));
+
+        let mut stream = request(&path, "GET /healthz HTTP/1.1\r\nHost: labd\r\nConnection: close\r\n\r\n").await;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("an answer");
+        assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.ends_with("ok\n"), "{answer}");
+
+        let mut streams = Vec::new();
+        for what in ["stream", "events/stream"] {
+            let mut open = request(&path, &format!("GET /api/v1/{what} HTTP/1.1\r\nHost: labd\r\n\r\n")).await;
+            let mut start = [0; 15];
+            open.read_exact(&mut start).await.expect("it begins");
+            streams.push(open);
+        }
+        let begun = std::time::Instant::now();
+        lab.shutdown.send_replace(true);
+        server.await.expect("no panic").expect("no error");
+        assert!(begun.elapsed() < GRACE, "streams end by themselves");
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_second_labd_is_told_so() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("labd.sock");
+        let _first = bind_unix(&path).await.expect("binds");
+        let error = bind_unix(&path).await.expect_err("refused").to_string();
+        assert_eq!(error, format!("labd is already running (pid {}): `labd status` shows it", std::process::id()));
+        assert!(path.exists(), "the first one's socket is left alone");
+    }
+
+    #[tokio::test]
+    async fn a_stale_socket_is_replaced_and_nothing_else() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("labd.sock");
+        drop(UnixListener::bind(&path).expect("binds"));
+        assert!(path.exists());
+        drop(bind_unix(&path).await.expect("replaces it"));
+
+        fs::remove_file(&path).expect("removable");
+        fs::write(&path, "precious").expect("writable");
+        let error = bind_unix(&path).await.expect_err("refused").to_string();
+        assert!(error.contains("not a socket"), "{error}");
+        assert_eq!(fs::read_to_string(&path).expect("readable"), "precious");
+
+        // Somebody who answers without holding the lock is left alone, too.
+        let other = dir.path().join("other.sock");
+        let _listener = UnixListener::bind(&other).expect("binds");
+        assert!(matches!(bind_unix(&other).await, Err(ServeError::AlreadyRunning { pid: Some(_) })));
+    }
+
+    #[tokio::test]
+    async fn a_taken_port_is_named_with_its_setting() {
+        let first = bind_tcp("127.0.0.1:0".parse().expect("an address"), "lab.page").await.expect("binds");
+        let addr = first.local_addr().expect("bound");
+        let error = bind_tcp(addr, "lab.page").await.expect_err("taken").to_string();
+        assert_eq!(
+            error,
+            format!(
+                "cannot listen on {addr}: port {} is taken by another program; set `lab.page` in labd.toml to a free one",
+                addr.port()
+            )
+        );
+        let error = bind_tcp("192.0.2.1:80".parse().expect("an address"), "lab.page").await.expect_err("not ours");
+        assert!(error.to_string().contains("no address 192.0.2.1"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_client_that_does_not_read_cannot_hold_the_daemon() {
+        let lab = Lab::new();
+        let listener = bind_tcp("127.0.0.1:0".parse().expect("an address"), "lab.page").await.expect("binds");
+        let addr = listener.local_addr().expect("bound");
+        let server = tokio::spawn(serve_tcp(listener, public_router(lab.state.clone()), lab.state.shutdown.clone()));
+        // Half a request, for ever.
+        let mut client = tokio::net::TcpStream::connect(addr).await.expect("it listens");
+        client.write_all(b"GET / HTTP/1.1\r\nHost: ").await.expect("it reads");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        lab.shutdown.send_replace(true);
+        tokio::time::timeout(GRACE * 3, server).await.expect("it ends").expect("no panic").expect("no error");
+    }
+}

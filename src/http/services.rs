@@ -1,0 +1,97 @@
+//! `POST /api/v1/services/{name}/{start|stop|restart}`.
+
+use axum::{
+    Json,
+    extract::{Path, State as From},
+    http::StatusCode,
+};
+use serde_json::{Value, json};
+
+use super::{ApiError, State};
+use crate::control::Command;
+
+/// Hands the command to the supervision loop and answers with its one line: `{"message": "..."}`.
+pub(super) async fn post(
+    From(state): From<State>,
+    Path((service, verb)): Path<(String, String)>,
+) -> Result<Json<Value>, ApiError> {
+    let command = match verb.as_str() {
+        "start" => Command::Start { service },
+        "stop" => Command::Stop { service },
+        "restart" => Command::Restart { service },
+        _ => {
+            let text = format!("`{verb}` is nothing a service can do: use `start`, `stop` or `restart`");
+            return Err(ApiError::new(StatusCode::NOT_FOUND, text));
+        }
+    };
+    let message = state.control.ask(command).await?;
+    Ok(Json(json!({ "message": message })))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        control::Refusal,
+        http::{
+            admin_router, public_router, scrape_router,
+            testing::{Lab, ask, status_and_text},
+        },
+    };
+
+    #[tokio::test]
+    async fn commands_reach_the_loop() {
+        for (verb, want) in [
+            ("start", Command::Start { service: "minio".into() }),
+            ("stop", Command::Stop { service: "minio".into() }),
+            ("restart", Command::Restart { service: "minio".into() }),
+        ] {
+            let lab = Lab::answering(move |command| {
+                assert_eq!(command, want);
+                Ok("minio: on it".into())
+            });
+            let path = format!("/api/v1/services/minio/{verb}");
+            let (status, text) = status_and_text(ask(admin_router(lab.state.clone()), "POST", &path).await).await;
+            assert_eq!((status.as_u16(), text.as_str()), (200, r#"{"message":"minio: on it"}"#));
+        }
+    }
+
+    #[tokio::test]
+    async fn refusals_have_a_fitting_status() {
+        for (refusal, want) in [
+            (Refusal::UnknownService("no service `minoi`; there are: minio".into()), 404),
+            (Refusal::Invalid("labd.toml:3: ...".into()), 422),
+            (Refusal::ShuttingDown, 503),
+        ] {
+            let says = refusal.to_string();
+            let lab = Lab::answering(move |_| Err(refusal.clone()));
+            let answer = ask(admin_router(lab.state.clone()), "POST", "/api/v1/services/minoi/start").await;
+            let (status, text) = status_and_text(answer).await;
+            assert_eq!(status.as_u16(), want);
+            assert_eq!(text, json!({ "error": says }).to_string());
+        }
+        let lab = Lab::new();
+        let answer = ask(admin_router(lab.state.clone()), "POST", "/api/v1/services/minio/explode").await;
+        assert_eq!(status_and_text(answer).await.0, StatusCode::NOT_FOUND);
+        let answer = ask(admin_router(lab.state.clone()), "GET", "/api/v1/services/minio/start").await;
+        assert_eq!(status_and_text(answer).await.0, StatusCode::METHOD_NOT_ALLOWED);
+    }
+
+    #[tokio::test]
+    async fn nothing_of_the_kind_over_tcp() {
+        let lab = Lab::answering(|command| panic!("{command:?} got through"));
+        for router in [public_router(lab.state.clone()), scrape_router(lab.state.clone())] {
+            for (method, path) in [
+                ("POST", "/api/v1/services/minio/stop"),
+                ("POST", "/api/v1/reload"),
+                ("POST", "/api/v1/down"),
+                ("GET", "/api/v1/credentials"),
+                ("GET", "/api/v1/services/minio/logs"),
+            ] {
+                let (status, text) = status_and_text(ask(router.clone(), method, path).await).await;
+                assert_eq!(status, StatusCode::NOT_FOUND, "{method} {path}");
+                assert!(text.contains("Unix socket"), "{text}");
+            }
+        }
+    }
+}

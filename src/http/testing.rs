@@ -1,0 +1,198 @@
+//! A small lab for the tests of this module, and ways to ask it.
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    body::{Body, BodyDataStream},
+    http::{Request, StatusCode},
+    response::Response,
+};
+use bytes::Bytes;
+use futures_util::{
+    StreamExt as _,
+    stream::{self, BoxStream},
+};
+use tempfile::TempDir;
+use tokio::sync::watch;
+use tower::ServiceExt as _;
+
+use super::{Credential, LogSource, State};
+use crate::{
+    control::{Command, Control, Refusal},
+    journal::Journal,
+    secret::Secret,
+    snapshot::{DaemonView, EngineView, GpuView, JobView, NodeView, SCHEMA, ServiceState, ServiceView, Snapshot},
+    time::Timestamp,
+};
+
+pub(super) struct Lab {
+    pub(super) state: State,
+    pub(super) snapshot: watch::Sender<Arc<Snapshot>>,
+    pub(super) shutdown: watch::Sender<bool>,
+    _dir: TempDir,
+}
+
+struct Silent;
+
+impl LogSource for Silent {
+    fn logs(&self, _: &str, _: usize, _: bool) -> BoxStream<'static, Result<Bytes, String>> {
+        stream::empty().boxed()
+    }
+}
+
+impl Lab {
+    /// A lab whose loop has ended: it answers no command.
+    pub(super) fn new() -> Self {
+        Self::with(Control::channel().0)
+    }
+
+    /// A lab whose loop answers like this.
+    pub(super) fn answering(answer: impl Fn(Command) -> Result<String, Refusal> + Send + 'static) -> Self {
+        let (control, mut requests) = Control::channel();
+        tokio::spawn(async move {
+            while let Some(request) = requests.recv().await {
+                let _ = request.reply.send(answer(request.command));
+            }
+        });
+        Self::with(control)
+    }
+
+    fn with(control: Control) -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let journal =
+            Journal::open(&dir.path().join("journal.db"), std::time::Duration::from_hours(24)).expect("opens");
+        let (snapshot, snapshots) = watch::channel(Arc::new(a_snapshot()));
+        let (shutdown, stop) = watch::channel(false);
+        let credential = Credential {
+            name: "minio".into(),
+            user: Some("labd".into()),
+            secret: Secret::new("hunter2"),
+            url: "http://127.0.0.1:9001".into(),
+        };
+        let state = State {
+            snapshot: snapshots,
+            journal,
+            control,
+            logs: Arc::new(Silent),
+            plan: watch::channel(Arc::new(serde_json::json!({ "workers": 2 }))).1,
+            credentials: watch::channel(Arc::new(vec![credential])).1,
+            host_names: Arc::new([]),
+            shutdown: stop,
+        };
+        Self { state, snapshot, shutdown, _dir: dir }
+    }
+}
+
+fn a_snapshot() -> Snapshot {
+    let at = Timestamp::from_millis(1_795_492_872_123);
+    let service = |name: &str, restarts| ServiceView {
+        name: name.into(),
+        state: ServiceState::Ready,
+        since: at,
+        restarts,
+        last_reason: "answers".into(),
+        progress: None,
+        next_try: None,
+        container: Some(format!("test-lab-{name}")),
+        image: "labd/ray".into(),
+        address: "198.18.0.2".into(),
+    };
+    Snapshot {
+        schema: SCHEMA,
+        taken_at: at,
+        labd: DaemonView { version: "0.1.0".into(), lab: "test-lab".into(), pid: 1, started_at: at, config: None },
+        node: NodeView {
+            hostname: "node".into(),
+            address: "192.0.2.7".into(),
+            cpus: 8,
+            numa_nodes: 1,
+            memory_bytes: 64 << 30,
+            memory_available_bytes: 32 << 30,
+            load_1m: 0.5,
+            disks: vec![],
+        },
+        engine: EngineView::Reachable { version: "26.1.5".into(), api: "1.45".into() },
+        services: vec![service("ray-head", 3), service("minio", 0)],
+        gpus: vec![GpuView {
+            id: "SIM-0".into(),
+            name: "a \"fine\" GPU".into(),
+            vendor: "simulated".into(),
+            simulated: true,
+            memory_bytes: 24 << 30,
+            worker: Some("ray-worker-0".into()),
+        }],
+        jobs: vec![JobView {
+            submission_id: "raysubmit_1".into(),
+            status: "RUNNING".into(),
+            run: None,
+            entrypoint: "python train.py".into(),
+            submitted_at: Some(at),
+            ended_at: None,
+            message: String::new(),
+        }],
+        demands: vec![],
+        links: vec![],
+        notices: vec![],
+    }
+}
+
+/// Asks as `localhost`.
+pub(super) async fn ask(router: Router, method: &str, path: &str) -> Response {
+    ask_as(router, "localhost:8080", method, path).await
+}
+
+/// Asks under a name.
+pub(super) async fn ask_as(router: Router, host: &str, method: &str, path: &str) -> Response {
+    let request = Request::builder().method(method).uri(path).header("host", host).body(Body::empty());
+    router.oneshot(request.expect("a request")).await.expect("routers do not fail")
+}
+
+/// A GET with one more header.
+pub(super) async fn ask_with(router: Router, path: &str, header: &str, value: &str) -> Response {
+    let request = Request::builder().uri(path).header("host", "localhost").header(header, value).body(Body::empty());
+    router.oneshot(request.expect("a request")).await.expect("routers do not fail")
+}
+
+pub(super) async fn status_and_text(answer: Response) -> (StatusCode, String) {
+    let status = answer.status();
+    let body = axum::body::to_bytes(answer.into_body(), 1 << 20).await.expect("a body");
+    (status, String::from_utf8(body.to_vec()).expect("text"))
+}
+
+pub(super) async fn json(answer: Response) -> serde_json::Value {
+    let (status, text) = status_and_text(answer).await;
+    assert_eq!(status, StatusCode::OK, "{text}");
+    serde_json::from_str(&text).expect("JSON")
+}
+
+/// Server-sent events as name and data.
+pub(super) struct Sse {
+    body: BodyDataStream,
+    text: String,
+}
+
+impl Sse {
+    pub(super) fn new(answer: Response) -> Self {
+        assert_eq!(answer.headers()["content-type"], "text/event-stream");
+        Self { body: answer.into_body().into_data_stream(), text: String::new() }
+    }
+
+    /// The next one; `None` at the end of the stream.
+    pub(super) async fn next(&mut self) -> Option<(String, String)> {
+        loop {
+            if let Some((message, rest)) = self.text.split_once("\n\n") {
+                let field =
+                    |name: &str| message.lines().find_map(|l| l.strip_prefix(name)).map(|v| v.trim_start().to_owned());
+                let found = field("event:").zip(field("data:"));
+                self.text = rest.to_owned();
+                if found.is_some() {
+                    return found;
+                }
+                continue;
+            }
+            let bytes = self.body.next().await?.expect("no error on the way");
+            self.text.push_str(std::str::from_utf8(&bytes).expect("text"));
+        }
+    }
+}

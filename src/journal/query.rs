@@ -1,0 +1,90 @@
+//! Reading the journal. Each query has a read-only connection of its own, so that no reader ever waits for the writer.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    path::Path,
+    time::Duration,
+};
+
+use rusqlite::{Connection, OpenFlags, Row, params};
+
+use crate::{snapshot::Event, time::Timestamp};
+
+/// Which events are wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EventQuery {
+    /// Only events with a higher number.
+    pub after_seq: Option<i64>,
+    /// Only events of this service.
+    pub service: Option<String>,
+    /// At most so many.
+    pub limit: usize,
+    /// When there are more than `limit`: true for the newest of them, false for the oldest.
+    pub newest: bool,
+}
+
+impl EventQuery {
+    fn wants(&self, event: &Event) -> bool {
+        self.after_seq.is_none_or(|after| event.seq > after)
+            && self.service.as_ref().is_none_or(|service| event.service.as_ref() == Some(service))
+    }
+
+    /// What the database told and what memory knows, as one list in order.
+    pub(super) fn merge(&self, stored: Vec<Event>, ring: &VecDeque<Event>) -> Vec<Event> {
+        let mut all: BTreeMap<i64, Event> = ring.iter().filter(|e| self.wants(e)).map(|e| (e.seq, e.clone())).collect();
+        all.extend(stored.into_iter().map(|e| (e.seq, e)));
+        let skip = if self.newest { all.len().saturating_sub(self.limit) } else { 0 };
+        all.into_values().skip(skip).take(self.limit).collect()
+    }
+}
+
+/// Runs a query against the file.
+pub(super) fn events(path: &Path, query: &EventQuery) -> rusqlite::Result<Vec<Event>> {
+    let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    db.busy_timeout(Duration::from_secs(2))?;
+    select(&db, query)
+}
+
+/// Runs a query; the order is that of the numbers, unless `newest`, then the reverse.
+pub(super) fn select(db: &Connection, query: &EventQuery) -> rusqlite::Result<Vec<Event>> {
+    let order = if query.newest { "DESC" } else { "ASC" };
+    let only = if query.service.is_some() { "service = ?2" } else { "?2 IS NULL" };
+    let sql = format!(
+        "SELECT seq, at_ms, service, kind, what, reason FROM events WHERE seq > ?1 AND {only} ORDER BY seq {order} \
+         LIMIT ?3"
+    );
+    let after = query.after_seq.unwrap_or(i64::MIN);
+    let limit = i64::try_from(query.limit).unwrap_or(i64::MAX);
+    db.prepare(&sql)?.query_map(params![after, query.service, limit], event)?.collect()
+}
+
+fn event(row: &Row<'_>) -> rusqlite::Result<Event> {
+    Ok(Event {
+        seq: row.get(0)?,
+        at: Timestamp::from_millis(row.get(1)?),
+        service: row.get(2)?,
+        kind: row.get(3)?,
+        what: row.get(4)?,
+        reason: row.get(5)?,
+    })
+}
+
+/// Restarts per service.
+pub(super) fn restarts(db: &Connection) -> rusqlite::Result<BTreeMap<String, u32>> {
+    db.prepare(
+        "SELECT service, count(*) FROM events WHERE kind = 'action' AND what = 'restart' AND service IS NOT NULL \
+         GROUP BY service",
+    )?
+    .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+    .collect()
+}
+
+/// The whole memory table.
+pub(super) fn memory(db: &Connection) -> rusqlite::Result<BTreeMap<String, String>> {
+    db.prepare("SELECT key, value FROM memory")?.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+}
+
+/// The highest number in use, 0 when there is none.
+pub(super) fn last_seq(db: &Connection) -> rusqlite::Result<i64> {
+    db.query_row("SELECT coalesce(max(seq), 0) FROM events", [], |row| row.get(0))
+}

@@ -1,0 +1,441 @@
+//! The one thread that writes. It takes what has gathered in its channel, writes it in one transaction, and only then
+//! tells the subscribers, so that who subscribes first and reads second misses nothing.
+
+use std::{
+    collections::VecDeque,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+        mpsc::{Receiver, RecvTimeoutError, TryRecvError},
+    },
+    time::{Duration, Instant},
+};
+
+use rusqlite::{Connection, params};
+use tokio::sync::{broadcast, oneshot, watch};
+
+use super::{
+    Entry, EventQuery, JournalError, JournalHealth, Kind, Message, Options, RING, Shared, lock, query,
+    schema::{self, OpenFailure},
+};
+use crate::{
+    snapshot::Event,
+    time::{Timestamp, human},
+};
+
+const A_DAY: Duration = Duration::from_hours(24);
+/// Rows deleted at once; new entries get their turn in between.
+const SWEEP_BATCH: usize = 5_000;
+
+/// The writer's whole state.
+pub(super) struct Writer {
+    path: PathBuf,
+    options: Options,
+    shared: Arc<Mutex<Shared>>,
+    overflow: Arc<AtomicU64>,
+    health: watch::Sender<JournalHealth>,
+    events: broadcast::Sender<Event>,
+    db: Option<Connection>,
+    /// The number given out last.
+    last_seq: i64,
+    /// Numbered and announced, not on disk.
+    pending: VecDeque<Event>,
+    /// Entries that memory had no room for.
+    dropped: u64,
+    retry_at: Instant,
+    sweep_at: Instant,
+}
+
+impl Writer {
+    pub(super) fn new(
+        path: PathBuf,
+        options: Options,
+        shared: Arc<Mutex<Shared>>,
+        overflow: Arc<AtomicU64>,
+        health: watch::Sender<JournalHealth>,
+        events: broadcast::Sender<Event>,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            path,
+            options,
+            shared,
+            overflow,
+            health,
+            events,
+            db: None,
+            last_seq: 0,
+            pending: VecDeque::new(),
+            dropped: 0,
+            retry_at: now,
+            sweep_at: now,
+        }
+    }
+
+    /// Opens the database for the first time; only a newer one is an error.
+    pub(super) fn first_open(&mut self) -> Result<(), JournalError> {
+        match self.open() {
+            Err(OpenFailure::Newer(found)) => {
+                Err(JournalError::Newer { path: self.path.clone(), found, ours: schema::VERSION })
+            }
+            Err(OpenFailure::Corrupt(reason) | OpenFailure::NotNow(reason)) => {
+                self.not_recording(&reason);
+                Ok(())
+            }
+            Ok(()) => {
+                self.write(Vec::new());
+                Ok(())
+            }
+        }
+    }
+
+    /// Runs until every [`super::Journal`] is gone.
+    pub(super) fn run(mut self, messages: &Receiver<Message>) {
+        loop {
+            let mut entries = Vec::new();
+            let mut flushes = Vec::new();
+            let mut open = true;
+            match messages.recv_timeout(self.nap()) {
+                Ok(first) => {
+                    sort(first, &mut entries, &mut flushes);
+                    // Bounded, so that a flood of entries cannot keep the first of them from the disk.
+                    while entries.len() < 1_000 {
+                        match messages.try_recv() {
+                            Ok(message) => sort(message, &mut entries, &mut flushes),
+                            Err(TryRecvError::Empty) => break,
+                            Err(TryRecvError::Disconnected) => {
+                                open = false;
+                                break;
+                            }
+                        }
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => open = false,
+            }
+            if self.db.is_none() && Instant::now() >= self.retry_at {
+                self.reopen();
+            }
+            self.write(entries);
+            self.sweep();
+            for done in flushes {
+                let _ = done.send(());
+            }
+            if !open {
+                return;
+            }
+        }
+    }
+
+    fn nap(&self) -> Duration {
+        let next = if self.db.is_some() { self.sweep_at } else { self.retry_at };
+        next.saturating_duration_since(Instant::now())
+    }
+
+    /// Opens the database, setting a damaged one aside, and reads what memory should know.
+    fn open(&mut self) -> Result<(), OpenFailure> {
+        match self.try_open() {
+            Err(OpenFailure::Corrupt(reason)) => {
+                self.set_aside(&reason)?;
+                self.try_open()
+            }
+            other => other,
+        }
+    }
+
+    fn try_open(&mut self) -> Result<(), OpenFailure> {
+        let db = schema::open(&self.path)?;
+        #[cfg(test)]
+        self.limit_pages(&db)?;
+        let stored_seq = query::last_seq(&db)?;
+        let restarts = query::restarts(&db)?;
+        let memory = query::memory(&db)?;
+        let newest = EventQuery { after_seq: None, service: None, limit: RING, newest: true };
+        let mut stored = query::select(&db, &newest)?;
+        stored.reverse();
+
+        let mut guard = lock(&self.shared);
+        let shared = &mut *guard;
+        // What was announced while the file could not be read moves behind what the file turned out to hold.
+        let clash = self.pending.front().is_some_and(|first| first.seq <= stored_seq);
+        if clash {
+            let mut seq = stored_seq;
+            for event in &mut self.pending {
+                seq += 1;
+                event.seq = seq;
+            }
+        }
+        self.last_seq = self.pending.back().map_or(self.last_seq, |e| e.seq).max(self.last_seq).max(stored_seq);
+        shared.ring = stored.into_iter().chain(self.pending.iter().cloned()).collect();
+        trim(&mut shared.ring, RING);
+        shared.restarts = restarts;
+        for event in &self.pending {
+            count_restart(shared, event);
+        }
+        for (key, value) in memory {
+            if !shared.unsaved.contains(&key) {
+                shared.memory.insert(key, value);
+            }
+        }
+        drop(guard);
+        self.db = Some(db);
+        Ok(())
+    }
+
+    fn set_aside(&mut self, reason: &str) -> Result<(), OpenFailure> {
+        self.db = None;
+        let aside = schema::set_aside(&self.path, Timestamp::now()).map_err(|e| {
+            OpenFailure::NotNow(format!("`{}` is damaged and cannot be renamed: {e}", self.path.display()))
+        })?;
+        // What labd must remember is still in its memory, if it was ever read.
+        {
+            let mut shared = lock(&self.shared);
+            let keys: Vec<String> = shared.memory.keys().cloned().collect();
+            shared.unsaved.extend(keys);
+        }
+        self.say(
+            "journal-set-aside",
+            format!(
+                "the journal `{}` is damaged ({reason}): it was kept as `{}` and a new history begins",
+                self.path.display(),
+                aside.display()
+            ),
+        );
+        Ok(())
+    }
+
+    fn reopen(&mut self) {
+        match self.open() {
+            Ok(()) => {}
+            Err(OpenFailure::Newer(found)) => {
+                let newer = JournalError::Newer { path: self.path.clone(), found, ours: schema::VERSION };
+                self.not_recording(&newer.to_string());
+            }
+            Err(OpenFailure::Corrupt(reason) | OpenFailure::NotNow(reason)) => self.not_recording(&reason),
+        }
+    }
+
+    /// Numbers the entries, brings them to the disk if that can be done, and announces them either way.
+    fn write(&mut self, entries: Vec<Entry>) {
+        let from = self.pending.len();
+        for entry in entries {
+            self.number(entry);
+        }
+        let fresh: Vec<Event> = self.pending.iter().skip(from).cloned().collect();
+        self.dropped += self.overflow.swap(0, Ordering::Relaxed);
+        {
+            let mut shared = lock(&self.shared);
+            for event in &fresh {
+                count_restart(&mut shared, event);
+                shared.ring.push_back(event.clone());
+            }
+            trim(&mut shared.ring, RING);
+        }
+        self.store();
+        for event in fresh {
+            let _ = self.events.send(event);
+        }
+        if self.pending.len() > self.options.max_pending {
+            let excess = self.pending.len() - self.options.max_pending;
+            self.pending.drain(..excess);
+            self.dropped += excess as u64;
+        }
+    }
+
+    /// Writes everything pending in one transaction.
+    fn store(&mut self) {
+        let unsaved: Vec<(String, String)> = {
+            let shared = lock(&self.shared);
+            shared.unsaved.iter().filter_map(|k| shared.memory.get(k).map(|v| (k.clone(), v.clone()))).collect()
+        };
+        let resumed = self.resumed();
+        let Some(db) = self.db.as_mut() else { return };
+        if self.pending.is_empty() && unsaved.is_empty() && resumed.is_none() {
+            return;
+        }
+        let extra = resumed.map(|entry| numbered(self.last_seq + 1, entry));
+        match insert(db, self.pending.iter().chain(&extra), &unsaved) {
+            Ok(()) => {
+                self.pending.clear();
+                {
+                    let mut shared = lock(&self.shared);
+                    for (key, value) in unsaved {
+                        if shared.memory.get(&key) == Some(&value) {
+                            shared.unsaved.remove(&key);
+                        }
+                    }
+                }
+                if let Some(event) = extra {
+                    self.dropped = 0;
+                    self.last_seq = event.seq;
+                    lock(&self.shared).ring.push_back(event.clone());
+                    let _ = self.events.send(event);
+                    self.health.send_replace(JournalHealth::Recording);
+                    tracing::info!("history is recorded again");
+                }
+            }
+            Err(e) => self.failed(&e),
+        }
+    }
+
+    /// The entry that closes a gap in the history.
+    fn resumed(&self) -> Option<Entry> {
+        let now = Timestamp::now();
+        let (since, why) = match &*self.health.borrow() {
+            JournalHealth::NotRecording { since, reason } => (*since, reason.clone()),
+            JournalHealth::Recording if self.dropped > 0 => (now, "more happened than could be written".to_owned()),
+            JournalHealth::Recording => return None,
+        };
+        let lost = match self.dropped {
+            0 => "nothing was lost".to_owned(),
+            1 => "1 entry was lost".to_owned(),
+            n => format!("{n} entries were lost"),
+        };
+        let reason = format!("history is recorded again after {}; {lost} ({why})", human(now.since(since)));
+        Some(Entry { at: now, service: None, kind: Kind::Daemon, what: "journal-resumed".into(), reason })
+    }
+
+    fn failed(&mut self, e: &rusqlite::Error) {
+        // A fresh connection at the next try: some errors leave the old one unusable.
+        self.db = None;
+        if schema::is_corrupt(e) {
+            match self.set_aside(&schema::in_words(e)).and_then(|()| self.try_open()) {
+                Ok(()) => {
+                    // Written on the next wake, which is at once.
+                    self.sweep_at = Instant::now();
+                }
+                Err(OpenFailure::Corrupt(reason) | OpenFailure::NotNow(reason)) => self.not_recording(&reason),
+                Err(OpenFailure::Newer(_)) => self.not_recording("a newer labd took the journal over"),
+            }
+        } else {
+            self.not_recording(&schema::in_words(e));
+        }
+    }
+
+    fn not_recording(&mut self, reason: &str) {
+        self.db = None;
+        self.retry_at = Instant::now() + self.options.retry;
+        let reason = format!("history is not recorded: `{}`: {reason}", self.path.display());
+        self.health.send_if_modified(|health| match health {
+            JournalHealth::NotRecording { reason: old, .. } if *old == reason => false,
+            JournalHealth::NotRecording { reason: old, .. } => {
+                tracing::warn!("{reason}");
+                *old = reason;
+                true
+            }
+            JournalHealth::Recording => {
+                tracing::warn!("{reason}");
+                *health = JournalHealth::NotRecording { since: Timestamp::now(), reason };
+                true
+            }
+        });
+    }
+
+    /// An entry of the journal about itself.
+    fn say(&mut self, what: &str, reason: String) {
+        tracing::warn!("{reason}");
+        let at = Timestamp::now();
+        self.number(Entry { at, service: None, kind: Kind::Daemon, what: what.to_owned(), reason });
+        if let Some(event) = self.pending.back() {
+            lock(&self.shared).ring.push_back(event.clone());
+            let _ = self.events.send(event.clone());
+        }
+    }
+
+    fn number(&mut self, entry: Entry) {
+        self.last_seq += 1;
+        self.pending.push_back(numbered(self.last_seq, entry));
+    }
+
+    /// Once a day, and at the start: deletes what is too old or too much, a batch at a time.
+    fn sweep(&mut self) {
+        if Instant::now() < self.sweep_at {
+            return;
+        }
+        let Some(db) = &self.db else { return };
+        let now = Timestamp::now().as_millis();
+        let oldest = now.saturating_sub(i64::try_from(self.options.retention.as_millis()).unwrap_or(i64::MAX));
+        let swept = (|| {
+            let old = db.execute(
+                "DELETE FROM events WHERE seq IN (SELECT seq FROM events WHERE at_ms < ?1 LIMIT ?2)",
+                params![oldest, SWEEP_BATCH as u32],
+            )?;
+            let many = db.execute(
+                "DELETE FROM events WHERE seq IN (SELECT seq FROM events WHERE seq <= ?1 ORDER BY seq LIMIT ?2)",
+                params![self.last_seq - self.options.max_rows, SWEEP_BATCH as u32],
+            )?;
+            let more = old.max(many) >= SWEEP_BATCH;
+            let restarts = if old + many > 0 && !more { Some(query::restarts(db)?) } else { None };
+            Ok::<_, rusqlite::Error>((more, restarts))
+        })();
+        match swept {
+            Ok((more, restarts)) => {
+                if let Some(restarts) = restarts {
+                    lock(&self.shared).restarts = restarts;
+                }
+                self.sweep_at = Instant::now() + if more { Duration::ZERO } else { A_DAY };
+            }
+            Err(e) => {
+                self.sweep_at = Instant::now() + self.options.retry;
+                self.failed(&e);
+            }
+        }
+    }
+
+    #[cfg(test)]
+    fn limit_pages(&self, db: &Connection) -> rusqlite::Result<()> {
+        match self.options.max_pages.load(Ordering::Relaxed) {
+            0 => Ok(()),
+            pages => db.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(())),
+        }
+    }
+}
+
+fn sort(message: Message, entries: &mut Vec<Entry>, flushes: &mut Vec<oneshot::Sender<()>>) {
+    match message {
+        Message::Entry(entry) => entries.push(entry),
+        Message::Memory => {}
+        Message::Flush(done) => flushes.push(done),
+    }
+}
+
+fn numbered(seq: i64, entry: Entry) -> Event {
+    let Entry { at, service, kind, what, reason } = entry;
+    Event { seq, at, service, kind: kind.word().to_owned(), what, reason }
+}
+
+fn count_restart(shared: &mut Shared, event: &Event) {
+    if let Some(service) = &event.service
+        && event.kind == Kind::Action.word()
+        && event.what == "restart"
+    {
+        *shared.restarts.entry(service.clone()).or_default() += 1;
+    }
+}
+
+fn trim(ring: &mut VecDeque<Event>, to: usize) {
+    let excess = ring.len().saturating_sub(to);
+    ring.drain(..excess);
+}
+
+fn insert<'a>(
+    db: &mut Connection,
+    events: impl Iterator<Item = &'a Event>,
+    memory: &[(String, String)],
+) -> rusqlite::Result<()> {
+    let tx = db.transaction()?;
+    {
+        let mut add = tx.prepare_cached(
+            "INSERT INTO events (seq, at_ms, service, kind, what, reason) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        )?;
+        for e in events {
+            add.execute(params![e.seq, e.at.as_millis(), e.service, e.kind, e.what, e.reason])?;
+        }
+        let mut keep = tx.prepare_cached("INSERT OR REPLACE INTO memory (key, value) VALUES (?1, ?2)")?;
+        for (key, value) in memory {
+            keep.execute(params![key, value])?;
+        }
+    }
+    tx.commit()
+}

@@ -1,0 +1,271 @@
+// The status page. It renders the snapshot that labd streams, nothing else: no state of its own that labd does not have.
+// All text goes through textContent, so that nothing a job or a container says can become markup.
+'use strict';
+
+const LOOK = {
+  'ready': 'good',
+  'preparing': 'busy', 'waiting': 'busy', 'starting': 'busy', 'stopping': 'busy',
+  'unhealthy': 'warn', 'backoff': 'warn',
+  'crash-loop': 'bad', 'blocked': 'bad',
+  'off': 'idle', 'held': 'idle', 'unavailable': 'idle',
+};
+const JOB_LOOK = { SUCCEEDED: 'good', RUNNING: 'busy', PENDING: 'busy', FAILED: 'bad', STOPPED: 'idle' };
+const EVENTS_SHOWN = 30;
+// labd says `alive`, with its time, every 5 s; three missed ones mean that nobody is there.
+const SILENCE_MS = 16000;
+
+const byId = (id) => document.getElementById(id);
+let snapshot = null;
+let events = [];
+let lastHeard = 0;
+let connected = false;
+// Ages are counted on labd's clock, not on the visitor's.
+let clockOffset = 0;
+
+function make(tag, attributes, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes || {})) {
+    if (value !== undefined && value !== null) node.setAttribute(name, value);
+  }
+  for (const child of children) {
+    if (child !== undefined && child !== null) node.append(typeof child === 'string' ? document.createTextNode(child) : child);
+  }
+  return node;
+}
+
+// Replaces the children only where something changed: keeps focus, selection and a screen reader's place.
+function fill(parent, nodes) {
+  const old = Array.from(parent.children);
+  nodes.forEach((node, i) => {
+    if (i >= old.length) parent.append(node);
+    else if (!old[i].isEqualNode(node)) old[i].replaceWith(node);
+  });
+  old.slice(nodes.length).forEach((node) => node.remove());
+}
+
+function setText(id, text) {
+  const node = byId(id);
+  if (node.textContent !== text) node.textContent = text;
+}
+
+function age(ms) {
+  const s = Math.max(0, Math.floor(ms / 1000));
+  if (s < 5) return 'just now';
+  if (s < 60) return `${Math.floor(s / 5) * 5} s ago`;
+  if (s < 3600) return `${Math.floor(s / 60)} min ago`;
+  if (s < 86400) return `${Math.floor(s / 3600)} h ${Math.floor(s % 3600 / 60)} min ago`;
+  return `${Math.floor(s / 86400)} d ${Math.floor(s % 86400 / 3600)} h ago`;
+}
+
+function exact(iso) {
+  return new Date(iso).toLocaleString(undefined, { dateStyle: 'medium', timeStyle: 'long' });
+}
+
+function time(iso) {
+  if (!iso) return make('span', {}, '–');
+  return make('time', { datetime: iso, title: exact(iso) }, age(Date.now() + clockOffset - Date.parse(iso)));
+}
+
+function bytes(n) {
+  const units = ['B', 'KiB', 'MiB', 'GiB', 'TiB'];
+  let i = 0;
+  while (n >= 1024 && i < units.length - 1) { n /= 1024; i += 1; }
+  return `${n >= 100 || i === 0 ? Math.round(n) : n.toFixed(1)} ${units[i]}`;
+}
+
+function pill(word, look) {
+  return make('span', { class: `state ${look || 'idle'}` }, word);
+}
+
+function rows(id, items, columns, empty, row) {
+  const body = byId(id).tBodies[0];
+  fill(body, items.length ? items.map(row)
+    : [make('tr', { }, make('td', { class: 'empty wide', colspan: columns }, empty))]);
+}
+
+function service(s) {
+  const more = [];
+  if (s.progress) more.push(s.progress);
+  if (s.next_try) {
+    const wait = Math.ceil((Date.parse(s.next_try) - Date.now() - clockOffset) / 1000);
+    more.push(wait > 0 ? `tried again in ${wait} s` : 'being tried again');
+  }
+  return make('tr', {},
+    make('th', { scope: 'row', title: s.container ? `container ${s.container}, ${s.image}` : s.image }, s.name),
+    make('td', {}, pill(s.state, LOOK[s.state])),
+    make('td', { 'data-label': 'since' }, time(s.since)),
+    make('td', { class: 'num', 'data-label': 'restarts' }, String(s.restarts)),
+    make('td', { class: 'wide' }, s.last_reason || '–',
+      more.length ? make('span', { class: 'below' }, more.join(' · ')) : null));
+}
+
+function gpu(g) {
+  return make('tr', {},
+    make('th', { scope: 'row', class: 'mono' }, g.id),
+    make('td', { class: 'wide' }, g.name, g.simulated ? make('span', { class: 'tag' }, 'simulated') : null),
+    make('td', { class: 'num' }, bytes(g.memory_bytes)),
+    make('td', {}, g.worker || '–'));
+}
+
+function job(j) {
+  return make('tr', {},
+    make('th', { scope: 'row', class: 'mono' }, j.submission_id),
+    make('td', {}, pill(j.status.toLowerCase(), JOB_LOOK[j.status])),
+    make('td', { 'data-label': 'submitted', class: 'wide' }, time(j.submitted_at)),
+    make('td', { 'data-label': 'run', class: 'wide' }, j.run || '–'),
+    make('td', { class: 'wide' }, make('code', {}, j.entrypoint),
+      j.message ? make('span', { class: 'below' }, j.message) : null));
+}
+
+function demand(d) {
+  return make('tr', {},
+    make('th', { scope: 'row' }, d.asks_for),
+    make('td', { class: 'num', 'data-label': 'requests' }, String(d.count)),
+    make('td', { 'data-label': 'largest node has', class: 'wide' }, d.node_has),
+    make('td', { class: 'wide' }, d.infeasible ? pill('can never be met here', 'warn') : pill('waits its turn', 'busy')));
+}
+
+function event(e) {
+  return make('tr', {},
+    make('td', {}, time(e.at)),
+    make('td', {}, e.service || 'labd'),
+    make('td', { class: 'wide' }, e.kind === 'state' ? pill(e.what, LOOK[e.what]) : e.what),
+    make('td', { class: 'wide' }, e.reason));
+}
+
+function notice(n) {
+  const word = { info: 'Note', warning: 'Warning', error: 'Problem' }[n.severity] || n.severity;
+  return make('li', { class: `notice ${n.severity}` }, make('b', {}, word), n.text);
+}
+
+function link(l) {
+  // Only what a browser may open: a link never runs anything.
+  const safe = /^https?:\/\//i.test(l.url);
+  return make('li', {}, safe ? make('a', { href: l.url, rel: 'noopener noreferrer' }, l.name) : make('span', {}, `${l.name}: ${l.url}`));
+}
+
+function fact(name, value, title) {
+  return make('div', { title }, make('dt', {}, name), make('dd', {}, value));
+}
+
+function engineWords(e) {
+  if (e.state === 'reachable') return `answers, ${e.version}`;
+  if (e.state === 'unreachable') return 'does not answer';
+  return 'connecting';
+}
+
+function verdict(s) {
+  const on = s.services.filter((x) => x.state !== 'off');
+  const ready = on.filter((x) => x.state === 'ready').length;
+  const looks = on.map((x) => LOOK[x.state]);
+  const look = looks.includes('bad') || s.engine.state === 'unreachable' ? 'bad'
+    : looks.includes('warn') ? 'warn'
+      : looks.includes('busy') ? 'busy'
+        : ready === on.length ? 'good' : 'idle';
+  return [`${ready} of ${on.length} services ready`, look];
+}
+
+function render() {
+  if (!snapshot) return;
+  const s = snapshot;
+  document.title = `${s.labd.lab} · labd`;
+  setText('lab', s.labd.lab);
+  const [words, look] = verdict(s);
+  setText('verdict', words);
+  byId('verdict').className = `state ${look}`;
+
+  const n = s.node;
+  const facts = [
+    fact('Node', `${n.hostname} (${n.address})`),
+    fact('CPUs', `${n.cpus}${n.numa_nodes > 1 ? ` on ${n.numa_nodes} NUMA nodes` : ''}, load ${n.load_1m.toFixed(1)}`),
+    fact('Memory', `${bytes(n.memory_available_bytes)} free of ${bytes(n.memory_bytes)}`),
+    ...n.disks.map((d) => fact(`Disk ${d.mount}`, `${bytes(d.available_bytes)} free of ${bytes(d.total_bytes)}`)),
+    fact('Container engine', engineWords(s.engine), s.engine.reason),
+  ];
+  fill(byId('facts'), facts);
+
+  const notices = s.notices.slice();
+  if (s.engine.state === 'unreachable') notices.unshift({ severity: 'error', text: s.engine.reason });
+  byId('notices-section').hidden = notices.length === 0;
+  fill(byId('notices'), notices.map(notice));
+
+  rows('services', s.services, 5, 'No service is planned.', service);
+  rows('gpus', s.gpus, 4, 'No GPU was found.', gpu);
+  rows('jobs', s.jobs, 5, 'No job yet.', job);
+  byId('demands-section').hidden = s.demands.length === 0;
+  rows('demands', s.demands, 4, '', demand);
+  byId('links-section').hidden = s.links.length === 0;
+  fill(byId('links'), s.links.map(link));
+  rows('events', events, 4, 'Nothing has happened yet.', event);
+  setText('daemon', `labd ${s.labd.version}, pid ${s.labd.pid}, running since ${exact(s.labd.started_at)}; `
+    + (s.labd.config ? `configured by ${s.labd.config}` : 'no configuration file, defaults apply'));
+}
+
+function renderConnection() {
+  const node = byId('connection');
+  const silent = lastHeard > 0 && Date.now() - lastHeard > SILENCE_MS;
+  const alive = connected && !silent;
+  let text = 'live';
+  let look = '';
+  if (!alive && lastHeard === 0) { text = 'connecting …'; look = 'waiting'; }
+  else if (!alive) { text = `connection lost, last seen ${new Date(lastHeard).toLocaleTimeString()}`; look = 'lost'; }
+  if (node.textContent !== text) node.textContent = text;
+  node.className = `connection ${look}`;
+  document.body.classList.toggle('stale', look === 'lost');
+}
+
+function heard() {
+  lastHeard = Date.now();
+  connected = true;
+  renderConnection();
+}
+
+function lost(source, again) {
+  connected = false;
+  renderConnection();
+  // The browser tries again by itself, except after an HTTP error.
+  if (source.readyState === EventSource.CLOSED) setTimeout(again, 3000);
+}
+
+function streamSnapshots() {
+  const source = new EventSource('/api/v1/stream');
+  source.addEventListener('snapshot', (message) => {
+    snapshot = JSON.parse(message.data);
+    heard();
+    render();
+  });
+  source.addEventListener('alive', (message) => {
+    clockOffset = Date.parse(message.data) - Date.now();
+    heard();
+  });
+  source.onerror = () => lost(source, streamSnapshots);
+}
+
+function addEvents(list) {
+  const known = new Set(events.map((e) => e.seq));
+  for (const e of list) if (!known.has(e.seq)) events.push(e);
+  events.sort((a, b) => b.seq - a.seq);
+  events = events.slice(0, EVENTS_SHOWN);
+}
+
+async function streamEvents() {
+  try {
+    const answer = await fetch(`/api/v1/events?limit=${EVENTS_SHOWN}`);
+    if (!answer.ok) throw new Error(`status ${answer.status}`);
+    addEvents(await answer.json());
+    render();
+  } catch {
+    setTimeout(streamEvents, 3000);
+    return;
+  }
+  const source = new EventSource(`/api/v1/events/stream?after=${events.length ? events[0].seq : 0}`);
+  source.addEventListener('event', (message) => {
+    addEvents([JSON.parse(message.data)]);
+    render();
+  });
+  source.onerror = () => { if (source.readyState === EventSource.CLOSED) setTimeout(streamEvents, 3000); };
+}
+
+streamSnapshots();
+streamEvents();
+setInterval(() => { renderConnection(); render(); }, 5000);
