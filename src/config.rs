@@ -1,8 +1,316 @@
-//! `labd.toml`.
+//! `labd.toml`: what a person wants, with defaults for everything, and errors that name the line.
+//!
+//! Reading is two steps: the TOML becomes [`Config`] (unknown settings are refused), then [`Config::parse`] checks what types
+//! cannot say. Both kinds of error carry file and line, what is wrong, and what would be right. An absent file is the
+//! default configuration; an unreadable one is an error.
 
-use std::path::PathBuf;
+mod line;
+mod size;
 
-/// How images are built.
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+
+pub use size::Bytes;
+
+use crate::plan::spec::ImageName;
+
+/// Where `labd.toml` is looked for.
+pub const DEFAULT_PATH: &str = "/etc/labd/labd.toml";
+
+/// The whole of `labd.toml`.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// `[lab]`: the lab itself.
+    pub lab: Lab,
+    /// `[engine]`: the container engine.
+    pub engine: EngineSettings,
+    /// `[network]`: the lab's network and where its ports are published.
+    pub network: Network,
+    /// `[node]`: what labd cannot find out about the machine.
+    pub node: NodeSettings,
+    /// `[gpus]`: which GPUs are used.
+    pub gpus: Gpus,
+    /// `[[mounts]]`: host directories in every GPU worker.
+    pub mounts: Vec<HostMount>,
+    /// `[ray]`: Ray's own settings.
+    pub ray: Ray,
+    /// `[ports]`: ports on the host.
+    pub ports: Ports,
+    /// `[services.NAME]`: switches and sizes per service.
+    pub services: Services,
+    /// `[s3]`: an S3 store that replaces MinIO.
+    pub s3: Option<ExternalS3>,
+    /// `[images]`: references that replace labd's own images, and how its own are built.
+    pub images: Images,
+    /// `[journal]`: how long history is kept.
+    pub journal: JournalSettings,
+}
+
+/// `[lab]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Lab {
+    /// Prefix of containers, volumes and the network: 1 to 32 lower-case letters, digits and dashes.
+    pub name: String,
+    /// Where journal and secrets are kept.
+    pub data_dir: PathBuf,
+    /// Where the status page listens.
+    pub page: SocketAddr,
+    /// Host directory that JupyterLab shows; `workspace` in the data directory when absent.
+    pub workspace: Option<PathBuf>,
+}
+
+impl Default for Lab {
+    fn default() -> Self {
+        Self {
+            name: "labd".into(),
+            data_dir: "/var/lib/labd".into(),
+            page: SocketAddr::from((Ipv4Addr::LOCALHOST, 8600)),
+            workspace: None,
+        }
+    }
+}
+
+/// `[engine]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EngineSettings {
+    /// The engine's socket.
+    pub socket: String,
+}
+
+impl Default for EngineSettings {
+    fn default() -> Self {
+        Self { socket: "unix:///var/run/docker.sock".into() }
+    }
+}
+
+/// `[network]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Network {
+    /// A /24; a free one of 198.18.0.0/15 when absent.
+    pub subnet: Option<String>,
+    /// Address of the host on which services' ports are published.
+    pub publish: IpAddr,
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Self { subnet: None, publish: Ipv4Addr::LOCALHOST.into() }
+    }
+}
+
+/// `[node]`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NodeSettings {
+    /// Address or name shown in links; found out when absent.
+    pub address: Option<String>,
+}
+
+/// `[gpus]`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Gpus {
+    /// Pretend that the machine has so many GPUs, and look for no real ones. 0 to 16.
+    pub simulate: Option<u32>,
+}
+
+/// One of `[[mounts]]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostMount {
+    /// Directory of the host; must exist.
+    pub source: PathBuf,
+    /// Where workers see it, such as `/mnt/food11`.
+    pub target: String,
+    /// Whether workers may only read.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+/// `[ray]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Ray {
+    /// Version built into labd's image.
+    pub version: String,
+    /// Whether the head keeps its state on a volume (RocksDB; alpha in Ray 2.60), so that jobs survive its crash.
+    pub persist: bool,
+    /// Logical CPUs of each worker, a promise and not a core; computed when absent.
+    pub cpus_per_worker: Option<u32>,
+    /// Logical CPUs of the driver node; computed when absent.
+    pub driver_cpus: Option<u32>,
+    /// Object store of each worker; computed when absent. At least 75 MiB, Ray's own minimum.
+    pub object_store: Option<Bytes>,
+    /// Size of the `/dev/shm` that all workers share; computed when absent.
+    pub shared_memory: Option<Bytes>,
+}
+
+impl Default for Ray {
+    fn default() -> Self {
+        Self {
+            version: "2.60.0".into(),
+            persist: true,
+            cpus_per_worker: None,
+            driver_cpus: None,
+            object_store: None,
+            shared_memory: None,
+        }
+    }
+}
+
+/// `[ports]`: 0 lets the engine choose a free one.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Ports {
+    /// The head's GCS.
+    pub gcs: u16,
+    /// Ray's dashboard and job API.
+    pub dashboard: u16,
+    /// MinIO's S3 API.
+    pub s3: u16,
+    /// MinIO's console.
+    pub s3_console: u16,
+    /// Prometheus.
+    pub prometheus: u16,
+    /// Grafana.
+    pub grafana: u16,
+    /// JupyterLab.
+    pub jupyter: u16,
+}
+
+impl Default for Ports {
+    fn default() -> Self {
+        Self { gcs: 6379, dashboard: 8265, s3: 9000, s3_console: 9001, prometheus: 9090, grafana: 3000, jupyter: 8888 }
+    }
+}
+
+/// `[services]`: one table per service; `ray-worker` stands for every worker.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct Services {
+    /// The head; cannot be switched off.
+    pub ray_head: Service,
+    /// The driver node; cannot be switched off.
+    pub ray_driver: Service,
+    /// Every GPU worker; cannot be switched off.
+    pub ray_worker: Service,
+    /// MinIO; can be switched off when `[s3]` names another store.
+    pub minio: Service,
+    /// Prometheus.
+    pub prometheus: Service,
+    /// Grafana.
+    pub grafana: Service,
+    /// JupyterLab.
+    pub jupyter: Service,
+}
+
+/// One of `[services.NAME]`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Service {
+    /// Whether it runs; yes when absent.
+    pub enabled: Option<bool>,
+    /// Hard memory limit; computed when absent.
+    pub memory: Option<Bytes>,
+}
+
+impl Service {
+    /// Whether it runs.
+    pub fn on(&self) -> bool {
+        self.enabled.unwrap_or(true)
+    }
+}
+
+/// `[s3]`: credentials are in files, so that `labd.toml` can be shown to anyone.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExternalS3 {
+    /// Address as containers reach it, such as `https://s3.example.edu`.
+    pub endpoint: url::Url,
+    /// Bucket for checkpoints; must exist.
+    #[serde(default = "bucket")]
+    pub bucket: String,
+    /// Region name.
+    #[serde(default = "region")]
+    pub region: String,
+    /// File that holds the access key, readable by labd only.
+    pub access_key_file: PathBuf,
+    /// File that holds the secret key, readable by labd only.
+    pub secret_key_file: PathBuf,
+}
+
+fn bucket() -> String {
+    "ray".into()
+}
+
+fn region() -> String {
+    "us-east-1".into()
+}
+
+/// `[images]`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Images {
+    /// Pulled instead of built.
+    pub ray: Option<String>,
+    /// Pulled instead of built.
+    pub minio: Option<String>,
+    /// Pulled instead of built.
+    pub prometheus: Option<String>,
+    /// Pulled; there is no recipe for it.
+    pub grafana: Option<String>,
+    /// `[images.build]`.
+    pub build: Build,
+}
+
+impl Images {
+    /// The reference that `labd.toml` names for an image.
+    pub fn reference(&self, name: ImageName) -> Option<&str> {
+        match name {
+            ImageName::Ray => self.ray.as_deref(),
+            ImageName::Minio => self.minio.as_deref(),
+            ImageName::Prometheus => self.prometheus.as_deref(),
+            ImageName::Grafana => self.grafana.as_deref(),
+        }
+    }
+}
+
+/// `[images.build]`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Build {
+    /// Where torch comes from: `pypi` (CUDA), the URL of an index such as `https://download.pytorch.org/whl/rocm7.0`, or
+    /// `none`. Absent: `none` for simulated GPUs, `pypi` otherwise.
+    pub torch: Option<String>,
+    /// Version of torch; the newest when absent.
+    pub torch_version: Option<String>,
+    /// Extra certificates (PEM) for builds and containers, as a package mirror or proxy needs them.
+    pub ca_bundle: Option<PathBuf>,
+    /// Proxy for HTTP.
+    pub http_proxy: Option<String>,
+    /// Proxy for HTTPS.
+    pub https_proxy: Option<String>,
+    /// Hosts reached without the proxy.
+    pub no_proxy: Option<String>,
+    /// PyPI mirror.
+    pub pip_index_url: Option<String>,
+    /// Go module proxy.
+    pub goproxy: Option<String>,
+    /// Debian mirror.
+    pub debian_mirror: Option<String>,
+}
+
+/// How images are built, apart from what is part of their identity.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct BuildSettings {
     /// Extra CA bundle (PEM) that builds and containers trust.
@@ -19,4 +327,304 @@ pub struct BuildSettings {
     pub goproxy: Option<String>,
     /// Debian mirror for the base image and for packages.
     pub debian_mirror: Option<String>,
+}
+
+impl Build {
+    /// What builds are told.
+    pub fn settings(&self) -> BuildSettings {
+        let b = self.clone();
+        BuildSettings {
+            ca_bundle: b.ca_bundle,
+            http_proxy: b.http_proxy,
+            https_proxy: b.https_proxy,
+            no_proxy: b.no_proxy,
+            pip_index_url: b.pip_index_url,
+            goproxy: b.goproxy,
+            debian_mirror: b.debian_mirror,
+        }
+    }
+}
+
+/// `[journal]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct JournalSettings {
+    /// How long history is kept, 1 to 3650 days.
+    pub retention_days: u32,
+}
+
+impl Default for JournalSettings {
+    fn default() -> Self {
+        Self { retention_days: 90 }
+    }
+}
+
+impl JournalSettings {
+    /// How long history is kept.
+    pub fn retention(&self) -> Duration {
+        Duration::from_hours(24 * u64::from(self.retention_days))
+    }
+}
+
+/// Why a configuration is refused: `FILE:LINE: what is wrong; what would be right`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}{}: {text}", path.display(), line.map(|l| format!(":{l}")).unwrap_or_default())]
+pub struct ConfigError {
+    /// The file.
+    pub path: PathBuf,
+    /// The line, counted from 1, when one is to blame.
+    pub line: Option<usize>,
+    /// What is wrong and what would be right.
+    pub text: String,
+}
+
+impl Config {
+    /// Reads the file. `Ok(None)` in place of a file that is not there only when `path` is [`DEFAULT_PATH`]: naming a file
+    /// that does not exist is an error.
+    pub fn load(path: &Path) -> Result<(Self, Option<PathBuf>), ConfigError> {
+        match std::fs::read_to_string(path) {
+            Ok(text) => Ok((Self::parse(path, &text)?, Some(path.to_owned()))),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound && path == Path::new(DEFAULT_PATH) => {
+                Ok((Self::default(), None))
+            }
+            Err(e) => Err(ConfigError { path: path.to_owned(), line: None, text: format!("cannot be read: {e}") }),
+        }
+    }
+
+    /// Parses and checks. Touches nothing but its arguments.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text).map_err(|e| ConfigError {
+            path: path.to_owned(),
+            line: e.span().map(|s| line::of_offset(text, s.start)),
+            text: line::say(e.message()),
+        })?;
+        config.check().map_err(|(key, wrong)| ConfigError {
+            path: path.to_owned(),
+            line: line::of_key(text, &key),
+            text: format!("`{}`: {wrong}", line::dotted(&key)),
+        })?;
+        Ok(config)
+    }
+
+    /// The host directory that JupyterLab shows.
+    pub fn workspace(&self) -> PathBuf {
+        self.lab.workspace.clone().unwrap_or_else(|| self.lab.data_dir.join("workspace"))
+    }
+
+    /// What the types cannot say. The error names the setting by its path.
+    fn check(&self) -> Result<(), (Vec<String>, String)> {
+        let wrong = |key: &[&str], text: String| Err((key.iter().map(|&k| k.to_owned()).collect(), text));
+        let name = &self.lab.name;
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        if name.is_empty() || name.len() > 32 || !name.chars().all(plain) || name.starts_with('-') {
+            return wrong(
+                &["lab", "name"],
+                format!("{name:?} cannot name containers; use 1 to 32 lower-case letters, digits and dashes"),
+            );
+        }
+        for (key, path) in [("data_dir", Some(&self.lab.data_dir)), ("workspace", self.lab.workspace.as_ref())] {
+            if path.is_some_and(|p| !p.is_absolute()) {
+                return wrong(&["lab", key], "must be an absolute path, beginning with `/`".into());
+            }
+        }
+        if let Some(subnet) = &self.network.subnet
+            && let Err(text) = parse_subnet(subnet)
+        {
+            return wrong(&["network", "subnet"], text);
+        }
+        if let Some(n) = self.gpus.simulate.filter(|&n| n > 16) {
+            return wrong(&["gpus", "simulate"], format!("{n} is too many; use 0 to 16"));
+        }
+        if let Some(address) = &self.node.address
+            && (address.is_empty() || address.contains(['/', ' ', '@']))
+        {
+            return wrong(&["node", "address"], format!("{address:?} is no host; use an address or a name alone"));
+        }
+        self.check_mounts()?;
+        let cpus = [("cpus_per_worker", self.ray.cpus_per_worker), ("driver_cpus", self.ray.driver_cpus)];
+        for (key, value) in cpus {
+            if value.is_some_and(|n| n == 0 || n > 4096) {
+                return wrong(&["ray", key], "must be 1 to 4096".into());
+            }
+        }
+        if self.ray.object_store.is_some_and(|b| b.get() < 75 << 20) {
+            return wrong(&["ray", "object_store"], "Ray needs at least `\"75 MiB\"`".into());
+        }
+        if self.ray.version.is_empty() || !self.ray.version.chars().all(|c| c.is_ascii_alphanumeric() || c == '.') {
+            return wrong(&["ray", "version"], "must be a version such as `\"2.60.0\"`".into());
+        }
+        self.check_ports()?;
+        let services = [
+            ("ray-head", &self.services.ray_head, "Ray cannot run without it"),
+            ("ray-driver", &self.services.ray_driver, "jobs run on it"),
+            ("ray-worker", &self.services.ray_worker, "hold a single worker with `labd stop ray-worker-0` instead"),
+        ];
+        for (key, service, why) in services {
+            if !service.on() {
+                return wrong(&["services", key, "enabled"], format!("cannot be switched off: {why}"));
+            }
+        }
+        if !self.services.minio.on() && self.s3.is_none() {
+            return wrong(
+                &["services", "minio", "enabled"],
+                "checkpoints would have no place; name another store in `[s3]`".into(),
+            );
+        }
+        let limits = [
+            ("ray-head", &self.services.ray_head),
+            ("ray-driver", &self.services.ray_driver),
+            ("ray-worker", &self.services.ray_worker),
+            ("minio", &self.services.minio),
+            ("prometheus", &self.services.prometheus),
+            ("grafana", &self.services.grafana),
+            ("jupyter", &self.services.jupyter),
+        ];
+        for (key, service) in limits {
+            if service.memory.is_some_and(|b| b.get() < 64 << 20) {
+                return wrong(&["services", key, "memory"], "nothing runs in less than `\"64 MiB\"`".into());
+            }
+        }
+        if let Some(s3) = &self.s3
+            && !matches!(s3.endpoint.scheme(), "http" | "https")
+        {
+            return wrong(&["s3", "endpoint"], "must begin with `http://` or `https://`".into());
+        }
+        if let Some(torch) = &self.images.build.torch
+            && !(matches!(torch.as_str(), "none" | "pypi") || torch.starts_with("https://") || torch.starts_with("http://"))
+        {
+            return wrong(
+                &["images", "build", "torch"],
+                format!("{torch:?} is no index; use \"pypi\", \"none\", or the URL of one"),
+            );
+        }
+        if !(1..=3650).contains(&self.journal.retention_days) {
+            return wrong(&["journal", "retention_days"], "must be 1 to 3650".into());
+        }
+        Ok(())
+    }
+
+    fn check_mounts(&self) -> Result<(), (Vec<String>, String)> {
+        let mut targets = BTreeMap::new();
+        for (i, mount) in self.mounts.iter().enumerate() {
+            let at = |key: &str| vec!["mounts".to_owned(), i.to_string(), key.to_owned()];
+            if !mount.source.is_absolute() {
+                return Err((at("source"), "must be an absolute path of a directory on this machine".into()));
+            }
+            let target = mount.target.trim_end_matches('/');
+            if !target.starts_with('/') || target.split('/').any(|part| part == "..") {
+                return Err((at("target"), "must be an absolute path, such as `/mnt/data`".into()));
+            }
+            let own = ["/", "/dev", "/dev/shm", "/opt", "/opt/ray", "/proc", "/sys", "/tmp", "/tmp/ray", "/usr"];
+            if target.is_empty() || own.contains(&target) {
+                return Err((at("target"), format!("`{}` belongs to the container; use e.g. `/mnt/data`", mount.target)));
+            }
+            if targets.insert(target.to_owned(), i).is_some() {
+                return Err((at("target"), format!("`{target}` is mounted twice; give each mount a target of its own")));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_ports(&self) -> Result<(), (Vec<String>, String)> {
+        let p = &self.ports;
+        let mut taken = BTreeMap::from([(self.lab.page.port(), "lab.page")]);
+        for (key, port) in [
+            ("gcs", p.gcs),
+            ("dashboard", p.dashboard),
+            ("s3", p.s3),
+            ("s3_console", p.s3_console),
+            ("prometheus", p.prometheus),
+            ("grafana", p.grafana),
+            ("jupyter", p.jupyter),
+        ] {
+            if port == 0 {
+                continue;
+            }
+            if let Some(other) = taken.insert(port, key) {
+                return Err((
+                    vec!["ports".into(), key.into()],
+                    format!("port {port} is also that of `{other}`; give each a port of its own"),
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The first three bytes of a /24 in CIDR notation. Fails with what would be right.
+pub fn parse_subnet(text: &str) -> Result<[u8; 3], String> {
+    let right = "use a /24 such as `198.18.100.0/24`";
+    let (address, bits) = text.split_once('/').ok_or_else(|| format!("{text:?} is no subnet; {right}"))?;
+    let address: Ipv4Addr = address.parse().map_err(|_| format!("{text:?} is no IPv4 subnet; {right}"))?;
+    let [a, b, c, d] = address.octets();
+    if bits != "24" || d != 0 {
+        return Err(format!("{text:?} is not a /24; {right}"));
+    }
+    Ok([a, b, c])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(text: &str) -> String {
+        Config::parse(Path::new("labd.toml"), text).expect_err("refused").to_string()
+    }
+
+    #[test]
+    fn nothing_is_a_configuration() {
+        assert_eq!(Config::parse(Path::new("x"), "").expect("valid"), Config::default());
+    }
+
+    #[test]
+    fn the_documented_example_is_valid_and_says_what_the_defaults_are() {
+        let text = include_str!("../systemd/labd.toml");
+        let config = Config::parse(Path::new("labd.toml"), text).expect("valid");
+        assert_eq!(config, Config::default());
+        // Every commented setting is a real one.
+        let uncommented: String = text
+            .lines()
+            .map(|l| l.strip_prefix("#:").map_or(l, str::trim_start))
+            .collect::<Vec<_>>()
+            .join("\n");
+        Config::parse(Path::new("labd.toml"), &uncommented).expect("every example is valid");
+    }
+
+    #[test]
+    fn errors_name_file_line_and_what_would_be_right() {
+        for (text, says) in [
+            ("[lab]\nnmae = \"x\"", &["labd.toml:2:", "`nmae`", "did you mean `name`"] as &[&str]),
+            ("[lab]\nname = \"My Lab\"", &["labd.toml:2:", "`lab.name`", "lower-case"]),
+            ("[lab\nname = 1", &["labd.toml:1:"]),
+            ("\n[gpus]\nsimulate = \"two\"", &["labd.toml:3:", "whole number"]),
+            ("[gpus]\nsimulate = 99", &["labd.toml:2:", "0 to 16"]),
+            ("[[mounts]]\nsource = \"/a\"\ntarget = \"/mnt\"\n[[mounts]]\nsource = \"/b\"\ntarget = \"/mnt/\"", &[
+                "labd.toml:6:",
+                "mounted twice",
+            ]),
+            ("[[mounts]]\nsource = \"data\"\ntarget = \"/mnt\"", &["labd.toml:2:", "absolute"]),
+            ("[[mounts]]\nsource = \"/data\"\ntarget = \"/dev/shm\"", &["labd.toml:3:", "belongs"]),
+            ("[services.minio]\nenabled = false", &["labd.toml:2:", "[s3]"]),
+            ("[services.ray-head]\nenabled = false", &["labd.toml:2:", "cannot be switched off"]),
+            ("[services.rai-head]\nenabled = true", &["labd.toml:1:", "did you mean `ray-head`"]),
+            ("[services.jupyter]\nmemory = \"lots\"", &["labd.toml:2:", "\"16 GiB\""]),
+            ("[network]\nsubnet = \"198.18.0.0/16\"", &["labd.toml:2:", "/24"]),
+            ("[ports]\njupyter = 8265", &["labd.toml:2:", "dashboard"]),
+            ("[ports]\njupyter = 88888", &["labd.toml:2:"]),
+            ("[ray]\nobject_store = \"1 MiB\"", &["labd.toml:2:", "75 MiB"]),
+            ("[s3]\nendpoint = \"s3.example.edu\"", &["labd.toml:2:"]),
+        ] {
+            let line = refused(text);
+            for part in says {
+                assert!(line.contains(part), "{text:?} says: {line}");
+            }
+            assert!(!line.contains('\n'), "one line: {line}");
+        }
+    }
+
+    #[test]
+    fn a_named_file_must_exist() {
+        let error = Config::load(Path::new("/nowhere/labd.toml")).expect_err("missing").to_string();
+        assert!(error.starts_with("/nowhere/labd.toml: cannot be read"), "{error}");
+    }
 }

@@ -27,6 +27,7 @@ pub mod control;
 pub mod engine;
 pub mod http;
 pub mod journal;
+pub mod node;
 pub mod plan;
 pub mod secret;
 pub mod snapshot;

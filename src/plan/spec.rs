@@ -179,6 +179,8 @@ pub struct ContainerSpec {
     pub memory_bytes: u64,
     /// Size of `/dev/shm` in bytes; counts towards the memory limit when used.
     pub shm_bytes: u64,
+    /// Relative weight when CPUs are scarce (cgroup `cpu.shares`; the engine's default is 1024).
+    pub cpu_shares: u32,
     /// How long a graceful stop may take before it becomes a kill.
     pub stop_timeout: Duration,
     /// Limit on open files, soft and hard.
@@ -274,6 +276,13 @@ pub enum MountSource {
     Volume(String),
     /// A directory of the host, which must exist.
     Host(String),
+    /// A volume in memory, shared by all containers that name it. It holds nothing once none of them runs.
+    Memory {
+        /// Name of the volume; the size is part of it, since an existing volume keeps the size it was made with.
+        name: String,
+        /// Size in bytes.
+        bytes: u64,
+    },
 }
 
 /// A published port.

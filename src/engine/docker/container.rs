@@ -9,7 +9,7 @@ use std::{
 use bollard::models::{
     ContainerCreateBody, ContainerInspectResponse, ContainerState, ContainerStateStatusEnum, DeviceMapping,
     DeviceRequest, EndpointIpamConfig, EndpointSettings, HostConfig, HostConfigLogConfig, Mount as EngineMount,
-    MountType, MountVolumeOptions, NetworkingConfig, PortBinding, PortMap, ResourcesUlimits, RestartPolicy,
+    MountType, MountVolumeOptions, MountVolumeOptionsDriverConfig, NetworkingConfig, PortBinding, PortMap, ResourcesUlimits, RestartPolicy,
     RestartPolicyNameEnum,
 };
 
@@ -59,6 +59,7 @@ fn host_config(lab: &str, spec: &ContainerSpec) -> HostConfig {
         memory: Some(memory),
         // The same as memory means no swap: a lab's node that swaps is slower than one that says what it lacks.
         memory_swap: Some(memory),
+        cpu_shares: Some(i64::from(spec.cpu_shares)),
         shm_size: Some(i64::try_from(spec.shm_bytes).unwrap_or(i64::MAX)),
         init: Some(true),
         restart_policy: Some(RestartPolicy { name: Some(RestartPolicyNameEnum::NO), maximum_retry_count: None }),
@@ -111,6 +112,22 @@ fn mount(lab: &str, mount: &crate::plan::spec::Mount) -> EngineMount {
         ),
         // Unlike a "bind" in the command line's sense, a mount of this type refuses a missing directory.
         MountSource::Host(path) => (MountType::BIND, path.clone(), None),
+        MountSource::Memory { name, bytes } => {
+            let driver = MountVolumeOptionsDriverConfig {
+                name: Some("local".to_owned()),
+                options: Some(HashMap::from([
+                    ("type".to_owned(), "tmpfs".to_owned()),
+                    ("device".to_owned(), "tmpfs".to_owned()),
+                    ("o".to_owned(), format!("size={bytes},mode=1777")),
+                ])),
+            };
+            let options = MountVolumeOptions {
+                labels: Some(HashMap::from([(LABEL_LAB.to_owned(), lab.to_owned())])),
+                driver_config: Some(driver),
+                ..Default::default()
+            };
+            (MountType::VOLUME, name.clone(), Some(options))
+        }
     };
     EngineMount {
         target: Some(mount.target.clone()),
@@ -268,6 +285,7 @@ mod tests {
             hosts: BTreeMap::from([("ray-head".to_owned(), Ipv4Addr::new(198, 18, 253, 2))]),
             memory_bytes: 1 << 30,
             shm_bytes: 1 << 20,
+            cpu_shares: 1024,
             stop_timeout: Duration::from_secs(40),
             nofile: 65_536,
             devices: vec![

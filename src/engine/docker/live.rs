@@ -48,6 +48,7 @@ fn spec(last: u8, command: &[&str]) -> ContainerSpec {
         hosts: BTreeMap::from([("other".to_owned(), Ipv4Addr::new(198, 18, 253, 99))]),
         memory_bytes: 64 << 20,
         shm_bytes: 8 << 20,
+        cpu_shares: 1024,
         stop_timeout: Duration::from_secs(1),
         nofile: 4096,
         devices: Vec::new(),

@@ -1,0 +1,53 @@
+//! Which image is had from where.
+
+use std::collections::BTreeMap;
+
+use super::Inputs;
+use crate::{
+    engine::images,
+    node::gpu::Vendor,
+    plan::spec::{ImageName, ImageSource, ImageSpec},
+};
+
+/// Grafana has no Debian package: pulled, or reported as unavailable.
+const GRAFANA: &str = "grafana/grafana:12.3.0";
+
+pub(super) fn images(inputs: &Inputs) -> Vec<ImageSpec> {
+    ImageName::ALL
+        .into_iter()
+        .map(|name| {
+            let source = if inputs.config.images.reference(name).is_some() || name == ImageName::Grafana {
+                ImageSource::Pull
+            } else {
+                ImageSource::Build { args: args(inputs, name) }
+            };
+            ImageSpec { name, reference: reference(inputs, name), source }
+        })
+        .collect()
+}
+
+pub(super) fn reference(inputs: &Inputs, name: ImageName) -> String {
+    match (inputs.config.images.reference(name), name) {
+        (Some(reference), _) => reference.to_owned(),
+        (None, ImageName::Grafana) => GRAFANA.to_owned(),
+        (None, name) => images::reference(name, &args(inputs, name), &inputs.ca),
+    }
+}
+
+/// What an image's identity depends on. Mirrors and proxies are not part of it: the same bytes come from all of them.
+fn args(inputs: &Inputs, name: ImageName) -> BTreeMap<String, String> {
+    if name != ImageName::Ray {
+        return BTreeMap::new();
+    }
+    let build = &inputs.config.images.build;
+    let real = inputs.gpus.iter().any(|g| g.vendor != Vendor::Simulated);
+    let torch = build.torch.clone().unwrap_or_else(|| if real { "pypi" } else { "none" }.to_owned());
+    let mut args = BTreeMap::from([
+        ("RAY_VERSION".to_owned(), inputs.config.ray.version.clone()),
+        ("TORCH_INDEX".to_owned(), torch),
+    ]);
+    if let Some(version) = &build.torch_version {
+        args.insert("TORCH_VERSION".to_owned(), version.clone());
+    }
+    args
+}

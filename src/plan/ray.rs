@@ -1,0 +1,188 @@
+//! The Ray cluster: head, driver node, one worker per GPU.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use super::{Draft, RAY_STOP, env, host};
+use crate::{
+    config::Bytes,
+    node::gpu::Gpu,
+    plan::spec::{ContainerSpec, EnvValue, ImageName, Kind, Mount, MountSource, Port, Probe, Requirement, ServiceSpec},
+};
+
+pub(super) const GCS_PORT: u16 = 6379;
+pub(super) const DASHBOARD_PORT: u16 = 8265;
+const METRICS_PORT: u16 = 8080;
+/// Where each node's agent answers `/api/local_raylet_healthz`.
+const AGENT_PORT: u16 = 52365;
+/// Where the head writes Grafana's dashboards.
+pub(super) const DASHBOARDS: &str = "/dashboards";
+
+/// From container start to ALIVE: 2 s on an idle machine, 24 s once on a cold, crowded one; images with torch on a
+/// network disk take longer.
+const START: Duration = Duration::from_secs(120);
+
+pub(super) fn head(draft: &Draft<'_>) -> ServiceSpec {
+    let (config, sizes) = (draft.config(), draft.sizes);
+    let mut container = draft.container("ray-head", ImageName::Ray, host::HEAD, sizes.head);
+    container.command = start(
+        &["--head", "--dashboard-host=0.0.0.0", "--num-cpus=0", "--num-gpus=0"],
+        &[
+            ("--node-ip-address", container.address.to_string()),
+            ("--port", GCS_PORT.to_string()),
+            ("--dashboard-port", DASHBOARD_PORT.to_string()),
+        ],
+        sizes.head_object_store,
+    );
+    container.env = node_env(draft);
+    container.env.extend(env([
+        // labd's page and Grafana show metrics; Ray's dashboard would look for a Grafana that visitors cannot reach.
+        ("RAY_GRAFANA_HOST", "DISABLED".into()),
+        ("RAY_METRICS_GRAFANA_DASHBOARD_OUTPUT_DIR", DASHBOARDS.into()),
+    ]));
+    if config.ray.persist {
+        // Case-sensitive, unlike Ray's other settings; alpha in Ray 2.60.
+        container.env.extend(env([
+            ("RAY_gcs_storage", "rocksdb".into()),
+            ("RAY_gcs_storage_path", "/gcs/db".into()),
+        ]));
+    }
+    container.mounts =
+        vec![volume(draft.volume("gcs"), "/gcs"), volume(draft.volume("dashboards"), DASHBOARDS)];
+    container.ports = vec![draft.port(GCS_PORT, config.ports.gcs), draft.port(DASHBOARD_PORT, config.ports.dashboard)];
+    container.shm_bytes = sizes.head_object_store.get() + (64 << 20);
+    // Everything waits for the GCS: it must answer while workers keep every core busy.
+    container.cpu_shares = 4096;
+    container.stop_timeout = RAY_STOP;
+    ServiceSpec {
+        name: "ray-head".into(),
+        kind: Kind::RayHead,
+        image: ImageName::Ray,
+        enabled: true,
+        requires: Vec::new(),
+        // Open without the token, and answered from the GCS.
+        probe: Probe::Http { port: DASHBOARD_PORT, path: "/api/gcs_healthz".into(), authorization: None },
+        start_deadline: START,
+        container,
+    }
+}
+
+pub(super) fn driver(draft: &Draft<'_>) -> ServiceSpec {
+    let sizes = draft.sizes;
+    let mut container = draft.container("ray-driver", ImageName::Ray, host::DRIVER, sizes.driver);
+    container.command = join(draft, &container, "labd.role=driver", sizes.driver_cpus, 0, sizes.driver_object_store);
+    container.env = node_env(draft);
+    container.shm_bytes = sizes.driver_object_store.get() + (64 << 20);
+    container.cpu_shares = 2048;
+    container.ports = vec![agent_port()];
+    container.stop_timeout = RAY_STOP;
+    ServiceSpec {
+        name: "ray-driver".into(),
+        kind: Kind::RayDriver,
+        image: ImageName::Ray,
+        enabled: true,
+        requires: vec![Requirement::Gcs],
+        probe: Probe::RayNode { agent_port: AGENT_PORT },
+        start_deadline: START,
+        container,
+    }
+}
+
+pub(super) fn worker(draft: &Draft<'_>, index: usize, gpu: &Gpu) -> ServiceSpec {
+    let (config, sizes) = (draft.config(), draft.sizes);
+    let name = format!("ray-worker-{index}");
+    let host = host::FIRST_WORKER.saturating_add(u8::try_from(index).unwrap_or(u8::MAX));
+    let mut container = draft.container(&name, ImageName::Ray, host, sizes.worker);
+    let labels = format!("labd.role=worker,labd.gpu={}", gpu.id);
+    container.command = join(draft, &container, &labels, sizes.worker_cpus, 1, sizes.worker_object_store);
+    container.env = node_env(draft);
+    container.env.insert("LABD_GPU_UUID".to_owned(), gpu.id.clone().into());
+    container.devices.clone_from(&gpu.devices);
+    container.mounts = config
+        .mounts
+        .iter()
+        .map(|m| Mount {
+            source: MountSource::Host(m.source.display().to_string()),
+            target: m.target.clone(),
+            read_only: m.read_only,
+        })
+        .collect();
+    // With a `/dev/shm` of its own each, NCCL would fall back to sockets between workers.
+    let bytes = sizes.shared_memory.get();
+    let shm = draft.volume(&format!("shm-{}m", bytes >> 20));
+    container.mounts.push(Mount {
+        source: MountSource::Memory { name: shm, bytes },
+        target: "/dev/shm".into(),
+        read_only: false,
+    });
+    container.ports = vec![agent_port()];
+    container.stop_timeout = RAY_STOP;
+    let mut requires = vec![Requirement::Gcs];
+    if config.services.minio.on() {
+        // A worker that is ALIVE gets work, and work without its checkpoint store fails.
+        requires.push(Requirement::Ready("minio".into()));
+    }
+    ServiceSpec {
+        name,
+        kind: Kind::RayWorker,
+        image: ImageName::Ray,
+        enabled: true,
+        requires,
+        probe: Probe::RayNode { agent_port: AGENT_PORT },
+        start_deadline: START,
+        container,
+    }
+}
+
+fn join(
+    draft: &Draft<'_>,
+    container: &ContainerSpec,
+    labels: &str,
+    cpus: u32,
+    gpus: u32,
+    object_store: Bytes,
+) -> Vec<String> {
+    start(
+        &[],
+        &[
+            ("--address", format!("{}:{GCS_PORT}", draft.address(host::HEAD))),
+            ("--node-ip-address", container.address.to_string()),
+            ("--labels", labels.to_owned()),
+            ("--num-cpus", cpus.to_string()),
+            ("--num-gpus", gpus.to_string()),
+        ],
+        object_store,
+    )
+}
+
+fn start(flags: &[&str], values: &[(&str, String)], object_store: Bytes) -> Vec<String> {
+    let mut command = super::words(&["ray", "start", "--block", "--disable-usage-stats"]);
+    command.extend(flags.iter().map(|&f| f.to_owned()));
+    command.extend(values.iter().map(|(k, v)| format!("{k}={v}")));
+    command.push(format!("--object-store-memory={}", object_store.get()));
+    command.push(format!("--metrics-export-port={METRICS_PORT}"));
+    command.push(format!("--dashboard-agent-listen-port={AGENT_PORT}"));
+    command
+}
+
+fn node_env(draft: &Draft<'_>) -> BTreeMap<String, EnvValue> {
+    let mut all = draft.ray_auth_env();
+    all.extend(draft.s3_env());
+    all.extend(env([
+        // How often Train looks at its workers and collects reports; 2 s by default, which made short epochs twice as long.
+        ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25".into()),
+        ("RAY_TRAIN_ENABLE_STATE_TRACKING", "1".into()),
+        // What a script prints reaches its job's log as it is, and at once.
+        ("RAY_TRAIN_ENABLE_PRINT_PATCH", "0".into()),
+        ("RAY_DEDUP_LOGS", "0".into()),
+    ]));
+    all
+}
+
+/// Published on loopback whatever `labd.toml` says: only labd's probe needs it.
+fn agent_port() -> Port {
+    Port { container: AGENT_PORT, host_ip: "127.0.0.1".into(), host: None }
+}
+
+fn volume(name: String, target: &str) -> Mount {
+    Mount { source: MountSource::Volume(name), target: target.to_owned(), read_only: false }
+}

@@ -1,0 +1,144 @@
+//! How the machine is divided. Pure.
+//!
+//! Memory limits of all services together leave room for the host: a tenth of it, 1 to 16 GiB. The services around the
+//! workers get a share between a floor (what they need idle, measured) and a ceiling; the workers divide the rest evenly.
+//! What `labd.toml` sets is taken as it is, and refused when the whole no longer fits.
+
+use serde::Serialize;
+
+use crate::{
+    config::{Bytes, Config, Service},
+    node::NodeFacts,
+};
+
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+/// Ray refuses a smaller object store (`OBJECT_STORE_MINIMUM_MEMORY_BYTES`).
+const MIN_OBJECT_STORE: u64 = 75 * MIB;
+/// The head runs no user code.
+const HEAD_OBJECT_STORE: u64 = 100 * MIB;
+
+/// What each service gets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Sizes {
+    /// Left for the host, in bytes.
+    pub host: Bytes,
+    /// Hard memory limit of the head.
+    pub head: Bytes,
+    /// Hard memory limit of the driver node.
+    pub driver: Bytes,
+    /// Hard memory limit of each worker.
+    pub worker: Bytes,
+    /// Number of workers.
+    pub workers: u32,
+    /// Hard memory limit of MinIO.
+    pub minio: Bytes,
+    /// Hard memory limit of Prometheus.
+    pub prometheus: Bytes,
+    /// Hard memory limit of Grafana.
+    pub grafana: Bytes,
+    /// Hard memory limit of JupyterLab.
+    pub jupyter: Bytes,
+    /// Object store of the head.
+    pub head_object_store: Bytes,
+    /// Object store of the driver node.
+    pub driver_object_store: Bytes,
+    /// Object store of each worker.
+    pub worker_object_store: Bytes,
+    /// The `/dev/shm` all workers share: every object store, and room for NCCL's and PyTorch's own segments.
+    pub shared_memory: Bytes,
+    /// Ray's logical CPUs of the driver node.
+    pub driver_cpus: u32,
+    /// Ray's logical CPUs of each worker.
+    pub worker_cpus: u32,
+}
+
+impl Sizes {
+    /// Memory limits of everything that runs, the host's part left out.
+    pub fn total(&self) -> u64 {
+        let around = [self.head, self.driver, self.minio, self.prometheus, self.grafana, self.jupyter];
+        around.iter().map(|b| b.get()).sum::<u64>() + self.worker.get() * u64::from(self.workers)
+    }
+}
+
+/// Divides the machine. Fails when what `labd.toml` sets does not fit.
+pub fn compute(config: &Config, node: &NodeFacts, workers: u32) -> Result<Sizes, String> {
+    let total = node.memory_bytes;
+    let host = (total / 10).clamp(GIB.min(total / 4), 16 * GIB);
+    let usable = total - host;
+    let services = &config.services;
+    let share = |service: &Service, permille: u64, floor: u64, ceiling: u64| {
+        if !service.on() {
+            return 0;
+        }
+        service.memory.map_or_else(|| (usable / 1000 * permille).clamp(floor, ceiling), Bytes::get)
+    };
+    // Idle: head 0.8 GiB, driver node and worker 0.25 GiB each plus what jobs need, measured with Ray 2.60.
+    let head = share(&services.ray_head, 80, GIB, 16 * GIB);
+    let driver = share(&services.ray_driver, 120, GIB, 64 * GIB);
+    let minio = share(&services.minio, 50, 512 * MIB, 16 * GIB);
+    let prometheus = share(&services.prometheus, 25, 192 * MIB, 4 * GIB);
+    let grafana = share(&services.grafana, 10, 128 * MIB, GIB);
+    let jupyter = share(&services.jupyter, 60, 512 * MIB, 32 * GIB);
+    let around = head + driver + minio + prometheus + grafana + jupyter;
+    let left = usable.saturating_sub(around);
+    let n = u64::from(workers);
+    let worker = match services.ray_worker.memory {
+        Some(set) => set.get(),
+        None if n == 0 => 0,
+        // Whole MiB, so that a few bytes more or less of host memory do not recreate every worker.
+        None => left / n / MIB * MIB,
+    };
+    let sizes_set = [
+        ("services.ray-head.memory", services.ray_head.memory),
+        ("services.ray-driver.memory", services.ray_driver.memory),
+        ("services.ray-worker.memory", services.ray_worker.memory),
+        ("services.minio.memory", services.minio.memory),
+        ("services.jupyter.memory", services.jupyter.memory),
+        ("services.prometheus.memory", services.prometheus.memory),
+        ("services.grafana.memory", services.grafana.memory),
+    ];
+    let blame = sizes_set.into_iter().filter_map(|(k, v)| v.map(|v| (v, k))).max();
+    let wanted = around + worker * n;
+    if wanted > usable || (n > 0 && worker < 64 * MIB) {
+        let lower = blame.map_or("this machine is too small for so many GPUs".to_owned(), |(size, key)| {
+            format!("lower `{key}` in labd.toml (now {size})")
+        });
+        return Err(format!(
+            "the services' memory limits add up to {}, and this machine has {} after {} for the host: {lower}",
+            Bytes::new(around + (worker.max(64 * MIB)) * n),
+            Bytes::new(usable),
+            Bytes::new(host),
+        ));
+    }
+    let store = |memory: u64| (memory / 4 / MIB * MIB).max(MIN_OBJECT_STORE);
+    let worker_object_store = config.ray.object_store.map_or_else(|| store(worker), Bytes::get);
+    let computed_shm = (worker_object_store + worker / 8 / MIB * MIB) * n.max(1);
+    let shared_memory = config.ray.shared_memory.map_or(computed_shm, Bytes::get);
+    if shared_memory < worker_object_store * n {
+        return Err(format!(
+            "`ray.shared_memory` is {}, less than {n} object stores of {}: raise it, or lower `ray.object_store`",
+            Bytes::new(shared_memory),
+            Bytes::new(worker_object_store),
+        ));
+    }
+    Ok(Sizes {
+        host: Bytes::new(host),
+        head: Bytes::new(head),
+        driver: Bytes::new(driver),
+        worker: Bytes::new(worker),
+        workers,
+        minio: Bytes::new(minio),
+        prometheus: Bytes::new(prometheus),
+        grafana: Bytes::new(grafana),
+        jupyter: Bytes::new(jupyter),
+        head_object_store: Bytes::new(HEAD_OBJECT_STORE),
+        driver_object_store: Bytes::new(store(driver).min(4 * GIB)),
+        worker_object_store: Bytes::new(worker_object_store),
+        shared_memory: Bytes::new(shared_memory),
+        driver_cpus: config.ray.driver_cpus.unwrap_or_else(|| (node.cpus / 4).max(4)),
+        // A promise, not a core: training scripts written for a cluster ask for 8 per worker.
+        worker_cpus: config.ray.cpus_per_worker.unwrap_or_else(|| (node.cpus / workers.max(1)).max(8)),
+    })
+}
