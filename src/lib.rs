@@ -29,6 +29,8 @@ pub mod http;
 pub mod journal;
 pub mod node;
 pub mod plan;
+pub mod ray;
 pub mod secret;
 pub mod snapshot;
+pub mod supervise;
 pub mod time;

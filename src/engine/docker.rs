@@ -219,20 +219,6 @@ impl DockerEngine {
         })
     }
 
-    /// Removes the lab's network when it is there and labd made it. Idempotent.
-    ///
-    /// Fails with [`EngineError::Conflict`] while running containers are attached.
-    pub async fn remove_network(&self) -> Result<(), EngineError> {
-        let client = self.client().await?;
-        let lab = self.lab();
-        match self.network(&client, lab).await? {
-            Some(n) if self.is_ours(n.labels.as_ref()) => {
-                client.remove_network(lab).await.or_else(|e| self.unless_status(&e, &[404]))
-            }
-            _ => Ok(()),
-        }
-    }
-
     /// Every network of the engine with each of its subnets in CIDR notation, the lab's own left out: what a new subnet
     /// must not overlap.
     pub async fn networks(&self) -> Result<Vec<(String, String)>, EngineError> {
@@ -249,6 +235,14 @@ impl DockerEngine {
             }
         }
         Ok(found)
+    }
+
+    /// The subnet of the lab's network in CIDR notation, when labd made it.
+    pub async fn own_subnet(&self) -> Result<Option<String>, EngineError> {
+        let client = self.client().await?;
+        let network = self.network(&client, self.lab()).await?.filter(|n| self.is_ours(n.labels.as_ref()));
+        let configs = network.and_then(|n| n.ipam).and_then(|i| i.config).unwrap_or_default();
+        Ok(configs.into_iter().find_map(|c| c.subnet))
     }
 
     /// A client with an agreed API version.
@@ -403,6 +397,17 @@ impl Engine for DockerEngine {
             Ok(_) => Ok(()),
             // 409: made in the meantime by another call of ours.
             Err(e) => self.unless_status(&e, &[409]),
+        }
+    }
+
+    async fn remove_network(&self) -> Result<(), EngineError> {
+        let client = self.client().await?;
+        let lab = self.lab();
+        match self.network(&client, lab).await? {
+            Some(n) if self.is_ours(n.labels.as_ref()) => {
+                client.remove_network(lab).await.or_else(|e| self.unless_status(&e, &[404]))
+            }
+            _ => Ok(()),
         }
     }
 

@@ -117,6 +117,8 @@ pub trait Engine: Send + Sync + 'static {
     fn list(&self) -> impl Future<Output = Result<Vec<String>, EngineError>> + Send;
     /// Makes the lab's network when it is missing. Idempotent.
     fn ensure_network(&self, network: &NetworkSpec) -> impl Future<Output = Result<(), EngineError>> + Send;
+    /// Removes the lab's network when labd made it. Idempotent; a conflict while containers are attached.
+    fn remove_network(&self) -> impl Future<Output = Result<(), EngineError>> + Send;
     /// Makes the service's container and puts its files in; does not start it.
     fn create(&self, service: &str, spec: &ContainerSpec) -> impl Future<Output = Result<(), EngineError>> + Send;
     /// Starts a container by id.

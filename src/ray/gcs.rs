@@ -1,0 +1,102 @@
+//! Calls to the GCS: gRPC on the head's port, with the token as metadata.
+
+use std::time::Duration;
+
+use hyper::http::uri::PathAndQuery;
+use tonic::{
+    Code, Request,
+    client::Grpc,
+    metadata::{Ascii, MetadataValue},
+    transport::Channel,
+};
+use tonic_prost::ProstCodec;
+
+use super::{Endpoint, proto};
+
+/// Longest wait for an answer. A fully loaded head answers in tens of milliseconds.
+const ANSWER: Duration = Duration::from_secs(2);
+/// The GCS never answers when it is told of a node that it already counts as dead.
+const UNREGISTER: Duration = Duration::from_secs(1);
+/// `UNEXPECTED_TERMINATION`.
+const UNEXPECTED_TERMINATION: i32 = 2;
+
+/// A connection, made at the first call and again after it broke.
+#[derive(Debug, Clone)]
+pub(super) struct Gcs {
+    channel: Option<Channel>,
+    token: Option<MetadataValue<Ascii>>,
+}
+
+impl Gcs {
+    pub(super) fn connect(endpoint: &Endpoint) -> Self {
+        let channel = Channel::from_shared(format!("http://{}", endpoint.gcs))
+            .ok()
+            .map(|e| e.connect_timeout(Duration::from_secs(1)).connect_lazy());
+        let token = format!("Bearer {}", endpoint.token.expose()).parse().ok().map(|mut value: MetadataValue<Ascii>| {
+            value.set_sensitive(true);
+            value
+        });
+        Self { channel, token }
+    }
+
+    /// Every node, dead ones included.
+    pub(super) async fn nodes(&self) -> Result<Vec<proto::Node>, String> {
+        let reply: proto::NodesReply =
+            self.call("/ray.rpc.NodeInfoGcsService/GetAllNodeInfo", proto::NodesRequest {}, ANSWER).await?;
+        accepted(reply.status.as_ref())?;
+        Ok(reply.nodes)
+    }
+
+    /// Free and total resources, and what waits for them.
+    pub(super) async fn state(&self) -> Result<proto::ClusterState, String> {
+        let path = "/ray.rpc.autoscaler.AutoscalerStateService/GetClusterResourceState";
+        let reply: proto::StateReply = self.call(path, proto::StateRequest {}, ANSWER).await?;
+        Ok(reply.state.unwrap_or_default())
+    }
+
+    /// Declares a node dead.
+    pub(super) async fn unregister(&self, node_id: Vec<u8>, message: &str) -> Result<(), String> {
+        let death = proto::Death { reason: UNEXPECTED_TERMINATION, message: message.to_owned() };
+        let request = proto::UnregisterRequest { node_id, death: Some(death) };
+        let path = "/ray.rpc.NodeInfoGcsService/UnregisterNode";
+        match tokio::time::timeout(UNREGISTER, self.call::<_, proto::UnregisterReply>(path, request, ANSWER)).await {
+            Ok(reply) => accepted(reply?.status.as_ref()),
+            // It was dead already.
+            Err(_) => Ok(()),
+        }
+    }
+
+    async fn call<Q, R>(&self, path: &'static str, message: Q, limit: Duration) -> Result<R, String>
+    where
+        Q: prost::Message + Send + Sync + 'static,
+        R: prost::Message + Default + Send + Sync + 'static,
+    {
+        let channel = self.channel.clone().ok_or("the GCS has no valid address")?;
+        let mut grpc = Grpc::new(channel).max_decoding_message_size(16 << 20);
+        let mut request = Request::new(message);
+        if let Some(token) = &self.token {
+            request.metadata_mut().insert("authorization", token.clone());
+        }
+        let work = async {
+            grpc.ready().await.map_err(|_| "the GCS cannot be reached".to_owned())?;
+            let codec = ProstCodec::<Q, R>::default();
+            grpc.unary(request, PathAndQuery::from_static(path), codec).await.map_err(|status| match status.code() {
+                Code::Unauthenticated | Code::PermissionDenied => {
+                    "the Ray head refuses labd's token: it was started with another one".to_owned()
+                }
+                code => format!("the GCS does not answer ({code:?})"),
+            })
+        };
+        let answer = tokio::time::timeout(limit, work).await;
+        answer.map_err(|_| format!("the GCS did not answer within {} s", limit.as_secs()))?.map(tonic::Response::into_inner)
+    }
+}
+
+fn accepted(status: Option<&proto::Status>) -> Result<(), String> {
+    match status {
+        Some(status) if status.code != 0 => {
+            Err(format!("the GCS refuses: {}", status.message.lines().next().unwrap_or_default()))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,291 @@
+//! Ray as labd sees it: nodes from the GCS, jobs from the job API, and the one thing labd tells Ray: that a node is dead.
+//!
+//! * [`proto`]: the messages.
+//! * [`gcs`]: the calls.
+//! * [`jobs`]: the job API over HTTP.
+//! * [`demand`]: what is asked for and not there. Pure.
+//!
+//! Two tasks, so that a slow dashboard never delays what is known of nodes: one polls the GCS, one the dashboard. Both hear
+//! where the head is on one `watch`, and both tell through one `watch` of [`RayView`].
+
+mod demand;
+mod gcs;
+mod jobs;
+mod proto;
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::sync::{Notify, watch};
+
+use crate::{
+    secret::Secret,
+    snapshot::{DemandView, JobView},
+    time::Timestamp,
+};
+use gcs::Gcs as Client;
+
+/// Between two looks at the nodes while the GCS answers.
+const CALM: Duration = Duration::from_millis(500);
+/// Between two looks while it does not: a head that comes up is seen soon.
+const EAGER: Duration = Duration::from_millis(200);
+/// Between two looks at jobs and demands.
+const JOBS: Duration = Duration::from_secs(2);
+
+/// Where the head is reached, through ports published on the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The GCS.
+    pub gcs: SocketAddr,
+    /// The dashboard, which serves the job API.
+    pub dashboard: SocketAddr,
+    /// Ray's token.
+    pub token: Secret,
+}
+
+/// What is known of the cluster.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct RayView {
+    /// Whether the GCS answers.
+    pub gcs: Gcs,
+    /// The newest node of each address.
+    pub nodes: Vec<RayNode>,
+    /// Jobs, newest first, at most 50; the last known ones while the head is away.
+    pub jobs: Vec<JobView>,
+    /// What is asked for and not there.
+    pub demands: Vec<DemandView>,
+}
+
+/// Whether the GCS answers.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Gcs {
+    /// Not asked yet, or no head runs.
+    #[default]
+    Unknown,
+    /// It answers.
+    Reachable,
+    /// It does not.
+    Unreachable {
+        /// Why, in one line.
+        reason: String,
+    },
+}
+
+/// One node of the cluster.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RayNode {
+    /// Ray's node id.
+    pub id: Vec<u8>,
+    /// Its address on the lab's network.
+    pub address: Ipv4Addr,
+    /// Whether the GCS counts it as ALIVE.
+    pub alive: bool,
+    /// Whether it is the head.
+    pub is_head: bool,
+    /// When its raylet was started.
+    pub started_at: Timestamp,
+    /// Its name.
+    pub name: String,
+    /// What it has.
+    pub resources: BTreeMap<String, f64>,
+    /// What of it is free; empty while not known.
+    pub available: BTreeMap<String, f64>,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Handle on the watcher; cheap to clone. The tasks end with the last handle.
+#[derive(Debug, Clone)]
+pub struct Ray {
+    aim: Arc<watch::Sender<Option<Endpoint>>>,
+    view: watch::Receiver<Arc<RayView>>,
+    poke: Arc<Notify>,
+}
+
+impl Ray {
+    /// Starts the tasks. Must be called inside a tokio runtime.
+    pub fn spawn() -> Self {
+        let (aim, heard) = watch::channel(None);
+        let (tell, view) = watch::channel(Arc::new(RayView::default()));
+        let tell = Arc::new(tell);
+        let poke = Arc::new(Notify::new());
+        tokio::spawn(watch_nodes(heard.clone(), tell.clone(), poke.clone()));
+        tokio::spawn(watch_jobs(heard, tell));
+        Self { aim: Arc::new(aim), view, poke }
+    }
+
+    /// Says where the head is now; `None` when no head runs. What was known of nodes is then forgotten, jobs are kept.
+    pub fn aim(&self, head: Option<Endpoint>) {
+        self.aim.send_if_modified(|old| {
+            let changed = *old != head;
+            *old = head;
+            changed
+        });
+    }
+
+    /// What is known, whenever it changes.
+    pub fn watch(&self) -> watch::Receiver<Arc<RayView>> {
+        self.view.clone()
+    }
+
+    /// Looks at once.
+    pub fn poke(&self) {
+        self.poke.notify_one();
+    }
+
+    /// Tells the GCS that every node at `address` that is ALIVE and was started before `before` is dead, in our words, and
+    /// returns how many there were. Never the head. Only for containers that the engine says do not run.
+    ///
+    /// Fails in one line when the GCS is away.
+    pub async fn unregister(&self, address: Ipv4Addr, before: Timestamp, reason: &str) -> Result<usize, String> {
+        let Some(endpoint) = self.aim.borrow().clone() else { return Err("no Ray head runs".to_owned()) };
+        let client = Client::connect(&endpoint);
+        let mut told = 0;
+        for node in client.nodes().await? {
+            let node = convert(node);
+            if node.alive && !node.is_head && node.address == address && node.started_at < before {
+                client.unregister(node.id, reason).await?;
+                told += 1;
+            }
+        }
+        self.poke();
+        Ok(told)
+    }
+}
+
+async fn watch_nodes(mut aim: watch::Receiver<Option<Endpoint>>, tell: Arc<watch::Sender<Arc<RayView>>>, poke: Arc<Notify>) {
+    let mut client: Option<Client> = None;
+    loop {
+        if aim.has_changed().unwrap_or(true) || client.is_none() {
+            let target = aim.borrow_and_update().clone();
+            client = target.as_ref().map(Client::connect);
+            update(&tell, |view| {
+                view.gcs = Gcs::Unknown;
+                view.nodes.clear();
+                view.demands.clear();
+            });
+        }
+        let Some(gcs) = &client else {
+            if aim.changed().await.is_err() {
+                return;
+            }
+            continue;
+        };
+        let (nodes, state) = tokio::join!(gcs.nodes(), gcs.state());
+        let pause = match nodes {
+            Ok(nodes) => {
+                let mut nodes = newest(nodes.into_iter().map(convert).collect());
+                let demands = state.as_ref().ok().map(|state| demand::demands(state));
+                for node in &mut nodes {
+                    let found = state.as_ref().ok().and_then(|s| s.nodes.iter().find(|n| n.id == node.id));
+                    node.available = found.map(|n| n.available.clone().into_iter().collect()).unwrap_or_default();
+                }
+                update(&tell, |view| {
+                    view.gcs = Gcs::Reachable;
+                    view.nodes = nodes;
+                    if let Some(demands) = demands {
+                        view.demands = demands;
+                    }
+                });
+                CALM
+            }
+            Err(reason) => {
+                update(&tell, |view| view.gcs = Gcs::Unreachable { reason });
+                EAGER
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = poke.notified() => {}
+            changed = aim.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                aim.mark_changed();
+            }
+        }
+    }
+}
+
+async fn watch_jobs(mut aim: watch::Receiver<Option<Endpoint>>, tell: Arc<watch::Sender<Arc<RayView>>>) {
+    loop {
+        let target = aim.borrow_and_update().clone();
+        if let Some(endpoint) = target
+            && let Ok(jobs) = jobs::fetch(&endpoint).await
+        {
+            update(&tell, |view| view.jobs = jobs);
+        }
+        tokio::select! {
+            () = tokio::time::sleep(JOBS) => {}
+            changed = aim.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// Changes the view, and wakes nobody when nothing changed.
+fn update(tell: &watch::Sender<Arc<RayView>>, change: impl FnOnce(&mut RayView)) {
+    tell.send_if_modified(|view| {
+        let mut new = RayView::clone(view);
+        change(&mut new);
+        let changed = new != **view;
+        if changed {
+            *view = Arc::new(new);
+        }
+        changed
+    });
+}
+
+fn convert(node: proto::Node) -> RayNode {
+    RayNode {
+        id: node.id,
+        address: node.address.parse().unwrap_or(Ipv4Addr::UNSPECIFIED),
+        alive: node.state == 0,
+        is_head: node.is_head,
+        started_at: Timestamp::from_millis(i64::try_from(node.start_time_ms).unwrap_or(i64::MAX)),
+        name: node.name,
+        resources: node.resources.into_iter().collect(),
+        available: BTreeMap::new(),
+        labels: node.labels.into_iter().collect(),
+    }
+}
+
+/// One node per address: the one that was started last. A node that returned leaves its dead predecessors in the GCS.
+fn newest(mut nodes: Vec<RayNode>) -> Vec<RayNode> {
+    nodes.sort_by_key(|n| (n.address, std::cmp::Reverse(n.started_at)));
+    nodes.dedup_by_key(|n| n.address);
+    nodes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_node_of_an_address_counts() {
+        let node = |address: &str, state, start_time_ms| {
+            convert(proto::Node { address: address.into(), state, start_time_ms, ..Default::default() })
+        };
+        let nodes = newest(vec![node("198.18.1.2", 1, 5), node("198.18.1.1", 0, 1), node("198.18.1.2", 0, 9)]);
+        let seen: Vec<(u8, bool)> = nodes.iter().map(|n| (n.address.octets()[3], n.alive)).collect();
+        assert_eq!(seen, [(1, true), (2, true)]);
+    }
+
+    #[tokio::test]
+    async fn without_a_head_nothing_is_known_and_nobody_is_told() {
+        let ray = Ray::spawn();
+        assert_eq!(ray.watch().borrow().gcs, Gcs::Unknown);
+        assert!(ray.unregister(Ipv4Addr::LOCALHOST, Timestamp::now(), "labd: test").await.is_err());
+        // Somebody listens there who is no GCS.
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let addr = listener.local_addr().expect("bound");
+        drop(listener);
+        ray.aim(Some(Endpoint { gcs: addr, dashboard: addr, token: Secret::new("t0ken") }));
+        let mut view = ray.watch();
+        let view = view.wait_for(|v| matches!(v.gcs, Gcs::Unreachable { .. })).await.expect("the task runs").clone();
+        assert!(!format!("{view:?}").contains("t0ken"));
+    }
+}

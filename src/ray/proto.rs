@@ -1,0 +1,128 @@
+//! The few messages of Ray's GCS that labd speaks, with the fields it reads. Field numbers from Ray 2.60's `gcs_service.proto`,
+//! `gcs.proto` and `autoscaler.proto`; fields labd does not know are skipped, as protobuf does.
+
+use std::collections::HashMap;
+
+use prost::Message;
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Status {
+    #[prost(int32, tag = "1")]
+    pub(super) code: i32,
+    #[prost(string, tag = "2")]
+    pub(super) message: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct NodesRequest {}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct NodesReply {
+    #[prost(message, optional, tag = "1")]
+    pub(super) status: Option<Status>,
+    #[prost(message, repeated, tag = "2")]
+    pub(super) nodes: Vec<Node>,
+}
+
+/// `GcsNodeInfo`.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Node {
+    #[prost(bytes = "vec", tag = "1")]
+    pub(super) id: Vec<u8>,
+    #[prost(string, tag = "2")]
+    pub(super) address: String,
+    /// 0 is ALIVE, 1 is DEAD.
+    #[prost(int32, tag = "7")]
+    pub(super) state: i32,
+    #[prost(map = "string, double", tag = "11")]
+    pub(super) resources: HashMap<String, f64>,
+    #[prost(string, tag = "12")]
+    pub(super) name: String,
+    #[prost(uint64, tag = "23")]
+    pub(super) start_time_ms: u64,
+    #[prost(bool, tag = "25")]
+    pub(super) is_head: bool,
+    #[prost(map = "string, string", tag = "26")]
+    pub(super) labels: HashMap<String, String>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct UnregisterRequest {
+    #[prost(bytes = "vec", tag = "1")]
+    pub(super) node_id: Vec<u8>,
+    #[prost(message, optional, tag = "2")]
+    pub(super) death: Option<Death>,
+}
+
+/// `NodeDeathInfo`.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Death {
+    /// 2 is `UNEXPECTED_TERMINATION`.
+    #[prost(int32, tag = "1")]
+    pub(super) reason: i32,
+    #[prost(string, tag = "2")]
+    pub(super) message: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct UnregisterReply {
+    #[prost(message, optional, tag = "1")]
+    pub(super) status: Option<Status>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct StateRequest {}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct StateReply {
+    #[prost(message, optional, tag = "1")]
+    pub(super) state: Option<ClusterState>,
+}
+
+/// `ClusterResourceState`.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ClusterState {
+    #[prost(message, repeated, tag = "3")]
+    pub(super) nodes: Vec<NodeResources>,
+    #[prost(message, repeated, tag = "4")]
+    pub(super) pending: Vec<Demand>,
+    #[prost(message, repeated, tag = "5")]
+    pub(super) gangs: Vec<Gang>,
+}
+
+/// `NodeState`.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct NodeResources {
+    #[prost(bytes = "vec", tag = "1")]
+    pub(super) id: Vec<u8>,
+    #[prost(map = "string, double", tag = "4")]
+    pub(super) available: HashMap<String, f64>,
+    #[prost(map = "string, double", tag = "5")]
+    pub(super) total: HashMap<String, f64>,
+    /// 2 is DEAD.
+    #[prost(int32, tag = "8")]
+    pub(super) status: i32,
+}
+
+/// `ResourceRequestByCount`.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Demand {
+    #[prost(message, optional, tag = "1")]
+    pub(super) request: Option<Bundle>,
+    #[prost(int64, tag = "2")]
+    pub(super) count: i64,
+}
+
+/// `ResourceRequest`.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Bundle {
+    #[prost(map = "string, double", tag = "1")]
+    pub(super) resources: HashMap<String, f64>,
+}
+
+/// `GangResourceRequest`: a placement group that waits.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Gang {
+    #[prost(message, repeated, tag = "1")]
+    pub(super) requests: Vec<Bundle>,
+}

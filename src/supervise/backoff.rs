@@ -1,0 +1,137 @@
+//! When a failed service is tried again. Pure.
+//!
+//! The first failure of a streak is answered at once, since most crashes do not repeat and every second of delay is a
+//! second of lost training; from the second on the wait is 1 s, doubling to 60 s, each ±20 % so that services which fell
+//! together do not start together. Two minutes of health end the streak. Five failures within ten minutes are a crash
+//! loop: tried once a minute, and said so.
+
+use std::time::Duration;
+
+use crate::time::Timestamp;
+
+/// The second failure of a streak waits this long.
+pub const FIRST_WAIT: Duration = Duration::from_secs(1);
+/// No wait is longer, jitter aside.
+pub const LONGEST_WAIT: Duration = Duration::from_mins(1);
+/// So much health ends a streak.
+pub const HEALTHY: Duration = Duration::from_mins(2);
+/// So many failures ...
+pub const LOOP_FAILURES: usize = 5;
+/// ... within this time are a crash loop.
+pub const LOOP_WINDOW: Duration = Duration::from_mins(10);
+
+/// What is remembered of a service's failures.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Backoff {
+    /// Failures since the last two minutes of health.
+    streak: u32,
+    /// The newest failures, at most [`LOOP_FAILURES`], oldest first.
+    recent: Vec<Timestamp>,
+    next_try: Option<Timestamp>,
+}
+
+impl Backoff {
+    /// Counts a failure and sets the time of the next try. `seed` makes the jitter: the same seed, the same wait.
+    pub fn fail(&mut self, now: Timestamp, seed: u64) {
+        self.streak = self.streak.saturating_add(1);
+        self.recent.push(now);
+        if self.recent.len() > LOOP_FAILURES {
+            self.recent.remove(0);
+        }
+        let wait = if self.is_loop(now) { LONGEST_WAIT } else { wait(self.streak) };
+        self.next_try = Some(now.plus(jitter(wait, seed.wrapping_add(u64::from(self.streak)))));
+    }
+
+    /// Counts two minutes of health.
+    pub fn healthy(&mut self) {
+        *self = Self::default();
+    }
+
+    /// A person wants it now.
+    pub fn forget(&mut self) {
+        *self = Self::default();
+    }
+
+    /// When it is tried again, if that is still to come.
+    pub fn next_try(&self, now: Timestamp) -> Option<Timestamp> {
+        self.next_try.filter(|&at| at > now)
+    }
+
+    /// Puts the next try off until `at` at least.
+    pub fn not_before(&mut self, at: Timestamp) {
+        self.next_try = self.next_try.max(Some(at));
+    }
+
+    /// Whether it fails so often that more tries need a person's eye.
+    pub fn is_loop(&self, now: Timestamp) -> bool {
+        self.recent.len() >= LOOP_FAILURES && self.recent.iter().all(|&at| now.since(at) <= LOOP_WINDOW)
+    }
+
+    /// Failures since the last two minutes of health.
+    pub fn streak(&self) -> u32 {
+        self.streak
+    }
+}
+
+/// The wait after the `streak`-th failure in a row, without jitter.
+fn wait(streak: u32) -> Duration {
+    match streak {
+        0 | 1 => Duration::ZERO,
+        n => LONGEST_WAIT.min(FIRST_WAIT.saturating_mul(1_u32.checked_shl(n - 2).unwrap_or(u32::MAX))),
+    }
+}
+
+/// ±20 %, by SplitMix64 of the seed.
+fn jitter(wait: Duration, seed: u64) -> Duration {
+    let mut z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    let unit = ((z ^ (z >> 31)) >> 11) as f64 / (1_u64 << 53) as f64;
+    wait.mul_f64(0.8 + 0.4 * unit)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn waits_double_to_a_minute() {
+        let waits: Vec<u64> = (1..=9).map(|n| wait(n).as_secs()).collect();
+        assert_eq!(waits, [0, 1, 2, 4, 8, 16, 32, 60, 60]);
+        assert_eq!(wait(u32::MAX), LONGEST_WAIT);
+    }
+
+    #[test]
+    fn five_in_ten_minutes_are_a_loop_and_time_or_health_ends_it() {
+        let mut b = Backoff::default();
+        let at = |s: i64| Timestamp::from_millis(s * 1000);
+        for s in 0..4 {
+            b.fail(at(s * 100), 1);
+            assert!(!b.is_loop(at(s * 100)));
+        }
+        b.fail(at(400), 1);
+        assert!(b.is_loop(at(400)));
+        assert!(!b.is_loop(at(601)), "the first of them is older than ten minutes");
+        b.healthy();
+        assert!(!b.is_loop(at(400)) && b.streak() == 0);
+    }
+
+    proptest! {
+        #[test]
+        fn waits_keep_their_bounds(times in prop::collection::vec(0_i64..100_000_000, 1..40), seed: u64) {
+            let mut b = Backoff::default();
+            let mut now = 0;
+            for (i, t) in times.into_iter().enumerate() {
+                now += t;
+                let now = Timestamp::from_millis(now);
+                b.fail(now, seed);
+                let wait = b.next_try(now).map_or(Duration::ZERO, |at| at.since(now));
+                prop_assert!(wait <= LONGEST_WAIT.mul_f64(1.2));
+                if i == 0 { prop_assert_eq!(wait, Duration::ZERO); }
+                else { prop_assert!(wait >= FIRST_WAIT.mul_f64(0.8) - Duration::from_millis(1)); }
+            }
+        }
+    }
+}

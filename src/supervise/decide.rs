@@ -1,0 +1,542 @@
+//! What to do next about one service. Pure: values in, values out.
+//!
+//! ```text
+//!              image, then create           requirements, backoff        contract holds
+//!   (nothing) -----------------> created ---------------------> running ---------------> ready
+//!       ^                                                          | no answer for long: kill
+//!       | remove (settings changed, or hung)                       v
+//!       '------------------------------------------------------ exited --(start again)--> running
+//! ```
+//!
+//! A decision is at most one step: the step is taken, the engine is looked at again, and the next decision comes from what
+//! is there then. Nothing here remembers what was done; [`Memory`] holds only what no container can tell: failures, what
+//! the GCS was told, what a person asked for.
+
+use std::time::Duration;
+
+use super::backoff::{Backoff, HEALTHY};
+use crate::{
+    engine::{ContainerSeen, RunState, Seen},
+    snapshot::ServiceState,
+    time::{Timestamp, human},
+};
+
+/// A service that was ready and does not answer for so long is hung. Busy is not hung: probes are answered within a
+/// second under full load, and this is thirty of them.
+pub const HUNG_AFTER: Duration = Duration::from_secs(30);
+/// How long a killed GPU worker's own start waits when another GPU is free to take over its run: starting a Ray node
+/// and starting the run's new training process at the same time makes both slower (measured: training again after 3.1 s
+/// with the pause and 4.6 s without, on 2 cores).
+pub const YIELD_TO_RECOVERY: Duration = Duration::from_secs(4);
+
+/// What is wanted of a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// That it runs.
+    Up,
+    /// That it is stopped and stays there: a person said so.
+    Held,
+    /// That it has no container: switched off, no longer planned, or the lab goes down.
+    Off,
+}
+
+/// What the prober says of the running container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Health {
+    /// Nothing yet, or nothing that can be known now (the GCS is away).
+    Unknown,
+    /// Its contract holds.
+    Passing,
+    /// Its contract does not hold.
+    Failing {
+        /// What is missing, in one line.
+        reason: String,
+    },
+}
+
+/// What is known of its image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Image {
+    /// The engine has it.
+    Present,
+    /// It is being looked for, built or pulled.
+    Preparing(String),
+    /// It cannot be had now.
+    Unavailable(String),
+}
+
+/// Whether a service with changed settings may be recreated now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Turn {
+    /// Yes.
+    Now,
+    /// After this one is done.
+    After(String),
+}
+
+/// Everything a decision is made from, apart from memory and time.
+#[derive(Debug, Clone)]
+pub struct Situation<'a> {
+    /// The service's name.
+    pub name: &'a str,
+    /// Fingerprint of the wanted container.
+    pub hash: &'a str,
+    /// Longest time from start to ready.
+    pub start_deadline: Duration,
+    /// Whether the GCS must be told when its container ended.
+    pub is_ray_node: bool,
+    /// What is wanted.
+    pub wanted: Wanted,
+    /// What stands there.
+    pub seen: &'a Seen,
+    /// What the prober says.
+    pub health: &'a Health,
+    /// Its image.
+    pub image: &'a Image,
+    /// The first requirement that does not hold, such as `minio is not ready`.
+    pub unmet: Option<String>,
+    /// Whether the GCS answers. While it does not, nothing that needs it is started, so telling it can wait.
+    pub gcs: bool,
+    /// Whether it may be recreated for changed settings.
+    pub turn: Turn,
+    /// Whether another GPU worker is ready and has nothing to do.
+    pub spare_worker: bool,
+    /// Seed of the backoff's jitter.
+    pub seed: u64,
+}
+
+/// What is remembered of a service between decisions.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Memory {
+    /// Failures and the next try.
+    pub backoff: Backoff,
+    /// Exit that was already counted: container and time.
+    counted: Option<(String, Timestamp)>,
+    /// What the GCS has yet to be told of the node that was here.
+    untold: Option<String>,
+    /// Whether it has been ready since its container was started, and when that was.
+    ready: Option<(Timestamp, Timestamp)>,
+    failing_since: Option<Timestamp>,
+    /// labd itself ends the container; its exit is no failure, or is one for this reason.
+    ending: Option<Ending>,
+    /// A person's restart that has not happened yet.
+    pub restart: bool,
+    /// The last failure, until a person intervenes: what `ready` is explained by.
+    pub last_failure: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Ending {
+    /// On a person's or the plan's behalf.
+    Asked,
+    /// Because it hung; then it is made anew.
+    Hung(String),
+}
+
+/// One step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Nothing to do now.
+    None,
+    /// Ask for the image.
+    PrepareImage,
+    /// Tell the GCS that the node is dead. Only ever for a container that does not run.
+    TellGcs {
+        /// What Ray's own errors will say.
+        reason: String,
+    },
+    /// Make the container.
+    Create,
+    /// Start it.
+    Start {
+        /// The container.
+        id: String,
+        /// Whether it is started again after a failure.
+        again: bool,
+    },
+    /// Stop it gracefully.
+    Stop {
+        /// The container.
+        id: String,
+    },
+    /// SIGKILL it.
+    Kill {
+        /// The container.
+        id: String,
+    },
+    /// Remove it, never its volumes.
+    Remove {
+        /// The container.
+        id: String,
+    },
+}
+
+/// What to do, what to show, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decision {
+    /// The next step.
+    pub action: Action,
+    /// The state shown.
+    pub state: ServiceState,
+    /// Why, in one line.
+    pub reason: String,
+    /// When to decide again even if nothing changes.
+    pub wake: Option<Timestamp>,
+}
+
+impl Decision {
+    fn new(action: Action, state: ServiceState, reason: impl Into<String>) -> Self {
+        Self { action, state, reason: reason.into(), wake: None }
+    }
+
+    fn wake_at(mut self, at: Timestamp) -> Self {
+        self.wake = Some(at);
+        self
+    }
+}
+
+impl Memory {
+    /// An engine call on the service's behalf failed: it is tried again like a crash. An unreachable engine and a
+    /// container that is gone are no failures of the service and do not come here.
+    pub fn obstacle(&mut self, reason: String, now: Timestamp, seed: u64) {
+        self.backoff.fail(now, seed);
+        self.last_failure = Some(reason);
+    }
+
+    /// The GCS was told of the node that was here, or need not be any more.
+    pub fn told(&mut self) {
+        self.untold = None;
+    }
+
+    /// A person wants it: forget what failed.
+    pub fn forgive(&mut self) {
+        self.backoff.forget();
+        self.last_failure = None;
+    }
+}
+
+fn exit_of(container: &ContainerSeen) -> Option<(String, Timestamp)> {
+    match container.run {
+        RunState::Exited { finished_at, .. } => Some((container.id.clone(), finished_at)),
+        _ => None,
+    }
+}
+
+/// Decides the next step and brings the memory up to date.
+pub fn decide(s: &Situation<'_>, m: &mut Memory, now: Timestamp) -> Decision {
+    use ServiceState as S;
+    let container = match s.seen {
+        Seen::Foreign { .. } if s.wanted == Wanted::Up => {
+            return Decision::new(
+                Action::None,
+                S::Blocked,
+                format!("a container with the name of {0} that labd did not make is in the way: remove or rename it", s.name),
+            );
+        }
+        Seen::Foreign { .. } | Seen::Absent => None,
+        Seen::Ours(container) => Some(container),
+    };
+    match (s.wanted, container) {
+        (Wanted::Up, None) => absent(s, m, now),
+        (Wanted::Up, Some(c)) => present(s, m, now, c),
+        (Wanted::Off, None) => Decision::new(Action::None, S::Off, "switched off"),
+        (Wanted::Held, None) => Decision::new(Action::None, S::Held, held(s)),
+        (Wanted::Off, Some(c)) => end(s, m, c).unwrap_or_else(|| {
+            Decision::new(Action::Remove { id: c.id.clone() }, S::Stopping, "switched off")
+        }),
+        (Wanted::Held, Some(c)) => {
+            end(s, m, c).unwrap_or_else(|| Decision::new(Action::None, S::Held, held(s)))
+        }
+    }
+}
+
+fn held(s: &Situation<'_>) -> String {
+    format!("stopped by hand; `labd start {}` releases it", s.name)
+}
+
+/// The way from running to not running; `None` once it does not run and the GCS knows.
+fn end(s: &Situation<'_>, m: &mut Memory, c: &ContainerSeen) -> Option<Decision> {
+    use ServiceState as S;
+    m.ready = None;
+    m.failing_since = None;
+    m.restart = false;
+    let why = if s.wanted == Wanted::Held { "stopped by hand" } else { "switched off" };
+    match &c.run {
+        RunState::Running { .. } => {
+            m.ending = Some(Ending::Asked);
+            Some(Decision::new(Action::Stop { id: c.id.clone() }, S::Stopping, why))
+        }
+        // A paused process cannot act on SIGTERM.
+        RunState::Paused => Some(Decision::new(Action::Kill { id: c.id.clone() }, S::Stopping, why)),
+        RunState::Removing => Some(Decision::new(Action::None, S::Stopping, "is being removed")),
+        RunState::Exited { .. } => {
+            if m.counted != exit_of(c) {
+                m.counted = exit_of(c);
+                m.untold = s.is_ray_node.then(|| format!("labd: {why}"));
+            }
+            tell(s, m, S::Stopping, why)
+        }
+        RunState::Created => None,
+    }
+}
+
+/// The GCS is told before anything takes the dead node's place.
+fn tell(s: &Situation<'_>, m: &Memory, state: ServiceState, why: &str) -> Option<Decision> {
+    let reason = m.untold.clone().filter(|_| s.gcs)?;
+    Some(Decision::new(Action::TellGcs { reason }, state, why))
+}
+
+/// Nothing is there, and something should be.
+fn absent(s: &Situation<'_>, m: &mut Memory, now: Timestamp) -> Decision {
+    use ServiceState as S;
+    m.ready = None;
+    m.failing_since = None;
+    m.ending = None;
+    m.restart = false;
+    if let Some(decision) = tell(s, m, S::Starting, "the GCS is told of the node that was here") {
+        return decision;
+    }
+    if let Some(wait) = backing_off(m, now) {
+        return wait;
+    }
+    match s.image {
+        Image::Present => Decision::new(Action::Create, S::Starting, m.explain("its container is made")),
+        Image::Preparing(detail) => Decision::new(Action::PrepareImage, S::Preparing, detail.clone()),
+        Image::Unavailable(reason) => Decision::new(Action::PrepareImage, S::Unavailable, reason.clone()),
+    }
+}
+
+/// A container of ours is there, and should run.
+fn present(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen) -> Decision {
+    use ServiceState as S;
+    let outdated = c.spec_hash != s.hash;
+    let remove = |reason: &str| Decision::new(Action::Remove { id: c.id.clone() }, S::Stopping, reason);
+    match &c.run {
+        RunState::Removing => Decision::new(Action::None, S::Stopping, "is being removed"),
+        RunState::Paused => Decision::new(
+            Action::None,
+            S::Unhealthy,
+            format!("paused by somebody; `docker unpause` or `labd restart {}` ends that", s.name),
+        ),
+        RunState::Created if outdated => remove("its settings changed"),
+        RunState::Created => tell(s, m, S::Starting, "the GCS is told of the node that was here")
+            .unwrap_or_else(|| start(s, m, now, c)),
+        RunState::Running { started_at } => running(s, m, now, c, *started_at, outdated),
+        RunState::Exited { code, oom, error, .. } => {
+            m.ready = None;
+            m.failing_since = None;
+            let ending = m.ending.clone();
+            let asked = ending == Some(Ending::Asked);
+            let why = match &ending {
+                Some(Ending::Hung(reason)) => reason.clone(),
+                _ => exit_words(*code, *oom, error),
+            };
+            if m.counted != exit_of(c) {
+                m.counted = exit_of(c);
+                m.untold = s.is_ray_node.then(|| format!("labd: {why}"));
+                if !asked {
+                    m.backoff.fail(now, s.seed);
+                    m.last_failure = Some(why.clone());
+                    if s.spare_worker && m.backoff.streak() == 1 {
+                        m.backoff.not_before(now.plus(YIELD_TO_RECOVERY));
+                    }
+                }
+            }
+            if let Some(decision) = tell(s, m, S::Backoff, &why) {
+                return decision;
+            }
+            if outdated {
+                return remove("its settings changed");
+            }
+            if matches!(ending, Some(Ending::Hung(_))) {
+                return remove(&why);
+            }
+            start(s, m, now, c)
+        }
+    }
+}
+
+fn running(
+    s: &Situation<'_>,
+    m: &mut Memory,
+    now: Timestamp,
+    c: &ContainerSeen,
+    started_at: Timestamp,
+    outdated: bool,
+) -> Decision {
+    use ServiceState as S;
+    if m.restart {
+        m.restart = false;
+        m.ending = Some(Ending::Asked);
+        return Decision::new(Action::Stop { id: c.id.clone() }, S::Stopping, "restarted by hand");
+    }
+    if outdated {
+        match (s.image, &s.turn) {
+            (Image::Present, Turn::Now) => {
+                m.ending = Some(Ending::Asked);
+                return Decision::new(Action::Stop { id: c.id.clone() }, S::Stopping, "its settings changed");
+            }
+            // The old one serves until the new one's image is there.
+            (Image::Preparing(_) | Image::Unavailable(_), Turn::Now) => {
+                let mut decision = serving(s, m, now, c, started_at);
+                if decision.action == Action::None {
+                    decision.action = Action::PrepareImage;
+                    decision.reason = "its settings changed; it is recreated once its new image is there".into();
+                }
+                return decision;
+            }
+            (_, Turn::After(other)) => {
+                let mut decision = serving(s, m, now, c, started_at);
+                if decision.state == S::Ready {
+                    decision.reason = format!("its settings changed; it is recreated after {other}");
+                }
+                return decision;
+            }
+        }
+    }
+    serving(s, m, now, c, started_at)
+}
+
+/// Whether a running container does its work.
+fn serving(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen, started_at: Timestamp) -> Decision {
+    use ServiceState as S;
+    if m.ready.is_some_and(|(start, _)| start != started_at) {
+        m.ready = None;
+        m.failing_since = None;
+    }
+    // What ended before this start is history: an exit of this container from now on is a new one.
+    m.ending = None;
+    m.untold = None;
+    match (s.health, m.ready) {
+        (Health::Passing, ready) => {
+            // Health is counted from the last trouble.
+            let since = ready.filter(|_| m.failing_since.is_none()).map_or(now, |(_, since)| since);
+            m.failing_since = None;
+            m.ready = Some((started_at, since));
+            let reason = m.explain("");
+            let decision = Decision::new(Action::None, S::Ready, reason);
+            if m.backoff.streak() == 0 {
+                return decision;
+            }
+            let healthy_at = since.plus(HEALTHY);
+            if now >= healthy_at {
+                m.backoff.healthy();
+                return decision;
+            }
+            decision.wake_at(healthy_at)
+        }
+        (Health::Unknown, Some(_)) => Decision::new(Action::None, S::Ready, m.explain("")),
+        (Health::Failing { reason }, Some(_)) => {
+            let since = *m.failing_since.get_or_insert(now);
+            let hung_at = since.plus(HUNG_AFTER);
+            if now >= hung_at {
+                return kill(m, c, format!("hung: {reason} for {}", human(HUNG_AFTER)));
+            }
+            Decision::new(Action::None, S::Unhealthy, reason.clone()).wake_at(hung_at)
+        }
+        (health, None) => {
+            let deadline = started_at.plus(s.start_deadline);
+            match health {
+                Health::Failing { reason } if now >= deadline => {
+                    kill(m, c, format!("not ready {} after its start: {reason}", human(s.start_deadline)))
+                }
+                // Whose fault it is cannot be told while the GCS is away.
+                Health::Unknown if now >= deadline => Decision::new(Action::None, S::Starting, m.explain("started")),
+                _ => Decision::new(Action::None, S::Starting, m.explain("started")).wake_at(deadline),
+            }
+        }
+    }
+}
+
+fn kill(m: &mut Memory, c: &ContainerSeen, reason: String) -> Decision {
+    m.ending = Some(Ending::Hung(reason.clone()));
+    Decision::new(Action::Kill { id: c.id.clone() }, ServiceState::Stopping, reason)
+}
+
+/// A container that does not run is started when nothing speaks against it.
+fn start(s: &Situation<'_>, m: &Memory, now: Timestamp, c: &ContainerSeen) -> Decision {
+    use ServiceState as S;
+    if let Some(wait) = backing_off(m, now) {
+        return wait;
+    }
+    if let Some(unmet) = &s.unmet {
+        return Decision::new(Action::None, S::Waiting, m.explain(unmet));
+    }
+    let again = m.backoff.streak() > 0;
+    let reason = if again { m.explain("started again") } else { m.explain("started") };
+    Decision::new(Action::Start { id: c.id.clone(), again }, S::Starting, reason)
+}
+
+fn backing_off(m: &Memory, now: Timestamp) -> Option<Decision> {
+    use ServiceState as S;
+    let at = m.backoff.next_try(now)?;
+    let why = m.last_failure.as_deref().unwrap_or("failed");
+    let decision = if m.backoff.is_loop(now) {
+        Decision::new(Action::None, S::CrashLoop, format!("{why}; keeps failing, tried once a minute"))
+    } else {
+        Decision::new(Action::None, S::Backoff, why)
+    };
+    Some(decision.wake_at(at))
+}
+
+impl Memory {
+    /// `what`, with the failure that led here.
+    fn explain(&self, what: &str) -> String {
+        match (&self.last_failure, what) {
+            (Some(failure), "") => format!("restarted: {failure}"),
+            (Some(failure), what) => format!("{what} after: {failure}"),
+            (None, what) => what.to_owned(),
+        }
+    }
+}
+
+/// How a container ended, in words.
+fn exit_words(code: i64, oom: bool, error: &str) -> String {
+    if !error.is_empty() {
+        return format!("could not be started: {}", error.trim());
+    }
+    let meaning = match code {
+        _ if oom => " (out of memory: raise its memory limit in labd.toml)",
+        137 => " (SIGKILL)",
+        143 => " (SIGTERM)",
+        139 => " (segmentation fault)",
+        134 => " (aborted)",
+        127 => " (its program was not found in the image)",
+        _ => "",
+    };
+    format!("container exited {code}{meaning}")
+}
+
+/// Who of a group may be recreated now, so that at most one of them is missing for the sake of new settings.
+///
+/// `members` are in order; each says whether its container is outdated, whether it is ready, and whether it counts at all
+/// (wanted up). One that is not ready loses nothing by being recreated, so it need not wait.
+pub fn turn(members: &[Member<'_>], me: usize) -> Turn {
+    let Some(own) = members.get(me) else { return Turn::Now };
+    if !own.ready {
+        return Turn::Now;
+    }
+    for (i, other) in members.iter().enumerate() {
+        if i == me || !other.counts {
+            continue;
+        }
+        // Not ready: on its way back, or broken; outdated and before me in order: its turn is first.
+        if !other.ready || (other.outdated && i < me) {
+            return Turn::After(other.name.to_owned());
+        }
+    }
+    Turn::Now
+}
+
+/// One of a group that is recreated one at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Member<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Whether it is wanted up.
+    pub counts: bool,
+    /// Whether its contract holds.
+    pub ready: bool,
+    /// Whether its container is not what is wanted any more.
+    pub outdated: bool,
+}

@@ -1,0 +1,899 @@
+//! Keeps the lab as it should be.
+//!
+//! * [`decide`]: what to do next about one service. Pure.
+//! * [`backoff`]: when a failed service is tried again. Pure.
+//! * `probe`: whether a running container fulfils its contract; one task per container.
+//! * `view`: the snapshot. Pure.
+//!
+//! The loop here is one task that owns every service's memory. Whatever happens (an engine event, a probe's word, a
+//! command, 5 s of silence) only makes it look again: it observes through the engine, decides, takes one step per service,
+//! and observes again. Observations and steps are tasks of their own, at most one per service, so that no slow engine call
+//! delays another service or a person's command.
+
+pub mod backoff;
+pub mod decide;
+mod probe;
+#[cfg(test)]
+mod tests;
+mod view;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{
+    sync::{mpsc, watch},
+    task::AbortHandle,
+    time::MissedTickBehavior,
+};
+
+use crate::{
+    config::{BuildSettings, Config},
+    control::{Command, Refusal, Request},
+    engine::{
+        ContainerSeen, Engine, EngineError, Nudge, RunState, Seen,
+        images::{ImageState, Images},
+    },
+    http::Credential,
+    journal::{Entry as Record, Journal, Kind as RecordKind},
+    node::gpu::Gpu,
+    plan::{
+        HEAD_PORTS,
+        spec::{Kind, Plan, Requirement, ServiceSpec},
+    },
+    ray::{Endpoint, Gcs, Ray},
+    secret::Secret,
+    snapshot::{DaemonView, EngineView, NodeView, ServiceState, ServiceView, Snapshot},
+    time::{Timestamp, human},
+};
+use decide::{Action, Decision, Health, Image, Member, Memory, Situation, Turn, Wanted};
+
+/// An event that was missed costs at most so much.
+pub const RESYNC: Duration = Duration::from_secs(5);
+/// After a step that failed, before the same service is looked at again.
+const AFTER_FAILURE: Duration = Duration::from_millis(500);
+/// How often the GCS is told in vain before a node is started all the same.
+const TELL_TRIES: u32 = 10;
+
+/// What a configuration comes to: the plan, and what else follows from `labd.toml`.
+#[derive(Debug, Clone)]
+pub struct Wish {
+    /// The configuration.
+    pub config: Config,
+    /// The plan.
+    pub plan: Plan,
+    /// The GPUs.
+    pub gpus: Vec<Gpu>,
+    /// How images are built.
+    pub settings: BuildSettings,
+    /// Ray's token.
+    pub ray_token: Secret,
+    /// What `labd plan --json` prints.
+    pub view: serde_json::Value,
+    /// What people log in with.
+    pub credentials: Vec<Credential>,
+}
+
+/// Reads `labd.toml` again. The error is one line, and nothing has changed then.
+pub type Reread = Box<dyn Fn() -> Result<Wish, String> + Send>;
+
+/// What the loop is given.
+pub struct Parts<E> {
+    /// The container engine.
+    pub engine: Arc<E>,
+    /// The images.
+    pub images: Images,
+    /// Ray.
+    pub ray: Ray,
+    /// The journal.
+    pub journal: Journal,
+    /// What is wanted.
+    pub wish: Wish,
+    /// Reads `labd.toml` again.
+    pub reread: Reread,
+    /// The daemon, as the snapshot shows it.
+    pub daemon: DaemonView,
+    /// What people ask.
+    pub requests: mpsc::Receiver<Request>,
+    /// The engine's events.
+    pub nudges: mpsc::Receiver<Nudge>,
+    /// Whether the engine answers.
+    pub engine_view: watch::Receiver<EngineView>,
+    /// The machine.
+    pub node: watch::Receiver<NodeView>,
+    /// Where the snapshot goes.
+    pub snapshot: watch::Sender<Arc<Snapshot>>,
+    /// Where the plan goes.
+    pub plan: watch::Sender<Arc<serde_json::Value>>,
+    /// Where the credentials go.
+    pub credentials: watch::Sender<Arc<Vec<Credential>>>,
+    /// Turns true when the daemon ends. Containers are left as they are.
+    pub stop: watch::Receiver<bool>,
+}
+
+/// What tasks tell the loop.
+enum Word {
+    Seen(String, Result<Seen, EngineError>),
+    Done(String, Action, Result<(), EngineError>),
+    Told(String, Result<usize, String>),
+    Health(String, (String, Timestamp), Health),
+    Listed(Result<Vec<String>, EngineError>),
+}
+
+/// One service, planned or left over.
+struct Entry {
+    /// Absent for a container of ours that no plan knows any more.
+    spec: Option<ServiceSpec>,
+    hash: String,
+    seen: Option<Seen>,
+    /// An observation is under way.
+    observing: bool,
+    /// Something happened since the observation under way began.
+    look_again: bool,
+    /// A step is under way.
+    acting: bool,
+    not_before: Option<Timestamp>,
+    health: Health,
+    prober: Option<((String, Timestamp), AbortHandle)>,
+    memory: Memory,
+    tell_tries: u32,
+    state: ServiceState,
+    since: Timestamp,
+    reason: String,
+    progress: Option<String>,
+    next_try: Option<Timestamp>,
+    wake: Option<Timestamp>,
+    /// Whether anything was decided yet in this daemon's life.
+    fresh: bool,
+    recorded: Option<ServiceState>,
+}
+
+impl Entry {
+    fn new(spec: Option<ServiceSpec>, now: Timestamp) -> Self {
+        Self {
+            hash: spec.as_ref().map(|s| s.container.hash()).unwrap_or_default(),
+            spec,
+            seen: None,
+            observing: false,
+            look_again: false,
+            acting: false,
+            not_before: None,
+            health: Health::Unknown,
+            prober: None,
+            memory: Memory::default(),
+            tell_tries: 0,
+            state: ServiceState::Waiting,
+            since: now,
+            reason: "labd looks at it".to_owned(),
+            progress: None,
+            next_try: None,
+            wake: None,
+            fresh: true,
+            recorded: None,
+        }
+    }
+
+    fn kind(&self) -> Option<Kind> {
+        self.spec.as_ref().map(|s| s.kind)
+    }
+
+    fn container(&self) -> Option<&ContainerSeen> {
+        match &self.seen {
+            Some(Seen::Ours(c)) => Some(c),
+            _ => None,
+        }
+    }
+
+    fn running(&self) -> Option<(&ContainerSeen, Timestamp)> {
+        let c = self.container()?;
+        match c.run {
+            RunState::Running { started_at } => Some((c, started_at)),
+            _ => None,
+        }
+    }
+
+    fn ready(&self) -> bool {
+        self.state == ServiceState::Ready
+    }
+}
+
+/// Runs until `stop` turns true or the lab is down. Returns whether it was brought down.
+pub async fn run<E: Engine>(parts: Parts<E>) -> bool {
+    let mut lab = Lab::new(parts);
+    lab.adopt().await;
+    lab.run().await
+}
+
+struct Lab<E> {
+    p: Parts<E>,
+    entries: BTreeMap<String, Entry>,
+    tx: mpsc::UnboundedSender<Word>,
+    rx: mpsc::UnboundedReceiver<Word>,
+    held: BTreeSet<String>,
+    /// Every container goes, then the daemon.
+    down: bool,
+    listed_empty: bool,
+    listing: bool,
+    seed: u64,
+}
+
+impl<E: Engine> Lab<E> {
+    fn new(p: Parts<E>) -> Self {
+        let (tx, rx) = mpsc::unbounded_channel();
+        let now = Timestamp::now();
+        let entries =
+            p.wish.plan.services.iter().map(|s| (s.name.clone(), Entry::new(Some(s.clone()), now))).collect();
+        let held = p.wish.plan.services.iter().map(|s| s.name.clone()).filter(|n| is_held(&p.journal, n)).collect();
+        Self {
+            p,
+            entries,
+            tx,
+            rx,
+            held,
+            down: false,
+            listed_empty: false,
+            listing: false,
+            seed: rand::random(),
+        }
+    }
+
+    /// What the journal says of before, so that a restarted labd shows the same reasons and times.
+    async fn adopt(&mut self) {
+        let names: Vec<String> = self.entries.keys().cloned().collect();
+        for name in names {
+            let Some(last) = self.p.journal.last(&name).await else { continue };
+            let Some(entry) = self.entries.get_mut(&name) else { continue };
+            entry.reason = last.reason;
+            if let Some(state) = ServiceState::ALL.into_iter().find(|s| last.kind == "state" && s.word() == last.what) {
+                entry.recorded = Some(state);
+                entry.since = last.at;
+            }
+        }
+    }
+
+    async fn run(&mut self) -> bool {
+        let mut resync = tokio::time::interval(RESYNC);
+        resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut images = self.p.images.watch();
+        let mut ray = self.p.ray.watch();
+        let mut node = self.p.node.clone();
+        let mut engine_view = self.p.engine_view.clone();
+        let mut stop = self.p.stop.clone();
+        loop {
+            self.settle();
+            self.publish();
+            // An unwatched daemon is not told so; the error only says that nobody listens.
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+            if self.down && self.finished() {
+                return true;
+            }
+            let wake = self.next_wake();
+            tokio::select! {
+                Some(word) = self.rx.recv() => {
+                    self.hear(word);
+                    // Everything that is already said is heard before the next decision.
+                    while let Ok(word) = self.rx.try_recv() {
+                        self.hear(word);
+                    }
+                }
+                Some(request) = self.p.requests.recv() => self.obey(request),
+                Some(nudge) = self.p.nudges.recv() => self.look(&nudge.service),
+                Ok(()) = images.changed() => {}
+                Ok(()) = ray.changed() => {}
+                Ok(()) = node.changed() => {}
+                Ok(()) = engine_view.changed() => self.look_at_all(),
+                _ = resync.tick() => self.look_at_all(),
+                () = tokio::time::sleep(wake) => {}
+                stopped = stop.wait_for(|stop| *stop) => {
+                    drop(stopped);
+                    return false;
+                }
+            }
+        }
+    }
+
+    fn next_wake(&self) -> Duration {
+        let now = Timestamp::now();
+        let at = self.entries.values().filter_map(|e| e.wake.into_iter().chain(e.not_before).min()).min();
+        // Never quite zero: a wake in the past would spin.
+        at.map_or(RESYNC, |at| at.since(now).max(Duration::from_millis(20)).min(RESYNC))
+    }
+
+    // ---- observing ----
+
+    fn look_at_all(&mut self) {
+        let names: Vec<String> = self.entries.keys().cloned().collect();
+        for name in names {
+            self.look(&name);
+        }
+        if !self.listing {
+            self.listing = true;
+            let (engine, tx) = (self.p.engine.clone(), self.tx.clone());
+            tokio::spawn(async move {
+                let _ = tx.send(Word::Listed(engine.list().await));
+            });
+        }
+    }
+
+    fn look(&mut self, name: &str) {
+        let entry = self.entries.entry(name.to_owned()).or_insert_with(|| Entry::new(None, Timestamp::now()));
+        if entry.acting {
+            // Looked at when the step is done.
+            return;
+        }
+        if entry.observing {
+            entry.look_again = true;
+            return;
+        }
+        entry.observing = true;
+        let (engine, tx, name) = (self.p.engine.clone(), self.tx.clone(), name.to_owned());
+        tokio::spawn(async move {
+            let seen = engine.observe(&name).await;
+            let _ = tx.send(Word::Seen(name, seen));
+        });
+    }
+
+    fn hear(&mut self, word: Word) {
+        match word {
+            Word::Seen(name, seen) => {
+                let Some(entry) = self.entries.get_mut(&name) else { return };
+                entry.observing = false;
+                match seen {
+                    Ok(seen) => entry.seen = Some(seen),
+                    // What was seen last stays; the engine's own view says that it is away.
+                    Err(reason) => tracing::debug!(service = name, %reason, "cannot be looked at"),
+                }
+                if std::mem::take(&mut entry.look_again) {
+                    self.look(&name);
+                    return;
+                }
+                self.mind_prober(&name);
+            }
+            Word::Listed(found) => {
+                self.listing = false;
+                let Ok(found) = found else { return };
+                self.listed_empty = found.is_empty();
+                for name in found {
+                    if !self.entries.contains_key(&name) {
+                        self.look(&name);
+                    }
+                }
+            }
+            Word::Health(name, key, health) => {
+                if let Some(entry) = self.entries.get_mut(&name)
+                    && entry.prober.as_ref().is_some_and(|(k, _)| *k == key)
+                {
+                    entry.health = health;
+                }
+            }
+            Word::Done(name, action, result) => self.done(&name, &action, result),
+            Word::Told(name, result) => {
+                let Some(entry) = self.entries.get_mut(&name) else { return };
+                entry.acting = false;
+                match result {
+                    Ok(_) => {
+                        entry.memory.told();
+                        entry.tell_tries = 0;
+                    }
+                    Err(reason) => {
+                        tracing::debug!(service = name, reason, "the GCS could not be told");
+                        entry.tell_tries += 1;
+                        entry.not_before = Some(Timestamp::now().plus(AFTER_FAILURE));
+                        if entry.tell_tries >= TELL_TRIES {
+                            entry.memory.told();
+                            entry.tell_tries = 0;
+                        }
+                    }
+                }
+                self.look(&name);
+            }
+        }
+    }
+
+    fn done(&mut self, name: &str, action: &Action, result: Result<(), EngineError>) {
+        let now = Timestamp::now();
+        let seed = self.seed;
+        let Some(entry) = self.entries.get_mut(name) else { return };
+        entry.acting = false;
+        if let Err(error) = result {
+            entry.not_before = Some(now.plus(AFTER_FAILURE));
+            tracing::info!(service = name, %error, "a step failed");
+            let making = matches!(action, Action::Create | Action::Start { .. });
+            match (&error, &entry.spec) {
+                (EngineError::Unreachable(_), _) => {}
+                (EngineError::NotFound(_), Some(spec)) if *action == Action::Create => {
+                    self.p.images.mark_missing(spec.image);
+                }
+                // It is gone meanwhile: looked at again, nothing else.
+                (EngineError::NotFound(_), _) => {}
+                _ if making => entry.memory.obstacle(error.to_string(), now, seed),
+                _ => {}
+            }
+        }
+        self.look(name);
+    }
+
+    /// One prober per run of a container.
+    fn mind_prober(&mut self, name: &str) {
+        let ray = self.p.ray.watch();
+        let tx = self.tx.clone();
+        let Some(entry) = self.entries.get_mut(name) else { return };
+        let key = entry.running().map(|(c, at)| (c.id.clone(), at));
+        if entry.prober.as_ref().map(|(k, _)| k) == key.as_ref() {
+            return;
+        }
+        if let Some((_, task)) = entry.prober.take() {
+            task.abort();
+        }
+        entry.health = Health::Unknown;
+        let (Some(key), Some(spec), Some((container, started_at))) = (key, entry.spec.clone(), entry.running()) else {
+            return;
+        };
+        let (service, told_key, container) = (name.to_owned(), key.clone(), container.clone());
+        let tell = move |health| {
+            let _ = tx.send(Word::Health(service.clone(), told_key.clone(), health));
+        };
+        let task = tokio::spawn(probe::run(spec, container, started_at, ray, tell));
+        entry.prober = Some((key, task.abort_handle()));
+    }
+
+    // ---- deciding ----
+
+    /// Decides for every service, again while states change: what becomes ready lets others start at once.
+    fn settle(&mut self) {
+        self.aim();
+        let names: Vec<String> = self.entries.keys().cloned().collect();
+        for _ in 0..3 {
+            let mut changed = false;
+            for name in &names {
+                changed |= self.decide(name);
+            }
+            if !changed {
+                break;
+            }
+        }
+        if !self.down {
+            // A container that no plan knows is forgotten once it is gone.
+            self.entries.retain(|_, e| e.spec.is_some() || e.acting || e.observing || e.seen != Some(Seen::Absent));
+        }
+    }
+
+    /// Ray's watcher looks where the head is.
+    fn aim(&self) {
+        let head = self.entries.values().find(|e| e.kind() == Some(Kind::RayHead));
+        let endpoint = head.and_then(|head| {
+            let (container, _) = head.running()?;
+            let ip = self.publish_ip();
+            let at = |port: u16| container.ports.get(&port).map(|&p| SocketAddr::new(ip, p));
+            Some(Endpoint {
+                gcs: at(HEAD_PORTS.0)?,
+                dashboard: at(HEAD_PORTS.1)?,
+                token: self.p.wish.ray_token.clone(),
+            })
+        });
+        self.p.ray.aim(endpoint);
+    }
+
+    /// Where published ports are reached from here.
+    fn publish_ip(&self) -> IpAddr {
+        let ip = self.p.wish.config.network.publish;
+        if ip.is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { ip }
+    }
+
+    fn wanted(&self, name: &str) -> Wanted {
+        let enabled = self.entries.get(name).and_then(|e| e.spec.as_ref()).is_some_and(|s| s.enabled);
+        match (self.down, enabled, self.held.contains(name)) {
+            (true, _, _) | (_, false, _) => Wanted::Off,
+            (false, true, true) => Wanted::Held,
+            (false, true, false) => Wanted::Up,
+        }
+    }
+
+    /// Returns whether the state changed.
+    fn decide(&mut self, name: &str) -> bool {
+        let now = Timestamp::now();
+        let wanted = self.wanted(name);
+        let (unmet, turn, spare_worker) = (self.unmet(name), self.turn(name), self.spare_worker(name));
+        let gcs = self.p.ray.watch().borrow().gcs == Gcs::Reachable;
+        let seed = self.seed ^ name.bytes().fold(0, |h: u64, b| h.wrapping_mul(31).wrapping_add(u64::from(b)));
+        let image = self.image(name);
+        let Some(entry) = self.entries.get_mut(name) else { return false };
+        let Some(seen) = entry.seen.clone() else { return false };
+        if entry.acting || entry.observing || entry.not_before.is_some_and(|at| at > now) {
+            return false;
+        }
+        entry.not_before = None;
+        let situation = Situation {
+            name,
+            hash: &entry.hash,
+            start_deadline: entry.spec.as_ref().map_or(Duration::MAX, |s| s.start_deadline),
+            is_ray_node: entry.kind().is_some_and(Kind::is_ray_node),
+            wanted,
+            seen: &seen,
+            health: &entry.health,
+            image: &image,
+            unmet,
+            gcs,
+            turn,
+            spare_worker,
+            seed,
+        };
+        let decision = decide::decide(&situation, &mut entry.memory, now);
+        let changed = self.show(name, &decision, now);
+        self.act(name, decision, now);
+        changed
+    }
+
+    fn unmet(&self, name: &str) -> Option<String> {
+        let spec = self.entries.get(name)?.spec.as_ref()?;
+        spec.requires.iter().find_map(|requirement| match requirement {
+            Requirement::Ready(other) => {
+                let ready = self.entries.get(other).is_some_and(Entry::ready);
+                (!ready).then(|| format!("waits for {other}"))
+            }
+            Requirement::Gcs => {
+                let reachable = self.p.ray.watch().borrow().gcs == Gcs::Reachable;
+                (!reachable).then(|| "waits for ray-head".to_owned())
+            }
+        })
+    }
+
+    fn turn(&self, name: &str) -> Turn {
+        if self.entries.get(name).and_then(Entry::kind) != Some(Kind::RayWorker) {
+            return Turn::Now;
+        }
+        // In the plan's order: `ray-worker-10` comes after `ray-worker-9`.
+        let workers: Vec<&Entry> = self
+            .p
+            .wish
+            .plan
+            .services
+            .iter()
+            .filter(|s| s.kind == Kind::RayWorker)
+            .filter_map(|s| self.entries.get(&s.name))
+            .collect();
+        let members: Vec<Member<'_>> = workers
+            .iter()
+            .filter_map(|e| {
+                let name = e.spec.as_ref()?.name.as_str();
+                Some(Member {
+                    name,
+                    counts: self.wanted(name) == Wanted::Up,
+                    ready: e.ready() && !e.acting,
+                    outdated: e.container().is_some_and(|c| c.spec_hash != e.hash),
+                })
+            })
+            .collect();
+        let me = members.iter().position(|m| m.name == name).unwrap_or(usize::MAX);
+        decide::turn(&members, me)
+    }
+
+    /// Whether another GPU worker is ready and Ray counts its GPU as free.
+    fn spare_worker(&self, name: &str) -> bool {
+        let view = self.p.ray.watch().borrow().clone();
+        self.entries.iter().any(|(other, e)| {
+            let address = e.spec.as_ref().map(|s| s.container.address);
+            other != name
+                && e.kind() == Some(Kind::RayWorker)
+                && e.ready()
+                && view.nodes.iter().any(|n| {
+                    Some(n.address) == address && n.alive && n.available.get("GPU").is_some_and(|&free| free >= 1.0)
+                })
+        })
+    }
+
+    fn image(&self, name: &str) -> Image {
+        let Some(image) = self.entries.get(name).and_then(|e| e.spec.as_ref()).map(|s| s.image) else {
+            return Image::Present;
+        };
+        match self.p.images.watch().borrow().get(&image) {
+            Some(ImageState::Present { .. }) => Image::Present,
+            Some(ImageState::Preparing { detail, .. }) => Image::Preparing(format!("{} image: {detail}", image.word())),
+            Some(ImageState::Unavailable { reason, .. }) => Image::Unavailable(reason.clone()),
+            Some(ImageState::Unknown | ImageState::Missing) | None => {
+                Image::Preparing(format!("looks for the {} image", image.word()))
+            }
+        }
+    }
+
+    // ---- acting ----
+
+    fn act(&mut self, name: &str, decision: Decision, now: Timestamp) {
+        let Decision { action, reason, .. } = decision;
+        let Some(entry) = self.entries.get_mut(name) else { return };
+        let what = match &action {
+            Action::None => return,
+            Action::PrepareImage => {
+                if let Some(spec) = &entry.spec {
+                    self.p.images.want(spec.image);
+                }
+                return;
+            }
+            Action::TellGcs { .. } => "tell-gcs",
+            Action::Create => "create",
+            Action::Start { again: true, .. } => "restart",
+            Action::Start { again: false, .. } => "start",
+            Action::Stop { .. } => "stop",
+            Action::Kill { .. } => "kill",
+            Action::Remove { .. } => "remove",
+        };
+        tracing::info!(service = name, reason, "{what}");
+        self.p.journal.record(Record {
+            at: now,
+            service: Some(name.to_owned()),
+            kind: RecordKind::Action,
+            what: what.to_owned(),
+            reason,
+        });
+        entry.acting = true;
+        let (engine, tx, name) = (self.p.engine.clone(), self.tx.clone(), name.to_owned());
+        if let Action::TellGcs { reason } = action {
+            let address = entry.spec.as_ref().map_or(Ipv4Addr::UNSPECIFIED, |s| s.container.address);
+            let ray = self.p.ray.clone();
+            tokio::spawn(async move {
+                let told = ray.unregister(address, now, &reason).await;
+                let _ = tx.send(Word::Told(name, told));
+            });
+            return;
+        }
+        let (spec, network) = (entry.spec.clone(), self.p.wish.plan.network.clone());
+        tokio::spawn(async move {
+            let result = match (&action, spec) {
+                (Action::Create, Some(spec)) => match engine.ensure_network(&network).await {
+                    Ok(()) => engine.create(&name, &spec.container).await,
+                    Err(e) => Err(e),
+                },
+                (Action::Start { id, .. }, _) => engine.start(id).await,
+                (Action::Stop { id }, _) => engine.stop(id).await,
+                (Action::Kill { id }, _) => engine.kill(id).await,
+                (Action::Remove { id }, _) => engine.remove(id).await,
+                _ => Ok(()),
+            };
+            let _ = tx.send(Word::Done(name, action, result));
+        });
+    }
+
+    // ---- showing ----
+
+    /// Brings what is shown up to date, and the journal when the state changed.
+    fn show(&mut self, name: &str, decision: &Decision, now: Timestamp) -> bool {
+        let Some(entry) = self.entries.get_mut(name) else { return false };
+        let before = entry.state;
+        let adopted = std::mem::take(&mut entry.fresh);
+        let changed = before != decision.state || adopted;
+        entry.state = decision.state;
+        entry.wake = decision.wake;
+        entry.next_try = match decision.state {
+            ServiceState::Backoff | ServiceState::CrashLoop => decision.wake,
+            _ => None,
+        };
+        entry.progress = (decision.state == ServiceState::Preparing).then(|| decision.reason.clone());
+        let mut reason = decision.reason.clone();
+        if decision.state == ServiceState::Ready && reason.is_empty() {
+            let started = entry.running().map(|(_, at)| at);
+            reason = match started {
+                // Adopted: the journal's word stands, if it has one.
+                Some(_) if adopted && !entry.reason.is_empty() => entry.reason.clone(),
+                Some(at) if changed => format!("ready {} after its start", human(now.since(at))),
+                _ => entry.reason.clone(),
+            };
+        }
+        if decision.state == ServiceState::Preparing {
+            // Steps of a build are progress, not reasons: the journal would fill with them.
+            reason = if changed { "its image is prepared".to_owned() } else { entry.reason.clone() };
+        }
+        if !changed {
+            entry.reason = reason;
+            return false;
+        }
+        if before != decision.state || entry.recorded != Some(decision.state) {
+            let recorded = entry.recorded.replace(decision.state);
+            if recorded != Some(decision.state) {
+                entry.since = now;
+                self.p.journal.record(Record {
+                    at: now,
+                    service: Some(name.to_owned()),
+                    kind: RecordKind::State,
+                    what: decision.state.word().to_owned(),
+                    reason: reason.clone(),
+                });
+            }
+        }
+        entry.reason = reason;
+        before != decision.state
+    }
+
+    fn publish(&self) {
+        let now = Timestamp::now();
+        let restarts = self.p.journal.restarts();
+        let plan = &self.p.wish.plan;
+        let left_over = self.entries.values().filter(|e| e.spec.is_none()).count();
+        let mut services: Vec<ServiceView> = Vec::with_capacity(plan.services.len() + left_over);
+        for spec in &plan.services {
+            let Some(entry) = self.entries.get(&spec.name) else { continue };
+            services.push(ServiceView {
+                name: spec.name.clone(),
+                state: entry.state,
+                since: entry.since,
+                restarts: restarts.get(&spec.name).copied().unwrap_or(0),
+                last_reason: entry.reason.clone(),
+                progress: entry.progress.clone(),
+                next_try: entry.next_try,
+                container: entry.container().map(|_| plan.container_name(&spec.name)),
+                image: spec.container.image.clone(),
+                address: spec.container.address.to_string(),
+            });
+        }
+        let ray = self.p.ray.watch().borrow().clone();
+        let port_of = |service: &str, port: u16| {
+            let entry = self.entries.get(service)?;
+            entry.running()?.0.ports.get(&port).copied()
+        };
+        let snapshot = view::snapshot(view::Known {
+            now,
+            daemon: &self.p.daemon,
+            node: self.p.node.borrow().clone(),
+            engine: self.p.engine_view.borrow().clone(),
+            journal: self.p.journal.health().borrow().clone(),
+            ray: &ray,
+            config: &self.p.wish.config,
+            gpus: &self.p.wish.gpus,
+            services,
+            port_of: &port_of,
+        });
+        self.p.snapshot.send_if_modified(|old| {
+            // The time alone is no news.
+            let same = Snapshot { taken_at: old.taken_at, ..snapshot.clone() } == **old;
+            if !same {
+                *old = Arc::new(snapshot);
+            }
+            !same
+        });
+    }
+
+    // ---- obeying ----
+
+    fn obey(&mut self, request: Request) {
+        let answer = match request.command {
+            Command::Start { service } => self.known(&service).and_then(|()| self.start(&service)),
+            Command::Stop { service } => self.known(&service).map(|()| self.hold(&service)),
+            Command::Restart { service } => self.known(&service).and_then(|()| self.restart(&service)),
+            Command::Reload => self.reload(),
+            Command::Down => {
+                self.down = true;
+                self.note(RecordKind::Daemon, None, "down", "a person asked for it");
+                self.look_at_all();
+                Ok("stopping every container; volumes and images are kept".to_owned())
+            }
+        };
+        // Whoever asked may have gone.
+        let _ = request.reply.send(answer);
+    }
+
+    fn note(&self, kind: RecordKind, service: Option<&str>, what: &str, reason: &str) {
+        self.p.journal.record(Record {
+            at: Timestamp::now(),
+            service: service.map(str::to_owned),
+            kind,
+            what: what.to_owned(),
+            reason: reason.to_owned(),
+        });
+    }
+
+    fn known(&self, service: &str) -> Result<(), Refusal> {
+        if self.down {
+            return Err(Refusal::ShuttingDown);
+        }
+        match self.p.wish.plan.service(service) {
+            Some(spec) if spec.enabled => Ok(()),
+            Some(_) => Err(Refusal::Invalid(format!(
+                "{service} is switched off; set `services.{service}.enabled = true` in labd.toml"
+            ))),
+            None => {
+                let names: Vec<&str> = self.p.wish.plan.services.iter().map(|s| s.name.as_str()).collect();
+                Err(Refusal::UnknownService(format!("no service `{service}`; there are: {}", names.join(", "))))
+            }
+        }
+    }
+
+    fn start(&mut self, service: &str) -> Result<String, Refusal> {
+        let released = self.held.remove(service);
+        if released {
+            self.p.journal.set_memory(held_key(service), "no");
+        }
+        let entry = self.entries.get_mut(service).ok_or(Refusal::ShuttingDown)?;
+        if !released && entry.ready() {
+            return Ok(format!("{service}: is ready already"));
+        }
+        entry.memory.forgive();
+        self.note(RecordKind::Action, Some(service), "released", "started by hand");
+        self.look(service);
+        Ok(format!("{service}: is being started"))
+    }
+
+    fn hold(&mut self, service: &str) -> String {
+        if self.held.insert(service.to_owned()) {
+            self.p.journal.set_memory(held_key(service), "yes");
+            self.note(RecordKind::Action, Some(service), "held", "stopped by hand");
+        }
+        self.look(service);
+        format!("{service}: is being stopped, and held until `labd start {service}`")
+    }
+
+    fn restart(&mut self, service: &str) -> Result<String, Refusal> {
+        if self.held.contains(service) {
+            return self.start(service);
+        }
+        let entry = self.entries.get_mut(service).ok_or(Refusal::ShuttingDown)?;
+        entry.memory.forgive();
+        entry.memory.restart = entry.running().is_some() || entry.acting;
+        self.look(service);
+        Ok(format!("{service}: is being restarted"))
+    }
+
+    fn reload(&mut self) -> Result<String, Refusal> {
+        if self.down {
+            return Err(Refusal::ShuttingDown);
+        }
+        let wish = (self.p.reread)().map_err(|reason| {
+            self.note(RecordKind::Config, None, "refused", &reason);
+            Refusal::Invalid(reason)
+        })?;
+        let before = std::mem::replace(&mut self.p.wish, wish);
+        let now = Timestamp::now();
+        let mut changed = Vec::new();
+        for spec in self.p.wish.plan.services.clone() {
+            let name = spec.name.clone();
+            let entry = self.entries.entry(name.clone()).or_insert_with(|| Entry::new(None, now));
+            let hash = spec.container.hash();
+            let toggled = before.plan.service(&name).is_none_or(|old| old.enabled != spec.enabled);
+            if (hash != entry.hash && spec.enabled) || toggled {
+                changed.push(name);
+                // New settings are a new chance.
+                entry.memory.forgive();
+            }
+            entry.hash = hash;
+            entry.spec = Some(spec);
+        }
+        // What is not planned any more becomes a left-over container, and goes.
+        for (name, entry) in &mut self.entries {
+            if self.p.wish.plan.service(name).is_none() && entry.spec.take().is_some() {
+                changed.push(name.clone());
+            }
+        }
+        self.p.images.update(self.p.wish.plan.images.clone(), self.p.wish.settings.clone());
+        self.p.plan.send_replace(Arc::new(self.p.wish.view.clone()));
+        self.p.credentials.send_replace(Arc::new(self.p.wish.credentials.clone()));
+        let message = if changed.is_empty() {
+            "labd.toml was read; no container is concerned".to_owned()
+        } else {
+            format!("labd.toml was read; concerned: {}", changed.join(", "))
+        };
+        self.note(RecordKind::Config, None, "reloaded", &message);
+        self.look_at_all();
+        Ok(message)
+    }
+
+    /// Whether the lab is down: no container left, and the network gone.
+    fn finished(&mut self) -> bool {
+        let gone = self.entries.values().all(|e| !e.acting && !e.observing && !matches!(e.seen, Some(Seen::Ours(_))));
+        if !gone || !self.listed_empty {
+            if gone && !self.listing {
+                self.look_at_all();
+            }
+            return false;
+        }
+        true
+    }
+}
+
+fn held_key(service: &str) -> String {
+    format!("held:{service}")
+}
+
+fn is_held(journal: &Journal, service: &str) -> bool {
+    journal.memory(&held_key(service)).as_deref() == Some("yes")
+}

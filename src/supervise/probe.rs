@@ -1,0 +1,215 @@
+//! Whether a running container fulfils its contract. One task per running container; it owns nothing and tells health.
+//!
+//! Everything is asked through ports published on the host, never at bridge addresses: that also works with rootless
+//! engines. A container that was ready is called failing only after three misses in a row, each with seconds to answer: a
+//! busy one must not be called dead.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body_util::Empty;
+use hyper::{Method, Request, header};
+use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+use rusty_s3::{Bucket, Credentials, S3Action as _, UrlStyle};
+use tokio::sync::watch;
+
+use super::decide::Health;
+use crate::{
+    engine::ContainerSeen,
+    plan::spec::{Probe, ServiceSpec},
+    ray::{Gcs, RayView},
+    secret::Secret,
+    time::Timestamp,
+};
+
+/// Until it is ready for the first time.
+const EAGER: Duration = Duration::from_millis(150);
+/// While it is ready.
+const CALM: Duration = Duration::from_secs(2);
+/// How long one answer may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Misses in a row that make a ready one failing.
+const MISSES: u32 = 3;
+/// A Ray node's clock and the engine's are the same, read a moment apart.
+const CLOCK_SLACK: Duration = Duration::from_secs(1);
+
+/// Probes for ever, telling every change of health.
+pub(super) async fn run(
+    spec: ServiceSpec,
+    container: ContainerSeen,
+    started_at: Timestamp,
+    mut ray: watch::Receiver<std::sync::Arc<RayView>>,
+    tell: impl Fn(Health),
+) {
+    let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build_http::<Empty<Bytes>>();
+    let prober = Prober { client, spec, container, started_at };
+    let (mut last, mut misses) = (Health::Unknown, 0);
+    loop {
+        let view = ray.borrow_and_update().clone();
+        let answer = tokio::time::timeout(PATIENCE, prober.ask(&view))
+            .await
+            .unwrap_or_else(|_| failing(format!("no answer within {} s", PATIENCE.as_secs())));
+        let was_passing = last == Health::Passing;
+        misses = if matches!(answer, Health::Failing { .. }) { misses + 1 } else { 0 };
+        let believed = !(was_passing && misses > 0 && misses < MISSES);
+        if believed && answer != last {
+            last = answer;
+            tell(last.clone());
+        }
+        let pause = if last == Health::Passing { CALM } else { EAGER };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            // A node that joins or leaves is seen at once.
+            Ok(()) = ray.changed(), if matches!(prober.spec.probe, Probe::RayNode { .. }) && last != Health::Passing => {}
+        }
+    }
+}
+
+struct Prober {
+    client: Client<hyper_util::client::legacy::connect::HttpConnector, Empty<Bytes>>,
+    spec: ServiceSpec,
+    container: ContainerSeen,
+    started_at: Timestamp,
+}
+
+impl Prober {
+    async fn ask(&self, ray: &RayView) -> Health {
+        match &self.spec.probe {
+            Probe::Http { port, path, authorization } => {
+                let authorization = authorization.as_ref().map(|(scheme, secret)| (scheme.as_str(), secret));
+                self.expect_ok(*port, path, authorization).await
+            }
+            Probe::Minio { port, bucket, region, access_key, secret_key } => {
+                match self.expect_ok(*port, "/minio/health/ready", None).await {
+                    Health::Passing => self.bucket(*port, bucket, region, access_key, secret_key).await,
+                    other => other,
+                }
+            }
+            Probe::RayNode { agent_port } => match node(ray, &self.container, self.started_at) {
+                Health::Passing => self.expect_ok(*agent_port, "/api/local_raylet_healthz", None).await,
+                other => other,
+            },
+        }
+    }
+
+    async fn expect_ok(&self, port: u16, path: &str, authorization: Option<(&str, &Secret)>) -> Health {
+        let address = match self.address(port) {
+            Ok(address) => address,
+            Err(health) => return health,
+        };
+        match self.send(Method::GET, &format!("http://{address}{path}"), authorization).await {
+            Ok(200) => Health::Passing,
+            Ok(status) => failing(format!("{path} is answered with HTTP status {status}")),
+            Err(reason) => failing(reason),
+        }
+    }
+
+    /// The bucket is part of the contract: made when it is missing.
+    async fn bucket(&self, port: u16, name: &str, region: &str, access_key: &Secret, secret_key: &Secret) -> Health {
+        const VALID: Duration = Duration::from_secs(60);
+        let address = match self.address(port) {
+            Ok(address) => address,
+            Err(health) => return health,
+        };
+        let endpoint = format!("http://{address}").parse().ok();
+        let bucket = endpoint.and_then(|e| Bucket::new(e, UrlStyle::Path, name.to_owned(), region.to_owned()).ok());
+        let Some(bucket) = bucket else { return failing(format!("bucket `{name}` has no valid address")) };
+        let credentials = Credentials::new(access_key.expose(), secret_key.expose());
+        let look = bucket.head_bucket(Some(&credentials)).sign(VALID);
+        match self.send(Method::HEAD, look.as_str(), None).await {
+            Ok(200) => Health::Passing,
+            Ok(404) => {
+                let make = bucket.create_bucket(&credentials).sign(VALID);
+                match self.send(Method::PUT, make.as_str(), None).await {
+                    Ok(200) => Health::Passing,
+                    Ok(status) => failing(format!("bucket `{name}` cannot be made: HTTP status {status}")),
+                    Err(reason) => failing(reason),
+                }
+            }
+            Ok(403) => failing(format!("bucket `{name}`: the credentials are refused; the volume was made with others")),
+            Ok(status) => failing(format!("bucket `{name}` is answered with HTTP status {status}")),
+            Err(reason) => failing(reason),
+        }
+    }
+
+    fn address(&self, port: u16) -> Result<SocketAddr, Health> {
+        let published = self.spec.container.ports.iter().find(|p| p.container == port);
+        let host_ip = published.and_then(|p| p.host_ip.parse().ok()).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        let host_ip = if host_ip.is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { host_ip };
+        let host_port = self.container.ports.get(&port).copied();
+        host_port.map(|p| SocketAddr::new(host_ip, p)).ok_or_else(|| failing(format!("port {port} is not published")))
+    }
+
+    /// The status of the answer. The URL is not in the error: a signed one is a credential.
+    async fn send(&self, method: Method, url: &str, authorization: Option<(&str, &Secret)>) -> Result<u16, String> {
+        let mut request = Request::builder().method(method).uri(url);
+        if let Some((scheme, secret)) = authorization {
+            request = request.header(header::AUTHORIZATION, format!("{scheme} {}", secret.expose()));
+        }
+        let request = request.body(Empty::new()).map_err(|_| "the address to ask is not valid".to_owned())?;
+        // The connection is closed unread: only the status matters.
+        let answer = self.client.request(request).await.map_err(|_| "does not answer yet".to_owned())?;
+        Ok(answer.status().as_u16())
+    }
+}
+
+fn failing(reason: impl Into<String>) -> Health {
+    Health::Failing { reason: reason.into() }
+}
+
+/// Whether the container's node is in the cluster since this start. Pure.
+fn node(ray: &RayView, container: &ContainerSeen, started_at: Timestamp) -> Health {
+    if ray.gcs != Gcs::Reachable {
+        return Health::Unknown;
+    }
+    let Some(address) = container.address else { return failing("it has no address on the lab's network") };
+    let node = ray.nodes.iter().find(|n| n.address == address && n.started_at.plus(CLOCK_SLACK) >= started_at);
+    match node {
+        Some(n) if n.alive => Health::Passing,
+        Some(_) => failing("Ray counts the node as dead"),
+        None => failing("it has not joined the Ray cluster"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::{engine::RunState, ray::RayNode};
+
+    #[test]
+    fn a_node_counts_from_this_start_on() {
+        let at = Timestamp::from_millis;
+        let address = Ipv4Addr::new(198, 18, 100, 20);
+        let container = ContainerSeen {
+            id: "c".into(),
+            spec_hash: "h".into(),
+            run: RunState::Running { started_at: at(10_000) },
+            ports: BTreeMap::new(),
+            address: Some(address),
+        };
+        let node_at = |started, alive| RayNode {
+            id: vec![1],
+            address,
+            alive,
+            is_head: false,
+            started_at: at(started),
+            name: String::new(),
+            resources: BTreeMap::new(),
+            available: BTreeMap::new(),
+            labels: BTreeMap::new(),
+        };
+        let view = |gcs, nodes| RayView { gcs, nodes, ..RayView::default() };
+        let ask = |view: &RayView| node(view, &container, at(10_000));
+        assert_eq!(ask(&view(Gcs::Unknown, vec![])), Health::Unknown);
+        assert_eq!(ask(&view(Gcs::Unreachable { reason: "x".into() }, vec![node_at(11_000, true)])), Health::Unknown);
+        assert_eq!(ask(&view(Gcs::Reachable, vec![node_at(11_000, true)])), Health::Passing);
+        assert_eq!(ask(&view(Gcs::Reachable, vec![node_at(9_500, true)])), Health::Passing, "clocks");
+        assert!(matches!(ask(&view(Gcs::Reachable, vec![node_at(2_000, true)])), Health::Failing { .. }), "the one before");
+        assert!(matches!(ask(&view(Gcs::Reachable, vec![node_at(11_000, false)])), Health::Failing { .. }));
+    }
+}

@@ -1,0 +1,107 @@
+//! From what the loop knows to the one [`Snapshot`]. Pure.
+
+use crate::{
+    config::Config,
+    journal::JournalHealth,
+    node::gpu::{Gpu, Vendor},
+    plan,
+    ray::RayView,
+    snapshot::{DaemonView, EngineView, GpuView, NodeView, Notice, SCHEMA, ServiceState, ServiceView, Severity, Snapshot},
+    time::Timestamp,
+};
+
+/// A file system with less than this part free is worth a warning.
+const DISK_LOW: f64 = 0.15;
+
+/// What a snapshot is made of.
+pub(super) struct Known<'a> {
+    pub(super) now: Timestamp,
+    pub(super) daemon: &'a DaemonView,
+    pub(super) node: NodeView,
+    pub(super) engine: EngineView,
+    pub(super) journal: JournalHealth,
+    pub(super) ray: &'a RayView,
+    pub(super) config: &'a Config,
+    pub(super) gpus: &'a [Gpu],
+    pub(super) services: Vec<ServiceView>,
+    /// Published host port of a service's container port.
+    pub(super) port_of: &'a dyn Fn(&str, u16) -> Option<u16>,
+}
+
+pub(super) fn snapshot(k: Known<'_>) -> Snapshot {
+    let links = plan::links(k.config, &k.node.address, k.port_of);
+    let gpus = k
+        .gpus
+        .iter()
+        .enumerate()
+        .map(|(i, gpu)| {
+            let worker = format!("ray-worker-{i}");
+            let there = k.services.iter().any(|s| s.name == worker && s.container.is_some());
+            GpuView {
+                id: gpu.id.clone(),
+                name: gpu.name.clone(),
+                vendor: gpu.vendor.word().to_owned(),
+                simulated: gpu.vendor == Vendor::Simulated,
+                memory_bytes: gpu.memory_bytes,
+                worker: there.then_some(worker),
+            }
+        })
+        .collect();
+    let notices = notices(&k);
+    Snapshot {
+        schema: SCHEMA,
+        taken_at: k.now,
+        labd: k.daemon.clone(),
+        node: k.node,
+        engine: k.engine,
+        services: k.services,
+        gpus,
+        jobs: k.ray.jobs.clone(),
+        demands: k.ray.demands.clone(),
+        links,
+        notices,
+    }
+}
+
+fn notices(k: &Known<'_>) -> Vec<Notice> {
+    let mut notices = Vec::new();
+    let mut say = |severity, text: String| notices.push(Notice { severity, text });
+    if let EngineView::Unreachable { reason, .. } = &k.engine {
+        say(Severity::Error, reason.clone());
+    }
+    for service in &k.services {
+        if matches!(service.state, ServiceState::Blocked | ServiceState::CrashLoop) {
+            say(Severity::Error, format!("{}: {}", service.name, service.last_reason));
+        }
+    }
+    if let JournalHealth::NotRecording { reason, .. } = &k.journal {
+        say(Severity::Warning, format!("history is not recorded: {reason}"));
+    }
+    for disk in &k.node.disks {
+        if (disk.available_bytes as f64) < disk.total_bytes as f64 * DISK_LOW {
+            say(Severity::Warning, format!("{} is {} % full", disk.mount, 100 - disk.available_bytes * 100 / disk.total_bytes.max(1)));
+        }
+    }
+    if !k.config.ray.persist {
+        say(Severity::Warning, "a crash of the Ray head loses all jobs: `ray.persist` is off in labd.toml".to_owned());
+    }
+    if k.gpus.is_empty() {
+        say(Severity::Warning, "no GPU was found: no worker runs; `gpus.simulate = 2` in labd.toml shows how it would be".to_owned());
+    }
+    if k.gpus.iter().any(|g| g.vendor == Vendor::Simulated) {
+        say(Severity::Info, "the GPUs are simulated: nothing here computes on a real one".to_owned());
+    }
+    if k.config.network.publish.is_loopback() {
+        let page = k.config.lab.page.port();
+        let ports = &k.config.ports;
+        say(
+            Severity::Info,
+            format!(
+                "the links open on this machine only; from yours: ssh -L {page}:localhost:{page} -L {0}:localhost:{0} -L {1}:localhost:{1} {2}",
+                ports.dashboard, ports.jupyter, k.node.address
+            ),
+        );
+    }
+    notices.sort_by_key(|n| std::cmp::Reverse(n.severity));
+    notices
+}
