@@ -22,8 +22,10 @@
 //! | [`journal`] writer thread | the database | entries (`mpsc`) | events (`broadcast`), its health (`watch`) |
 //! | [`http`] servers | listeners | requests | commands (`mpsc`) |
 
+pub mod cli;
 pub mod config;
 pub mod control;
+pub mod daemon;
 pub mod engine;
 pub mod http;
 pub mod journal;
@@ -31,6 +33,7 @@ pub mod node;
 pub mod plan;
 pub mod ray;
 pub mod secret;
+pub mod secrets;
 pub mod snapshot;
 pub mod supervise;
 pub mod time;

@@ -1,2 +1,7 @@
-//! Arguments, logging, dispatch; nothing else.
-fn main() {}
+//! Dispatch; nothing else.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    labd::cli::main()
+}

@@ -1,0 +1,247 @@
+//! The command line, defined once: parsing, help, completions and the man page come from here.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::{config::DEFAULT_PATH, plan::spec::ImageName};
+
+/// Where the daemon listens unless told otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/labd/labd.sock";
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0   done
+  1   failed; the line on stderr says why
+  2   the command line is wrong
+  3   the daemon does not run
+  4   you may not use the daemon's socket
+  5   it took longer than --timeout
+  6   there is no such service
+  78  labd.toml is wrong";
+
+/// Runs a lab's GPU machine: Ray, MinIO, metrics and Jupyter are up and stay up.
+#[derive(Debug, Parser)]
+#[command(name = "labd", version, max_term_width = 100, after_help = EXIT_CODES, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(flatten)]
+    pub(super) global: Global,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// Configuration file
+    #[arg(long, global = true, value_name = "FILE", env = "LABD_CONFIG", default_value = DEFAULT_PATH)]
+    pub config: PathBuf,
+    /// The daemon's socket
+    #[arg(long, global = true, value_name = "PATH", env = "LABD_SOCKET", default_value = DEFAULT_SOCKET)]
+    pub socket: PathBuf,
+    /// When to use colours
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    pub color: Color,
+}
+
+/// When to use colours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    /// On a terminal, unless `NO_COLOR` is set.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Start the daemon if needed, wait until the lab is ready, print the links
+    #[command(after_help = "Examples:\n  labd up\n  labd up --simulate-gpus 2    # no GPU needed\n\nBuilding the images takes some minutes the first time. Ctrl-C leaves the lab coming up.")]
+    Up(Up),
+    /// Stop and remove every container and end the daemon; volumes and images are kept
+    #[command(after_help = "Examples:\n  labd down")]
+    Down(Down),
+    /// Show the node, its services, GPUs and jobs
+    #[command(after_help = "Examples:\n  labd status\n  labd status --watch\n  labd status --json | jq '.services[] | {name, state}'")]
+    Status(Status),
+    /// Show what a service prints
+    #[command(after_help = "Examples:\n  labd logs ray-head\n  labd logs ray-worker-0 -f\n  labd logs minio -n 20")]
+    Logs(Logs),
+    /// Show what happened, and why
+    #[command(after_help = "Examples:\n  labd events\n  labd events -f\n  labd events --service ray-worker-0 -n 10")]
+    Events(Events),
+    /// Start a service that was stopped by hand, or try a failing one now
+    #[command(after_help = "Examples:\n  labd start ray-worker-0")]
+    Start(Service),
+    /// Stop a service and keep it stopped
+    #[command(after_help = "Examples:\n  labd stop ray-worker-0    # until `labd start ray-worker-0`")]
+    Stop(Service),
+    /// Stop a service gracefully and start it again
+    #[command(after_help = "Examples:\n  labd restart jupyter")]
+    Restart(Service),
+    /// Make the daemon read labd.toml again; a broken one is refused
+    #[command(after_help = "Examples:\n  labd config check && labd reload")]
+    Reload,
+    /// Show what labd.toml and this machine come to
+    #[command(after_help = "Examples:\n  labd plan\n  labd plan --simulate-gpus 4 --json")]
+    Plan(Plan),
+    /// Show what you log in with
+    #[command(after_help = "Examples:\n  sudo labd credentials\n  export RAY_AUTH_TOKEN=$(sudo labd credentials --json | jq -r '.[0].secret')")]
+    Credentials(Json),
+    /// List, build or pull the images
+    #[command(subcommand, after_help = "Examples:\n  labd images list\n  labd images build ray")]
+    Images(Images),
+    /// Check or show the configuration
+    #[command(subcommand, after_help = "Examples:\n  labd config check\n  labd config check ./new.toml")]
+    Config(Config),
+    /// Run the daemon in the foreground; systemd does this
+    #[command(after_help = "Examples:\n  labd run\n  labd run --simulate-gpus 2\n\nSIGHUP reads labd.toml again. SIGTERM ends the daemon and leaves every container running.")]
+    Run(Run),
+    /// Print the version
+    #[command(after_help = "Examples:\n  labd version --json")]
+    Version(Json),
+    /// Print a completion script for a shell
+    #[command(after_help = "Examples:\n  labd completions bash >/etc/bash_completion.d/labd")]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the man page
+    #[command(after_help = "Examples:\n  labd man | man -l -")]
+    Man,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(super) struct Run {
+    /// Pretend that the machine has N GPUs
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=16))]
+    pub(super) simulate_gpus: Option<u32>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(super) struct Up {
+    #[command(flatten)]
+    pub(super) run: Run,
+    /// Longest wait in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
+    pub(super) timeout: u64,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(super) struct Down {
+    /// Longest wait in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    pub(super) timeout: u64,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(super) struct Status {
+    /// Print the snapshot
+    #[arg(long, conflicts_with = "watch")]
+    pub(super) json: bool,
+    /// Keep showing it
+    #[arg(long, short)]
+    pub(super) watch: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(super) struct Logs {
+    /// Which service, such as `ray-head`
+    pub(super) service: String,
+    /// Go on as it prints more
+    #[arg(long, short)]
+    pub(super) follow: bool,
+    /// How many of the last lines
+    #[arg(long, short = 'n', value_name = "LINES", default_value_t = 200)]
+    pub(super) tail: usize,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(super) struct Events {
+    /// Go on as more happens
+    #[arg(long, short)]
+    pub(super) follow: bool,
+    /// One JSON object per line
+    #[arg(long)]
+    pub(super) json: bool,
+    /// Of one service only
+    #[arg(long, value_name = "NAME")]
+    pub(super) service: Option<String>,
+    /// How many of the last ones
+    #[arg(short = 'n', long = "last", value_name = "COUNT", default_value_t = 50)]
+    pub(super) last: usize,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(super) struct Service {
+    /// Which service, such as `ray-worker-0`
+    pub(super) service: String,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(super) struct Plan {
+    #[command(flatten)]
+    pub(super) run: Run,
+    #[command(flatten)]
+    pub(super) json: Json,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(super) struct Json {
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Images {
+    /// Which images there are and where they come from
+    List(Json),
+    /// Build images now, present ones anew
+    Build(ImageNames),
+    /// Pull images that labd.toml names by reference
+    Pull(ImageNames),
+}
+
+#[derive(Debug, Clone, Args)]
+pub(super) struct ImageNames {
+    /// Which images: ray, minio, prometheus, grafana; all that apply when none is named
+    #[arg(value_parser = image_name)]
+    pub(super) names: Vec<ImageName>,
+}
+
+fn image_name(text: &str) -> Result<ImageName, String> {
+    ImageName::ALL.into_iter().find(|n| n.word() == text).ok_or_else(|| {
+        let known: Vec<&str> = ImageName::ALL.iter().map(|n| n.word()).collect();
+        format!("there are: {}", known.join(", "))
+    })
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Config {
+    /// Say whether a file is right, and if not, which line is wrong
+    Check {
+        /// The file; --config when absent
+        file: Option<PathBuf>,
+    },
+    /// Print the configuration in use, defaults included
+    Show(Json),
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn it_is_consistent_and_every_command_has_an_example() {
+        Cli::command().debug_assert();
+        for command in Cli::command().get_subcommands() {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("Examples:") || command.get_name() == "help", "{}", command.get_name());
+        }
+    }
+}

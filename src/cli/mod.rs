@@ -1,0 +1,146 @@
+//! The command line: a client of the daemon, and the daemon's own start.
+//!
+//! * [`args`]: the command line, defined once.
+//! * [`exit`]: exit codes and the one line on stderr.
+//! * `client`: HTTP over the daemon's Unix socket.
+//! * `status`: the snapshot as text, pure.
+//! * `up`, `follow`, `local`, `out`: the commands.
+
+pub mod args;
+mod client;
+pub mod exit;
+mod follow;
+mod local;
+mod out;
+mod status;
+mod up;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser as _};
+
+use self::{
+    args::{Cli, Command},
+    client::Client,
+    exit::{Exit, Failure},
+    out::Out,
+};
+use crate::snapshot::{SCHEMA, Snapshot};
+
+/// Runs one command and says how it ended.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => return fail(Failure::new(Exit::Failure, format!("cannot start: {e}"))),
+    };
+    let ended = runtime.block_on(async {
+        tokio::select! {
+            ended = dispatch(cli) => ended,
+            failure = interrupted() => Err(failure),
+        }
+    });
+    // Nothing that still runs may keep the command from ending.
+    runtime.shutdown_background();
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => fail(failure),
+    }
+}
+
+fn fail(failure: Failure) -> ExitCode {
+    if failure.line.is_empty() {
+        return if failure.exit == Exit::Failure { ExitCode::SUCCESS } else { failure.into() };
+    }
+    out::complain(&failure.line);
+    failure.into()
+}
+
+/// Ctrl-C, for everything but the daemon, which has its own way to end.
+async fn interrupted() -> Failure {
+    if std::env::args().any(|a| a == "run") || tokio::signal::ctrl_c().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+    out::restore_terminal();
+    let up = std::env::args().any(|a| a == "up");
+    Failure::new(Exit::Interrupted, if up { "the lab goes on coming up in the background; see `labd status`" } else { "" })
+}
+
+async fn dispatch(cli: Cli) -> Result<(), Failure> {
+    let Cli { global, command } = cli;
+    let client = Client::new(&global);
+    let mut out = Out::new(global.color);
+    match command {
+        Command::Run(args) => local::run(&global, &args).await,
+        Command::Up(args) => up::up(&global, &args, &mut out).await,
+        Command::Down(args) => up::down(&global, &args, &mut out).await,
+        Command::Status(args) if args.watch => follow::watch(&client, &mut out).await,
+        Command::Status(args) if args.json => {
+            let snapshot: serde_json::Value = client.json("/api/v1/snapshot").await?;
+            out.json(&snapshot)
+        }
+        Command::Status(_) => {
+            let snapshot: Snapshot = client.json("/api/v1/snapshot").await?;
+            let text = status::render(&snapshot, crate::time::Timestamp::now(), out.style());
+            out.text(&text)
+        }
+        Command::Logs(args) => follow::logs(&client, &args, &mut out).await,
+        Command::Events(args) => follow::events(&client, &args, &mut out).await,
+        Command::Start(args) => command_to(&client, &args.service, "start", &mut out).await,
+        Command::Stop(args) => command_to(&client, &args.service, "stop", &mut out).await,
+        Command::Restart(args) => command_to(&client, &args.service, "restart", &mut out).await,
+        Command::Reload => {
+            let line = client.command("/api/v1/reload").await?;
+            out.line(&line)
+        }
+        Command::Plan(args) => local::plan(&global, &args, &mut out).await,
+        Command::Credentials(args) => credentials(&client, args.json, &mut out).await,
+        Command::Images(command) => local::images(&global, command, &mut out).await,
+        Command::Config(command) => local::config(&global, command, &mut out),
+        Command::Version(args) => version(args.json, &mut out),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "labd", &mut script);
+            out.bytes(&script)
+        }
+        Command::Man => {
+            let mut page = Vec::new();
+            clap_mangen::Man::new(Cli::command()).render(&mut page)?;
+            out.bytes(&page)
+        }
+    }
+}
+
+async fn command_to(client: &Client<'_>, service: &str, verb: &str, out: &mut Out) -> Result<(), Failure> {
+    let line = client.command(&format!("/api/v1/services/{}/{verb}", path_segment(service)?)).await?;
+    out.line(&line)
+}
+
+/// A service's name as part of a path. What cannot be one is refused here, since it would ask for something else.
+fn path_segment(name: &str) -> Result<&str, Failure> {
+    let plain = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'));
+    if plain { Ok(name) } else { Err(Failure::new(Exit::NoService, format!("no service {name:?}; see `labd status`"))) }
+}
+
+async fn credentials(client: &Client<'_>, json: bool, out: &mut Out) -> Result<(), Failure> {
+    let all: serde_json::Value = client.json("/api/v1/credentials").await?;
+    if json {
+        return out.json(&all);
+    }
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or("-").to_owned();
+    let rows: Vec<Vec<String>> = all
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|c| vec![text(&c["name"]), text(&c["user"]), text(&c["secret"]), text(&c["url"])])
+        .collect();
+    out.text(&status::table(&["FOR", "USER", "PASSWORD OR TOKEN", "WHERE"], &rows))
+}
+
+fn version(json: bool, out: &mut Out) -> Result<(), Failure> {
+    let version = env!("CARGO_PKG_VERSION");
+    if json {
+        return out.json(&serde_json::json!({ "version": version, "schema": SCHEMA }));
+    }
+    out.line(&format!("labd {version} (snapshot schema {SCHEMA})"))
+}

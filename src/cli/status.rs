@@ -1,0 +1,329 @@
+//! The snapshot as text. Pure: the same snapshot, time and style give the same lines.
+
+use super::out::Style;
+use crate::{
+    config::Bytes,
+    snapshot::{EngineView, JobView, ServiceState, ServiceView, Severity, Snapshot},
+    time::{Timestamp, human},
+};
+
+/// Jobs shown; `--json` has all of them.
+const JOBS: usize = 8;
+
+/// The whole status.
+pub(super) fn render(s: &Snapshot, now: Timestamp, style: Style) -> String {
+    let mut text = head(s, style);
+    for notice in &s.notices {
+        let (word, color) = match notice.severity {
+            Severity::Error => ("error", Paint::Red),
+            Severity::Warning => ("warning", Paint::Yellow),
+            Severity::Info => ("note", Paint::Dim),
+        };
+        let lines = wrap(&clean(&notice.text), style.width - 9);
+        for (i, line) in lines.iter().enumerate() {
+            let lead = if i == 0 { format!("{word}:") } else { String::new() };
+            text.push_str(&paint(&format!("{lead:<9}"), color, style));
+            text.push_str(line);
+            text.push('\n');
+        }
+    }
+    text.push('\n');
+    text.push_str(&services(&s.services, now, style));
+    if !s.gpus.is_empty() {
+        let rows: Vec<Vec<String>> = s
+            .gpus
+            .iter()
+            .map(|g| {
+                let vendor = if g.simulated { "simulated".to_owned() } else { g.vendor.clone() };
+                vec![
+                    cut(&clean(&g.id), 24),
+                    cut(&clean(&g.name), 26),
+                    vendor,
+                    Bytes::new(g.memory_bytes).to_string(),
+                    g.worker.clone().unwrap_or_else(|| "-".to_owned()),
+                ]
+            })
+            .collect();
+        text.push('\n');
+        text.push_str(&table(&["GPU", "NAME", "VENDOR", "MEMORY", "WORKER"], &rows));
+    }
+    text.push_str(&jobs(&s.jobs, now, style));
+    for d in &s.demands {
+        let requests = if d.count == 1 { "1 request".to_owned() } else { format!("{} requests", d.count) };
+        let asks = cut(&clean(&d.asks_for), 40);
+        let line = if d.infeasible {
+            format!("{requests} for {asks} can never be met; the largest node has {}", clean(&d.node_has))
+        } else {
+            format!("{requests} for {asks} waiting; all such resources are in use")
+        };
+        text.push('\n');
+        for line in wrap(&line, style.width - 9) {
+            text.push_str(&paint("pending: ", Paint::Yellow, style));
+            text.push_str(&line);
+            text.push('\n');
+        }
+    }
+    if !s.links.is_empty() {
+        text.push('\n');
+        for link in &s.links {
+            text.push_str(&format!("{:<15}{}\n", link.name, link.url));
+        }
+    }
+    text
+}
+
+fn head(s: &Snapshot, style: Style) -> String {
+    let n = &s.node;
+    let engine = match &s.engine {
+        EngineView::Connecting => "engine: connecting".to_owned(),
+        EngineView::Reachable { version, .. } => format!("engine {version}"),
+        EngineView::Unreachable { .. } => "engine: not reachable".to_owned(),
+    };
+    let used = n.memory_bytes.saturating_sub(n.memory_available_bytes);
+    let mut second = format!(
+        "{} CPUs, load {:.1} | memory {} of {}",
+        n.cpus,
+        n.load_1m,
+        Bytes::new(used),
+        Bytes::new(n.memory_bytes)
+    );
+    if let Some(disk) = n.disks.iter().min_by_key(|d| d.available_bytes) {
+        second.push_str(&format!(" | {} free on {}", Bytes::new(disk.available_bytes), clean(&disk.mount)));
+    }
+    let first = format!("{} on {} ({}) | labd {} | {engine}", s.labd.lab, clean(&n.hostname), clean(&n.address), s.labd.version);
+    format!("{}\n{}\n", paint(&cut(&first, style.width), Paint::Bold, style), cut(&second, style.width))
+}
+
+/// The services' table.
+pub(super) fn services(services: &[ServiceView], now: Timestamp, style: Style) -> String {
+    let name_width = services.iter().map(|s| s.name.len()).max().unwrap_or(7).max(7);
+    let fixed = name_width + 2 + 11 + 2 + 9 + 2 + 8 + 2;
+    let room = style.width.saturating_sub(fixed).max(20);
+    let mut text = format!("{:<name_width$}  {:<11}  {:<9}  {:>8}  LAST REASON\n", "SERVICE", "STATE", "SINCE", "RESTARTS");
+    for s in services {
+        let state = paint(&format!("{:<11}", s.state.word()), state_paint(s.state), style);
+        let mut reason = s.progress.clone().filter(|_| s.state == ServiceState::Preparing).unwrap_or_else(|| s.last_reason.clone());
+        if let Some(at) = s.next_try {
+            reason = format!("again in {}: {reason}", human(at.since(now)));
+        }
+        text.push_str(&format!(
+            "{:<name_width$}  {state}  {:<9}  {:>8}  {}\n",
+            s.name,
+            age(now, s.since),
+            s.restarts,
+            cut(&clean(&reason), room)
+        ));
+    }
+    text
+}
+
+fn jobs(jobs: &[JobView], now: Timestamp, style: Style) -> String {
+    if jobs.is_empty() {
+        return String::new();
+    }
+    let id_width = jobs.iter().take(JOBS).map(|j| j.submission_id.chars().count()).max().unwrap_or(3).clamp(3, 24);
+    let fixed = id_width + 2 + 9 + 2 + 14 + 2 + 9 + 2;
+    let room = style.width.saturating_sub(fixed).max(16);
+    let mut text = format!("\n{:<id_width$}  {:<9}  {:<14}  {:<9}  ENTRYPOINT\n", "JOB", "STATUS", "RUN", "SINCE");
+    for job in jobs.iter().take(JOBS) {
+        let color = match job.status.as_str() {
+            "SUCCEEDED" => Paint::Green,
+            "FAILED" => Paint::Red,
+            "RUNNING" | "PENDING" => Paint::Cyan,
+            _ => Paint::Dim,
+        };
+        let status = paint(&format!("{:<9}", cut(&clean(&job.status), 9)), color, style);
+        let since = job.ended_at.or(job.submitted_at).map_or_else(|| "-".to_owned(), |at| age(now, at));
+        text.push_str(&format!(
+            "{:<id_width$}  {status}  {:<14}  {since:<9}  {}\n",
+            cut(&clean(&job.submission_id), id_width),
+            cut(&clean(job.run.as_deref().unwrap_or("-")), 14),
+            cut(&clean(&job.entrypoint), room)
+        ));
+    }
+    if jobs.len() > JOBS {
+        text.push_str(&format!("... and {} more: labd status --json\n", jobs.len() - JOBS));
+    }
+    text
+}
+
+/// A table whose columns are as wide as what is in them.
+pub(super) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
+    let width = |i: usize| rows.iter().map(|r| r[i].chars().count()).max().unwrap_or(0).max(head[i].len());
+    let widths: Vec<usize> = (0..head.len()).map(width).collect();
+    let line = |cells: Vec<&str>| {
+        let line: Vec<String> = cells.iter().zip(&widths).map(|(c, w)| format!("{c:<w$}")).collect();
+        format!("{}\n", line.join("  ").trim_end())
+    };
+    let mut text = line(head.to_vec());
+    for row in rows {
+        text.push_str(&line(row.iter().map(String::as_str).collect()));
+    }
+    text
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Paint {
+    Bold,
+    Dim,
+    Red,
+    Green,
+    Yellow,
+    Cyan,
+}
+
+const fn state_paint(state: ServiceState) -> Paint {
+    match state {
+        ServiceState::Ready => Paint::Green,
+        ServiceState::Preparing | ServiceState::Waiting | ServiceState::Starting | ServiceState::Stopping => Paint::Cyan,
+        ServiceState::Unhealthy | ServiceState::Backoff => Paint::Yellow,
+        ServiceState::CrashLoop | ServiceState::Blocked => Paint::Red,
+        ServiceState::Off | ServiceState::Held | ServiceState::Unavailable => Paint::Dim,
+    }
+}
+
+fn paint(text: &str, paint: Paint, style: Style) -> String {
+    if !style.color {
+        return text.to_owned();
+    }
+    let code = match paint {
+        Paint::Bold => 1,
+        Paint::Dim => 2,
+        Paint::Red => 31,
+        Paint::Green => 32,
+        Paint::Yellow => 33,
+        Paint::Cyan => 36,
+    };
+    format!("\x1b[{code}m{text}\x1b[0m")
+}
+
+/// `3 min`, in one unit: the table has nine columns for it.
+fn age(now: Timestamp, at: Timestamp) -> String {
+    let s = now.since(at).as_secs();
+    match s {
+        0..60 => format!("{s} s"),
+        60..3_600 => format!("{} min", s / 60),
+        3_600..86_400 => format!("{} h {} m", s / 3_600, s % 3_600 / 60),
+        _ => format!("{} d {} h", s / 86_400, s % 86_400 / 3_600),
+    }
+}
+
+/// Text from jobs and containers must not steer the terminal.
+pub(super) fn clean(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// At most `width` characters.
+pub(super) fn cut(text: &str, width: usize) -> String {
+    if text.chars().count() <= width {
+        return text.to_owned();
+    }
+    text.chars().take(width.saturating_sub(1)).chain(['…']).collect()
+}
+
+fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        let line = lines.last_mut().map_or(0, |l| l.chars().count());
+        if line > 0 && line + 1 + word.chars().count() > width {
+            lines.push(String::new());
+        }
+        if let Some(line) = lines.last_mut() {
+            if !line.is_empty() {
+                line.push(' ');
+            }
+            line.push_str(word);
+        }
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::{DaemonView, DemandView, GpuView, Link, NodeView, Notice, SCHEMA};
+
+    fn snapshot() -> Snapshot {
+        let at = Timestamp::from_millis(1_000_000);
+        let service = |name: &str, state, reason: &str| ServiceView {
+            name: name.into(),
+            state,
+            since: at,
+            restarts: 3,
+            last_reason: reason.into(),
+            progress: None,
+            next_try: (state == ServiceState::Backoff).then(|| at.plus(std::time::Duration::from_secs(12))),
+            container: None,
+            image: String::new(),
+            address: String::new(),
+        };
+        Snapshot {
+            schema: SCHEMA,
+            taken_at: at,
+            labd: DaemonView { version: "0.1.0".into(), lab: "labd".into(), pid: 1, started_at: at, config: None },
+            node: NodeView {
+                hostname: "gpu1".into(),
+                address: "192.0.2.7".into(),
+                cpus: 64,
+                numa_nodes: 2,
+                memory_bytes: 256 << 30,
+                memory_available_bytes: 200 << 30,
+                load_1m: 3.25,
+                disks: vec![],
+            },
+            engine: EngineView::Reachable { version: "28.2.2".into(), api: "1.50".into() },
+            services: vec![
+                service("ray-head", ServiceState::Ready, "ready 3.9 s after its start"),
+                service("ray-worker-10", ServiceState::Backoff, &"container exited 137 (SIGKILL) ".repeat(9)),
+            ],
+            gpus: vec![GpuView {
+                id: "SIM-0".into(),
+                name: "Simulated GPU".into(),
+                vendor: "simulated".into(),
+                simulated: true,
+                memory_bytes: 16 << 30,
+                worker: Some("ray-worker-0".into()),
+            }],
+            jobs: vec![JobView {
+                submission_id: "raysubmit_AbCdEfGhIjKlMnOpQr".into(),
+                status: "RUNNING".into(),
+                run: Some("food11".into()),
+                entrypoint: "python \x1b[2Jtrain.py --epochs 100 --and many --more arguments".into(),
+                submitted_at: Some(at),
+                ended_at: None,
+                message: String::new(),
+            }],
+            demands: vec![DemandView {
+                asks_for: "4 GPU, 8 CPU".into(),
+                count: 1,
+                infeasible: true,
+                node_has: "1 GPU, 8 CPU".into(),
+            }],
+            links: vec![Link { name: "status page".into(), url: "http://localhost:8600/".into() }],
+            notices: vec![Notice { severity: Severity::Warning, text: "a long warning ".repeat(12) }],
+        }
+    }
+
+    #[test]
+    fn it_fits_eighty_columns_and_says_what_matters() {
+        let now = Timestamp::from_millis(1_000_000 + 125_000);
+        let text = render(&snapshot(), now, Style { color: false, width: 80 });
+        for line in text.lines() {
+            assert!(line.chars().count() <= 80, "{line}");
+        }
+        for part in [
+            "labd on gpu1 (192.0.2.7)",
+            "ray-head       ready        2 min             3  ready 3.9 s",
+            "backoff",
+            "SIM-0",
+            "raysubmit_AbCdEfGhIjKlM",
+            "food11",
+            "can never be met; the largest node has 1 GPU, 8 CPU",
+            "http://localhost:8600/",
+        ] {
+            assert!(text.contains(part), "{part} is missing in\n{text}");
+        }
+        assert!(!text.contains('\x1b'), "no colours, and none from a job");
+        assert!(render(&snapshot(), now, Style { color: true, width: 80 }).contains("\x1b[32mready"));
+    }
+}

@@ -1,0 +1,407 @@
+//! The daemon: reads the configuration whole, claims what it needs, then starts the tasks and waits for the end.
+//!
+//! What is in the way is said before anything else begins: a broken `labd.toml`, another labd, a taken port. An engine that
+//! is not there (yet) is no reason to end: labd says so everywhere and goes on when it comes.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::{
+    StreamExt as _,
+    stream::{self, BoxStream},
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
+
+use crate::{
+    config::{self, Config, ConfigError},
+    control::{Command, Control},
+    engine::{
+        EngineError, Nudge,
+        docker::DockerEngine,
+        images::{self, Images},
+    },
+    http::{self, Credential, LogSource},
+    journal::{Entry, Journal, Kind},
+    node::{
+        self, NodeFacts, address,
+        gpu::{Gpu, simulate},
+        routes,
+    },
+    plan::{self, Inputs, PlanView},
+    ray::Ray,
+    secrets,
+    snapshot::{DaemonView, EngineView, Snapshot},
+    supervise::{self, Parts, Wish},
+    time::Timestamp,
+};
+
+/// Between two tries to reach an engine that is away.
+const ENGINE_RETRY: Duration = Duration::from_secs(1);
+/// Between two tries to listen on the lab's network, which exists once its first container does.
+const SCRAPE_RETRY: Duration = Duration::from_secs(2);
+
+/// What `labd run` was told.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The configuration file.
+    pub config: PathBuf,
+    /// The socket the command line speaks to.
+    pub socket: PathBuf,
+    /// Overrides `gpus.simulate`.
+    pub simulate_gpus: Option<u32>,
+}
+
+/// Why the daemon does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// `labd.toml` is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// What `labd.toml` asks for does not fit this machine.
+    #[error("{}: {text}", path.display())]
+    Plan {
+        /// The configuration file.
+        path: PathBuf,
+        /// What does not fit.
+        text: String,
+    },
+    /// Anything else in the way, in one line.
+    #[error("{0}")]
+    Other(String),
+}
+
+/// What is found out about the machine, once.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    /// CPUs, memory and so on.
+    pub facts: NodeFacts,
+    /// `--simulate-gpus`.
+    pub simulate: Option<u32>,
+    /// The lab's /24.
+    pub subnet: [u8; 3],
+}
+
+/// From a configuration to everything that follows. Reads the credentials; with `pretend`, writes nothing.
+pub fn wish(config: Config, path: &Path, machine: &Machine, pretend: bool) -> Result<Wish, StartError> {
+    let secrets = if pretend { secrets::load_or_pretend(&config) } else { secrets::load_or_make(&config) };
+    let secrets = secrets.map_err(StartError::Other)?;
+    let misfit = |text| StartError::Plan { path: path.to_owned(), text };
+    let ca = images::read_ca(config.images.build.ca_bundle.as_deref()).map_err(misfit)?;
+    let gpus = gpus(&config, machine.simulate);
+    let inputs = Inputs { node: machine.facts.clone(), gpus, secrets, subnet: machine.subnet, ca, config };
+    let (plan, sizes) = plan::make(&inputs).map_err(misfit)?;
+    let Inputs { config, node, gpus, secrets, .. } = inputs;
+    let view = PlanView { node, gpus, sizes, plan };
+    // Plain data with string keys always serialises.
+    let json = serde_json::to_value(&view).unwrap_or_default();
+    let credentials = credentials(&config, &secrets);
+    let PlanView { gpus, plan, .. } = view;
+    Ok(Wish {
+        settings: config.images.build.settings(),
+        config,
+        plan,
+        gpus,
+        ray_token: secrets.ray_token,
+        view: json,
+        credentials,
+    })
+}
+
+/// The inventory. `--simulate-gpus` goes before `labd.toml`; real GPUs are not looked for yet.
+fn gpus(config: &Config, simulate: Option<u32>) -> Vec<Gpu> {
+    simulate::gpus(simulate.or(config.gpus.simulate).unwrap_or(0))
+}
+
+fn credentials(config: &Config, secrets: &plan::Secrets) -> Vec<Credential> {
+    let host = if config.network.publish.is_unspecified() { "localhost".to_owned() } else { config.network.publish.to_string() };
+    let url = |port: u16| format!("http://{host}:{port}/");
+    let one = |name: &str, user: Option<&str>, secret: &crate::secret::Secret, url: String| Credential {
+        name: name.to_owned(),
+        user: user.map(str::to_owned),
+        secret: secret.clone(),
+        url,
+    };
+    let mut all = vec![one("ray", None, &secrets.ray_token, url(config.ports.dashboard))];
+    if config.services.minio.on() {
+        all.push(one("minio", Some(secrets.s3_access_key.expose()), &secrets.s3_secret_key, url(config.ports.s3_console)));
+    }
+    all.push(one("jupyter", None, &secrets.jupyter_token, url(config.ports.jupyter)));
+    all.push(one("grafana", Some("admin"), &secrets.grafana_password, url(config.ports.grafana)));
+    all
+}
+
+/// The lab's /24: what `labd.toml` says, else what the lab's network already has, else a free one.
+pub async fn subnet(config: &Config, engine: &DockerEngine) -> Result<[u8; 3], String> {
+    if let Some(text) = &config.network.subnet {
+        return config::parse_subnet(text);
+    }
+    if let Ok(Some(own)) = engine.own_subnet().await
+        && let Ok(subnet) = config::parse_subnet(&own)
+    {
+        return Ok(subnet);
+    }
+    let mut taken = routes::host();
+    for (_, subnet) in engine.networks().await.unwrap_or_default() {
+        taken.extend(routes::parse_cidr(&subnet));
+    }
+    routes::free_subnet(&taken).ok_or_else(|| {
+        "every /24 from 198.18.100.0 to 198.18.249.0 is in use on this machine; set `network.subnet` in labd.toml".to_owned()
+    })
+}
+
+/// Runs until SIGTERM, SIGINT or `labd down`. SIGHUP reads `labd.toml` again. Containers outlive the daemon.
+pub async fn run(options: Options) -> Result<(), StartError> {
+    let other = |e: &dyn std::fmt::Display| StartError::Other(e.to_string());
+    let started_at = Timestamp::now();
+    let (config, found) = Config::load(&options.config)?;
+    let socket = http::bind_unix(&options.socket).await.map_err(|e| other(&e))?;
+    let page = http::bind_tcp(config.lab.page, "lab.page").await.map_err(|e| other(&e))?;
+    let engine = DockerEngine::connect(&config.engine.socket, &config.lab.name).map_err(|e| other(&e))?;
+    let facts = node::facts();
+    let (subnet, address) =
+        tokio::join!(subnet(&config, &engine), address::find(config.node.address.as_deref()));
+    let machine = Machine { facts, simulate: options.simulate_gpus, subnet: subnet.map_err(|e| other(&e))? };
+    let data_dir = config.lab.data_dir.clone();
+    let wish = wish(config, &options.config, &machine, false)?;
+    make_workspace(&wish.config)?;
+    let journal = Journal::open(&data_dir.join("journal.db"), wish.config.journal.retention()).map_err(|e| other(&e))?;
+
+    let (control, requests) = Control::channel();
+    let (stop, stopped) = watch::channel(false);
+    let images = Images::spawn(engine.clone(), wish.plan.images.clone(), wish.settings.clone());
+    let (engine_view, nudges) = watch_engine(engine.clone());
+    let places = vec![PathBuf::from("/"), data_dir, PathBuf::from("/var/lib/docker")];
+    let node = node::watch_node(machine.facts.clone(), address.clone(), places);
+    let daemon = DaemonView {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        lab: wish.config.lab.name.clone(),
+        pid: std::process::id(),
+        started_at,
+        config: found.map(|p| p.display().to_string()),
+    };
+    let (snapshot, snapshots) = watch::channel(Arc::new(empty(&daemon, &node)));
+    let (plan, plans) = watch::channel(Arc::new(wish.view.clone()));
+    let (credentials, all_credentials) = watch::channel(Arc::new(wish.credentials.clone()));
+    let state = http::State {
+        snapshot: snapshots,
+        journal: journal.clone(),
+        control: control.clone(),
+        logs: Arc::new(EngineLogs(engine.clone())),
+        plan: plans,
+        credentials: all_credentials,
+        host_names: [address, machine.facts.hostname.clone()].into(),
+        shutdown: stopped.clone(),
+    };
+
+    let mut servers = JoinSet::new();
+    servers.spawn(http::serve_unix(socket, http::admin_router(state.clone()), stopped.clone()));
+    let page_address = wish.config.lab.page;
+    if !page_address.ip().is_unspecified() {
+        let scrape = SocketAddr::from((wish.plan.network.gateway, page_address.port()));
+        tokio::spawn(serve_scrapes(scrape, state.clone(), stopped.clone()));
+    }
+    servers.spawn(http::serve_tcp(page, http::public_router(state), stopped.clone()));
+
+    note(&journal, "started", &format!("labd {} (pid {})", daemon.version, daemon.pid));
+    let reread = reread(options.config, wish.config.clone(), machine);
+    let ray = Ray::spawn();
+    let supervision = tokio::spawn(supervise::run(Parts {
+        engine: Arc::new(engine),
+        images,
+        ray,
+        journal: journal.clone(),
+        wish,
+        reread,
+        daemon,
+        requests,
+        nudges,
+        engine_view,
+        node,
+        snapshot,
+        plan,
+        credentials,
+        stop: stopped,
+    }));
+    tracing::info!(page = %format_args!("http://{page_address}/"), socket = %options.socket.display(), "labd is up");
+    // Told to nobody when systemd did not start us.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+
+    let down = until_end(&control, &stop, supervision).await?;
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    note(&journal, "stopped", if down { "the lab is down" } else { "containers go on running" });
+    stop.send_replace(true);
+    while let Some(ended) = servers.join_next().await {
+        if let Ok(Err(error)) = ended {
+            tracing::warn!(%error, "a listener ended");
+        }
+    }
+    // A hanging disk must not keep the daemon.
+    let _ = tokio::time::timeout(Duration::from_secs(2), journal.flush()).await;
+    Ok(())
+}
+
+/// Waits for a signal or for the lab to be down; returns whether it is.
+async fn until_end(
+    control: &Control,
+    stop: &watch::Sender<bool>,
+    mut supervision: tokio::task::JoinHandle<bool>,
+) -> Result<bool, StartError> {
+    let catch = |kind| signal(kind).map_err(|e| StartError::Other(format!("cannot listen for signals: {e}")));
+    let (mut term, mut int, mut hup) =
+        (catch(SignalKind::terminate())?, catch(SignalKind::interrupt())?, catch(SignalKind::hangup())?);
+    loop {
+        tokio::select! {
+            ended = &mut supervision => {
+                return ended.map_err(|e| StartError::Other(format!("supervision ended by a bug, please report it: {e}")));
+            }
+            _ = term.recv() => break,
+            _ = int.recv() => break,
+            _ = hup.recv() => match control.ask(Command::Reload).await {
+                Ok(line) => tracing::info!("{line}"),
+                Err(refusal) => tracing::error!("{refusal}"),
+            },
+        }
+    }
+    stop.send_replace(true);
+    Ok(supervision.await.unwrap_or(false))
+}
+
+fn note(journal: &Journal, what: &str, reason: &str) {
+    journal.record(Entry {
+        at: Timestamp::now(),
+        service: None,
+        kind: Kind::Daemon,
+        what: what.to_owned(),
+        reason: reason.to_owned(),
+    });
+}
+
+fn make_workspace(config: &Config) -> Result<(), StartError> {
+    let dir = config.workspace();
+    std::fs::create_dir_all(&dir).map_err(|e| {
+        StartError::Other(format!("cannot make {}: {e}; set `lab.workspace` in labd.toml", dir.display()))
+    })
+}
+
+/// What a running daemon cannot change, compared with what it was started with.
+fn reread(path: PathBuf, first: Config, machine: Machine) -> supervise::Reread {
+    Box::new(move || {
+        let (config, _) = Config::load(&path).map_err(|e| e.to_string())?;
+        for (key, same) in [
+            ("lab.name", config.lab.name == first.lab.name),
+            ("lab.data_dir", config.lab.data_dir == first.lab.data_dir),
+            ("lab.page", config.lab.page == first.lab.page),
+            ("engine.socket", config.engine.socket == first.engine.socket),
+            ("network.subnet", config.network.subnet == first.network.subnet),
+            ("node.address", config.node.address == first.node.address),
+        ] {
+            if !same {
+                return Err(format!(
+                    "{}: `{key}` cannot change while labd runs; use `labd down`, change it, then `labd up`",
+                    path.display()
+                ));
+            }
+        }
+        let wish = wish(config, &path, &machine, false).map_err(|e| e.to_string())?;
+        make_workspace(&wish.config).map_err(|e| e.to_string())?;
+        Ok(wish)
+    })
+}
+
+/// Until the loop has looked at anything.
+fn empty(daemon: &DaemonView, node: &watch::Receiver<crate::snapshot::NodeView>) -> Snapshot {
+    Snapshot {
+        schema: crate::snapshot::SCHEMA,
+        taken_at: Timestamp::now(),
+        labd: daemon.clone(),
+        node: node.borrow().clone(),
+        engine: EngineView::Connecting,
+        services: Vec::new(),
+        gpus: Vec::new(),
+        jobs: Vec::new(),
+        demands: Vec::new(),
+        links: Vec::new(),
+        notices: Vec::new(),
+    }
+}
+
+/// Whether the engine answers, and its events for as long as it does.
+fn watch_engine(engine: DockerEngine) -> (watch::Receiver<EngineView>, mpsc::Receiver<Nudge>) {
+    let (tell, view) = watch::channel(EngineView::Connecting);
+    let (nudge, nudges) = mpsc::channel(256);
+    tokio::spawn(async move {
+        let mut since = None;
+        while !nudge.is_closed() {
+            let reason = match engine.check().await {
+                Ok(info) => {
+                    tell.send_replace(EngineView::Reachable { version: info.version, api: info.api });
+                    match engine.events(since).await {
+                        Ok(mut events) => {
+                            while let Some(event) = events.next().await {
+                                since = Some(event.at);
+                                if nudge.send(event).await.is_err() {
+                                    return;
+                                }
+                            }
+                            // The stream ended: the next look says whether the engine is still there.
+                            since = since.or(Some(Timestamp::now()));
+                            tokio::time::sleep(Duration::from_millis(100)).await;
+                            continue;
+                        }
+                        Err(e) => e.to_string(),
+                    }
+                }
+                Err(e) => e.to_string(),
+            };
+            tell.send_if_modified(|view| match view {
+                EngineView::Unreachable { reason: old, .. } if *old == reason => false,
+                _ => {
+                    tracing::error!("{reason}");
+                    *view = EngineView::Unreachable { since: Timestamp::now(), reason };
+                    true
+                }
+            });
+            tokio::time::sleep(ENGINE_RETRY).await;
+        }
+    });
+    (view, nudges)
+}
+
+/// Listens where Prometheus reaches labd: on the host's address in the lab's network.
+async fn serve_scrapes(addr: SocketAddr, state: http::State, stopped: watch::Receiver<bool>) {
+    loop {
+        // Not there before the network is, and gone with it: both are ordinary.
+        if let Ok(listener) = http::bind_tcp(addr, "lab.page").await {
+            let _ = http::serve_tcp(listener, http::scrape_router(state.clone()), stopped.clone()).await;
+        }
+        let mut stop = stopped.clone();
+        tokio::select! {
+            () = tokio::time::sleep(SCRAPE_RETRY) => {}
+            _ = stop.wait_for(|stop| *stop) => return,
+        }
+    }
+}
+
+struct EngineLogs(DockerEngine);
+
+impl LogSource for EngineLogs {
+    fn logs(&self, service: &str, tail: usize, follow: bool) -> BoxStream<'static, Result<Bytes, String>> {
+        let service = service.to_owned();
+        let logs = self.0.logs(&service, Some(tail), follow).map(move |piece| {
+            piece.map_err(|e| match e {
+                EngineError::NotFound(_) => format!("{service} has no container now"),
+                e => e.to_string(),
+            })
+        });
+        stream::iter([]).chain(logs).boxed()
+    }
+}

@@ -1,0 +1,147 @@
+//! The lab's credentials: made once, kept in the data directory, readable by labd alone.
+
+use std::{
+    fs::{self, DirBuilder, File},
+    io::{self, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::Path,
+};
+
+use rand::{Rng as _, distr::Alphanumeric};
+use serde::{Deserialize, Serialize};
+
+use crate::{config::Config, plan::Secrets, secret::Secret};
+
+/// File in the data directory.
+const FILE: &str = "secrets.json";
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stored {
+    ray_token: String,
+    s3_access_key: String,
+    s3_secret_key: String,
+    jupyter_token: String,
+    grafana_password: String,
+}
+
+/// Reads the credentials, making them when there are none yet, and those of another S3 store when `labd.toml` names one.
+///
+/// Fails in one line that never carries a credential.
+pub fn load_or_make(config: &Config) -> Result<Secrets, String> {
+    let dir = &config.lab.data_dir;
+    let path = dir.join(FILE);
+    let stored = match read(&path)? {
+        Some(stored) => stored,
+        None => {
+            let made = random();
+            write(dir, &path, &made).map_err(|e| {
+                format!("cannot write {}: {e}; run labd as root, or set `lab.data_dir` in labd.toml", path.display())
+            })?;
+            made
+        }
+    };
+    with_s3(config, stored)
+}
+
+/// Reads the credentials, or makes some that are kept nowhere: for looking at the plan only.
+pub fn load_or_pretend(config: &Config) -> Result<Secrets, String> {
+    let stored = read(&config.lab.data_dir.join(FILE)).ok().flatten().unwrap_or_else(random);
+    with_s3(config, stored)
+}
+
+fn with_s3(config: &Config, stored: Stored) -> Result<Secrets, String> {
+    let (access, secret) = match &config.s3 {
+        Some(s3) => (read_key(&s3.access_key_file)?, read_key(&s3.secret_key_file)?),
+        None => (stored.s3_access_key, stored.s3_secret_key),
+    };
+    Ok(Secrets {
+        ray_token: Secret::new(stored.ray_token),
+        s3_access_key: Secret::new(access),
+        s3_secret_key: Secret::new(secret),
+        jupyter_token: Secret::new(stored.jupyter_token),
+        grafana_password: Secret::new(stored.grafana_password),
+    })
+}
+
+fn read_key(path: &Path) -> Result<String, String> {
+    let text = fs::read_to_string(path).map_err(|e| format!("cannot read {} (named in `[s3]`): {e}", path.display()))?;
+    let key = text.trim();
+    if key.is_empty() || key.contains(char::is_whitespace) {
+        return Err(format!("{} (named in `[s3]`) must hold one key and nothing else", path.display()));
+    }
+    Ok(key.to_owned())
+}
+
+fn read(path: &Path) -> Result<Option<Stored>, String> {
+    match fs::read(path) {
+        // The parser's own words could quote the file.
+        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|_| {
+            format!("{} is damaged; move it away and labd makes new credentials at its next start", path.display())
+        }),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(format!("cannot read {}: {e}; run labd as root", path.display())),
+    }
+}
+
+/// Whole or not at all: a half-written file would lock everybody out of their data.
+fn write(dir: &Path, path: &Path, stored: &Stored) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o755).create(dir)?;
+    let temporary = path.with_extension("new");
+    let _ = fs::remove_file(&temporary);
+    let mut file = File::options().write(true).create_new(true).mode(0o600).open(&temporary)?;
+    file.write_all(&serde_json::to_vec_pretty(stored)?)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)
+}
+
+fn random() -> Stored {
+    // The thread's generator is a cryptographic one, seeded by the kernel. Letters and digits need no quoting anywhere.
+    let word = |n: usize| rand::rng().sample_iter(Alphanumeric).take(n).map(char::from).collect::<String>();
+    Stored {
+        // Ray wants at least 32 hexadecimal digits' worth; MinIO takes 3 to 20 and 8 to 40 characters.
+        ray_token: word(48),
+        s3_access_key: word(20),
+        s3_secret_key: word(40),
+        jupyter_token: word(32),
+        grafana_password: word(24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn they_are_made_once_and_kept_private() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut config = Config::default();
+        config.lab.data_dir = dir.path().join("labd");
+        let first = load_or_make(&config).expect("made");
+        assert_eq!(load_or_make(&config).expect("read"), first);
+        let path = config.lab.data_dir.join(FILE);
+        assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o600);
+        fs::write(&path, "{\"ray_token\": \"abc").expect("writable");
+        let error = load_or_make(&config).expect_err("damaged");
+        assert!(error.contains("damaged") && !error.contains("abc"), "{error}");
+    }
+
+    #[test]
+    fn keys_of_another_store_come_from_files() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (access, secret) = (dir.path().join("a"), dir.path().join("s"));
+        fs::write(&access, "AKIA\n").expect("writable");
+        fs::write(&secret, "two words").expect("writable");
+        let toml = format!(
+            "[lab]\ndata_dir = {:?}\n[s3]\nendpoint = \"https://s3.lab\"\naccess_key_file = {access:?}\nsecret_key_file = {secret:?}",
+            dir.path()
+        );
+        let config = Config::parse(Path::new("labd.toml"), &toml).expect("valid");
+        let error = load_or_make(&config).expect_err("refused");
+        assert!(error.contains("one key") && !error.contains("words"), "{error}");
+        fs::write(&secret, "s3cret").expect("writable");
+        assert_eq!(load_or_make(&config).expect("read").s3_secret_key, Secret::new("s3cret"));
+    }
+}
