@@ -154,7 +154,15 @@ async fn wait(client: &Client<'_>, out: &mut Out) -> Result<Snapshot, Failure> {
             out.redraw(&format!("the lab comes up ({seconds} s)\n\n{table}"))?;
             continue;
         }
+        // Services that wait for the same image would all say the same.
+        let mut told: Vec<&str> = Vec::new();
         for service in &snapshot.services {
+            if let Some(progress) = &service.progress {
+                if told.contains(&progress.as_str()) {
+                    continue;
+                }
+                told.push(progress);
+            }
             let news = match said.get(&service.name) {
                 Some((state, at)) => *state != service.state || (service.progress.is_some() && at.elapsed() > SAY_AGAIN),
                 None => true,

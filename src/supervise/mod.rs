@@ -662,6 +662,18 @@ impl<E: Engine> Lab<E> {
     fn show(&mut self, name: &str, decision: &Decision, now: Timestamp) -> bool {
         let Some(entry) = self.entries.get_mut(name) else { return false };
         let before = entry.state;
+        let unchanged_since = entry.running().is_some_and(|(_, started_at)| started_at <= entry.since);
+        if entry.fresh
+            && decision.state == ServiceState::Starting
+            && entry.health == Health::Unknown
+            && entry.recorded == Some(ServiceState::Ready)
+            && unchanged_since
+        {
+            // It was ready before labd was restarted, and the first probe is under way: nothing has happened.
+            entry.state = decision.state;
+            entry.wake = decision.wake;
+            return before != decision.state;
+        }
         let adopted = std::mem::take(&mut entry.fresh);
         let changed = before != decision.state || adopted;
         entry.state = decision.state;

@@ -6,7 +6,7 @@ use crate::{
     node::gpu::{Gpu, Vendor},
     plan,
     ray::RayView,
-    snapshot::{DaemonView, EngineView, GpuView, NodeView, Notice, SCHEMA, ServiceState, ServiceView, Severity, Snapshot},
+    snapshot::{DaemonView, EngineView, GpuView, Link, NodeView, Notice, SCHEMA, ServiceState, ServiceView, Severity, Snapshot},
     time::Timestamp,
 };
 
@@ -47,7 +47,7 @@ pub(super) fn snapshot(k: Known<'_>) -> Snapshot {
             }
         })
         .collect();
-    let notices = notices(&k);
+    let notices = notices(&k, &links);
     Snapshot {
         schema: SCHEMA,
         taken_at: k.now,
@@ -63,7 +63,7 @@ pub(super) fn snapshot(k: Known<'_>) -> Snapshot {
     }
 }
 
-fn notices(k: &Known<'_>) -> Vec<Notice> {
+fn notices(k: &Known<'_>, links: &[Link]) -> Vec<Notice> {
     let mut notices = Vec::new();
     let mut say = |severity, text: String| notices.push(Notice { severity, text });
     if let EngineView::Unreachable { reason, .. } = &k.engine {
@@ -92,15 +92,10 @@ fn notices(k: &Known<'_>) -> Vec<Notice> {
         say(Severity::Info, "the GPUs are simulated: nothing here computes on a real one".to_owned());
     }
     if k.config.network.publish.is_loopback() {
-        let page = k.config.lab.page.port();
-        let ports = &k.config.ports;
-        say(
-            Severity::Info,
-            format!(
-                "the links open on this machine only; from yours: ssh -L {page}:localhost:{page} -L {0}:localhost:{0} -L {1}:localhost:{1} {2}",
-                ports.dashboard, ports.jupyter, k.node.address
-            ),
-        );
+        let ports = links.iter().filter_map(|l| url::Url::parse(&l.url).ok()?.port());
+        let tunnels: Vec<String> = ports.take(3).map(|p| format!("-L {p}:localhost:{p}")).collect();
+        let address = &k.node.address;
+        say(Severity::Info, format!("the links open on this machine only; from yours: ssh {} {address}", tunnels.join(" ")));
     }
     notices.sort_by_key(|n| std::cmp::Reverse(n.severity));
     notices

@@ -1,0 +1,30 @@
+"""One lab for the whole session: bringing it up is itself the first thing that is tested."""
+import pytest
+
+from lab import Lab
+
+
+@pytest.fixture(scope="session")
+def lab():
+    lab = Lab("labdtest", "198.18.240.0/24")
+    lab.down_config = lab.config.read_text()
+    try:
+        lab.up_output = lab.up().stdout
+        yield lab
+    finally:
+        lab.down()
+
+
+@pytest.fixture
+def fresh(request):
+    """Makes labs that have nothing running yet, and removes what became of them."""
+    made = []
+
+    def make(name="labdbad", subnet="198.18.241.0/24", **kwargs):
+        lab = Lab(name, subnet, **kwargs)
+        made.append(lab)
+        return lab
+
+    yield make
+    for lab in made:
+        lab.down()
