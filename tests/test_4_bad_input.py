@@ -117,7 +117,7 @@ def test_a_services_port_is_taken(fresh):
 def test_a_full_disk_costs_history_and_nothing_else(fresh, tmp_path):
     small = tmp_path / "small"
     small.mkdir()
-    run("mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", small)
+    run("mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", small)
     try:
         lab = fresh(data_dir=small / "data")
         lab.labd("up", "--timeout=3", check=False)

@@ -12,7 +12,7 @@ use crate::{
     config::{Bytes, Config},
     daemon::{self, Machine, Options},
     engine::{
-        Engine as _, EngineError,
+        Engine as _, EngineError, Seen,
         docker::DockerEngine,
         images::{ImageState, Images},
     },
@@ -239,17 +239,21 @@ pub(super) async fn down(global: &Global) -> Result<usize, Failure> {
         Err(EngineError::Unreachable(_)) => return Ok(0),
         Err(e) => return Err(failed(e)),
     };
-    let stops = names.iter().map(|name| {
-        let engine = engine.clone();
-        async move {
-            if let crate::engine::Seen::Ours(container) = engine.observe(name).await? {
-                engine.stop(&container.id).await?;
-                engine.remove(&container.id).await?;
+    // Ray's nodes first: without their head they would wait for it until they are killed.
+    let (last, first): (Vec<&String>, Vec<&String>) = names.iter().partition(|n| matches!(n.as_str(), "ray-head" | "minio"));
+    for group in [first, last] {
+        let stops = group.into_iter().map(|name| {
+            let engine = engine.clone();
+            async move {
+                if let Seen::Ours(container) = engine.observe(name).await? {
+                    engine.stop(&container.id).await?;
+                    engine.remove(&container.id).await?;
+                }
+                Ok::<_, EngineError>(())
             }
-            Ok::<_, EngineError>(())
-        }
-    });
-    futures_util::future::try_join_all(stops).await.map_err(failed)?;
+        });
+        futures_util::future::try_join_all(stops).await.map_err(failed)?;
+    }
     engine.remove_network().await.map_err(failed)?;
     Ok(names.len())
 }

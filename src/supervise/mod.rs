@@ -78,7 +78,7 @@ pub struct Wish {
 }
 
 /// Reads `labd.toml` again. The error is one line, and nothing has changed then.
-pub type Reread = Box<dyn Fn() -> Result<Wish, String> + Send>;
+pub type Reread = Box<dyn Fn() -> Result<Wish, String> + Send + Sync>;
 
 /// What the loop is given.
 pub struct Parts<E> {
@@ -216,6 +216,8 @@ struct Lab<E> {
     /// Every container goes, then the daemon.
     down: bool,
     listed_empty: bool,
+    /// The lab goes down without an engine: nothing can be stopped.
+    given_up: bool,
     listing: bool,
     seed: u64,
 }
@@ -235,6 +237,7 @@ impl<E: Engine> Lab<E> {
             held,
             down: false,
             listed_empty: false,
+            given_up: false,
             listing: false,
             seed: rand::random(),
         }
@@ -268,6 +271,7 @@ impl<E: Engine> Lab<E> {
             // An unwatched daemon is not told so; the error only says that nobody listens.
             let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
             if self.down && self.finished() {
+                self.clear_network().await;
                 return true;
             }
             let wake = self.next_wake();
@@ -492,6 +496,13 @@ impl<E: Engine> Lab<E> {
         }
     }
 
+    /// On the way down the head and MinIO go last: a Ray node without its head waits for it until it is killed, and a
+    /// run's last checkpoint needs its store.
+    fn carries_others(&self, name: &str) -> bool {
+        let carries = matches!(self.entries.get(name).and_then(Entry::kind), Some(Kind::RayHead | Kind::Minio));
+        carries && self.entries.values().any(|e| e.kind().is_some_and(Kind::is_ray_node) && e.running().is_some())
+    }
+
     /// Returns whether the state changed.
     fn decide(&mut self, name: &str) -> bool {
         let now = Timestamp::now();
@@ -500,8 +511,12 @@ impl<E: Engine> Lab<E> {
         let gcs = self.p.ray.watch().borrow().gcs == Gcs::Reachable;
         let seed = self.seed ^ name.bytes().fold(0, |h: u64, b| h.wrapping_mul(31).wrapping_add(u64::from(b)));
         let image = self.image(name);
+        let wait_below = self.down && self.carries_others(name);
         let Some(entry) = self.entries.get_mut(name) else { return false };
         let Some(seen) = entry.seen.clone() else { return false };
+        if wait_below {
+            return false;
+        }
         if entry.acting || entry.observing || entry.not_before.is_some_and(|at| at > now) {
             return false;
         }
@@ -774,6 +789,11 @@ impl<E: Engine> Lab<E> {
             Command::Stop { service } => self.known(&service).map(|()| self.hold(&service)),
             Command::Restart { service } => self.known(&service).and_then(|()| self.restart(&service)),
             Command::Reload => self.reload(),
+            Command::Down if matches!(*self.p.engine_view.borrow(), EngineView::Unreachable { .. }) => {
+                self.down = true;
+                self.given_up = true;
+                Ok("the container engine does not answer: labd ends, and what still runs is left as it is".to_owned())
+            }
             Command::Down => {
                 self.down = true;
                 self.note(RecordKind::Daemon, None, "down", "a person asked for it");
@@ -891,6 +911,9 @@ impl<E: Engine> Lab<E> {
 
     /// Whether the lab is down: no container left, and the network gone.
     fn finished(&mut self) -> bool {
+        if self.given_up {
+            return true;
+        }
         let gone = self.entries.values().all(|e| !e.acting && !e.observing && !matches!(e.seen, Some(Seen::Ours(_))));
         if !gone || !self.listed_empty {
             if gone && !self.listing {
@@ -899,6 +922,17 @@ impl<E: Engine> Lab<E> {
             return false;
         }
         true
+    }
+
+    async fn clear_network(&self) {
+        if self.given_up {
+            return;
+        }
+        match tokio::time::timeout(RESYNC, self.p.engine.remove_network()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the lab's network is left"),
+            Err(_) => tracing::warn!("the lab's network is left: the engine did not answer"),
+        }
     }
 }
 

@@ -1,1 +1,307 @@
-//! Filled below.
+//! `decide` by property: one service over a model of the engine, with everything that can happen to it.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use proptest::prelude::*;
+
+use super::decide::{Action, Health, Image, Member, Memory, Situation, Turn, Wanted, decide, turn};
+use crate::{
+    engine::{ContainerSeen, RunState, Seen},
+    snapshot::ServiceState,
+    time::Timestamp,
+};
+
+#[derive(Debug, Clone)]
+enum Event {
+    Pass(u64),
+    Crash(i64),
+    Vanish,
+    Health(u8),
+    Image(u8),
+    Gcs(bool),
+    Unmet(bool),
+    Hold(bool),
+    Restart,
+    NewSettings,
+    StepFails,
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        4 => (0_u64..200_000).prop_map(Event::Pass),
+        2 => prop_oneof![Just(137_i64), Just(1), Just(0)].prop_map(Event::Crash),
+        1 => Just(Event::Vanish),
+        3 => (0_u8..3).prop_map(Event::Health),
+        1 => (0_u8..3).prop_map(Event::Image),
+        1 => any::<bool>().prop_map(Event::Gcs),
+        1 => any::<bool>().prop_map(Event::Unmet),
+        1 => any::<bool>().prop_map(Event::Hold),
+        1 => Just(Event::Restart),
+        1 => Just(Event::NewSettings),
+        1 => Just(Event::StepFails),
+    ]
+}
+
+/// The engine's and the world's side of one service.
+struct World {
+    now: Timestamp,
+    seen: Seen,
+    health: Health,
+    image: Image,
+    gcs: bool,
+    unmet: bool,
+    wanted: Wanted,
+    version: u32,
+    made: u32,
+    fail_next: bool,
+    memory: Memory,
+    started_by_restart_wish: bool,
+}
+
+impl World {
+    fn new() -> Self {
+        Self {
+            now: Timestamp::from_millis(1_000_000),
+            seen: Seen::Absent,
+            health: Health::Unknown,
+            image: Image::Present,
+            gcs: true,
+            unmet: false,
+            wanted: Wanted::Up,
+            version: 1,
+            made: 0,
+            fail_next: false,
+            memory: Memory::default(),
+            started_by_restart_wish: false,
+        }
+    }
+
+    fn happen(&mut self, event: &Event) {
+        match event {
+            Event::Pass(ms) => self.now = self.now.plus(Duration::from_millis(*ms)),
+            Event::Crash(code) => {
+                let now = self.now;
+                if let Seen::Ours(c) = &mut self.seen
+                    && matches!(c.run, RunState::Running { .. })
+                {
+                    c.run = RunState::Exited { code: *code, oom: false, finished_at: now, error: String::new() };
+                    self.health = Health::Unknown;
+                }
+            }
+            Event::Vanish => {
+                self.seen = Seen::Absent;
+                self.health = Health::Unknown;
+            }
+            Event::Health(0) => self.health = Health::Unknown,
+            Event::Health(1) => self.health = Health::Passing,
+            Event::Health(_) => self.health = Health::Failing { reason: "no answer".into() },
+            Event::Image(0) => self.image = Image::Present,
+            Event::Image(1) => self.image = Image::Preparing("step 1/2".into()),
+            Event::Image(_) => self.image = Image::Unavailable("no registry".into()),
+            Event::Gcs(on) => self.gcs = *on,
+            Event::Unmet(unmet) => self.unmet = *unmet,
+            Event::Hold(held) => self.wanted = if *held { Wanted::Held } else { Wanted::Up },
+            Event::Restart => {
+                self.memory.forgive();
+                self.memory.restart = matches!(&self.seen, Seen::Ours(c) if matches!(c.run, RunState::Running { .. }));
+                self.started_by_restart_wish = self.memory.restart;
+            }
+            Event::NewSettings => self.version += 1,
+            Event::StepFails => self.fail_next = true,
+        }
+    }
+
+    fn hash(&self) -> String {
+        format!("v{}", self.version)
+    }
+
+    /// Decides once, checks what must never be, takes the step. Returns the state and whether a step was taken.
+    fn step(&mut self) -> Result<(ServiceState, bool), TestCaseError> {
+        self.now = self.now.plus(Duration::from_millis(5));
+        let hash = self.hash();
+        let seen = self.seen.clone();
+        let restart = self.memory.restart;
+        let situation = Situation {
+            name: "ray-worker-0",
+            hash: &hash,
+            start_deadline: Duration::from_secs(120),
+            is_ray_node: true,
+            wanted: self.wanted,
+            seen: &seen,
+            health: &self.health,
+            image: &self.image,
+            unmet: (self.unmet || !self.gcs).then(|| "waits for minio".to_owned()),
+            gcs: self.gcs,
+            turn: Turn::Now,
+            spare_worker: false,
+            seed: 7,
+        };
+        let decision = decide(&situation, &mut self.memory, self.now);
+        prop_assert!(!decision.reason.contains('\n'));
+        let running = matches!(&seen, Seen::Ours(c) if matches!(c.run, RunState::Running { .. }));
+        let unchanged = matches!(&seen, Seen::Ours(c) if c.spec_hash == hash);
+        match &decision.action {
+            // Never two containers for a service.
+            Action::Create => prop_assert_eq!(&seen, &Seen::Absent),
+            Action::Start { .. } => prop_assert!(!running && self.wanted == Wanted::Up && self.gcs && !self.unmet),
+            // Never restarts what is healthy and unchanged.
+            Action::Stop { .. } | Action::Kill { .. } => {
+                prop_assert!(running);
+                let healthy = self.health == Health::Passing && unchanged && self.wanted == Wanted::Up && !restart;
+                prop_assert!(!healthy, "{decision:?}");
+            }
+            Action::Remove { .. } => prop_assert!(!running),
+            // Never a living one.
+            Action::TellGcs { .. } => prop_assert!(!running && self.gcs),
+            Action::None | Action::PrepareImage => {}
+        }
+        // Every wait ends by itself.
+        if matches!(decision.state, ServiceState::Backoff | ServiceState::CrashLoop) && decision.action == Action::None {
+            let wake = decision.wake.expect("a time to try again");
+            prop_assert!(wake > self.now && wake.since(self.now) <= Duration::from_secs(72));
+        }
+        let acted = !matches!(decision.action, Action::None | Action::PrepareImage);
+        if std::mem::take(&mut self.fail_next) && matches!(decision.action, Action::Create | Action::Start { .. }) {
+            self.memory.obstacle("port 8265 is taken".into(), self.now, 7);
+            return Ok((decision.state, true));
+        }
+        self.take(&decision.action);
+        Ok((decision.state, acted))
+    }
+
+    fn take(&mut self, action: &Action) {
+        let (now, hash) = (self.now, self.hash());
+        match action {
+            Action::None | Action::PrepareImage => {}
+            Action::TellGcs { .. } => self.memory.told(),
+            Action::Create => {
+                self.made += 1;
+                self.seen = Seen::Ours(ContainerSeen {
+                    id: format!("c{}", self.made),
+                    spec_hash: hash,
+                    run: RunState::Created,
+                    ports: BTreeMap::new(),
+                    address: None,
+                });
+            }
+            Action::Remove { .. } => self.seen = Seen::Absent,
+            Action::Start { .. } | Action::Stop { .. } | Action::Kill { .. } => {
+                self.health = Health::Unknown;
+                let Seen::Ours(c) = &mut self.seen else { return };
+                c.run = if let Action::Start { .. } = action {
+                    RunState::Running { started_at: now }
+                } else {
+                    RunState::Exited { code: 143, oom: false, finished_at: now, error: String::new() }
+                };
+            }
+        }
+    }
+
+    /// Faults end, time passes: how many steps until it is ready.
+    fn recover(&mut self) -> Result<u32, TestCaseError> {
+        self.gcs = true;
+        self.unmet = false;
+        self.image = Image::Present;
+        self.wanted = Wanted::Up;
+        self.fail_next = false;
+        for n in 0..60 {
+            if matches!(&self.seen, Seen::Ours(c) if matches!(c.run, RunState::Running { .. })) {
+                self.health = Health::Passing;
+            }
+            let (state, acted) = self.step()?;
+            if state == ServiceState::Ready && !acted {
+                return Ok(n);
+            }
+            if !acted {
+                self.now = self.now.plus(Duration::from_secs(73));
+            }
+        }
+        Err(TestCaseError::fail(format!("not ready after 60 steps: {:?}", self.seen)))
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    #[test]
+    fn whatever_happens_it_is_safe_and_once_it_ends_the_service_is_ready(events in prop::collection::vec(event(), 0..60)) {
+        let mut world = World::new();
+        for event in &events {
+            world.happen(event);
+            for _ in 0..4 {
+                world.step()?;
+            }
+        }
+        let steps = world.recover()?;
+        prop_assert!(steps < 40, "took {steps} steps");
+        let made = world.made;
+        let before = world.seen.clone();
+        for _ in 0..20 {
+            world.now = world.now.plus(Duration::from_secs(5));
+            let (state, acted) = world.step()?;
+            prop_assert!(state == ServiceState::Ready && !acted, "it is left alone");
+        }
+        prop_assert_eq!((world.made, world.seen), (made, before));
+    }
+
+    #[test]
+    fn changed_settings_never_take_two_ready_workers_at_once(
+        flags in prop::collection::vec((any::<bool>(), any::<bool>(), any::<bool>()), 1..12)
+    ) {
+        let names: Vec<String> = (0..flags.len()).map(|i| format!("ray-worker-{i}")).collect();
+        let members: Vec<Member<'_>> = flags.iter().zip(&names)
+            .map(|(&(counts, ready, outdated), name)| Member { name, counts, ready, outdated }).collect();
+        let going: Vec<usize> = (0..members.len())
+            .filter(|&i| members[i].counts && members[i].ready && members[i].outdated && turn(&members, i) == Turn::Now)
+            .collect();
+        prop_assert!(going.len() <= 1, "{going:?}");
+        if going.len() == 1 {
+            prop_assert!(members.iter().all(|m| !m.counts || m.ready), "all the others serve");
+        }
+    }
+}
+
+#[test]
+fn a_killed_node_is_told_before_it_is_started_again() {
+    let mut world = World::new();
+    world.recover().expect("ready");
+    world.happen(&Event::Crash(137));
+    let mut actions = Vec::new();
+    for _ in 0..3 {
+        let before = world.seen.clone();
+        world.step().expect("safe");
+        actions.push((before, world.seen.clone()));
+    }
+    assert!(matches!(&actions[0].1, Seen::Ours(c) if matches!(c.run, RunState::Exited { .. })), "told first");
+    assert!(matches!(&actions[1].1, Seen::Ours(c) if matches!(c.run, RunState::Running { .. })), "the first failure at once");
+}
+
+#[test]
+fn a_foreign_container_is_never_touched() {
+    let mut world = World::new();
+    world.seen = Seen::Foreign { id: "f".into() };
+    for wanted in [Wanted::Up, Wanted::Held, Wanted::Off] {
+        world.wanted = wanted;
+        let (state, acted) = world.step().expect("safe");
+        assert!(!acted);
+        assert_eq!(state == ServiceState::Blocked, wanted == Wanted::Up);
+    }
+}
+
+#[test]
+fn a_hung_one_is_killed_and_made_anew_but_not_while_the_gcs_is_away() {
+    let mut world = World::new();
+    world.recover().expect("ready");
+    world.health = Health::Failing { reason: "no answer".into() };
+    assert_eq!(world.step().expect("safe").0, ServiceState::Unhealthy);
+    world.health = Health::Unknown;
+    world.now = world.now.plus(Duration::from_mins(10));
+    assert_eq!(world.step().expect("safe"), (ServiceState::Ready, false));
+    world.health = Health::Failing { reason: "no answer".into() };
+    world.step().expect("safe");
+    world.now = world.now.plus(Duration::from_secs(31));
+    assert_eq!(world.step().expect("safe"), (ServiceState::Stopping, true));
+    let made = world.made;
+    world.recover().expect("ready");
+    assert_eq!(world.made, made + 1);
+}
