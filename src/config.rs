@@ -490,7 +490,9 @@ impl Config {
             return wrong(&["s3", "endpoint"], "must begin with `http://` or `https://`".into());
         }
         if let Some(torch) = &self.images.build.torch
-            && !(matches!(torch.as_str(), "none" | "pypi") || torch.starts_with("https://") || torch.starts_with("http://"))
+            && !(matches!(torch.as_str(), "none" | "pypi")
+                || torch.starts_with("https://")
+                || torch.starts_with("http://"))
         {
             return wrong(
                 &["images", "build", "torch"],
@@ -516,10 +518,16 @@ impl Config {
             }
             let own = ["/", "/dev", "/dev/shm", "/opt", "/opt/ray", "/proc", "/sys", "/tmp", "/tmp/ray", "/usr"];
             if target.is_empty() || own.contains(&target) {
-                return Err((at("target"), format!("`{}` belongs to the container; use e.g. `/mnt/data`", mount.target)));
+                return Err((
+                    at("target"),
+                    format!("`{}` belongs to the container; use e.g. `/mnt/data`", mount.target),
+                ));
             }
             if targets.insert(target.to_owned(), i).is_some() {
-                return Err((at("target"), format!("`{target}` is mounted twice; give each mount a target of its own")));
+                return Err((
+                    at("target"),
+                    format!("`{target}` is mounted twice; give each mount a target of its own"),
+                ));
             }
         }
         Ok(())
@@ -582,11 +590,8 @@ mod tests {
         let config = Config::parse(Path::new("labd.toml"), text).expect("valid");
         assert_eq!(config, Config::default());
         // Every commented setting is a real one.
-        let uncommented: String = text
-            .lines()
-            .map(|l| l.strip_prefix("#:").map_or(l, str::trim_start))
-            .collect::<Vec<_>>()
-            .join("\n");
+        let uncommented: String =
+            text.lines().map(|l| l.strip_prefix("#:").map_or(l, str::trim_start)).collect::<Vec<_>>().join("\n");
         Config::parse(Path::new("labd.toml"), &uncommented).expect("every example is valid");
     }
 
@@ -598,10 +603,10 @@ mod tests {
             ("[lab\nname = 1", &["labd.toml:1:"]),
             ("\n[gpus]\nsimulate = \"two\"", &["labd.toml:3:", "whole number"]),
             ("[gpus]\nsimulate = 99", &["labd.toml:2:", "0 to 16"]),
-            ("[[mounts]]\nsource = \"/a\"\ntarget = \"/mnt\"\n[[mounts]]\nsource = \"/b\"\ntarget = \"/mnt/\"", &[
-                "labd.toml:6:",
-                "mounted twice",
-            ]),
+            (
+                "[[mounts]]\nsource = \"/a\"\ntarget = \"/mnt\"\n[[mounts]]\nsource = \"/b\"\ntarget = \"/mnt/\"",
+                &["labd.toml:6:", "mounted twice"],
+            ),
             ("[[mounts]]\nsource = \"data\"\ntarget = \"/mnt\"", &["labd.toml:2:", "absolute"]),
             ("[[mounts]]\nsource = \"/data\"\ntarget = \"/dev/shm\"", &["labd.toml:3:", "belongs"]),
             ("[services.minio]\nenabled = false", &["labd.toml:2:", "[s3]"]),

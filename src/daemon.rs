@@ -5,6 +5,10 @@
 
 use std::{
     net::SocketAddr,
+    os::{
+        linux::net::SocketAddrExt as _,
+        unix::net::{SocketAddr as AbstractAddr, UnixListener},
+    },
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -122,7 +126,11 @@ fn gpus(config: &Config, simulate: Option<u32>) -> Vec<Gpu> {
 }
 
 fn credentials(config: &Config, secrets: &plan::Secrets) -> Vec<Credential> {
-    let host = if config.network.publish.is_unspecified() { "localhost".to_owned() } else { config.network.publish.to_string() };
+    let host = if config.network.publish.is_unspecified() {
+        "localhost".to_owned()
+    } else {
+        config.network.publish.to_string()
+    };
     let url = |port: u16| format!("http://{host}:{port}/");
     let one = |name: &str, user: Option<&str>, secret: &crate::secret::Secret, url: String| Credential {
         name: name.to_owned(),
@@ -132,7 +140,12 @@ fn credentials(config: &Config, secrets: &plan::Secrets) -> Vec<Credential> {
     };
     let mut all = vec![one("ray", None, &secrets.ray_token, url(config.ports.dashboard))];
     if config.services.minio.on() {
-        all.push(one("minio", Some(secrets.s3_access_key.expose()), &secrets.s3_secret_key, url(config.ports.s3_console)));
+        all.push(one(
+            "minio",
+            Some(secrets.s3_access_key.expose()),
+            &secrets.s3_secret_key,
+            url(config.ports.s3_console),
+        ));
     }
     all.push(one("jupyter", None, &secrets.jupyter_token, url(config.ports.jupyter)));
     all.push(one("grafana", Some("admin"), &secrets.grafana_password, url(config.ports.grafana)));
@@ -154,7 +167,8 @@ pub async fn subnet(config: &Config, engine: &DockerEngine) -> Result<[u8; 3], S
         taken.extend(routes::parse_cidr(&subnet));
     }
     routes::free_subnet(&taken).ok_or_else(|| {
-        "every /24 from 198.18.100.0 to 198.18.249.0 is in use on this machine; set `network.subnet` in labd.toml".to_owned()
+        "every /24 from 198.18.100.0 to 198.18.249.0 is in use on this machine; set `network.subnet` in labd.toml"
+            .to_owned()
     })
 }
 
@@ -165,15 +179,16 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let (config, found) = Config::load(&options.config)?;
     let socket = http::bind_unix(&options.socket).await.map_err(|e| other(&e))?;
     let page = http::bind_tcp(config.lab.page, "lab.page").await.map_err(|e| other(&e))?;
+    let _sole = claim(&config.lab.name)?;
     let engine = DockerEngine::connect(&config.engine.socket, &config.lab.name).map_err(|e| other(&e))?;
     let facts = node::facts();
-    let (subnet, address) =
-        tokio::join!(subnet(&config, &engine), address::find(config.node.address.as_deref()));
+    let (subnet, address) = tokio::join!(subnet(&config, &engine), address::find(config.node.address.as_deref()));
     let machine = Machine { facts, simulate: options.simulate_gpus, subnet: subnet.map_err(|e| other(&e))? };
     let data_dir = config.lab.data_dir.clone();
     let wish = wish(config, &options.config, &machine, false)?;
     make_workspace(&wish.config)?;
-    let journal = Journal::open(&data_dir.join("journal.db"), wish.config.journal.retention()).map_err(|e| other(&e))?;
+    let journal =
+        Journal::open(&data_dir.join("journal.db"), wish.config.journal.retention()).map_err(|e| other(&e))?;
 
     let (control, requests) = Control::channel();
     let (stop, stopped) = watch::channel(false);
@@ -249,6 +264,18 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     Ok(())
 }
 
+/// One daemon per lab, whatever socket it listens on: two would undo each other's work. The name lives in the kernel and
+/// goes with the process.
+fn claim(lab: &str) -> Result<UnixListener, StartError> {
+    let name = format!("labd-lab-{lab}");
+    let bound = AbstractAddr::from_abstract_name(name).and_then(|address| UnixListener::bind_addr(&address));
+    bound.map_err(|_| {
+        StartError::Other(format!(
+            "another labd runs the lab `{lab}`; stop that one, or set another `lab.name` in labd.toml"
+        ))
+    })
+}
+
 /// Waits for a signal or for the lab to be down; returns whether it is.
 async fn until_end(
     control: &Control,
@@ -287,9 +314,8 @@ fn note(journal: &Journal, what: &str, reason: &str) {
 
 fn make_workspace(config: &Config) -> Result<(), StartError> {
     let dir = config.workspace();
-    std::fs::create_dir_all(&dir).map_err(|e| {
-        StartError::Other(format!("cannot make {}: {e}; set `lab.workspace` in labd.toml", dir.display()))
-    })
+    std::fs::create_dir_all(&dir)
+        .map_err(|e| StartError::Other(format!("cannot make {}: {e}; set `lab.workspace` in labd.toml", dir.display())))
 }
 
 /// What a running daemon cannot change, compared with what it was started with.

@@ -65,7 +65,8 @@ fn with_s3(config: &Config, stored: Stored) -> Result<Secrets, String> {
 }
 
 fn read_key(path: &Path) -> Result<String, String> {
-    let text = fs::read_to_string(path).map_err(|e| format!("cannot read {} (named in `[s3]`): {e}", path.display()))?;
+    let text =
+        fs::read_to_string(path).map_err(|e| format!("cannot read {} (named in `[s3]`): {e}", path.display()))?;
     let key = text.trim();
     if key.is_empty() || key.contains(char::is_whitespace) {
         return Err(format!("{} (named in `[s3]`) must hold one key and nothing else", path.display()));

@@ -58,13 +58,17 @@ pub enum Color {
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Start the daemon if needed, wait until the lab is ready, print the links
-    #[command(after_help = "Examples:\n  labd up\n  labd up --simulate-gpus 2    # no GPU needed\n\nBuilding the images takes some minutes the first time. Ctrl-C leaves the lab coming up.")]
+    #[command(
+        after_help = "Examples:\n  labd up\n  labd up --simulate-gpus 2    # no GPU needed\n\nBuilding the images takes some minutes the first time. Ctrl-C leaves the lab coming up."
+    )]
     Up(Up),
     /// Stop and remove every container and end the daemon; volumes and images are kept
     #[command(after_help = "Examples:\n  labd down")]
     Down(Down),
     /// Show the node, its services, GPUs and jobs
-    #[command(after_help = "Examples:\n  labd status\n  labd status --watch\n  labd status --json | jq '.services[] | {name, state}'")]
+    #[command(
+        after_help = "Examples:\n  labd status\n  labd status --watch\n  labd status --json | jq '.services[] | {name, state}'"
+    )]
     Status(Status),
     /// Show what a service prints
     #[command(after_help = "Examples:\n  labd logs ray-head\n  labd logs ray-worker-0 -f\n  labd logs minio -n 20")]
@@ -88,7 +92,9 @@ pub(super) enum Command {
     #[command(after_help = "Examples:\n  labd plan\n  labd plan --simulate-gpus 4 --json")]
     Plan(Plan),
     /// Show what you log in with
-    #[command(after_help = "Examples:\n  sudo labd credentials\n  export RAY_AUTH_TOKEN=$(sudo labd credentials --json | jq -r '.[0].secret')")]
+    #[command(
+        after_help = "Examples:\n  sudo labd credentials\n  export RAY_AUTH_TOKEN=$(sudo labd credentials --json | jq -r '.[0].secret')"
+    )]
     Credentials(Json),
     /// List, build or pull the images
     #[command(subcommand, after_help = "Examples:\n  labd images list\n  labd images build ray")]
@@ -97,7 +103,9 @@ pub(super) enum Command {
     #[command(subcommand, after_help = "Examples:\n  labd config check\n  labd config check ./new.toml")]
     Config(Config),
     /// Run the daemon in the foreground; systemd does this
-    #[command(after_help = "Examples:\n  labd run\n  labd run --simulate-gpus 2\n\nSIGHUP reads labd.toml again. SIGTERM ends the daemon and leaves every container running.")]
+    #[command(
+        after_help = "Examples:\n  labd run\n  labd run --simulate-gpus 2\n\nSIGHUP reads labd.toml again. SIGTERM ends the daemon and leaves every container running."
+    )]
     Run(Run),
     /// Print the version
     #[command(after_help = "Examples:\n  labd version --json")]

@@ -57,14 +57,15 @@ impl<'a> Client<'a> {
             let bytes = answer.into_body().collect().await.map_err(|_| broken_off())?;
             Ok(bytes.to_bytes())
         };
-        tokio::time::timeout(ANSWER, work)
-            .await
-            .map_err(|_| Failure::new(Exit::Timeout, format!("the daemon did not answer within {} s", ANSWER.as_secs())))?
+        tokio::time::timeout(ANSWER, work).await.map_err(|_| {
+            Failure::new(Exit::Timeout, format!("the daemon did not answer within {} s", ANSWER.as_secs()))
+        })?
     }
 
     /// An answer whose body may go on for ever.
     pub(super) async fn send(&self, method: Method, path: &str) -> Result<Response<Incoming>, Failure> {
-        let stream = UnixStream::connect(&self.global.socket).await.map_err(|e| unreachable(&self.global.socket, &e))?;
+        let stream =
+            UnixStream::connect(&self.global.socket).await.map_err(|e| unreachable(&self.global.socket, &e))?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|_| broken_off())?;
         tokio::spawn(connection);
         let request = Request::builder()
@@ -96,10 +97,9 @@ fn broken_off() -> Failure {
 
 fn unreachable(socket: &Path, error: &io::Error) -> Failure {
     match error.kind() {
-        io::ErrorKind::PermissionDenied => Failure::new(
-            Exit::NoPermission,
-            format!("you may not use {}; run it with sudo", socket.display()),
-        ),
+        io::ErrorKind::PermissionDenied => {
+            Failure::new(Exit::NoPermission, format!("you may not use {}; run it with sudo", socket.display()))
+        }
         _ => {
             let fix = if installed(socket) { "sudo systemctl start labd" } else { "labd up" };
             Failure::new(
@@ -114,7 +114,9 @@ fn unreachable(socket: &Path, error: &io::Error) -> Failure {
 pub(super) fn installed(socket: &Path) -> bool {
     socket == Path::new(DEFAULT_SOCKET)
         && Path::new("/run/systemd/system").is_dir()
-        && ["/etc/systemd/system/labd.service", "/usr/lib/systemd/system/labd.service"].iter().any(|p| Path::new(p).exists())
+        && ["/etc/systemd/system/labd.service", "/usr/lib/systemd/system/labd.service"]
+            .iter()
+            .any(|p| Path::new(p).exists())
 }
 
 /// Server-sent events from an answer's body.

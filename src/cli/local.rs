@@ -39,7 +39,8 @@ pub(super) async fn run(global: &Global, args: &args::Run) -> Result<(), Failure
     } else {
         log.init();
     }
-    let options = Options { config: global.config.clone(), socket: global.socket.clone(), simulate_gpus: args.simulate_gpus };
+    let options =
+        Options { config: global.config.clone(), socket: global.socket.clone(), simulate_gpus: args.simulate_gpus };
     Ok(daemon::run(options).await?)
 }
 
@@ -142,7 +143,9 @@ pub(super) async fn images(global: &Global, command: args::Images, out: &mut Out
         if spec.filter(fits).is_none() {
             let line = match (spec, pull) {
                 (None, _) => format!("the {} image is not needed: its service is off", name.word()),
-                (_, true) => format!("the {} image is built, not pulled; name one in `[images]` of labd.toml", name.word()),
+                (_, true) => {
+                    format!("the {} image is built, not pulled; name one in `[images]` of labd.toml", name.word())
+                }
                 (_, false) => format!("the {} image is pulled, not built", name.word()),
             };
             return Err(Failure::new(Exit::Usage, line));
@@ -210,7 +213,9 @@ async fn make(engine: DockerEngine, wanted: Vec<ImageSpec>, wish: &Wish, out: &m
                 }
                 true
             }
-            Some(ImageState::Present { size_bytes, built_at, .. }) if begun_at.contains_key(name) || *built_at >= begun => {
+            Some(ImageState::Present { size_bytes, built_at, .. })
+                if begun_at.contains_key(name) || *built_at >= begun =>
+            {
                 let took = human(Timestamp::now().since(begun));
                 let _ = out.line(&format!("{}: done, {} in {took}", name.word(), Bytes::new(*size_bytes)));
                 false
@@ -240,7 +245,8 @@ pub(super) async fn down(global: &Global) -> Result<usize, Failure> {
         Err(e) => return Err(failed(e)),
     };
     // Ray's nodes first: without their head they would wait for it until they are killed.
-    let (last, first): (Vec<&String>, Vec<&String>) = names.iter().partition(|n| matches!(n.as_str(), "ray-head" | "minio"));
+    let (last, first): (Vec<&String>, Vec<&String>) =
+        names.iter().partition(|n| matches!(n.as_str(), "ray-head" | "minio"));
     for group in [first, last] {
         let stops = group.into_iter().map(|name| {
             let engine = engine.clone();

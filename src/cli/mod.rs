@@ -63,7 +63,10 @@ async fn interrupted() -> Failure {
     }
     out::restore_terminal();
     let up = std::env::args().any(|a| a == "up");
-    Failure::new(Exit::Interrupted, if up { "the lab goes on coming up in the background; see `labd status`" } else { "" })
+    Failure::new(
+        Exit::Interrupted,
+        if up { "the lab goes on coming up in the background; see `labd status`" } else { "" },
+    )
 }
 
 async fn dispatch(cli: Cli) -> Result<(), Failure> {

@@ -90,7 +90,13 @@ fn head(s: &Snapshot, style: Style) -> String {
     if let Some(disk) = n.disks.iter().min_by_key(|d| d.available_bytes) {
         second.push_str(&format!(" | {} free on {}", Bytes::new(disk.available_bytes), clean(&disk.mount)));
     }
-    let first = format!("{} on {} ({}) | labd {} | {engine}", s.labd.lab, clean(&n.hostname), clean(&n.address), s.labd.version);
+    let first = format!(
+        "{} on {} ({}) | labd {} | {engine}",
+        s.labd.lab,
+        clean(&n.hostname),
+        clean(&n.address),
+        s.labd.version
+    );
     format!("{}\n{}\n", paint(&cut(&first, style.width), Paint::Bold, style), cut(&second, style.width))
 }
 
@@ -99,10 +105,12 @@ pub(super) fn services(services: &[ServiceView], now: Timestamp, style: Style) -
     let name_width = services.iter().map(|s| s.name.len()).max().unwrap_or(7).max(7);
     let fixed = name_width + 2 + 11 + 2 + 9 + 2 + 8 + 2;
     let room = style.width.saturating_sub(fixed).max(20);
-    let mut text = format!("{:<name_width$}  {:<11}  {:<9}  {:>8}  LAST REASON\n", "SERVICE", "STATE", "SINCE", "RESTARTS");
+    let mut text =
+        format!("{:<name_width$}  {:<11}  {:<9}  {:>8}  LAST REASON\n", "SERVICE", "STATE", "SINCE", "RESTARTS");
     for s in services {
         let state = paint(&format!("{:<11}", s.state.word()), state_paint(s.state), style);
-        let mut reason = s.progress.clone().filter(|_| s.state == ServiceState::Preparing).unwrap_or_else(|| s.last_reason.clone());
+        let mut reason =
+            s.progress.clone().filter(|_| s.state == ServiceState::Preparing).unwrap_or_else(|| s.last_reason.clone());
         if let Some(at) = s.next_try {
             reason = format!("again in {}: {reason}", human(at.since(now)));
         }
@@ -175,7 +183,9 @@ enum Paint {
 const fn state_paint(state: ServiceState) -> Paint {
     match state {
         ServiceState::Ready => Paint::Green,
-        ServiceState::Preparing | ServiceState::Waiting | ServiceState::Starting | ServiceState::Stopping => Paint::Cyan,
+        ServiceState::Preparing | ServiceState::Waiting | ServiceState::Starting | ServiceState::Stopping => {
+            Paint::Cyan
+        }
         ServiceState::Unhealthy | ServiceState::Backoff => Paint::Yellow,
         ServiceState::CrashLoop | ServiceState::Blocked => Paint::Red,
         ServiceState::Off | ServiceState::Held | ServiceState::Unavailable => Paint::Dim,

@@ -52,7 +52,11 @@ pub(super) async fn up(global: &Global, args: &args::Up, out: &mut Out) -> Resul
         }
     };
     let text = status::render(&snapshot, Timestamp::now(), out.style());
-    if out.is_terminal() { out.redraw(&text)? } else { out.text(&format!("\n{text}"))? }
+    if out.is_terminal() {
+        out.redraw(&text)?
+    } else {
+        out.text(&format!("\n{text}"))?
+    }
     let broken: Vec<String> = snapshot
         .services
         .iter()
@@ -88,12 +92,17 @@ async fn start(global: &Global, simulate: Option<u32>) -> Result<(), Failure> {
         }
         tokio::time::sleep(LOOK).await;
     }
-    Err(Failure::new(Exit::Timeout, format!("the daemon does not answer after {} s; see {}", START.as_secs(), log.display())))
+    Err(Failure::new(
+        Exit::Timeout,
+        format!("the daemon does not answer after {} s; see {}", START.as_secs(), log.display()),
+    ))
 }
 
 /// Starts `labd run` in a process group of its own, so that Ctrl-C here does not reach it.
 fn detach(global: &Global, simulate: Option<u32>, log: &PathBuf) -> Result<Child, Failure> {
-    let cannot = |e: std::io::Error| Failure::new(Exit::Failure, format!("cannot write {}: {e}; run it with sudo", log.display()));
+    let cannot = |e: std::io::Error| {
+        Failure::new(Exit::Failure, format!("cannot write {}: {e}; run it with sudo", log.display()))
+    };
     if let Some(dir) = log.parent() {
         std::fs::create_dir_all(dir).map_err(cannot)?;
     }
@@ -164,7 +173,9 @@ async fn wait(client: &Client<'_>, out: &mut Out) -> Result<Snapshot, Failure> {
                 told.push(progress);
             }
             let news = match said.get(&service.name) {
-                Some((state, at)) => *state != service.state || (service.progress.is_some() && at.elapsed() > SAY_AGAIN),
+                Some((state, at)) => {
+                    *state != service.state || (service.progress.is_some() && at.elapsed() > SAY_AGAIN)
+                }
                 None => true,
             };
             if news {

@@ -47,7 +47,9 @@ pub(super) fn say(message: &str) -> String {
     let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
     let Some(rest) = message.strip_prefix("unknown field `") else {
         // Rust's names of numbers mean nothing to the person at the keyboard.
-        return ["u16", "u32", "u64", "i64"].iter().fold(message, |m, t| m.replace(&format!("expected {t}"), "expected a whole number"));
+        return ["u16", "u32", "u64", "i64"]
+            .iter()
+            .fold(message, |m, t| m.replace(&format!("expected {t}"), "expected a whole number"));
     };
     let Some((unknown, rest)) = rest.split_once('`') else { return message };
     let known: Vec<&str> = rest.split('`').skip(1).step_by(2).collect();

@@ -130,7 +130,8 @@ mod tests {
 
     #[test]
     fn limits_are_read_and_have_a_default() {
-        let text = "Limit   Soft  Hard  Units\nMax open files            1024                 20000                files\n";
+        let text =
+            "Limit   Soft  Hard  Units\nMax open files            1024                 20000                files\n";
         assert_eq!(nofile_limit(text), 20_000);
         assert_eq!(nofile_limit(""), 1 << 20);
         assert_eq!(nofile_limit("Max open files  unlimited unlimited files"), 1 << 20);

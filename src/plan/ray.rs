@@ -41,13 +41,9 @@ pub(super) fn head(draft: &Draft<'_>) -> ServiceSpec {
     ]));
     if config.ray.persist {
         // Case-sensitive, unlike Ray's other settings; alpha in Ray 2.60.
-        container.env.extend(env([
-            ("RAY_gcs_storage", "rocksdb".into()),
-            ("RAY_gcs_storage_path", "/gcs/db".into()),
-        ]));
+        container.env.extend(env([("RAY_gcs_storage", "rocksdb".into()), ("RAY_gcs_storage_path", "/gcs/db".into())]));
     }
-    container.mounts =
-        vec![volume(draft.volume("gcs"), "/gcs"), volume(draft.volume("dashboards"), DASHBOARDS)];
+    container.mounts = vec![volume(draft.volume("gcs"), "/gcs"), volume(draft.volume("dashboards"), DASHBOARDS)];
     container.ports = vec![draft.port(GCS_PORT, config.ports.gcs), draft.port(DASHBOARD_PORT, config.ports.dashboard)];
     container.shm_bytes = sizes.head_object_store.get() + (64 << 20);
     // Everything waits for the GCS: it must answer while workers keep every core busy.

@@ -22,11 +22,8 @@ pub(super) fn minio(draft: &Draft<'_>) -> ServiceSpec {
         ("MINIO_BROWSER_LOGIN_ANIMATION", "off".into()),
         ("MINIO_UPDATE", "off".into()),
     ]);
-    container.mounts = vec![Mount {
-        source: MountSource::Volume(draft.volume("minio")),
-        target: "/data".into(),
-        read_only: false,
-    }];
+    container.mounts =
+        vec![Mount { source: MountSource::Volume(draft.volume("minio")), target: "/data".into(), read_only: false }];
     container.ports = vec![draft.port(S3_PORT, config.ports.s3), draft.port(CONSOLE_PORT, config.ports.s3_console)];
     container.cpu_shares = 2048;
     ServiceSpec {

@@ -54,7 +54,10 @@ fn a_change_concerns_only_what_it_concerns() {
     let mount = "[[mounts]]\nsource = \"/data\"\ntarget = \"/mnt\"";
     assert_eq!(changed("", mount), ["ray-worker-0", "ray-worker-1"]);
     assert_eq!(changed("", "[ports]\njupyter = 8889"), ["jupyter"]);
-    assert_eq!(changed("", "[services.minio]\nmemory = \"1.5 GiB\"\n[services.ray-worker]\nmemory = \"8 GiB\"").len(), 3);
+    assert_eq!(
+        changed("", "[services.minio]\nmemory = \"1.5 GiB\"\n[services.ray-worker]\nmemory = \"8 GiB\"").len(),
+        3
+    );
     assert!(changed("", "[journal]\nretention_days = 5").is_empty());
 }
 
@@ -98,7 +101,8 @@ fn another_store_replaces_minio() {
 fn sizes_that_do_not_fit_name_the_setting() {
     let error = make(&inputs("[services.ray-worker]\nmemory = \"64 GiB\"", 2, 32)).expect_err("refused");
     assert!(error.contains("lower `services.ray-worker.memory`"), "{error}");
-    let error = make(&inputs("[ray]\nshared_memory = \"1 GiB\"\nobject_store = \"1 GiB\"", 2, 32)).expect_err("refused");
+    let error =
+        make(&inputs("[ray]\nshared_memory = \"1 GiB\"\nobject_store = \"1 GiB\"", 2, 32)).expect_err("refused");
     assert!(error.contains("ray.shared_memory"), "{error}");
 }
 

@@ -10,14 +10,14 @@ const DEAD: i32 = 2;
 
 /// Demands, those that can never be met first.
 pub(super) fn demands(state: &proto::ClusterState) -> Vec<DemandView> {
-    let nodes: Vec<&HashMap<String, f64>> =
-        state.nodes.iter().filter(|n| n.status != DEAD).map(|n| &n.total).collect();
+    let nodes: Vec<&HashMap<String, f64>> = state.nodes.iter().filter(|n| n.status != DEAD).map(|n| &n.total).collect();
     let largest = nodes
         .iter()
         .max_by(|a, b| size(a).partial_cmp(&size(b)).unwrap_or(std::cmp::Ordering::Equal))
         .map(|n| words(n))
         .unwrap_or_default();
-    let single = state.pending.iter().filter_map(|d| Some((&d.request.as_ref()?.resources, d.count.max(0).unsigned_abs())));
+    let single =
+        state.pending.iter().filter_map(|d| Some((&d.request.as_ref()?.resources, d.count.max(0).unsigned_abs())));
     let gangs = state.gangs.iter().flat_map(|g| &g.requests).map(|b| (&b.resources, 1));
     let mut merged: BTreeMap<(bool, String), u64> = BTreeMap::new();
     for (resources, count) in single.chain(gangs) {
@@ -56,7 +56,9 @@ fn words(resources: &HashMap<String, f64>) -> String {
     let mut named: Vec<(u8, &str, f64)> = resources
         .iter()
         .filter(|(name, n)| !internal(name) && **n > 0.0 && *name != "object_store_memory")
-        .map(|(name, &n)| (u8::from(name != "GPU") + u8::from(!matches!(name.as_str(), "GPU" | "CPU")), name.as_str(), n))
+        .map(|(name, &n)| {
+            (u8::from(name != "GPU") + u8::from(!matches!(name.as_str(), "GPU" | "CPU")), name.as_str(), n)
+        })
         .collect();
     named.sort_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)));
     let words = named.into_iter().map(|(_, name, n)| match name {
@@ -76,7 +78,8 @@ mod tests {
 
     #[test]
     fn what_no_node_has_is_infeasible_and_what_is_busy_is_not() {
-        let node = |total: &[(&str, f64)], status| proto::NodeResources { total: map(total), status, ..Default::default() };
+        let node =
+            |total: &[(&str, f64)], status| proto::NodeResources { total: map(total), status, ..Default::default() };
         let ask = |asked: &[(&str, f64)], count| proto::Demand {
             request: Some(proto::Bundle { resources: map(asked) }),
             count,

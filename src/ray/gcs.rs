@@ -32,10 +32,11 @@ impl Gcs {
         let channel = Channel::from_shared(format!("http://{}", endpoint.gcs))
             .ok()
             .map(|e| e.connect_timeout(Duration::from_secs(1)).connect_lazy());
-        let token = format!("Bearer {}", endpoint.token.expose()).parse().ok().map(|mut value: MetadataValue<Ascii>| {
-            value.set_sensitive(true);
-            value
-        });
+        let token =
+            format!("Bearer {}", endpoint.token.expose()).parse().ok().map(|mut value: MetadataValue<Ascii>| {
+                value.set_sensitive(true);
+                value
+            });
         Self { channel, token }
     }
 
@@ -88,7 +89,9 @@ impl Gcs {
             })
         };
         let answer = tokio::time::timeout(limit, work).await;
-        answer.map_err(|_| format!("the GCS did not answer within {} s", limit.as_secs()))?.map(tonic::Response::into_inner)
+        answer
+            .map_err(|_| format!("the GCS did not answer within {} s", limit.as_secs()))?
+            .map(tonic::Response::into_inner)
     }
 }
 

@@ -157,7 +157,11 @@ impl Ray {
     }
 }
 
-async fn watch_nodes(mut aim: watch::Receiver<Option<Endpoint>>, tell: Arc<watch::Sender<Arc<RayView>>>, poke: Arc<Notify>) {
+async fn watch_nodes(
+    mut aim: watch::Receiver<Option<Endpoint>>,
+    tell: Arc<watch::Sender<Arc<RayView>>>,
+    poke: Arc<Notify>,
+) {
     let mut client: Option<Client> = None;
     loop {
         if aim.has_changed().unwrap_or(true) || client.is_none() {

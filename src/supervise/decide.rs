@@ -230,7 +230,10 @@ pub fn decide(s: &Situation<'_>, m: &mut Memory, now: Timestamp) -> Decision {
             return Decision::new(
                 Action::None,
                 S::Blocked,
-                format!("a container with the name of {0} that labd did not make is in the way: remove or rename it", s.name),
+                format!(
+                    "a container with the name of {0} that labd did not make is in the way: remove or rename it",
+                    s.name
+                ),
             );
         }
         Seen::Foreign { .. } | Seen::Absent => None,
@@ -241,12 +244,9 @@ pub fn decide(s: &Situation<'_>, m: &mut Memory, now: Timestamp) -> Decision {
         (Wanted::Up, Some(c)) => present(s, m, now, c),
         (Wanted::Off, None) => Decision::new(Action::None, S::Off, "switched off"),
         (Wanted::Held, None) => Decision::new(Action::None, S::Held, held(s)),
-        (Wanted::Off, Some(c)) => end(s, m, c).unwrap_or_else(|| {
-            Decision::new(Action::Remove { id: c.id.clone() }, S::Stopping, "switched off")
-        }),
-        (Wanted::Held, Some(c)) => {
-            end(s, m, c).unwrap_or_else(|| Decision::new(Action::None, S::Held, held(s)))
-        }
+        (Wanted::Off, Some(c)) => end(s, m, c)
+            .unwrap_or_else(|| Decision::new(Action::Remove { id: c.id.clone() }, S::Stopping, "switched off")),
+        (Wanted::Held, Some(c)) => end(s, m, c).unwrap_or_else(|| Decision::new(Action::None, S::Held, held(s))),
     }
 }
 
@@ -319,8 +319,9 @@ fn present(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen)
             format!("paused by somebody; `docker unpause` or `labd restart {}` ends that", s.name),
         ),
         RunState::Created if outdated => remove("its settings changed"),
-        RunState::Created => tell(s, m, S::Starting, "the GCS is told of the node that was here")
-            .unwrap_or_else(|| start(s, m, now, c)),
+        RunState::Created => {
+            tell(s, m, S::Starting, "the GCS is told of the node that was here").unwrap_or_else(|| start(s, m, now, c))
+        }
         RunState::Running { started_at } => running(s, m, now, c, *started_at, outdated),
         RunState::Exited { code, oom, error, .. } => {
             m.ready = None;
@@ -425,7 +426,11 @@ fn serving(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen,
             }
             decision.wake_at(healthy_at)
         }
-        (Health::Unknown, Some(_)) => Decision::new(Action::None, S::Ready, m.explain("")),
+        (Health::Unknown, Some(_)) => {
+            // What cannot be asked is not known to fail: the clock starts anew.
+            m.failing_since = None;
+            Decision::new(Action::None, S::Ready, m.explain(""))
+        }
         (Health::Failing { reason }, Some(_)) => {
             let since = *m.failing_since.get_or_insert(now);
             let hung_at = since.plus(HUNG_AFTER);

@@ -226,8 +226,7 @@ impl<E: Engine> Lab<E> {
     fn new(p: Parts<E>) -> Self {
         let (tx, rx) = mpsc::unbounded_channel();
         let now = Timestamp::now();
-        let entries =
-            p.wish.plan.services.iter().map(|s| (s.name.clone(), Entry::new(Some(s.clone()), now))).collect();
+        let entries = p.wish.plan.services.iter().map(|s| (s.name.clone(), Entry::new(Some(s.clone()), now))).collect();
         let held = p.wish.plan.services.iter().map(|s| s.name.clone()).filter(|n| is_held(&p.journal, n)).collect();
         Self {
             p,

@@ -129,7 +129,9 @@ impl Prober {
                     Err(reason) => failing(reason),
                 }
             }
-            Ok(403) => failing(format!("bucket `{name}`: the credentials are refused; the volume was made with others")),
+            Ok(403) => {
+                failing(format!("bucket `{name}`: the credentials are refused; the volume was made with others"))
+            }
             Ok(status) => failing(format!("bucket `{name}` is answered with HTTP status {status}")),
             Err(reason) => failing(reason),
         }
@@ -209,7 +211,10 @@ mod tests {
         assert_eq!(ask(&view(Gcs::Unreachable { reason: "x".into() }, vec![node_at(11_000, true)])), Health::Unknown);
         assert_eq!(ask(&view(Gcs::Reachable, vec![node_at(11_000, true)])), Health::Passing);
         assert_eq!(ask(&view(Gcs::Reachable, vec![node_at(9_500, true)])), Health::Passing, "clocks");
-        assert!(matches!(ask(&view(Gcs::Reachable, vec![node_at(2_000, true)])), Health::Failing { .. }), "the one before");
+        assert!(
+            matches!(ask(&view(Gcs::Reachable, vec![node_at(2_000, true)])), Health::Failing { .. }),
+            "the one before"
+        );
         assert!(matches!(ask(&view(Gcs::Reachable, vec![node_at(11_000, false)])), Health::Failing { .. }));
     }
 }

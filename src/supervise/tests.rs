@@ -156,7 +156,8 @@ impl World {
             Action::None | Action::PrepareImage => {}
         }
         // Every wait ends by itself.
-        if matches!(decision.state, ServiceState::Backoff | ServiceState::CrashLoop) && decision.action == Action::None {
+        if matches!(decision.state, ServiceState::Backoff | ServiceState::CrashLoop) && decision.action == Action::None
+        {
             let wake = decision.wake.expect("a time to try again");
             prop_assert!(wake > self.now && wake.since(self.now) <= Duration::from_secs(72));
         }
@@ -273,7 +274,10 @@ fn a_killed_node_is_told_before_it_is_started_again() {
         actions.push((before, world.seen.clone()));
     }
     assert!(matches!(&actions[0].1, Seen::Ours(c) if matches!(c.run, RunState::Exited { .. })), "told first");
-    assert!(matches!(&actions[1].1, Seen::Ours(c) if matches!(c.run, RunState::Running { .. })), "the first failure at once");
+    assert!(
+        matches!(&actions[1].1, Seen::Ours(c) if matches!(c.run, RunState::Running { .. })),
+        "the first failure at once"
+    );
 }
 
 #[test]

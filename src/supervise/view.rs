@@ -6,7 +6,9 @@ use crate::{
     node::gpu::{Gpu, Vendor},
     plan,
     ray::RayView,
-    snapshot::{DaemonView, EngineView, GpuView, Link, NodeView, Notice, SCHEMA, ServiceState, ServiceView, Severity, Snapshot},
+    snapshot::{
+        DaemonView, EngineView, GpuView, Link, NodeView, Notice, SCHEMA, ServiceState, ServiceView, Severity, Snapshot,
+    },
     time::Timestamp,
 };
 
@@ -79,14 +81,20 @@ fn notices(k: &Known<'_>, links: &[Link]) -> Vec<Notice> {
     }
     for disk in &k.node.disks {
         if (disk.available_bytes as f64) < disk.total_bytes as f64 * DISK_LOW {
-            say(Severity::Warning, format!("{} is {} % full", disk.mount, 100 - disk.available_bytes * 100 / disk.total_bytes.max(1)));
+            say(
+                Severity::Warning,
+                format!("{} is {} % full", disk.mount, 100 - disk.available_bytes * 100 / disk.total_bytes.max(1)),
+            );
         }
     }
     if !k.config.ray.persist {
         say(Severity::Warning, "a crash of the Ray head loses all jobs: `ray.persist` is off in labd.toml".to_owned());
     }
     if k.gpus.is_empty() {
-        say(Severity::Warning, "no GPU was found: no worker runs; `gpus.simulate = 2` in labd.toml shows how it would be".to_owned());
+        say(
+            Severity::Warning,
+            "no GPU was found: no worker runs; `gpus.simulate = 2` in labd.toml shows how it would be".to_owned(),
+        );
     }
     if k.gpus.iter().any(|g| g.vendor == Vendor::Simulated) {
         say(Severity::Info, "the GPUs are simulated: nothing here computes on a real one".to_owned());
@@ -95,7 +103,10 @@ fn notices(k: &Known<'_>, links: &[Link]) -> Vec<Notice> {
         let ports = links.iter().filter_map(|l| url::Url::parse(&l.url).ok()?.port());
         let tunnels: Vec<String> = ports.take(3).map(|p| format!("-L {p}:localhost:{p}")).collect();
         let address = &k.node.address;
-        say(Severity::Info, format!("the links open on this machine only; from yours: ssh {} {address}", tunnels.join(" ")));
+        say(
+            Severity::Info,
+            format!("the links open on this machine only; from yours: ssh {} {address}", tunnels.join(" ")),
+        );
     }
     notices.sort_by_key(|n| std::cmp::Reverse(n.severity));
     notices

@@ -1,0 +1,39 @@
+# make up      everything on a bare Debian machine, as root, no GPU: engine, build, a lab with two simulated GPUs, a training
+#              job that survives the death of its worker
+# make down    leaves nothing running; volumes and images are kept
+# make test    everything that is promised, on real containers
+# make check   what needs no engine: format, lints, unit and property tests
+# make bench   recovery and bring-up, as ratios against what a user would run instead
+SHELL := /bin/bash
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+LABD := target/release/labd
+
+.PHONY: up down test check bench build
+
+build:
+	@scripts/tools.sh build
+	cargo build --release --quiet
+
+up:
+	@scripts/engine.sh start
+	@$(MAKE) --no-print-directory build
+	@scripts/demo.sh
+
+down:
+	@if [[ -x $(LABD) ]]; then $(LABD) --config .lab/labd.toml down; fi
+	@scripts/engine.sh stop
+
+check:
+	@scripts/tools.sh test
+	cargo test --quiet
+
+test: check
+	@scripts/engine.sh start
+	cargo build --release --quiet
+	LABD=$(CURDIR)/$(LABD) python3 -m pytest
+
+bench:
+	@scripts/engine.sh start
+	@$(MAKE) --no-print-directory build
+	LABD=$(CURDIR)/$(LABD) bench/recovery.py
+	LABD=$(CURDIR)/$(LABD) bench/bringup.py
