@@ -31,15 +31,14 @@ struct Stored {
 pub fn load_or_make(config: &Config) -> Result<Secrets, String> {
     let dir = &config.lab.data_dir;
     let path = dir.join(FILE);
-    let stored = match read(&path)? {
-        Some(stored) => stored,
-        None => {
-            let made = random();
-            write(dir, &path, &made).map_err(|e| {
-                format!("cannot write {}: {e}; run labd as root, or set `lab.data_dir` in labd.toml", path.display())
-            })?;
-            made
-        }
+    let stored = if let Some(stored) = read(&path)? {
+        stored
+    } else {
+        let made = random();
+        write(dir, &path, &made).map_err(|e| {
+            format!("cannot write {}: {e}; run labd as root, or set `lab.data_dir` in labd.toml", path.display())
+        })?;
+        made
     };
     with_s3(config, stored)
 }

@@ -96,17 +96,14 @@ fn broken_off() -> Failure {
 }
 
 fn unreachable(socket: &Path, error: &io::Error) -> Failure {
-    match error.kind() {
-        io::ErrorKind::PermissionDenied => {
-            Failure::new(Exit::NoPermission, format!("you may not use {}; run it with sudo", socket.display()))
-        }
-        _ => {
-            let fix = if installed(socket) { "sudo systemctl start labd" } else { "labd up" };
-            Failure::new(
-                Exit::NotRunning,
-                format!("not running (nobody answers at {}); start it with `{fix}`", socket.display()),
-            )
-        }
+    if error.kind() == io::ErrorKind::PermissionDenied {
+        Failure::new(Exit::NoPermission, format!("you may not use {}; run it with sudo", socket.display()))
+    } else {
+        let fix = if installed(socket) { "sudo systemctl start labd" } else { "labd up" };
+        Failure::new(
+            Exit::NotRunning,
+            format!("not running (nobody answers at {}); start it with `{fix}`", socket.display()),
+        )
     }
 }
 

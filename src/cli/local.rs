@@ -140,7 +140,7 @@ pub(super) async fn images(global: &Global, command: args::Images, out: &mut Out
     let fits = |spec: &&ImageSpec| matches!(spec.source, ImageSource::Pull) == pull;
     for name in &names {
         let spec = wish.plan.images.iter().find(|s| s.name == *name);
-        if spec.filter(fits).is_none() {
+        if spec.as_ref().is_none_or(|x| !fits(x)) {
             let line = match (spec, pull) {
                 (None, _) => format!("the {} image is not needed: its service is off", name.word()),
                 (_, true) => {

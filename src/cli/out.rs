@@ -50,6 +50,7 @@ impl Out {
         self.bytes(text.as_bytes())
     }
 
+    #[expect(clippy::unused_self, reason = "whoever writes has been given the output")]
     pub(super) fn bytes(&mut self, bytes: &[u8]) -> Result<(), Failure> {
         let mut stdout = io::stdout().lock();
         stdout.write_all(bytes)?;

@@ -41,21 +41,20 @@ pub(super) async fn up(global: &Global, args: &args::Up, out: &mut Out) -> Resul
         start(global, args.run.simulate_gpus).await?;
     }
     let deadline = Duration::from_secs(args.timeout);
-    let snapshot = match tokio::time::timeout(deadline, wait(&client, out)).await {
-        Ok(snapshot) => snapshot?,
-        Err(_) => {
-            let snapshot: Snapshot = client.json("/api/v1/snapshot").await?;
-            let missing: Vec<&str> =
-                snapshot.services.iter().filter(|s| !s.state.is_settled()).map(|s| s.name.as_str()).collect();
-            let line = format!("not ready after {} s: {}", args.timeout, missing.join(", "));
-            return Err(Failure::new(Exit::Timeout, line));
-        }
+    let snapshot = if let Ok(snapshot) = tokio::time::timeout(deadline, wait(&client, out)).await {
+        snapshot?
+    } else {
+        let snapshot: Snapshot = client.json("/api/v1/snapshot").await?;
+        let missing: Vec<&str> =
+            snapshot.services.iter().filter(|s| !s.state.is_settled()).map(|s| s.name.as_str()).collect();
+        let line = format!("not ready after {} s: {}", args.timeout, missing.join(", "));
+        return Err(Failure::new(Exit::Timeout, line));
     };
     let text = status::render(&snapshot, Timestamp::now(), out.style());
     if out.is_terminal() {
-        out.redraw(&text)?
+        out.redraw(&text)?;
     } else {
-        out.text(&format!("\n{text}"))?
+        out.text(&format!("\n{text}"))?;
     }
     let broken: Vec<String> = snapshot
         .services

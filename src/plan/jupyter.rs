@@ -44,7 +44,7 @@ pub(super) fn jupyter(draft: &Draft<'_>) -> ServiceSpec {
             path: "/api/status".into(),
             authorization: Some(("token".into(), secrets.jupyter_token.clone())),
         },
-        start_deadline: Duration::from_secs(120),
+        start_deadline: Duration::from_mins(2),
         container,
     }
 }

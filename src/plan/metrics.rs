@@ -92,7 +92,7 @@ pub(super) fn grafana(draft: &Draft<'_>) -> ServiceSpec {
         enabled: config.services.grafana.on(),
         requires: Vec::new(),
         probe: Probe::Http { port: GRAFANA_PORT, path: "/api/health".into(), authorization: None },
-        start_deadline: Duration::from_secs(120),
+        start_deadline: Duration::from_mins(2),
         container,
     }
 }

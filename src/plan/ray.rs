@@ -19,7 +19,7 @@ pub(super) const DASHBOARDS: &str = "/dashboards";
 
 /// From container start to ALIVE: 2 s on an idle machine, 24 s once on a cold, crowded one; images with torch on a
 /// network disk take longer.
-const START: Duration = Duration::from_secs(120);
+const START: Duration = Duration::from_mins(2);
 
 pub(super) fn head(draft: &Draft<'_>) -> ServiceSpec {
     let (config, sizes) = (draft.config(), draft.sizes);

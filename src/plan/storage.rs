@@ -39,7 +39,7 @@ pub(super) fn minio(draft: &Draft<'_>) -> ServiceSpec {
             access_key: secrets.s3_access_key.clone(),
             secret_key: secrets.s3_secret_key.clone(),
         },
-        start_deadline: Duration::from_secs(60),
+        start_deadline: Duration::from_mins(1),
         container,
     }
 }

@@ -183,7 +183,7 @@ async fn watch_nodes(
         let pause = match nodes {
             Ok(nodes) => {
                 let mut nodes = newest(nodes.into_iter().map(convert).collect());
-                let demands = state.as_ref().ok().map(|state| demand::demands(state));
+                let demands = state.as_ref().ok().map(demand::demands);
                 for node in &mut nodes {
                     let found = state.as_ref().ok().and_then(|s| s.nodes.iter().find(|n| n.id == node.id));
                     node.available = found.map(|n| n.available.clone().into_iter().collect()).unwrap_or_default();

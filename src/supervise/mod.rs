@@ -406,12 +406,11 @@ impl<E: Engine> Lab<E> {
             tracing::info!(service = name, %error, "a step failed");
             let making = matches!(action, Action::Create | Action::Start { .. });
             match (&error, &entry.spec) {
-                (EngineError::Unreachable(_), _) => {}
                 (EngineError::NotFound(_), Some(spec)) if *action == Action::Create => {
                     self.p.images.mark_missing(spec.image);
                 }
-                // It is gone meanwhile: looked at again, nothing else.
-                (EngineError::NotFound(_), _) => {}
+                // The engine is away, or the container is gone meanwhile: looked at again, nothing else.
+                (EngineError::Unreachable(_) | EngineError::NotFound(_), _) => {}
                 _ if making => entry.memory.obstacle(error.to_string(), now, seed),
                 _ => {}
             }
@@ -512,7 +511,7 @@ impl<E: Engine> Lab<E> {
         let image = self.image(name);
         let wait_below = self.down && self.carries_others(name);
         let Some(entry) = self.entries.get_mut(name) else { return false };
-        let Some(seen) = entry.seen.clone() else { return false };
+        let Some(there) = entry.seen.clone() else { return false };
         if wait_below {
             return false;
         }
@@ -526,7 +525,7 @@ impl<E: Engine> Lab<E> {
             start_deadline: entry.spec.as_ref().map_or(Duration::MAX, |s| s.start_deadline),
             is_ray_node: entry.kind().is_some_and(Kind::is_ray_node),
             wanted,
-            seen: &seen,
+            seen: &there,
             health: &entry.health,
             image: &image,
             unmet,

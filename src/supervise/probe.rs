@@ -109,7 +109,7 @@ impl Prober {
 
     /// The bucket is part of the contract: made when it is missing.
     async fn bucket(&self, port: u16, name: &str, region: &str, access_key: &Secret, secret_key: &Secret) -> Health {
-        const VALID: Duration = Duration::from_secs(60);
+        const VALID: Duration = Duration::from_mins(1);
         let address = match self.address(port) {
             Ok(address) => address,
             Err(health) => return health,

@@ -124,7 +124,7 @@ impl World {
         let situation = Situation {
             name: "ray-worker-0",
             hash: &hash,
-            start_deadline: Duration::from_secs(120),
+            start_deadline: Duration::from_mins(2),
             is_ray_node: true,
             wanted: self.wanted,
             seen: &seen,
