@@ -29,6 +29,7 @@ class Labd:
 
     def __init__(self):
         self.lab = Lab("labdbench", "198.18.242.0/24")
+        self.lab.sweep()
 
     def start(self):
         self.lab.up()

@@ -7,7 +7,8 @@ from lab import Lab
 @pytest.fixture(scope="session")
 def lab():
     lab = Lab("labdtest", "198.18.240.0/24")
-    lab.down_config = lab.config.read_text()
+    # What a killed run left (a volume with Ray's old jobs, say) must not be adopted as ours.
+    lab.sweep()
     try:
         lab.up_output = lab.up().stdout
         yield lab
@@ -23,6 +24,7 @@ def fresh(request):
     def make(name="labdbad", subnet="198.18.241.0/24", **kwargs):
         lab = Lab(name, subnet, **kwargs)
         made.append(lab)
+        lab.sweep()
         return lab
 
     yield make

@@ -115,6 +115,11 @@ jupyter = 0
         """Everything this lab made, the data included: labs of tests leave nothing."""
         if self.config.exists():
             self.labd("down", check=False, timeout=180)
+        self.sweep()
+        shutil.rmtree(self.dir, ignore_errors=True)
+
+    def sweep(self):
+        """Removes what the engine holds under this lab's name, also from a run that was killed before its end."""
         ids = docker("ps", "-aq", "--filter", f"label=dev.labd.lab={self.name}").stdout.split()
         if ids:
             docker("rm", "-f", *ids, check=False)
@@ -122,7 +127,6 @@ jupyter = 0
         volumes = docker("volume", "ls", "-q", "--filter", f"label=dev.labd.lab={self.name}").stdout.split()
         if volumes:
             docker("volume", "rm", "-f", *volumes, check=False)
-        shutil.rmtree(self.dir, ignore_errors=True)
 
     def snapshot(self):
         return json.loads(self.labd("status", "--json").stdout)
