@@ -86,6 +86,7 @@ def main():
     args.add_argument("--json", action="store_true")
     args = args.parse_args()
     lab = Lab("labdbench", "198.18.242.0/24")
+    lab.sweep()
     found = {"labd": [], "bare": []}
     try:
         lab.up()  # builds images that are missing; not counted

@@ -9,6 +9,8 @@ use crate::{
 
 /// Jobs shown; `--json` has all of them.
 const JOBS: usize = 8;
+/// Lines a service's reason may take; `--json` and `labd events` have all of it.
+const REASON_LINES: usize = 3;
 
 /// The whole status.
 pub(super) fn render(s: &Snapshot, now: Timestamp, style: Style) -> String {
@@ -115,13 +117,22 @@ pub(super) fn services(services: &[ServiceView], now: Timestamp, style: Style) -
         if let Some(at) = s.next_try {
             reason = format!("again in {}: {reason}", human(at.since(now)));
         }
+        let mut lines = wrap(&clean(&reason), room);
+        if lines.len() > REASON_LINES {
+            let rest = lines.split_off(REASON_LINES - 1).join(" ");
+            lines.push(rest);
+        }
+        let lines: Vec<String> = lines.iter().map(|l| cut(l, room)).collect();
+        let first = lines.first().map_or("", String::as_str);
         text.push_str(&format!(
-            "{:<name_width$}  {state}  {:<9}  {:>8}  {}\n",
+            "{:<name_width$}  {state}  {:<9}  {:>8}  {first}\n",
             s.name,
             age(now, s.since),
             s.restarts,
-            cut(&clean(&reason), room)
         ));
+        for line in lines.iter().skip(1) {
+            text.push_str(&format!("{:<fixed$}{line}\n", ""));
+        }
     }
     text
 }

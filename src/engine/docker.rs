@@ -62,6 +62,9 @@ struct Inner {
     lab: String,
     /// Present once an engine answered; taken away when it does not any more, so that the next call agrees anew.
     client: Mutex<Option<Docker>>,
+    /// Held while the network is looked for and made: the first services of a lab all want it at the same moment, and an
+    /// engine that is asked for it twice says that it overlaps itself.
+    network: tokio::sync::Mutex<()>,
 }
 
 /// What the engine is, as far as labd cares.
@@ -99,7 +102,12 @@ impl DockerEngine {
                 "`{socket}` is not the path of an engine's socket; set `unix:///var/run/docker.sock` in labd.toml"
             )));
         }
-        let inner = Inner { socket: path.to_owned(), lab: lab.to_owned(), client: Mutex::new(None) };
+        let inner = Inner {
+            socket: path.to_owned(),
+            lab: lab.to_owned(),
+            client: Mutex::new(None),
+            network: tokio::sync::Mutex::new(()),
+        };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -366,6 +374,7 @@ impl Engine for DockerEngine {
 
     async fn ensure_network(&self, network: &NetworkSpec) -> Result<(), EngineError> {
         let client = self.client().await?;
+        let _alone = self.inner.network.lock().await;
         if let Some(found) = self.network(&client, &network.name).await? {
             if has_subnet(&found, network) {
                 return Ok(());
@@ -395,7 +404,7 @@ impl Engine for DockerEngine {
         };
         match client.create_network(request).await {
             Ok(_) => Ok(()),
-            // 409: made in the meantime by another call of ours.
+            // 409: made in the meantime by another process.
             Err(e) => self.unless_status(&e, &[409]),
         }
     }
