@@ -1,17 +1,11 @@
-//! The database's shape, version by version, and the decision what to do with the file that is there.
+//! The journal's shape, version by version.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use crate::db::Shape;
 
-use rusqlite::{Connection, ErrorCode, OpenFlags};
+/// `labd` in ASCII marks the file.
+pub(super) const SHAPE: Shape = Shape { migrations: MIGRATIONS, application_id: 0x6c61_6264, what: "a journal" };
 
-use crate::time::Timestamp;
-
-/// Step `n` takes a database from version `n` to `n + 1`. Steps that were released are never changed.
-pub(super) const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: &[&str] = &[
     "CREATE TABLE events (
         seq     INTEGER PRIMARY KEY,
         at_ms   INTEGER NOT NULL,
@@ -27,122 +21,3 @@ pub(super) const MIGRATIONS: [&str; 2] = [
     "CREATE TABLE memory (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
     CREATE INDEX events_restarts ON events (service) WHERE kind = 'action' AND what = 'restart';",
 ];
-
-/// The version this labd writes.
-pub(super) const VERSION: u32 = MIGRATIONS.len() as u32;
-
-/// Marks the file as labd's, so that another program's database is not taken for an old one: `labd` in ASCII.
-const APPLICATION_ID: i32 = 0x6c61_6264;
-
-/// Why there is no database to write to.
-#[derive(Debug)]
-pub(super) enum OpenFailure {
-    /// Written by a newer labd; its schema version.
-    Newer(u32),
-    /// Not a database, damaged, or another program's.
-    Corrupt(String),
-    /// May work later: full disk, read-only file system, missing permission, locked.
-    NotNow(String),
-}
-
-impl From<rusqlite::Error> for OpenFailure {
-    fn from(e: rusqlite::Error) -> Self {
-        if is_corrupt(&e) { Self::Corrupt(in_words(&e)) } else { Self::NotNow(in_words(&e)) }
-    }
-}
-
-/// Whether the file itself is damaged.
-pub(super) fn is_corrupt(e: &rusqlite::Error) -> bool {
-    matches!(e.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
-}
-
-/// SQLite's error for a person.
-pub(super) fn in_words(e: &rusqlite::Error) -> String {
-    match e.sqlite_error_code() {
-        Some(ErrorCode::DiskFull) => "the disk is full".into(),
-        Some(ErrorCode::ReadOnly) => "the file system or the file is read-only".into(),
-        Some(ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => "the file cannot be opened".into(),
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => "another program holds the database".into(),
-        Some(ErrorCode::SystemIoFailure) => "the disk cannot be read or written".into(),
-        _ => e.to_string(),
-    }
-}
-
-/// Opens the database, making or migrating it as needed. A newer or damaged one is not written to.
-pub(super) fn open(path: &Path) -> Result<Connection, OpenFailure> {
-    if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent)
-            .map_err(|e| OpenFailure::NotNow(format!("cannot create `{}`: {e}", parent.display())))?;
-    }
-    if fs::metadata(path).is_ok_and(|m| m.len() > 0) {
-        refuse_newer(path)?;
-    }
-    let mut db = Connection::open(path)?;
-    if db.is_readonly(rusqlite::MAIN_DB)? {
-        return Err(OpenFailure::NotNow("the file system or the file is read-only".into()));
-    }
-    db.busy_timeout(Duration::from_secs(2))?;
-    // WAL survives a SIGKILL in either mode; FULL also keeps the last entries over a power cut, for one fsync per batch
-    // that only the writer thread waits for.
-    db.pragma_update(None, "journal_mode", "wal")?;
-    db.pragma_update(None, "synchronous", "full")?;
-    // Journals of busy labs stay small on disk while nobody reads them for long.
-    db.pragma_update(None, "journal_size_limit", 8 * 1024 * 1024)?;
-    migrate(&mut db)?;
-    Ok(db)
-}
-
-/// Looks at the version without changing a byte.
-fn refuse_newer(path: &Path) -> Result<(), OpenFailure> {
-    let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
-    db.busy_timeout(Duration::from_secs(2))?;
-    let found: u32 = db.pragma_query_value(None, "user_version", |row| row.get(0))?;
-    let application: i32 = db.pragma_query_value(None, "application_id", |row| row.get(0))?;
-    let tables: i64 = db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
-    if application != APPLICATION_ID && tables > 0 {
-        return Err(OpenFailure::Corrupt("it is not a journal of labd".into()));
-    }
-    if found > VERSION { Err(OpenFailure::Newer(found)) } else { Ok(()) }
-}
-
-/// Brings the database to [`VERSION`], each step in a transaction with its version number.
-fn migrate(db: &mut Connection) -> Result<(), OpenFailure> {
-    let at: u32 = db.pragma_query_value(None, "user_version", |row| row.get(0))?;
-    for (step, sql) in MIGRATIONS.iter().enumerate().skip(at as usize) {
-        apply(db, step, sql)?;
-    }
-    Ok(())
-}
-
-/// One migration step.
-pub(super) fn apply(db: &mut Connection, step: usize, sql: &str) -> rusqlite::Result<()> {
-    let tx = db.transaction()?;
-    tx.execute_batch(sql)?;
-    tx.pragma_update(None, "application_id", APPLICATION_ID)?;
-    tx.pragma_update(None, "user_version", step as u32 + 1)?;
-    tx.commit()
-}
-
-/// Moves a damaged database out of the way, with its side files, and says where it is now.
-pub(super) fn set_aside(path: &Path, now: Timestamp) -> io::Result<PathBuf> {
-    let stamp: String = now.to_string().chars().filter(char::is_ascii_alphanumeric).collect();
-    let aside = (0..100)
-        .map(|n| with_suffix(path, &if n == 0 { format!(".corrupt-{stamp}") } else { format!(".corrupt-{stamp}-{n}") }))
-        .find(|p| !p.exists())
-        .ok_or_else(|| io::Error::other("too many set-aside journals"))?;
-    // Side files first: a fresh database must never meet an old write-ahead log.
-    for side in ["-wal", "-shm"] {
-        let from = with_suffix(path, side);
-        if from.exists() {
-            fs::rename(&from, with_suffix(&aside, side))?;
-        }
-    }
-    fs::rename(path, &aside)?;
-    Ok(aside)
-}
-
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
-}

@@ -152,12 +152,12 @@ async fn a_sigkill_loses_nothing_that_was_flushed() {
 
 #[tokio::test]
 async fn every_older_version_is_migrated() {
-    for version in 1..schema::VERSION as usize {
+    for version in 1..schema::SHAPE.version() as usize {
         let dir = folder();
         let path = dir.path().join("journal.db");
         let mut db = Connection::open(&path).expect("a database");
-        for (step, sql) in schema::MIGRATIONS.iter().enumerate().take(version) {
-            schema::apply(&mut db, step, sql).expect("the old version");
+        for step in 0..version {
+            crate::db::apply(&mut db, &schema::SHAPE, step).expect("the old version");
         }
         db.execute_batch(
             "INSERT INTO events VALUES (7, 1795492872123, 'minio', 'state', 'ready', 'answers'),
@@ -175,7 +175,7 @@ async fn every_older_version_is_migrated() {
         journal.flush().await;
         let db = Connection::open(&path).expect("a database");
         let found: u32 = db.pragma_query_value(None, "user_version", |r| r.get(0)).expect("a version");
-        assert_eq!(found, schema::VERSION);
+        assert_eq!(found, schema::SHAPE.version());
         assert_eq!(query::memory(&db).expect("readable")["k"], "v");
     }
 }
@@ -189,12 +189,15 @@ async fn a_newer_database_is_refused_and_left_as_it_is() {
     journal.flush().await;
     drop(journal);
     let db = Connection::open(&path).expect("a database");
-    db.pragma_update(None, "user_version", schema::VERSION + 3).expect("from the future");
+    db.pragma_update(None, "user_version", schema::SHAPE.version() + 3).expect("from the future");
     drop(db);
     let before = fs::read(&path).expect("readable");
 
     let error = Journal::open(&path, A_YEAR).expect_err("refused");
-    assert_eq!(error, JournalError::Newer { path: path.clone(), found: schema::VERSION + 3, ours: schema::VERSION });
+    assert_eq!(
+        error,
+        JournalError::Newer { path: path.clone(), found: schema::SHAPE.version() + 3, ours: schema::SHAPE.version() }
+    );
     let line = error.to_string();
     assert!(
         line.contains(path.to_str().expect("UTF-8")) && line.contains("schema 5") && !line.contains('\n'),

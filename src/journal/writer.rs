@@ -16,10 +16,10 @@ use rusqlite::{Connection, params};
 use tokio::sync::{broadcast, oneshot, watch};
 
 use super::{
-    Entry, EventQuery, JournalError, JournalHealth, Kind, Message, Options, RING, Shared, lock, query,
-    schema::{self, OpenFailure},
+    Entry, EventQuery, JournalError, JournalHealth, Kind, Message, Options, RING, Shared, lock, query, schema::SHAPE,
 };
 use crate::{
+    db::{self, OpenFailure},
     snapshot::Event,
     time::{Timestamp, human},
 };
@@ -77,7 +77,7 @@ impl Writer {
     pub(super) fn first_open(&mut self) -> Result<(), JournalError> {
         match self.open() {
             Err(OpenFailure::Newer(found)) => {
-                Err(JournalError::Newer { path: self.path.clone(), found, ours: schema::VERSION })
+                Err(JournalError::Newer { path: self.path.clone(), found, ours: SHAPE.version() })
             }
             Err(OpenFailure::Corrupt(reason) | OpenFailure::NotNow(reason)) => {
                 self.not_recording(&reason);
@@ -145,7 +145,7 @@ impl Writer {
     }
 
     fn try_open(&mut self) -> Result<(), OpenFailure> {
-        let db = schema::open(&self.path)?;
+        let db = db::open(&self.path, &SHAPE)?;
         #[cfg(test)]
         self.limit_pages(&db)?;
         let stored_seq = query::last_seq(&db)?;
@@ -185,7 +185,7 @@ impl Writer {
 
     fn set_aside(&mut self, reason: &str) -> Result<(), OpenFailure> {
         self.db = None;
-        let aside = schema::set_aside(&self.path, Timestamp::now()).map_err(|e| {
+        let aside = db::set_aside(&self.path, Timestamp::now()).map_err(|e| {
             OpenFailure::NotNow(format!("`{}` is damaged and cannot be renamed: {e}", self.path.display()))
         })?;
         // What labd must remember is still in its memory, if it was ever read.
@@ -209,7 +209,7 @@ impl Writer {
         match self.open() {
             Ok(()) => {}
             Err(OpenFailure::Newer(found)) => {
-                let newer = JournalError::Newer { path: self.path.clone(), found, ours: schema::VERSION };
+                let newer = JournalError::Newer { path: self.path.clone(), found, ours: SHAPE.version() };
                 self.not_recording(&newer.to_string());
             }
             Err(OpenFailure::Corrupt(reason) | OpenFailure::NotNow(reason)) => self.not_recording(&reason),
@@ -299,8 +299,8 @@ impl Writer {
     fn failed(&mut self, e: &rusqlite::Error) {
         // A fresh connection at the next try: some errors leave the old one unusable.
         self.db = None;
-        if schema::is_corrupt(e) {
-            match self.set_aside(&schema::in_words(e)).and_then(|()| self.try_open()) {
+        if db::is_corrupt(e) {
+            match self.set_aside(&db::in_words(e)).and_then(|()| self.try_open()) {
                 Ok(()) => {
                     // Written on the next wake, which is at once.
                     self.sweep_at = Instant::now();
@@ -309,7 +309,7 @@ impl Writer {
                 Err(OpenFailure::Newer(_)) => self.not_recording("a newer labd took the journal over"),
             }
         } else {
-            self.not_recording(&schema::in_words(e));
+            self.not_recording(&db::in_words(e));
         }
     }
 

@@ -1,0 +1,78 @@
+//! What died, why, and how long each step back took. Values only.
+//!
+//! The supervision loop opens an incident when it sees that a service ended without being asked to, or hung, and fills in
+//! the way back as it sees it; what concerns training is filled in from what Ray and the checkpoint store say. The job
+//! ledger reads incidents to tell a job that was lost to infrastructure from one that failed by its own error.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::time::Timestamp;
+
+/// Incidents kept in memory and shown by the API; the journal has all of them.
+pub const KEPT: usize = 100;
+
+/// One service's death and its way back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Incident {
+    /// The service, such as `ray-worker-0`.
+    pub service: String,
+    /// What ended it.
+    pub cause: Cause,
+    /// The cause in one line, such as `container exited 137 (SIGKILL)`.
+    pub why: String,
+    /// When it ended, by the engine's clock; for a hang, when it first did not answer.
+    pub died_at: Timestamp,
+    /// When labd knew.
+    pub noticed_at: Timestamp,
+    /// When its container ran again.
+    pub running_at: Option<Timestamp>,
+    /// When it fulfilled its contract again: for a Ray node, ALIVE in the GCS.
+    pub ready_at: Option<Timestamp>,
+    /// The training runs it interrupted.
+    pub training: Vec<Interrupted>,
+}
+
+/// What ended a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cause {
+    /// It ended by itself or was killed.
+    Exit,
+    /// The kernel killed it for memory.
+    Oom,
+    /// It ran and did not answer, so labd killed it.
+    Hang,
+    /// Its container was gone: removed, or lost with the engine.
+    Gone,
+}
+
+/// One training run's share of an incident.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interrupted {
+    /// Name of the Ray Train run.
+    pub run: String,
+    /// When its training loop ran again; absent until then.
+    pub training_at: Option<Timestamp>,
+    /// Name of the checkpoint it resumed from; absent when it began anew or has not resumed yet.
+    pub checkpoint: Option<String>,
+    /// Time between that checkpoint and the death: work that is done again.
+    #[serde(rename = "lost_ms", with = "millis")]
+    pub lost: Option<Duration>,
+}
+
+/// Durations as whole milliseconds.
+mod millis {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(d: &Option<Duration>, s: S) -> Result<S::Ok, S::Error> {
+        d.map(|d| d.as_millis() as u64).serialize(s)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Duration>, D::Error> {
+        Ok(Option::<u64>::deserialize(d)?.map(Duration::from_millis))
+    }
+}
