@@ -4,8 +4,6 @@
 //! the way back as it sees it; what concerns training is filled in from what Ray and the checkpoint store say. The job
 //! ledger reads incidents to tell a job that was lost to infrastructure from one that failed by its own error.
 
-use std::time::Duration;
-
 use serde::{Deserialize, Serialize};
 
 use crate::time::Timestamp;
@@ -57,22 +55,6 @@ pub struct Interrupted {
     pub training_at: Option<Timestamp>,
     /// Name of the checkpoint it resumed from; absent when it began anew or has not resumed yet.
     pub checkpoint: Option<String>,
-    /// Time between that checkpoint and the death: work that is done again.
-    #[serde(rename = "lost_ms", with = "millis")]
-    pub lost: Option<Duration>,
-}
-
-/// Durations as whole milliseconds.
-mod millis {
-    use std::time::Duration;
-
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    pub(super) fn serialize<S: Serializer>(d: &Option<Duration>, s: S) -> Result<S::Ok, S::Error> {
-        d.map(|d| d.as_millis() as u64).serialize(s)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Duration>, D::Error> {
-        Ok(Option::<u64>::deserialize(d)?.map(Duration::from_millis))
-    }
+    /// Time between that checkpoint and the death, in milliseconds: work that is done again.
+    pub lost_ms: Option<u64>,
 }
