@@ -39,8 +39,7 @@ fi
 
 echo; echo "Submitting samples/train.py as job \`$job\` ..."
 docker cp -q samples "$lab-jupyter:/tmp/samples" 2>/dev/null || docker cp samples "$lab-jupyter:/tmp/samples" >/dev/null
-in_jupyter ray job submit --no-wait --submission-id "$job" --entrypoint-label-selector '{"labd.role": "driver"}' \
-    --working-dir /tmp/samples -- python train.py --name "$job" --epochs 30 >/dev/null 2>&1
+in_jupyter ray job submit --no-wait --submission-id "$job" --working-dir /tmp/samples -- python train.py --name "$job" --epochs 30 >/dev/null 2>&1
 wait_for() { # wait_for SECONDS PATTERN
     local deadline=$((SECONDS + $1))
     until logs | grep -qE "$2"; do

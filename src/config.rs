@@ -49,6 +49,8 @@ pub struct Config {
     pub s3: Option<ExternalS3>,
     /// `[images]`: references that replace labd's own images, and how its own are built.
     pub images: Images,
+    /// `[jobs]`: what becomes of lost jobs.
+    pub jobs: JobSettings,
     /// `[journal]`: how long history is kept.
     pub journal: JournalSettings,
 }
@@ -345,6 +347,23 @@ impl Build {
     }
 }
 
+/// `[jobs]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct JobSettings {
+    /// How often a job that was lost to infrastructure is resubmitted, at most; 0 to 1000. A job's own metadata
+    /// `labd.retry` (`never`, or a number) goes before it.
+    pub resubmissions: u32,
+    /// Whether a training run without a name of its own is called like its job's first submission, so that it resumes.
+    pub name_runs: bool,
+}
+
+impl Default for JobSettings {
+    fn default() -> Self {
+        Self { resubmissions: 10, name_runs: true }
+    }
+}
+
 /// `[journal]`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -404,6 +423,11 @@ impl Config {
             text: format!("`{}`: {wrong}", line::dotted(&key)),
         })?;
         Ok(config)
+    }
+
+    /// The host directory whose sockets the front door's relay sees.
+    pub fn door_dir(&self) -> PathBuf {
+        self.lab.data_dir.join("door")
     }
 
     /// The host directory that JupyterLab shows.
@@ -498,6 +522,9 @@ impl Config {
                 &["images", "build", "torch"],
                 format!("{torch:?} is no index; use \"pypi\", \"none\", or the URL of one"),
             );
+        }
+        if self.jobs.resubmissions > 1000 {
+            return wrong(&["jobs", "resubmissions"], "must be 0 to 1000".into());
         }
         if !(1..=3650).contains(&self.journal.retention_days) {
             return wrong(&["journal", "retention_days"], "must be 1 to 3650".into());

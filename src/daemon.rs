@@ -33,7 +33,8 @@ use crate::{
         docker::DockerEngine,
         images::{self, Images},
     },
-    http::{self, Credential, LogSource},
+    http::{self, Credential, LogSource, door::Door},
+    jobs,
     journal::{Entry, Journal, Kind},
     node::{
         self, NodeFacts, address,
@@ -41,17 +42,18 @@ use crate::{
         routes,
     },
     plan::{self, Inputs, PlanView},
-    ray::Ray,
+    ray::{HttpJobs, Ray},
     secrets,
     snapshot::{DaemonView, EngineView, Snapshot},
-    supervise::{self, Parts, Wish},
+    supervise::{self, DoorView, Parts, Wish},
     time::Timestamp,
 };
 
 /// Between two tries to reach an engine that is away.
 const ENGINE_RETRY: Duration = Duration::from_secs(1);
-/// Between two tries to listen on the lab's network, which exists once its first container does.
-const SCRAPE_RETRY: Duration = Duration::from_secs(2);
+/// Between two tries to listen where it was not possible: on the lab's network, which exists once its first container
+/// does, and at a taken port.
+const LISTEN_RETRY: Duration = Duration::from_secs(2);
 
 /// What `labd run` was told.
 #[derive(Debug, Clone)]
@@ -187,6 +189,8 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let data_dir = config.lab.data_dir.clone();
     let wish = wish(config, &options.config, &machine, false)?;
     make_workspace(&wish.config)?;
+    make_door(&wish.config)?;
+    let ledger = jobs::open(&data_dir).map_err(|e| other(&e))?;
     let journal =
         Journal::open(&data_dir.join("journal.db"), wish.config.journal.retention()).map_err(|e| other(&e))?;
 
@@ -207,7 +211,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let (plan, plans) = watch::channel(Arc::new(wish.view.clone()));
     let (credentials, all_credentials) = watch::channel(Arc::new(wish.credentials.clone()));
     let state = http::State {
-        snapshot: snapshots,
+        snapshot: snapshots.clone(),
         journal: journal.clone(),
         control: control.clone(),
         logs: Arc::new(EngineLogs(engine.clone())),
@@ -229,6 +233,28 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     note(&journal, "started", &format!("labd {} (pid {})", daemon.version, daemon.pid));
     let reread = reread(options.config, wish.config.clone(), machine);
     let ray = Ray::spawn();
+    let (config, configs) = watch::channel(Arc::new(wish.config.clone()));
+    let (incidents, all_incidents) = watch::channel(Arc::new(Vec::new()));
+    let _ = incidents;
+    let packages = ledger.packages.clone();
+    let endpoint = ray.endpoint();
+    let keeper = jobs::Parts {
+        api: Box::new(move || endpoint.borrow().clone().map(HttpJobs::new)),
+        ray: ray.watch(),
+        incidents: all_incidents,
+        snapshot: snapshots,
+        config: configs.clone(),
+        journal: journal.clone(),
+    };
+    let ledger = jobs::spawn(ledger, keeper);
+    let door = Door::new(ledger.clone(), packages, ray.endpoint(), ray.watch(), wish.ray_token.clone());
+    let (door_view, door_views) = watch::channel(DoorView::default());
+    tokio::spawn(serve_door(configs, http::door::router(door.clone()), door_view, stopped.clone()));
+    tokio::spawn(serve_relay(
+        wish.config.door_dir().join(plan::door::SOCKET),
+        http::door::router(door),
+        stopped.clone(),
+    ));
     let supervision = tokio::spawn(supervise::run(Parts {
         engine: Arc::new(engine),
         images,
@@ -241,6 +267,9 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         nudges,
         engine_view,
         node,
+        jobs: ledger.watch(),
+        door: door_views,
+        config,
         snapshot,
         plan,
         credentials,
@@ -316,6 +345,13 @@ fn make_workspace(config: &Config) -> Result<(), StartError> {
     let dir = config.workspace();
     std::fs::create_dir_all(&dir)
         .map_err(|e| StartError::Other(format!("cannot make {}: {e}; set `lab.workspace` in labd.toml", dir.display())))
+}
+
+/// The folder that the relay sees: it must be there before the relay's container is made.
+fn make_door(config: &Config) -> Result<(), StartError> {
+    let dir = config.door_dir();
+    std::fs::create_dir_all(&dir)
+        .map_err(|e| StartError::Other(format!("cannot make {}: {e}; set `lab.data_dir` in labd.toml", dir.display())))
 }
 
 /// What a running daemon cannot change, compared with what it was started with.
@@ -411,7 +447,64 @@ async fn serve_scrapes(addr: SocketAddr, state: http::State, stopped: watch::Rec
         }
         let mut stop = stopped.clone();
         tokio::select! {
-            () = tokio::time::sleep(SCRAPE_RETRY) => {}
+            () = tokio::time::sleep(LISTEN_RETRY) => {}
+            _ = stop.wait_for(|stop| *stop) => return,
+        }
+    }
+}
+
+/// The front door on the host, where the dashboard's port is published; moves when a reload says so. A taken port is said
+/// and tried again: everything else of the lab works without it.
+async fn serve_door(
+    mut configs: watch::Receiver<Arc<Config>>,
+    router: axum::Router,
+    view: watch::Sender<DoorView>,
+    stopped: watch::Receiver<bool>,
+) {
+    let mut stop = stopped.clone();
+    loop {
+        let wanted = door_address(&configs.borrow_and_update());
+        match http::bind_tcp(wanted, "ports.dashboard").await {
+            Ok(listener) => {
+                view.send_replace(DoorView { port: listener.local_addr().ok().map(|a| a.port()), trouble: None });
+                tokio::select! {
+                    _ = http::serve_tcp(listener, router.clone(), stopped.clone()) => {}
+                    () = moved(&mut configs, wanted) => continue,
+                }
+            }
+            Err(e) => {
+                view.send_replace(DoorView { port: None, trouble: Some(e.to_string()) });
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(LISTEN_RETRY) => {}
+            _ = stop.wait_for(|stop| *stop) => return,
+        }
+    }
+}
+
+fn door_address(config: &Config) -> SocketAddr {
+    SocketAddr::new(config.network.publish, config.ports.dashboard)
+}
+
+/// Resolves once the front door is wanted elsewhere.
+async fn moved(configs: &mut watch::Receiver<Arc<Config>>, from: SocketAddr) {
+    // Without a sender nothing moves any more; the daemon ends then.
+    if configs.wait_for(|config| door_address(config) != from).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// The front door for the relay in the lab's network.
+async fn serve_relay(path: PathBuf, router: axum::Router, stopped: watch::Receiver<bool>) {
+    let mut stop = stopped.clone();
+    loop {
+        match http::bind_unix(&path).await {
+            Ok(socket) => drop(http::serve_unix(socket, router.clone(), stopped.clone()).await),
+            Err(error) => tracing::warn!(%error, "containers cannot reach the front door"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(LISTEN_RETRY) => {}
             _ = stop.wait_for(|stop| *stop) => return,
         }
     }

@@ -30,6 +30,7 @@ mod db;
 pub mod engine;
 pub mod http;
 pub mod incident;
+pub mod jobs;
 pub mod journal;
 pub mod node;
 pub mod plan;

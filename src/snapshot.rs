@@ -220,13 +220,13 @@ pub struct GpuView {
     pub worker: Option<String>,
 }
 
-/// One job as Ray reports it.
+/// One job: what Ray says of it, and what the ledger knows beyond that.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobView {
     /// Ray's submission id.
     pub submission_id: String,
-    /// `PENDING`, `RUNNING`, `STOPPED`, `SUCCEEDED` or `FAILED`.
-    pub status: String,
+    /// What Ray says; `PENDING` for one that waits in the ledger for the head.
+    pub status: JobStatus,
     /// Name of its Ray Train run, once it has one.
     pub run: Option<String>,
     /// The command line, as submitted.
@@ -235,8 +235,65 @@ pub struct JobView {
     pub submitted_at: Option<Timestamp>,
     /// When it ended.
     pub ended_at: Option<Timestamp>,
-    /// Ray's message, in one line.
+    /// One line: what the ledger makes of it, else Ray's message.
     pub message: String,
+    /// What the ledger makes of its end; absent while it runs, and for one that did not come through labd's front door.
+    pub outcome: Option<JobOutcome>,
+    /// 1 for a person's submission, 2 for its first resubmission, and so on; absent when it did not come through labd's
+    /// front door: such a job is never resubmitted.
+    pub attempt: Option<u32>,
+    /// The person's submission that this one resubmits.
+    pub resubmission_of: Option<String>,
+    /// The submission that took this one's place after it was lost.
+    pub resubmitted_as: Option<String>,
+}
+
+/// Ray's word on a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum JobStatus {
+    /// Waits for its driver's place.
+    Pending,
+    /// Its driver runs.
+    Running,
+    /// Stopped by a person.
+    Stopped,
+    /// Its driver ended with 0.
+    Succeeded,
+    /// It failed, whoever's fault that is.
+    Failed,
+}
+
+impl JobStatus {
+    /// Ray's word.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Pending => "PENDING",
+            Self::Running => "RUNNING",
+            Self::Stopped => "STOPPED",
+            Self::Succeeded => "SUCCEEDED",
+            Self::Failed => "FAILED",
+        }
+    }
+
+    /// Whether nothing more happens to it.
+    pub const fn is_final(self) -> bool {
+        matches!(self, Self::Stopped | Self::Succeeded | Self::Failed)
+    }
+}
+
+/// What the end of a job means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum JobOutcome {
+    /// It did what it should.
+    Succeeded,
+    /// A person stopped it.
+    Stopped,
+    /// It failed by its own error: it is not resubmitted.
+    Failed,
+    /// It was lost to what happened around it: it is resubmitted, unless that is switched off or was tried too often.
+    Lost,
 }
 
 /// Resources that are asked for and not there.
@@ -291,7 +348,7 @@ pub struct Event {
     pub at: Timestamp,
     /// The service it concerns; absent for the daemon itself.
     pub service: Option<String>,
-    /// What kind of entry: `state`, `action`, `daemon`, `image`, `config`.
+    /// What kind of entry: `state`, `action`, `daemon`, `image`, `config`, `job`.
     pub kind: String,
     /// The state entered or the action taken, such as `ready` or `start`.
     pub what: String,

@@ -196,11 +196,10 @@ jupyter = 0
         shutil.copytree(ROOT / "samples", target, dirs_exist_ok=True)
         return target
 
-    def submit(self, job, *command, driver=True):
+    def submit(self, job, *command, options=()):
         """`ray job submit` inside the Jupyter container, as a student would."""
         self.put_samples()
-        where = ["--entrypoint-label-selector", '{"labd.role": "driver"}'] if driver else []
-        self.exec("jupyter", "ray", "job", "submit", "--no-wait", "--submission-id", job, *where,
+        self.exec("jupyter", "ray", "job", "submit", "--no-wait", "--submission-id", job, *options,
                   "--working-dir", "/workspace/samples", "--", *command)
         return job
 

@@ -6,7 +6,7 @@ import pytest
 
 from lab import docker, wait_for
 
-SERVICES = ["minio", "ray-head", "ray-driver", "ray-worker-0", "ray-worker-1", "jupyter", "prometheus"]
+SERVICES = ["minio", "ray-head", "ray-driver", "ray-worker-0", "ray-worker-1", "jupyter", "front-door", "prometheus"]
 
 
 @pytest.mark.parametrize("service", SERVICES)

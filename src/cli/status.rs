@@ -3,7 +3,7 @@
 use super::out::Style;
 use crate::{
     config::Bytes,
-    snapshot::{EngineView, JobView, ServiceState, ServiceView, Severity, Snapshot},
+    snapshot::{EngineView, JobStatus, JobView, ServiceState, ServiceView, Severity, Snapshot},
     time::{Timestamp, human},
 };
 
@@ -146,13 +146,15 @@ fn jobs(jobs: &[JobView], now: Timestamp, style: Style) -> String {
     let room = style.width.saturating_sub(fixed).max(16);
     let mut text = format!("\n{:<id_width$}  {:<9}  {:<14}  {:<9}  ENTRYPOINT\n", "JOB", "STATUS", "RUN", "SINCE");
     for job in jobs.iter().take(JOBS) {
-        let color = match job.status.as_str() {
-            "SUCCEEDED" => Paint::Green,
-            "FAILED" => Paint::Red,
-            "RUNNING" | "PENDING" => Paint::Cyan,
-            _ => Paint::Dim,
+        let color = match job.status {
+            JobStatus::Succeeded => Paint::Green,
+            // What labd runs again is no bad news.
+            JobStatus::Failed if job.resubmitted_as.is_some() => Paint::Dim,
+            JobStatus::Failed => Paint::Red,
+            JobStatus::Running | JobStatus::Pending => Paint::Cyan,
+            JobStatus::Stopped => Paint::Dim,
         };
-        let status = paint(&format!("{:<9}", cut(&clean(&job.status), 9)), color, style);
+        let status = paint(&format!("{:<9}", job.status.word()), color, style);
         let since = job.ended_at.or(job.submitted_at).map_or_else(|| "-".to_owned(), |at| age(now, at));
         text.push_str(&format!(
             "{:<id_width$}  {status}  {:<14}  {since:<9}  {}\n",
@@ -160,6 +162,12 @@ fn jobs(jobs: &[JobView], now: Timestamp, style: Style) -> String {
             cut(&clean(job.run.as_deref().unwrap_or("-")), 14),
             cut(&clean(&job.entrypoint), room)
         ));
+        // The ledger's word; Ray's own would be pages.
+        if job.attempt.is_some() {
+            for line in wrap(&clean(&job.message), style.width - 4) {
+                text.push_str(&format!("    {line}\n"));
+            }
+        }
     }
     if jobs.len() > JOBS {
         text.push_str(&format!("... and {} more: labd status --json\n", jobs.len() - JOBS));
@@ -308,12 +316,16 @@ mod tests {
             }],
             jobs: vec![JobView {
                 submission_id: "raysubmit_AbCdEfGhIjKlMnOpQr".into(),
-                status: "RUNNING".into(),
+                status: JobStatus::Running,
                 run: Some("food11".into()),
                 entrypoint: "python \x1b[2Jtrain.py --epochs 100 --and many --more arguments".into(),
                 submitted_at: Some(at),
                 ended_at: None,
                 message: String::new(),
+                outcome: None,
+                attempt: Some(1),
+                resubmission_of: None,
+                resubmitted_as: None,
             }],
             demands: vec![DemandView {
                 asks_for: "4 GPU, 8 CPU".into(),

@@ -11,11 +11,12 @@ use axum::{
 use super::State;
 use crate::{
     journal::JournalHealth,
-    snapshot::{EngineView, ServiceState, Snapshot},
+    snapshot::{EngineView, JobStatus, ServiceState, Snapshot},
 };
 
 /// Ray's job states, each a series of its own even at 0.
-const JOB_STATES: [&str; 5] = ["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"];
+const JOB_STATES: [JobStatus; 5] =
+    [JobStatus::Pending, JobStatus::Running, JobStatus::Stopped, JobStatus::Succeeded, JobStatus::Failed];
 
 /// The metrics of this moment.
 pub(super) async fn get(From(state): From<State>) -> Response {
@@ -82,7 +83,7 @@ fn render(s: &Snapshot, recording: bool) -> String {
     out.family("labd_jobs", "gauge", "Jobs by Ray's status, among the 50 newest.");
     for status in JOB_STATES {
         let count = s.jobs.iter().filter(|j| j.status == status).count();
-        out.sample("labd_jobs", &[("status", status)], count);
+        out.sample("labd_jobs", &[("status", status.word())], count);
     }
     out.family("labd_demands_waiting", "gauge", "Requests for resources that Ray cannot meet now.");
     for infeasible in [false, true] {

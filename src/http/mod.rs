@@ -13,6 +13,7 @@
 
 mod assets;
 mod credentials;
+pub mod door;
 mod error;
 mod events;
 mod healthz;

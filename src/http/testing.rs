@@ -22,7 +22,9 @@ use crate::{
     control::{Command, Control, Refusal},
     journal::Journal,
     secret::Secret,
-    snapshot::{DaemonView, EngineView, GpuView, JobView, NodeView, SCHEMA, ServiceState, ServiceView, Snapshot},
+    snapshot::{
+        DaemonView, EngineView, GpuView, JobStatus, JobView, NodeView, SCHEMA, ServiceState, ServiceView, Snapshot,
+    },
     time::Timestamp,
 };
 
@@ -124,12 +126,16 @@ fn a_snapshot() -> Snapshot {
         }],
         jobs: vec![JobView {
             submission_id: "raysubmit_1".into(),
-            status: "RUNNING".into(),
+            status: JobStatus::Running,
             run: None,
             entrypoint: "python train.py".into(),
             submitted_at: Some(at),
             ended_at: None,
             message: String::new(),
+            outcome: None,
+            attempt: Some(1),
+            resubmission_of: None,
+            resubmitted_as: None,
         }],
         demands: vec![],
         links: vec![],

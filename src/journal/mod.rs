@@ -50,6 +50,8 @@ pub enum Kind {
     Image,
     /// `labd.toml` was read.
     Config,
+    /// A job's end, as the ledger sees it.
+    Job,
 }
 
 impl Kind {
@@ -61,6 +63,7 @@ impl Kind {
             Self::Daemon => "daemon",
             Self::Image => "image",
             Self::Config => "config",
+            Self::Job => "job",
         }
     }
 }

@@ -21,11 +21,9 @@ pub(super) fn jupyter(draft: &Draft<'_>) -> ServiceSpec {
     ]);
     container.env = draft.ray_auth_env();
     container.env.extend(draft.s3_env());
-    container.env.extend(env([
-        // An HTTP address: what `ray job submit` takes.
-        ("RAY_ADDRESS", "http://ray-head:8265".into()),
-        ("JUPYTER_TOKEN", (&secrets.jupyter_token).into()),
-    ]));
+    container
+        .env
+        .extend(env([("RAY_ADDRESS", super::job_address()), ("JUPYTER_TOKEN", (&secrets.jupyter_token).into())]));
     container.mounts = vec![Mount {
         source: MountSource::Host(config.workspace().display().to_string()),
         target: "/workspace".into(),

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::{Draft, env, host, ray::DASHBOARDS, words};
-use crate::plan::spec::{EnvValue, FileSpec, ImageName, Kind, Mount, MountSource, Probe, ServiceSpec};
+use super::{Draft, env, file, host, ray::DASHBOARDS, words};
+use crate::plan::spec::{ImageName, Kind, Mount, MountSource, Probe, ServiceSpec};
 
 pub(super) const PROMETHEUS_PORT: u16 = 9090;
 pub(super) const GRAFANA_PORT: u16 = 3000;
@@ -116,10 +116,6 @@ providers:
     options:
       path: /dashboards
 ";
-
-fn file(path: &str, mode: u32, content: EnvValue) -> FileSpec {
-    FileSpec { path: path.to_owned(), mode, owner: 0, content }
-}
 
 fn volume(name: String, target: &str, read_only: bool) -> Mount {
     Mount { source: MountSource::Volume(name), target: target.to_owned(), read_only }

@@ -2,9 +2,10 @@
 //!
 //! * [`spec`]: the values.
 //! * [`sizes`]: memory, `/dev/shm`, object stores and logical CPUs that fit the machine together.
-//! * [`ray`], [`storage`], [`metrics`], [`jupyter`]: one file per kind of service.
+//! * [`ray`], [`door`], [`storage`], [`metrics`], [`jupyter`]: one file per kind of service.
 //! * [`images`]: which image is had from where.
 
+pub mod door;
 mod images;
 mod jupyter;
 mod metrics;
@@ -27,7 +28,7 @@ use crate::{
     snapshot::Link,
 };
 use sizes::Sizes;
-use spec::{ContainerSpec, EnvValue, ImageName, NetworkSpec, Plan, Port, ServiceSpec};
+use spec::{ContainerSpec, EnvValue, FileSpec, ImageName, NetworkSpec, Plan, Port, ServiceSpec};
 
 /// The longest a container may take to stop: Ray drains a busy worker for up to 30 s.
 const RAY_STOP: Duration = Duration::from_secs(40);
@@ -76,7 +77,12 @@ pub fn make(inputs: &Inputs) -> Result<(Plan, Sizes), String> {
     let draft = Draft { inputs, sizes: &sizes };
     let mut services = vec![storage::minio(&draft), ray::head(&draft), ray::driver(&draft)];
     services.extend(inputs.gpus.iter().enumerate().map(|(i, gpu)| ray::worker(&draft, i, gpu)));
-    services.extend([jupyter::jupyter(&draft), metrics::prometheus(&draft), metrics::grafana(&draft)]);
+    services.extend([
+        jupyter::jupyter(&draft),
+        door::front_door(&draft),
+        metrics::prometheus(&draft),
+        metrics::grafana(&draft),
+    ]);
     let images = images::images(inputs)
         .into_iter()
         .filter(|image| services.iter().any(|s: &ServiceSpec| s.enabled && s.image == image.name))
@@ -101,6 +107,7 @@ mod host {
     pub(super) const PROMETHEUS: u8 = 13;
     pub(super) const GRAFANA: u8 = 14;
     pub(super) const JUPYTER: u8 = 15;
+    pub(super) const FRONT_DOOR: u8 = 16;
     pub(super) const FIRST_WORKER: u8 = 20;
 }
 
@@ -141,6 +148,7 @@ impl Draft<'_> {
             ("prometheus", host::PROMETHEUS),
             ("grafana", host::GRAFANA),
             ("jupyter", host::JUPYTER),
+            (door::NAME, host::FRONT_DOOR),
         ]
         .into_iter()
         .filter(|(name, _)| *name != but)
@@ -200,6 +208,15 @@ fn env<const N: usize>(pairs: [(&str, EnvValue); N]) -> BTreeMap<String, EnvValu
     pairs.into_iter().map(|(k, v)| (k.to_owned(), v)).collect()
 }
 
+/// Where jobs are submitted: at labd's front door, not at the head. An HTTP address: what `ray job submit` takes.
+fn job_address() -> EnvValue {
+    format!("http://{}:{}", door::NAME, ray::DASHBOARD_PORT).into()
+}
+
+fn file(path: &str, mode: u32, content: EnvValue) -> FileSpec {
+    FileSpec { path: path.to_owned(), mode, owner: 0, content }
+}
+
 fn words(text: &[&str]) -> Vec<String> {
     text.iter().map(|&w| w.to_owned()).collect()
 }
@@ -231,7 +248,7 @@ pub fn links(config: &Config, address: &str, port_of: impl Fn(&str, u16) -> Opti
     }];
     let host = host_of(config.network.publish);
     for (name, service, port, path) in [
-        ("Ray dashboard", "ray-head", ray::DASHBOARD_PORT, "/"),
+        ("Ray dashboard", door::NAME, ray::DASHBOARD_PORT, "/"),
         ("JupyterLab", "jupyter", jupyter::PORT, "/lab"),
         ("MinIO console", "minio", storage::CONSOLE_PORT, "/"),
         ("Grafana", "grafana", metrics::GRAFANA_PORT, "/"),

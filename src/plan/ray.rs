@@ -52,7 +52,8 @@ pub(super) fn head(draft: &Draft<'_>) -> ServiceSpec {
         container.env.extend(env([("RAY_gcs_storage", "rocksdb".into()), ("RAY_gcs_storage_path", "/gcs/db".into())]));
     }
     container.mounts = vec![volume(draft.volume("gcs"), "/gcs"), volume(draft.volume("dashboards"), DASHBOARDS)];
-    container.ports = vec![draft.port(GCS_PORT, config.ports.gcs), draft.port(DASHBOARD_PORT, config.ports.dashboard)];
+    // The dashboard is reached through labd's front door.
+    container.ports = vec![draft.port(GCS_PORT, config.ports.gcs), loopback_port(DASHBOARD_PORT)];
     container.shm_bytes = sizes.head_object_store.get() + (64 << 20);
     // Everything waits for the GCS: it must answer while workers keep every core busy.
     container.cpu_shares = 4096;
@@ -77,7 +78,7 @@ pub(super) fn driver(draft: &Draft<'_>) -> ServiceSpec {
     container.env = node_env(draft);
     container.shm_bytes = sizes.driver_object_store.get() + (64 << 20);
     container.cpu_shares = 2048;
-    container.ports = vec![agent_port()];
+    container.ports = vec![loopback_port(AGENT_PORT)];
     container.stop_timeout = RAY_STOP;
     ServiceSpec {
         name: "ray-driver".into(),
@@ -118,7 +119,7 @@ pub(super) fn worker(draft: &Draft<'_>, index: usize, gpu: &Gpu) -> ServiceSpec 
         target: "/dev/shm".into(),
         read_only: false,
     });
-    container.ports = vec![agent_port()];
+    container.ports = vec![loopback_port(AGENT_PORT)];
     container.stop_timeout = RAY_STOP;
     let mut requires = vec![Requirement::Gcs];
     if config.services.minio.on() {
@@ -173,6 +174,8 @@ fn node_env(draft: &Draft<'_>) -> BTreeMap<String, EnvValue> {
     let mut all = draft.ray_auth_env();
     all.extend(draft.s3_env());
     all.extend(env([
+        // A job that submits jobs finds the front door, too: this goes before what Ray would find out by itself.
+        ("RAY_API_SERVER_ADDRESS", super::job_address()),
         // How often Train looks at its workers and collects reports; 2 s by default, which made short epochs twice as long.
         ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25".into()),
         ("RAY_TRAIN_ENABLE_STATE_TRACKING", "1".into()),
@@ -183,9 +186,9 @@ fn node_env(draft: &Draft<'_>) -> BTreeMap<String, EnvValue> {
     all
 }
 
-/// Published on loopback whatever `labd.toml` says: only labd's probe needs it.
-fn agent_port() -> Port {
-    Port { container: AGENT_PORT, host_ip: "127.0.0.1".into(), host: None }
+/// Published on loopback whatever `labd.toml` says, on a port of the engine's choice: only labd itself needs it.
+pub(super) fn loopback_port(container: u16) -> Port {
+    Port { container, host_ip: "127.0.0.1".into(), host: None }
 }
 
 fn volume(name: String, target: &str) -> Mount {

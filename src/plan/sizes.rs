@@ -40,6 +40,8 @@ pub struct Sizes {
     pub grafana: Bytes,
     /// Hard memory limit of JupyterLab.
     pub jupyter: Bytes,
+    /// Hard memory limit of the front door's relay.
+    pub front_door: Bytes,
     /// Object store of the head.
     pub head_object_store: Bytes,
     /// Object store of the driver node.
@@ -57,7 +59,7 @@ pub struct Sizes {
 impl Sizes {
     /// Memory limits of everything that runs, the host's part left out.
     pub fn total(&self) -> u64 {
-        let around = [self.head, self.driver, self.minio, self.prometheus, self.grafana, self.jupyter];
+        let around = [self.head, self.driver, self.minio, self.prometheus, self.grafana, self.jupyter, self.front_door];
         around.iter().map(|b| b.get()).sum::<u64>() + self.worker.get() * u64::from(self.workers)
     }
 }
@@ -81,7 +83,8 @@ pub fn compute(config: &Config, node: &NodeFacts, workers: u32) -> Result<Sizes,
     let prometheus = share(&services.prometheus, 25, 192 * MIB, 4 * GIB);
     let grafana = share(&services.grafana, 10, 128 * MIB, GIB);
     let jupyter = share(&services.jupyter, 60, 512 * MIB, 32 * GIB);
-    let around = head + driver + minio + prometheus + grafana + jupyter;
+    let front_door = super::door::MEMORY;
+    let around = head + driver + minio + prometheus + grafana + jupyter + front_door.get();
     let left = usable.saturating_sub(around);
     let n = u64::from(workers);
     let worker = match services.ray_worker.memory {
@@ -133,6 +136,7 @@ pub fn compute(config: &Config, node: &NodeFacts, workers: u32) -> Result<Sizes,
         prometheus: Bytes::new(prometheus),
         grafana: Bytes::new(grafana),
         jupyter: Bytes::new(jupyter),
+        front_door,
         head_object_store: Bytes::new(HEAD_OBJECT_STORE),
         driver_object_store: Bytes::new(store(driver).min(4 * GIB)),
         worker_object_store: Bytes::new(worker_object_store),

@@ -26,6 +26,8 @@ pub enum Kind {
     Grafana,
     /// JupyterLab, without a GPU.
     Jupyter,
+    /// The front door's end in the lab's network.
+    FrontDoor,
 }
 
 impl Kind {

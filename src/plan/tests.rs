@@ -67,7 +67,17 @@ fn every_service_is_there_once_and_secrets_are_not_shown() {
     let names: Vec<&str> = plan.services.iter().map(|s| s.name.as_str()).collect();
     assert_eq!(
         names,
-        ["minio", "ray-head", "ray-driver", "ray-worker-0", "ray-worker-1", "jupyter", "prometheus", "grafana"]
+        [
+            "minio",
+            "ray-head",
+            "ray-driver",
+            "ray-worker-0",
+            "ray-worker-1",
+            "jupyter",
+            "front-door",
+            "prometheus",
+            "grafana"
+        ]
     );
     let json = serde_json::to_string(&plan).expect("serialises");
     assert!(!json.contains("tttt"), "no secret in what `labd plan` prints");

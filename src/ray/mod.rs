@@ -22,18 +22,15 @@ use std::{
 
 use tokio::sync::{Notify, watch};
 
-use crate::{
-    secret::Secret,
-    snapshot::{DemandView, JobView},
-    time::Timestamp,
-};
+use crate::{secret::Secret, snapshot::DemandView, time::Timestamp};
 use gcs::Gcs as Client;
+pub use jobs::{ErrorType, HttpJobs, JobApi, Jobs, RayJob, Reply};
 
 /// Between two looks at the nodes while the GCS answers.
 const CALM: Duration = Duration::from_millis(500);
 /// Between two looks while it does not: a head that comes up is seen soon.
 const EAGER: Duration = Duration::from_millis(200);
-/// Between two looks at jobs and demands.
+/// Between two looks at jobs, while the dashboard answers.
 const JOBS: Duration = Duration::from_secs(2);
 
 /// Where the head is reached, through ports published on the host.
@@ -54,8 +51,10 @@ pub struct RayView {
     pub gcs: Gcs,
     /// The newest node of each address.
     pub nodes: Vec<RayNode>,
-    /// Jobs, newest first, at most 50; the last known ones while the head is away.
-    pub jobs: Vec<JobView>,
+    /// The jobs; the last known ones while the head is away.
+    pub jobs: Option<Arc<Jobs>>,
+    /// What the job API answers to `GET /api/version`; kept while the head is away.
+    pub version: Option<bytes::Bytes>,
     /// What is asked for and not there.
     pub demands: Vec<DemandView>,
 }
@@ -130,6 +129,11 @@ impl Ray {
     /// What is known, whenever it changes.
     pub fn watch(&self) -> watch::Receiver<Arc<RayView>> {
         self.view.clone()
+    }
+
+    /// Where the head is, whenever that changes; `None` while none runs.
+    pub fn endpoint(&self) -> watch::Receiver<Option<Endpoint>> {
+        self.aim.subscribe()
     }
 
     /// Looks at once.
@@ -218,13 +222,21 @@ async fn watch_nodes(
 async fn watch_jobs(mut aim: watch::Receiver<Option<Endpoint>>, tell: Arc<watch::Sender<Arc<RayView>>>) {
     loop {
         let target = aim.borrow_and_update().clone();
-        if let Some(endpoint) = target
-            && let Ok(jobs) = jobs::fetch(&endpoint).await
-        {
-            update(&tell, |view| view.jobs = jobs);
+        let mut pause = EAGER;
+        if let Some(endpoint) = target {
+            let api = HttpJobs::new(endpoint);
+            if let Ok(jobs) = api.list().await {
+                pause = JOBS;
+                // An upgraded head says another one.
+                let version = api.version().await.ok();
+                update(&tell, |view| {
+                    view.jobs = Some(Arc::new(jobs));
+                    view.version = version.or(view.version.take());
+                });
+            }
         }
         tokio::select! {
-            () = tokio::time::sleep(JOBS) => {}
+            () = tokio::time::sleep(pause) => {}
             changed = aim.changed() => if changed.is_err() { return },
         }
     }

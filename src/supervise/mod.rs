@@ -38,10 +38,11 @@ use crate::{
         images::{ImageState, Images},
     },
     http::Credential,
+    jobs::LedgerView,
     journal::{Entry as Record, Journal, Kind as RecordKind},
     node::gpu::Gpu,
     plan::{
-        HEAD_PORTS,
+        HEAD_PORTS, door,
         spec::{Kind, Plan, Requirement, ServiceSpec},
     },
     ray::{Endpoint, Gcs, Ray},
@@ -104,6 +105,12 @@ pub struct Parts<E> {
     pub engine_view: watch::Receiver<EngineView>,
     /// The machine.
     pub node: watch::Receiver<NodeView>,
+    /// The jobs.
+    pub jobs: watch::Receiver<Arc<LedgerView>>,
+    /// The front door on the host.
+    pub door: watch::Receiver<DoorView>,
+    /// Where the configuration goes that a reload brought.
+    pub config: watch::Sender<Arc<Config>>,
     /// Where the snapshot goes.
     pub snapshot: watch::Sender<Arc<Snapshot>>,
     /// Where the plan goes.
@@ -112,6 +119,15 @@ pub struct Parts<E> {
     pub credentials: watch::Sender<Arc<Vec<Credential>>>,
     /// Turns true when the daemon ends. Containers are left as they are.
     pub stop: watch::Receiver<bool>,
+}
+
+/// The front door's listener on the host.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DoorView {
+    /// The port it listens on.
+    pub port: Option<u16>,
+    /// Why it does not, in one line.
+    pub trouble: Option<String>,
 }
 
 /// What tasks tell the loop.
@@ -262,6 +278,8 @@ impl<E: Engine> Lab<E> {
         let mut images = self.p.images.watch();
         let mut ray = self.p.ray.watch();
         let mut node = self.p.node.clone();
+        let mut jobs = self.p.jobs.clone();
+        let mut door = self.p.door.clone();
         let mut engine_view = self.p.engine_view.clone();
         let mut stop = self.p.stop.clone();
         loop {
@@ -287,6 +305,8 @@ impl<E: Engine> Lab<E> {
                 Ok(()) = images.changed() => {}
                 Ok(()) = ray.changed() => {}
                 Ok(()) = node.changed() => {}
+                Ok(()) = jobs.changed() => {}
+                Ok(()) = door.changed() => {}
                 Ok(()) = engine_view.changed() => self.look_at_all(),
                 _ = resync.tick() => self.look_at_all(),
                 () = tokio::time::sleep(wake) => {}
@@ -468,11 +488,10 @@ impl<E: Engine> Lab<E> {
         let head = self.entries.values().find(|e| e.kind() == Some(Kind::RayHead));
         let endpoint = head.and_then(|head| {
             let (container, _) = head.running()?;
-            let ip = self.publish_ip();
-            let at = |port: u16| container.ports.get(&port).map(|&p| SocketAddr::new(ip, p));
+            let at = |ip, port: u16| container.ports.get(&port).map(|&p| SocketAddr::new(ip, p));
             Some(Endpoint {
-                gcs: at(HEAD_PORTS.0)?,
-                dashboard: at(HEAD_PORTS.1)?,
+                gcs: at(self.publish_ip(), HEAD_PORTS.0)?,
+                dashboard: at(Ipv4Addr::LOCALHOST.into(), HEAD_PORTS.1)?,
                 token: self.p.wish.ray_token.clone(),
             })
         });
@@ -753,7 +772,12 @@ impl<E: Engine> Lab<E> {
             });
         }
         let ray = self.p.ray.watch().borrow().clone();
+        let door = self.p.door.borrow().clone();
+        let ledger = self.p.jobs.borrow().clone();
         let port_of = |service: &str, port: u16| {
+            if service == door::NAME {
+                return door.port;
+            }
             let entry = self.entries.get(service)?;
             entry.running()?.0.ports.get(&port).copied()
         };
@@ -764,6 +788,8 @@ impl<E: Engine> Lab<E> {
             engine: self.p.engine_view.borrow().clone(),
             journal: self.p.journal.health().borrow().clone(),
             ray: &ray,
+            ledger: &ledger,
+            door: door.trouble.as_deref(),
             config: &self.p.wish.config,
             gpus: &self.p.wish.gpus,
             services,
@@ -895,6 +921,7 @@ impl<E: Engine> Lab<E> {
             }
         }
         self.p.images.update(self.p.wish.plan.images.clone(), self.p.wish.settings.clone());
+        self.p.config.send_replace(Arc::new(self.p.wish.config.clone()));
         self.p.plan.send_replace(Arc::new(self.p.wish.view.clone()));
         self.p.credentials.send_replace(Arc::new(self.p.wish.credentials.clone()));
         let message = if changed.is_empty() {

@@ -2,6 +2,7 @@
 
 use crate::{
     config::Config,
+    jobs::LedgerView,
     journal::JournalHealth,
     node::gpu::{Gpu, Vendor},
     plan,
@@ -23,6 +24,9 @@ pub(super) struct Known<'a> {
     pub(super) engine: EngineView,
     pub(super) journal: JournalHealth,
     pub(super) ray: &'a RayView,
+    pub(super) ledger: &'a LedgerView,
+    /// Why the front door does not listen.
+    pub(super) door: Option<&'a str>,
     pub(super) config: &'a Config,
     pub(super) gpus: &'a [Gpu],
     pub(super) services: Vec<ServiceView>,
@@ -58,7 +62,7 @@ pub(super) fn snapshot(k: Known<'_>) -> Snapshot {
         engine: k.engine,
         services: k.services,
         gpus,
-        jobs: k.ray.jobs.clone(),
+        jobs: k.ledger.jobs.clone(),
         demands: k.ray.demands.clone(),
         links,
         notices,
@@ -75,6 +79,12 @@ fn notices(k: &Known<'_>, links: &[Link]) -> Vec<Notice> {
         if matches!(service.state, ServiceState::Blocked | ServiceState::CrashLoop) {
             say(Severity::Error, format!("{}: {}", service.name, service.last_reason));
         }
+    }
+    if let Some(reason) = k.door {
+        say(Severity::Error, format!("jobs cannot be submitted: {reason}"));
+    }
+    if let Some(trouble) = &k.ledger.trouble {
+        say(Severity::Warning, trouble.clone());
     }
     if let JournalHealth::NotRecording { reason, .. } = &k.journal {
         say(Severity::Warning, format!("history is not recorded: {reason}"));

@@ -1,0 +1,665 @@
+//! What a job's end means, and what follows from it. Pure.
+//!
+//! ```text
+//!   a person's submission                    Ray has taken it          Ray's word, labd's incidents
+//!  -----------------------> kept ----------------------------> handed ------------------------------> ended
+//!                            ^  (the head is away: later)                        lost, and may be tried again
+//!                            '----------------------------------------------------------------------'
+//! ```
+//!
+//! Ray's word alone is not enough. A job whose driver died can read RUNNING until somebody asks; one whose GPU worker was
+//! killed reads as failed by its own error when it allows no failure (Ray Train's default). So Ray's word is combined with
+//! [`Incident`]s, which labd knows for sure. When in doubt a job counts as failed by its own error: to run a job again
+//! that nobody wants again costs a GPU, while a lost one is shown and can be submitted by hand.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::submission::{Retry, Submission};
+use crate::{
+    incident::Incident,
+    ray::{ErrorType, Jobs, RayJob, RayNode},
+    snapshot::JobStatus,
+    time::Timestamp,
+};
+
+/// A training run ends within seconds of its worker's death when it allows no failure; the slowest seen took 40 s.
+const AFTERMATH: Duration = Duration::from_mins(1);
+/// Ray must say for so long that it does not know a job before that is believed.
+const MISSING: Duration = Duration::from_secs(5);
+/// A driver whose node is not ALIVE for so long is gone, whatever Ray says of the job.
+const ORPHANED: Duration = Duration::from_secs(10);
+/// A driver without wishes of its own gets its place within seconds; after a crash of the head, one that still waits so
+/// long was forgotten.
+const FORGOTTEN: Duration = Duration::from_mins(1);
+/// An attempt that ran so long is no quick failure: the next one starts at once.
+const SOUND: Duration = Duration::from_mins(1);
+/// No resubmission waits longer.
+const LONGEST_WAIT: Duration = Duration::from_mins(1);
+
+/// One submission: a person's, or labd's own after that was lost.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Job {
+    /// Its id.
+    pub id: String,
+    /// The person's submission it belongs to; its own id for that one itself.
+    pub root: String,
+    /// 1 for the person's submission.
+    pub attempt: u32,
+    /// What the person sent.
+    pub submission: Submission,
+    /// When it came, or was made.
+    pub submitted_at: Timestamp,
+    /// How far it is.
+    pub state: State,
+}
+
+/// How far a submission is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "kebab-case")]
+pub enum State {
+    /// Ray does not have it yet, as far as labd knows.
+    Kept {
+        /// Not handed in earlier.
+        not_before: Timestamp,
+        /// An attempt whose processes may still run: stopped first.
+        stop_first: Option<String>,
+        /// How often Ray failed to take it.
+        tries: u32,
+    },
+    /// Ray has it.
+    Handed(Handed),
+    /// Nothing more happens to it.
+    Ended {
+        /// When labd knew.
+        at: Timestamp,
+        /// What it means.
+        outcome: Outcome,
+    },
+}
+
+/// What is remembered of a job that Ray has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Handed {
+    /// When Ray took it.
+    pub at: Timestamp,
+    /// A person asked it to stop.
+    pub stop_asked: bool,
+    /// Where its driver runs, once that is known.
+    pub driver: Option<Ipv4Addr>,
+    /// Since when Ray does not know it.
+    pub missing_since: Option<Timestamp>,
+    /// Since when its driver's node is not ALIVE.
+    pub orphaned_since: Option<Timestamp>,
+}
+
+impl Handed {
+    /// Just taken.
+    pub fn new(at: Timestamp) -> Self {
+        Self { at, stop_asked: false, driver: None, missing_since: None, orphaned_since: None }
+    }
+}
+
+/// What a job's end means.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "kebab-case")]
+pub enum Outcome {
+    /// It did what it should.
+    Succeeded,
+    /// A person stopped it.
+    Stopped,
+    /// It failed by its own error.
+    Failed {
+        /// Why, in one line.
+        why: String,
+    },
+    /// It was lost to what happened around it.
+    Lost {
+        /// What happened, in one line.
+        why: String,
+        /// What follows.
+        next: Next,
+    },
+}
+
+/// What follows a lost job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Next {
+    /// This submission takes its place.
+    As(String),
+    /// Nothing, and why.
+    Not(String),
+}
+
+/// What is known besides the ledger.
+#[derive(Debug, Clone)]
+pub struct World<'a> {
+    /// Whether the GCS answers now.
+    pub reachable: bool,
+    /// The jobs, as last told.
+    pub jobs: Option<&'a Jobs>,
+    /// The nodes, while the GCS answers.
+    pub nodes: &'a [RayNode],
+    /// What died lately.
+    pub incidents: &'a [Incident],
+    /// Where services are.
+    pub addresses: &'a BTreeMap<String, Ipv4Addr>,
+}
+
+/// What `labd.toml` says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    /// How often one submission is resubmitted, at most.
+    pub resubmissions: u32,
+}
+
+/// One change of the ledger, or one thing to do.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Move {
+    /// Hand this one in.
+    Hand(String),
+    /// What is known of this one changed.
+    Note(String, Handed),
+    /// Ask Ray to stop this one: a person wants it, and it still runs.
+    Stop(String),
+    /// This one ended, for good.
+    End(String, Outcome),
+    /// This one is lost, and the other takes its place: both changes are one.
+    Replace(String, Outcome, Box<Job>),
+}
+
+/// What follows from what is known, for every job that has not ended.
+pub fn decide(book: &BTreeMap<String, Job>, world: &World<'_>, policy: Policy, now: Timestamp) -> Vec<Move> {
+    let open = book.values().filter(|job| !matches!(job.state, State::Ended { .. }));
+    open.filter_map(|job| match &job.state {
+        State::Kept { not_before, .. } => {
+            let placed = job.submission.names_place() || driver_alive(world);
+            (world.reachable && placed && now >= *not_before).then(|| Move::Hand(job.id.clone()))
+        }
+        State::Handed(handed) => match judge(job, handed, world, now) {
+            Verdict::Going(known) if known == *handed => {
+                (known.stop_asked && world.reachable).then(|| Move::Stop(job.id.clone()))
+            }
+            Verdict::Going(known) => Some(Move::Note(job.id.clone(), known)),
+            Verdict::Ended(outcome) => Some(Move::End(job.id.clone(), outcome)),
+            Verdict::Lost { why, dead } => Some(lose(book, job, handed, why, dead, policy, now)),
+        },
+        State::Ended { .. } => None,
+    })
+    .collect()
+}
+
+/// When to decide again even if nothing changes.
+pub fn wake(book: &BTreeMap<String, Job>, now: Timestamp) -> Option<Timestamp> {
+    let due = book.values().filter_map(|job| match &job.state {
+        State::Kept { not_before, .. } => Some(*not_before).filter(|&at| at > now),
+        State::Handed(h) => {
+            let missing = h.missing_since.map(|at| at.plus(MISSING));
+            missing.into_iter().chain(h.orphaned_since.map(|at| at.plus(ORPHANED))).min()
+        }
+        State::Ended { .. } => None,
+    });
+    due.min()
+}
+
+fn driver_alive(world: &World<'_>) -> bool {
+    world.nodes.iter().any(|n| n.alive && n.labels.get("labd.role").is_some_and(|role| role == "driver"))
+}
+
+enum Verdict {
+    Going(Handed),
+    Ended(Outcome),
+    Lost {
+        why: String,
+        /// Whether none of its processes can still run.
+        dead: bool,
+    },
+}
+
+fn judge(job: &Job, handed: &Handed, world: &World<'_>, now: Timestamp) -> Verdict {
+    let mut known = handed.clone();
+    let told = world.jobs.and_then(|jobs| jobs.jobs.iter().find(|j| j.submission_id == job.id));
+    let Some(told) = told else {
+        // A list that was asked for before Ray took the job tells nothing of it.
+        let asked_later = world.jobs.is_some_and(|jobs| jobs.asked_at > handed.at);
+        if !(asked_later && world.reachable) {
+            return Verdict::Going(known);
+        }
+        let since = *known.missing_since.get_or_insert(now);
+        if now.since(since) < MISSING {
+            return Verdict::Going(known);
+        }
+        // Ray nodes of the old cluster cannot join the new one: their containers were started anew.
+        return Verdict::Lost { why: "Ray no longer knows it: the head's state was lost".to_owned(), dead: true };
+    };
+    known.missing_since = None;
+    let began = told.started_at.unwrap_or(handed.at);
+    if let Some(id) = &told.driver_node
+        && let Some(node) = world.nodes.iter().find(|n| n.id == *id)
+    {
+        known.driver = Some(node.address);
+    }
+    let life = Life { began, ended: told.ended_at.unwrap_or(now) };
+    match told.status {
+        JobStatus::Succeeded => Verdict::Ended(Outcome::Succeeded),
+        JobStatus::Stopped => Verdict::Ended(Outcome::Stopped),
+        JobStatus::Failed if handed.stop_asked => Verdict::Ended(Outcome::Stopped),
+        JobStatus::Failed => failed(told, &known, life, world),
+        JobStatus::Pending | JobStatus::Running => going(job, told, known, life, world, now),
+    }
+}
+
+/// Ray says it waits or runs.
+fn going(job: &Job, told: &RayJob, mut known: Handed, life: Life, world: &World<'_>, now: Timestamp) -> Verdict {
+    // Its driver's container ended since: whatever Ray still says, it does not run any more.
+    if let Some(incident) =
+        world.incidents.iter().find(|i| life.saw(i) && at(i, world) == known.driver && known.driver.is_some())
+    {
+        if known.stop_asked {
+            return Verdict::Ended(Outcome::Stopped);
+        }
+        return Verdict::Lost { why: in_words(incident), dead: true };
+    }
+    let orphaned = told.driver_node.is_some()
+        && world.reachable
+        && !world.nodes.iter().any(|n| n.alive && told.driver_node.as_ref() == Some(&n.id));
+    if orphaned {
+        let since = *known.orphaned_since.get_or_insert(now);
+        if now.since(since) >= ORPHANED {
+            return Verdict::Lost { why: "the node of its driver left the Ray cluster".to_owned(), dead: false };
+        }
+    } else {
+        known.orphaned_since = None;
+    }
+    if told.status == JobStatus::Pending && told.driver_node.is_none() && !job.submission.names_place() {
+        let head = world.incidents.iter().find(|i| life.saw(i) && i.service == "ray-head");
+        let back = head.and_then(|i| i.ready_at);
+        if back.is_some_and(|back| now.since(back) >= FORGOTTEN) && driver_alive(world) {
+            return Verdict::Lost { why: "it was being started when the Ray head died".to_owned(), dead: false };
+        }
+    }
+    Verdict::Going(known)
+}
+
+/// Ray says it failed: by its own error?
+fn failed(told: &RayJob, known: &Handed, life: Life, world: &World<'_>) -> Verdict {
+    let own = |why: String| Verdict::Ended(Outcome::Failed { why });
+    let near = |names: &dyn Fn(&Incident) -> bool| {
+        world.incidents.iter().rev().find(|i| life.saw(i) && life.ended_by(i) && names(i)).map(in_words)
+    };
+    let on_driver = |i: &Incident| known.driver.is_some() && at(i, world) == known.driver;
+    let any = |i: &Incident| is_infrastructure(&i.service);
+    let driver_died = world.incidents.iter().any(|i| life.saw(i) && on_driver(i));
+    match told.error {
+        Some(
+            ErrorType::JobSupervisorActorDied
+            | ErrorType::JobSupervisorActorStartFailure
+            | ErrorType::JobSupervisorActorUnknownFailure,
+        ) => Verdict::Lost {
+            why: near(&|i| on_driver(i) || matches!(i.service.as_str(), "ray-head" | "ray-driver"))
+                .unwrap_or_else(|| "the process that watches its driver died".to_owned()),
+            dead: driver_died,
+        },
+        // Its words are the entrypoint's own, which Ray's errors with labd's reasons are part of.
+        Some(ErrorType::JobEntrypointCommandError) | None => {
+            let quoted = world
+                .incidents
+                .iter()
+                .rev()
+                .find(|i| life.saw(i) && told.message.contains(&format!("labd: {}", i.why)));
+            match quoted.map(in_words).or_else(|| near(&any)) {
+                Some(why) => Verdict::Lost { why, dead: true },
+                None => own(exit_words(told)),
+            }
+        }
+        Some(_) => match near(&any) {
+            Some(why) => Verdict::Lost { why, dead: driver_died },
+            None => own(first_line(&told.message)),
+        },
+    }
+}
+
+/// The time a job had.
+#[derive(Clone, Copy)]
+struct Life {
+    began: Timestamp,
+    ended: Timestamp,
+}
+
+impl Life {
+    /// Whether the job was there when it happened.
+    fn saw(self, i: &Incident) -> bool {
+        i.died_at >= self.began && i.died_at <= self.ended
+    }
+
+    /// Whether it happened, or was not over, shortly before the job's end.
+    fn ended_by(self, i: &Incident) -> bool {
+        i.ready_at.is_none_or(|back| self.ended <= back.plus(AFTERMATH)) || self.ended <= i.died_at.plus(AFTERMATH)
+    }
+}
+
+fn at(incident: &Incident, world: &World<'_>) -> Option<Ipv4Addr> {
+    world.addresses.get(&incident.service).copied()
+}
+
+/// Services whose death can take a job along.
+fn is_infrastructure(service: &str) -> bool {
+    service.starts_with("ray-") || service == "minio"
+}
+
+fn in_words(incident: &Incident) -> String {
+    format!("{}: {}", incident.service, incident.why)
+}
+
+fn exit_words(told: &RayJob) -> String {
+    match told.exit_code {
+        Some(code) => format!("its command exited {code}; `ray job logs {}` shows why", told.submission_id),
+        None => first_line(&told.message),
+    }
+}
+
+fn first_line(text: &str) -> String {
+    const LONGEST: usize = 200;
+    let line = text.lines().find(|l| !l.trim().is_empty()).unwrap_or("Ray does not say why").trim();
+    if line.chars().count() <= LONGEST {
+        line.to_owned()
+    } else {
+        line.chars().take(LONGEST - 1).chain(['…']).collect()
+    }
+}
+
+/// The lost job's end, and the one that takes its place.
+fn lose(
+    book: &BTreeMap<String, Job>,
+    job: &Job,
+    handed: &Handed,
+    why: String,
+    dead: bool,
+    policy: Policy,
+    now: Timestamp,
+) -> Move {
+    let id = job.id.clone();
+    let not =
+        |why: String, reason: &str| Move::End(id.clone(), Outcome::Lost { why, next: Next::Not(reason.to_owned()) });
+    if handed.stop_asked {
+        return Move::End(id, Outcome::Stopped);
+    }
+    let (limit, by) = match job.submission.retry() {
+        Retry::Default => (policy.resubmissions, "`jobs.resubmissions` in labd.toml"),
+        Retry::AtMost(n) => (n, "its metadata `labd.retry`"),
+    };
+    let done = job.attempt.saturating_sub(1);
+    if done >= limit {
+        let reason = match limit {
+            0 => format!("not resubmitted: switched off by {by}"),
+            1 => format!("not resubmitted again: once is what {by} allows"),
+            n => format!("not resubmitted again: {n} times are what {by} allows"),
+        };
+        return not(why, &reason);
+    }
+    let taken: BTreeSet<&str> = book.keys().map(String::as_str).collect();
+    let next = (done + 1..u32::MAX).map(|n| format!("{}-r{n}", job.root)).find(|name| !taken.contains(name.as_str()));
+    // There are more numbers than jobs.
+    let Some(next) = next else { return not(why, "no id is left") };
+    let wait = if done == 0 || now.since(handed.at) >= SOUND {
+        Duration::ZERO
+    } else {
+        LONGEST_WAIT.min(Duration::from_secs(1 << (done - 1).min(6)))
+    };
+    let replacement = Job {
+        id: next.clone(),
+        root: job.root.clone(),
+        attempt: job.attempt.saturating_add(1),
+        submission: job.submission.clone(),
+        submitted_at: now,
+        state: State::Kept { not_before: now.plus(wait), stop_first: (!dead).then(|| id.clone()), tries: 0 },
+    };
+    Move::Replace(id, Outcome::Lost { why, next: Next::As(next) }, Box::new(replacement))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::incident::Cause;
+
+    const DRIVER: Ipv4Addr = Ipv4Addr::new(198, 18, 100, 11);
+    const WORKER: Ipv4Addr = Ipv4Addr::new(198, 18, 100, 20);
+
+    fn ts(s: i64) -> Timestamp {
+        Timestamp::from_millis(s * 1000)
+    }
+
+    fn job(id: &str, request: Value) -> Job {
+        let mut request = request;
+        request["entrypoint"] = json!("python train.py");
+        Job {
+            id: id.into(),
+            root: id.into(),
+            attempt: 1,
+            submission: Submission::parse(request.to_string().as_bytes()).expect("a submission"),
+            submitted_at: ts(100),
+            state: State::Handed(Handed { driver: Some(DRIVER), ..Handed::new(ts(100)) }),
+        }
+    }
+
+    fn told(status: JobStatus, error: Option<ErrorType>, ended: Option<i64>, message: &str) -> RayJob {
+        RayJob {
+            submission_id: "food11".into(),
+            status,
+            error,
+            message: message.into(),
+            entrypoint: String::new(),
+            started_at: Some(ts(100)),
+            ended_at: ended.map(ts),
+            driver_node: Some(vec![1]),
+            exit_code: Some(1),
+            run: None,
+        }
+    }
+
+    fn node(id: u8, address: Ipv4Addr, alive: bool, role: &str) -> RayNode {
+        RayNode {
+            id: vec![id],
+            address,
+            alive,
+            is_head: false,
+            started_at: ts(1),
+            name: String::new(),
+            resources: BTreeMap::new(),
+            available: BTreeMap::new(),
+            labels: BTreeMap::from([("labd.role".into(), role.into())]),
+        }
+    }
+
+    fn incident(service: &str, died: i64, ready: Option<i64>) -> Incident {
+        Incident {
+            service: service.into(),
+            cause: Cause::Exit,
+            why: "container exited 137 (SIGKILL)".into(),
+            died_at: ts(died),
+            noticed_at: ts(died),
+            running_at: ready.map(ts),
+            ready_at: ready.map(ts),
+            training: Vec::new(),
+        }
+    }
+
+    struct Case {
+        job: Job,
+        told: Vec<RayJob>,
+        incidents: Vec<Incident>,
+        nodes: Vec<RayNode>,
+        reachable: bool,
+        now: i64,
+    }
+
+    impl Case {
+        fn new(told: Vec<RayJob>, incidents: Vec<Incident>) -> Self {
+            let nodes = vec![node(1, DRIVER, true, "driver"), node(2, WORKER, true, "worker")];
+            Self { job: job("food11", json!({})), told, incidents, nodes, reachable: true, now: 1000 }
+        }
+
+        fn moves(&self) -> Vec<Move> {
+            let addresses =
+                [("ray-driver", DRIVER), ("ray-worker-0", WORKER), ("ray-head", Ipv4Addr::new(198, 18, 100, 10))];
+            let addresses = addresses.map(|(name, ip)| (name.to_owned(), ip)).into();
+            let jobs = Jobs { asked_at: ts(self.now), jobs: self.told.clone() };
+            let world = World {
+                reachable: self.reachable,
+                jobs: Some(&jobs),
+                nodes: &self.nodes,
+                incidents: &self.incidents,
+                addresses: &addresses,
+            };
+            let book = BTreeMap::from([(self.job.id.clone(), self.job.clone())]);
+            decide(&book, &world, Policy { resubmissions: 10 }, ts(self.now))
+        }
+
+        /// What the only job's end means, when it has one.
+        fn outcome(&self) -> Option<Outcome> {
+            match self.moves().pop()? {
+                Move::End(_, outcome) | Move::Replace(_, outcome, _) => Some(outcome),
+                Move::Hand(_) | Move::Note(..) | Move::Stop(_) => None,
+            }
+        }
+
+        fn lost(&self) -> Option<String> {
+            match self.outcome()? {
+                Outcome::Lost { why, .. } => Some(why),
+                _ => None,
+            }
+        }
+    }
+
+    #[test]
+    fn rays_word_is_taken_where_it_can_be() {
+        use ErrorType as E;
+        use JobStatus as S;
+        assert_eq!(
+            Case::new(vec![told(S::Succeeded, None, Some(900), "")], vec![incident("ray-worker-0", 890, None)])
+                .outcome(),
+            Some(Outcome::Succeeded)
+        );
+        assert_eq!(Case::new(vec![told(S::Stopped, None, Some(900), "")], vec![]).outcome(), Some(Outcome::Stopped));
+        assert_eq!(Case::new(vec![told(S::Running, None, None, "")], vec![]).outcome(), None);
+        let own = Case::new(vec![told(S::Failed, Some(E::JobEntrypointCommandError), Some(900), "Traceback")], vec![]);
+        assert_eq!(
+            own.outcome(),
+            Some(Outcome::Failed { why: "its command exited 1; `ray job logs food11` shows why".into() })
+        );
+    }
+
+    #[test]
+    fn a_workers_death_makes_a_users_error_a_loss_and_an_old_or_foreign_one_does_not() {
+        let failed = |message| told(JobStatus::Failed, Some(ErrorType::JobEntrypointCommandError), Some(900), message);
+        let with = |message, incidents| Case::new(vec![failed(message)], incidents).lost();
+        let why = Some("ray-worker-0: container exited 137 (SIGKILL)".to_owned());
+        assert_eq!(with("x", vec![incident("ray-worker-0", 880, Some(884))]), why);
+        assert_eq!(
+            with("x", vec![incident("minio", 700, None)]),
+            Some("minio: container exited 137 (SIGKILL)".into()),
+            "still away"
+        );
+        assert_eq!(with("x", vec![incident("ray-worker-0", 500, Some(504))]), None, "long over");
+        assert_eq!(
+            with("... labd: container exited 137 (SIGKILL) ...", vec![incident("ray-worker-0", 500, Some(504))]),
+            why,
+            "quoted by Ray"
+        );
+        assert_eq!(with("x", vec![incident("ray-worker-0", 50, Some(54))]), None, "before its time");
+        assert_eq!(with("x", vec![incident("ray-worker-0", 950, None)]), None, "after its end");
+        assert_eq!(with("x", vec![incident("jupyter", 890, None)]), None, "not its business");
+    }
+
+    #[test]
+    fn a_dead_supervisor_is_a_loss_and_what_may_still_run_is_stopped_first() {
+        let died = told(JobStatus::Failed, Some(ErrorType::JobSupervisorActorDied), Some(900), "");
+        for (incidents, stop_first) in
+            [(vec![incident("ray-driver", 890, None)], None), (vec![], Some("food11".to_owned()))]
+        {
+            let moves = Case::new(vec![died.clone()], incidents).moves();
+            let Some(Move::Replace(id, Outcome::Lost { next, .. }, new)) = moves.first() else { panic!("{moves:?}") };
+            assert_eq!((id.as_str(), next), ("food11", &Next::As("food11-r1".into())));
+            assert_eq!((new.root.as_str(), new.attempt), ("food11", 2));
+            assert!(matches!(&new.state, State::Kept { stop_first: s, .. } if *s == stop_first), "{new:?}");
+        }
+    }
+
+    #[test]
+    fn a_job_that_reads_running_is_lost_with_its_drivers_container() {
+        let running = told(JobStatus::Running, None, None, "");
+        let mut case = Case::new(vec![running.clone()], vec![incident("ray-driver", 990, None)]);
+        assert_eq!(case.lost().as_deref(), Some("ray-driver: container exited 137 (SIGKILL)"));
+        // Also while the head is away, and never for another node's death.
+        case.reachable = false;
+        assert!(case.lost().is_some());
+        assert_eq!(
+            Case::new(
+                vec![running.clone()],
+                vec![incident("ray-worker-0", 990, None), incident("ray-head", 990, None)]
+            )
+            .lost(),
+            None
+        );
+        // Without an incident, a driver's node that is gone counts after a while.
+        let mut case = Case::new(vec![running], vec![]);
+        case.nodes[0].alive = false;
+        let moves = case.moves();
+        let Some(Move::Note(_, known)) = moves.first() else { panic!("{moves:?}") };
+        assert_eq!(known.orphaned_since, Some(ts(1000)));
+        case.job.state = State::Handed(known.clone());
+        case.now = 1011;
+        assert!(case.lost().is_some());
+    }
+
+    #[test]
+    fn what_ray_forgot_is_lost_only_when_it_says_so_for_long() {
+        let mut case = Case::new(vec![], vec![]);
+        let moves = case.moves();
+        let Some(Move::Note(_, known)) = moves.first() else { panic!("{moves:?}") };
+        case.job.state = State::Handed(known.clone());
+        case.now = 1006;
+        assert!(case.lost().expect("lost").contains("no longer knows"));
+        case.reachable = false;
+        assert_eq!(case.lost(), None, "nobody says anything");
+        // A list that is older than the job.
+        let mut case = Case::new(vec![], vec![]);
+        case.job.state = State::Handed(Handed::new(ts(1000)));
+        assert_eq!(case.moves(), []);
+    }
+
+    #[test]
+    fn a_stop_is_a_stop_and_limits_are_kept() {
+        let failed = told(JobStatus::Failed, Some(ErrorType::JobSupervisorActorDied), Some(900), "");
+        let mut case = Case::new(vec![failed.clone()], vec![incident("ray-driver", 890, None)]);
+        case.job.state = State::Handed(Handed { stop_asked: true, ..Handed::new(ts(100)) });
+        assert_eq!(case.outcome(), Some(Outcome::Stopped));
+        for (retry, attempt, again) in [("never", 1, false), ("0", 1, false), ("2", 2, true), ("2", 3, false)] {
+            let mut case = Case::new(vec![failed.clone()], vec![]);
+            case.job = Job { attempt, ..job("food11", json!({"metadata": {"labd.retry": retry}})) };
+            assert_eq!(matches!(case.moves()[..], [Move::Replace(..)]), again, "{retry} {attempt}");
+        }
+    }
+
+    #[test]
+    fn a_kept_one_is_handed_in_when_its_place_is_there() {
+        let mut case = Case::new(vec![], vec![]);
+        let kept = State::Kept { not_before: ts(0), stop_first: None, tries: 0 };
+        case.job.state = kept.clone();
+        assert_eq!(case.moves(), [Move::Hand("food11".into())]);
+        case.nodes[0].alive = false;
+        assert_eq!(case.moves(), [], "the driver node is not there");
+        case.job = Job { state: kept, ..job("food11", json!({"entrypoint_num_gpus": 1})) };
+        assert_eq!(case.moves(), [Move::Hand("food11".into())], "it goes elsewhere");
+        case.reachable = false;
+        assert_eq!(case.moves(), []);
+    }
+}

@@ -1,0 +1,543 @@
+//! The job ledger: every submission that came through labd's front door, and what became of it.
+//!
+//! Ray keeps no job over the loss of its head's state, its driver's node or the machine, and leaves it to somebody else to
+//! notice. The ledger is that somebody: it keeps each submission as it was sent before Ray hears of it, decides what its end
+//! means, and hands in again what was lost to infrastructure.
+//!
+//! * [`submission`]: a request, as sent and as handed in. Pure.
+//! * [`decide`]: what a job's end means and what follows. Pure.
+//! * [`store`]: the file.
+//! * [`packages`]: uploaded code, kept beside it.
+//!
+//! One task, the keeper, owns the book. It hears the front door (`mpsc`), Ray's word, labd's incidents and where services are
+//! (`watch`), and tells the jobs as the snapshot shows them through one `watch`. Handing in is a task of its own per job, so
+//! that a slow head delays nobody. A change is on disk before anything follows from it.
+
+pub mod decide;
+pub mod packages;
+pub mod store;
+pub mod submission;
+#[cfg(test)]
+mod tests;
+mod view;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::Instant,
+};
+
+use crate::{
+    config::Config,
+    incident::Incident,
+    journal::{Entry, Journal, Kind},
+    ray::{Gcs, JobApi, RayView, Reply},
+    snapshot::{JobView, Snapshot},
+    time::Timestamp,
+};
+use decide::{Handed, Job, Move, Next, Outcome, Policy, State, World};
+use packages::Packages;
+use store::{Found, LedgerError, Store};
+use submission::Submission;
+
+/// Ray kills what a stopped job left after 3 s (`RAY_JOB_STOP_WAIT_TIME_S`), and a moment more.
+const STOPPED: Duration = Duration::from_secs(4);
+/// Between two tries to hand the same job in; doubles to [`LONGEST_RETRY`].
+const RETRY: Duration = Duration::from_millis(500);
+/// No try waits longer.
+const LONGEST_RETRY: Duration = Duration::from_secs(10);
+/// So often Ray may refuse to take a job, for reasons that are not the job's, before it is given up.
+const TRIES: u32 = 30;
+/// Between two tries to write what could not be written, and between two requests to stop the same job.
+const AGAIN: Duration = Duration::from_secs(10);
+/// Between two sweeps of packages.
+const SWEEP: Duration = Duration::from_hours(1);
+
+/// What the ledger shows.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct LedgerView {
+    /// Jobs, newest first, at most 50: those of the ledger and those that only Ray knows.
+    pub jobs: Vec<JobView>,
+    /// What is wrong with the ledger itself.
+    pub trouble: Option<String>,
+    /// Jobs handed in again since the ledger began.
+    pub resubmissions: u64,
+}
+
+/// Where a request to stop goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stop {
+    /// To Ray, for this submission: the attempt that runs now.
+    Pass(String),
+    /// Nowhere: it was not handed in yet, and now never is.
+    Done,
+}
+
+/// The way to the keeper. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Ledger {
+    ask: mpsc::Sender<Ask>,
+    view: watch::Receiver<Arc<LedgerView>>,
+}
+
+#[derive(Debug)]
+enum Ask {
+    Submit { submission: Submission, reply: oneshot::Sender<Reply> },
+    Stop { id: String, reply: oneshot::Sender<Stop> },
+    Forget { id: String },
+}
+
+impl Ledger {
+    /// Keeps a submission and hands it in: Ray's answer, or, while the head is away, one as Ray gives it.
+    pub async fn submit(&self, submission: Submission) -> Option<Reply> {
+        let (reply, answer) = oneshot::channel();
+        self.ask.send(Ask::Submit { submission, reply }).await.ok()?;
+        answer.await.ok()
+    }
+
+    /// Notes that a person wants a job stopped.
+    pub async fn stop(&self, id: &str) -> Option<Stop> {
+        let (reply, answer) = oneshot::channel();
+        self.ask.send(Ask::Stop { id: id.to_owned(), reply }).await.ok()?;
+        answer.await.ok()
+    }
+
+    /// Notes that a person deleted a job.
+    pub async fn forget(&self, id: &str) {
+        let _ = self.ask.send(Ask::Forget { id: id.to_owned() }).await;
+    }
+
+    /// What the ledger shows, whenever it changes.
+    pub fn watch(&self) -> watch::Receiver<Arc<LedgerView>> {
+        self.view.clone()
+    }
+}
+
+/// What the keeper is given.
+pub struct Parts<A> {
+    /// The job API of the head that runs now.
+    pub api: Box<dyn Fn() -> Option<A> + Send + Sync>,
+    /// What Ray says.
+    pub ray: watch::Receiver<Arc<RayView>>,
+    /// What died.
+    pub incidents: watch::Receiver<Arc<Vec<Incident>>>,
+    /// Where services are.
+    pub snapshot: watch::Receiver<Arc<Snapshot>>,
+    /// `labd.toml`.
+    pub config: watch::Receiver<Arc<Config>>,
+    /// Where it is told what became of jobs.
+    pub journal: Journal,
+}
+
+/// The ledger's files, opened.
+#[derive(Debug)]
+pub struct Opened {
+    store: Store,
+    found: Found,
+    /// The folder of uploaded packages.
+    pub packages: Packages,
+}
+
+/// Opens the ledger in the data directory: its file and the folder of packages.
+pub fn open(data_dir: &Path) -> Result<Opened, LedgerError> {
+    let (store, found) = Store::open(&data_dir.join("ledger.db"))?;
+    let path = data_dir.join("packages");
+    let packages = Packages::open(&path).map_err(|reason| LedgerError::Packages { path, reason })?;
+    Ok(Opened { store, found, packages })
+}
+
+/// Starts the keeper. Must be called inside a tokio runtime; ends with the last [`Ledger`].
+pub fn spawn<A: JobApi>(opened: Opened, parts: Parts<A>) -> Ledger {
+    let Opened { store, found, packages } = opened;
+    let (ask, asked) = mpsc::channel(64);
+    let (tell, view) = watch::channel(Arc::new(LedgerView::default()));
+    let (words, heard) = mpsc::unbounded_channel();
+    let keeper = Keeper {
+        book: found.book,
+        trouble: found.note,
+        store,
+        packages,
+        parts,
+        words,
+        tell,
+        in_flight: BTreeSet::new(),
+        waiting: BTreeMap::new(),
+        stops: BTreeMap::new(),
+        unsaved: BTreeSet::new(),
+        removed: BTreeSet::new(),
+        save_again: Instant::now(),
+        sweep_at: Instant::now(),
+    };
+    tokio::spawn(keeper.run(asked, heard));
+    Ledger { ask, view }
+}
+
+/// What became of handing a job in.
+#[derive(Debug)]
+struct HandedIn {
+    id: String,
+    result: Result<Reply, String>,
+}
+
+struct Keeper<A> {
+    book: BTreeMap<String, Job>,
+    store: Store,
+    packages: Packages,
+    parts: Parts<A>,
+    words: mpsc::UnboundedSender<HandedIn>,
+    tell: watch::Sender<Arc<LedgerView>>,
+    /// Being handed in now.
+    in_flight: BTreeSet<String>,
+    /// People who wait for Ray's answer.
+    waiting: BTreeMap<String, oneshot::Sender<Reply>>,
+    /// When Ray was last asked to stop a job.
+    stops: BTreeMap<String, Instant>,
+    /// Jobs whose newest state is not on disk.
+    unsaved: BTreeSet<String>,
+    /// Jobs that are on disk and should not be.
+    removed: BTreeSet<String>,
+    save_again: Instant,
+    sweep_at: Instant,
+    trouble: Option<String>,
+}
+
+impl<A: JobApi> Keeper<A> {
+    async fn run(mut self, mut asked: mpsc::Receiver<Ask>, mut heard: mpsc::UnboundedReceiver<HandedIn>) {
+        let mut ray = self.parts.ray.clone();
+        let mut incidents = self.parts.incidents.clone();
+        let mut config = self.parts.config.clone();
+        loop {
+            self.settle().await;
+            self.publish();
+            self.sweep();
+            let now = Timestamp::now();
+            let wake = decide::wake(&self.book, now).map_or(AGAIN, |at| at.since(now).max(Duration::from_millis(20)));
+            tokio::select! {
+                ask = asked.recv() => match ask {
+                    Some(ask) => self.hear(ask).await,
+                    None => return,
+                },
+                Some(HandedIn { id, result }) = heard.recv() => self.handed_in(&id, result).await,
+                Ok(()) = ray.changed() => {}
+                Ok(()) = incidents.changed() => {}
+                Ok(()) = config.changed() => {}
+                () = tokio::time::sleep(wake.min(AGAIN)) => {}
+            }
+        }
+    }
+
+    // ---- deciding ----
+
+    async fn settle(&mut self) {
+        let now = Timestamp::now();
+        let moves = self.decide(now);
+        let mut hand = Vec::new();
+        for change in moves {
+            match change {
+                Move::Hand(id) => hand.push(id),
+                Move::Note(id, known) => self.set(&id, State::Handed(known)),
+                Move::Stop(id) => self.ask_to_stop(id),
+                Move::End(id, outcome) => self.end(&id, outcome, now),
+                Move::Replace(id, outcome, replacement) => {
+                    self.unsaved.insert(replacement.id.clone());
+                    self.book.insert(replacement.id.clone(), *replacement);
+                    self.end(&id, outcome, now);
+                }
+            }
+        }
+        self.save().await;
+        for id in hand {
+            self.hand_in(id);
+        }
+    }
+
+    fn decide(&self, now: Timestamp) -> Vec<Move> {
+        let ray = self.parts.ray.borrow().clone();
+        let incidents = self.parts.incidents.borrow().clone();
+        let addresses: BTreeMap<String, Ipv4Addr> = {
+            let snapshot = self.parts.snapshot.borrow();
+            snapshot.services.iter().filter_map(|s| Some((s.name.clone(), s.address.parse().ok()?))).collect()
+        };
+        let world = World {
+            reachable: ray.gcs == Gcs::Reachable,
+            jobs: ray.jobs.as_deref(),
+            nodes: &ray.nodes,
+            incidents: &incidents,
+            addresses: &addresses,
+        };
+        let policy = Policy { resubmissions: self.parts.config.borrow().jobs.resubmissions };
+        decide::decide(&self.book, &world, policy, now)
+    }
+
+    fn set(&mut self, id: &str, state: State) {
+        if let Some(job) = self.book.get_mut(id) {
+            job.state = state;
+            self.unsaved.insert(id.to_owned());
+        }
+    }
+
+    fn end(&mut self, id: &str, outcome: Outcome, now: Timestamp) {
+        let (what, reason) = match &outcome {
+            Outcome::Succeeded => ("succeeded", format!("{id}: succeeded")),
+            Outcome::Stopped => ("stopped", format!("{id}: stopped by a person")),
+            Outcome::Failed { why } => ("failed", format!("{id}: failed by its own error: {why}")),
+            Outcome::Lost { why, next: Next::As(next) } => {
+                ("resubmitted", format!("{id}: lost ({why}); resubmitted as {next}"))
+            }
+            Outcome::Lost { why, next: Next::Not(reason) } => ("lost", format!("{id}: lost ({why}); {reason}")),
+        };
+        self.note(what, reason);
+        self.set(id, State::Ended { at: now, outcome });
+    }
+
+    fn note(&self, what: &str, reason: String) {
+        tracing::info!("{reason}");
+        self.parts.journal.record(Entry {
+            at: Timestamp::now(),
+            service: None,
+            kind: Kind::Job,
+            what: what.to_owned(),
+            reason,
+        });
+    }
+
+    async fn save(&mut self) {
+        if self.unsaved.is_empty() && self.removed.is_empty() {
+            return;
+        }
+        // A disk that is full now is full a millisecond later, too.
+        if self.trouble.is_some() && Instant::now() < self.save_again {
+            return;
+        }
+        let jobs = self.unsaved.iter().filter_map(|id| self.book.get(id).cloned()).collect();
+        let removed = self.removed.iter().cloned().collect();
+        match self.store.save(jobs, removed).await {
+            Ok(()) => {
+                self.unsaved.clear();
+                self.removed.clear();
+                self.trouble = None;
+            }
+            Err(reason) => {
+                tracing::warn!("{reason}");
+                self.trouble = Some(reason);
+                self.save_again = Instant::now() + AGAIN;
+            }
+        }
+    }
+
+    fn sweep(&mut self) {
+        if Instant::now() < self.sweep_at {
+            return;
+        }
+        self.sweep_at = Instant::now() + SWEEP;
+        let open = self.book.values().filter(|job| !matches!(job.state, State::Ended { .. }));
+        let needed: BTreeSet<String> = open.flat_map(|job| job.submission.packages()).collect();
+        let packages = self.packages.clone();
+        tokio::task::spawn_blocking(move || packages.sweep(&needed, SystemTime::now()));
+    }
+
+    fn publish(&self) {
+        let view = {
+            let ray = self.parts.ray.borrow();
+            view::view(&self.book, ray.jobs.as_deref(), self.trouble.as_deref())
+        };
+        self.tell.send_if_modified(|old| {
+            let changed = **old != view;
+            if changed {
+                *old = Arc::new(view);
+            }
+            changed
+        });
+    }
+
+    // ---- handing in ----
+
+    fn hand_in(&mut self, id: String) {
+        let (Some(job), Some(api)) = (self.book.get(&id).cloned(), (self.parts.api)()) else { return };
+        if !self.in_flight.insert(id.clone()) {
+            return;
+        }
+        let name_runs = self.parts.config.borrow().jobs.name_runs;
+        let (packages, words) = (self.packages.clone(), self.words.clone());
+        tokio::spawn(async move {
+            let result = hand_in(&api, &packages, &job, name_runs).await;
+            let _ = words.send(HandedIn { id, result });
+        });
+    }
+
+    fn ask_to_stop(&mut self, id: String) {
+        let due = self.stops.get(&id).is_none_or(|at| at.elapsed() >= AGAIN);
+        let Some(api) = (self.parts.api)().filter(|_| due) else { return };
+        self.stops.insert(id.clone(), Instant::now());
+        tokio::spawn(async move { api.stop(&id).await });
+    }
+
+    async fn handed_in(&mut self, id: &str, result: Result<Reply, String>) {
+        self.in_flight.remove(id);
+        let waiting = self.waiting.remove(id);
+        let now = Timestamp::now();
+        let Some(State::Kept { stop_first, tries, .. }) = self.book.get(id).map(|job| job.state.clone()) else {
+            // Stopped by a person meanwhile.
+            if result.is_ok_and(|reply| reply.is_success()) {
+                self.ask_to_stop(id.to_owned());
+            }
+            return;
+        };
+        let again = |tries: u32, stop_first| {
+            let wait = LONGEST_RETRY.min(RETRY.saturating_mul(1 << tries.min(8)));
+            State::Kept { not_before: now.plus(wait), stop_first, tries: tries.saturating_add(1) }
+        };
+        let answer = match result {
+            Ok(reply) if reply.is_success() => {
+                self.set(id, State::Handed(Handed::new(now)));
+                reply
+            }
+            // An answer that did not reach labd, the first time.
+            Ok(reply) if waiting.is_none() && says(&reply, "already exists") => {
+                self.set(id, State::Handed(Handed::new(now)));
+                reply
+            }
+            Ok(reply) if waiting.is_some() && !is_transient(&reply) => {
+                // Ray's answer is the person's; what Ray refuses is no job.
+                self.book.remove(id);
+                self.unsaved.remove(id);
+                self.removed.insert(id.to_owned());
+                reply
+            }
+            Ok(reply) if !is_transient(&reply) || tries >= TRIES => {
+                let why = format!("Ray refuses it: {}", last_line(&reply.body));
+                self.end(id, Outcome::Failed { why }, now);
+                reply
+            }
+            Ok(_) => {
+                self.set(id, again(tries, stop_first));
+                kept(id)
+            }
+            Err(reason) => {
+                tracing::debug!(job = id, reason, "not handed in");
+                // The head is away: its return is what counts, not the number of tries.
+                self.set(id, again(tries.min(4), stop_first));
+                kept(id)
+            }
+        };
+        self.save().await;
+        if let Some(waiting) = waiting {
+            let _ = waiting.send(answer);
+        }
+    }
+
+    // ---- the front door ----
+
+    async fn hear(&mut self, ask: Ask) {
+        match ask {
+            Ask::Submit { submission, reply } => self.submit(submission, reply).await,
+            Ask::Stop { id, reply } => {
+                let answer = self.stop(&id);
+                self.save().await;
+                let _ = reply.send(answer);
+            }
+            Ask::Forget { id } => {
+                if self.book.get(&id).is_some_and(|job| matches!(job.state, State::Ended { .. })) {
+                    self.book.remove(&id);
+                    self.unsaved.remove(&id);
+                    self.removed.insert(id);
+                }
+            }
+        }
+    }
+
+    async fn submit(&mut self, submission: Submission, reply: oneshot::Sender<Reply>) {
+        let id = submission.id().map_or_else(submission::new_id, str::to_owned);
+        if self.book.contains_key(&id) {
+            let text = format!("Job with submission_id {id} already exists. Please use a different submission_id.");
+            let _ =
+                reply.send(Reply { status: 500, content_type: "text/plain; charset=utf-8".into(), body: text.into() });
+            return;
+        }
+        let now = Timestamp::now();
+        let job = Job {
+            id: id.clone(),
+            root: id.clone(),
+            attempt: 1,
+            submission,
+            submitted_at: now,
+            state: State::Kept { not_before: now, stop_first: None, tries: 0 },
+        };
+        self.book.insert(id.clone(), job);
+        self.unsaved.insert(id.clone());
+        self.save().await;
+        let reachable = self.parts.ray.borrow().gcs == Gcs::Reachable;
+        if reachable && (self.parts.api)().is_some() {
+            self.waiting.insert(id.clone(), reply);
+            self.hand_in(id);
+        } else {
+            self.note("kept", format!("{id}: kept until the Ray head is back"));
+            let _ = reply.send(kept(&id));
+        }
+    }
+
+    fn stop(&mut self, id: &str) -> Stop {
+        let Some(root) = self.book.get(id).map(|job| job.root.clone()) else { return Stop::Pass(id.to_owned()) };
+        let family = self.book.values().filter(|job| job.root == root && !matches!(job.state, State::Ended { .. }));
+        let Some(open) = family.max_by_key(|job| job.attempt).cloned() else { return Stop::Pass(id.to_owned()) };
+        match open.state {
+            State::Kept { .. } => {
+                self.end(&open.id, Outcome::Stopped, Timestamp::now());
+                Stop::Done
+            }
+            State::Handed(known) => {
+                self.set(&open.id, State::Handed(Handed { stop_asked: true, ..known }));
+                Stop::Pass(open.id)
+            }
+            State::Ended { .. } => Stop::Pass(id.to_owned()),
+        }
+    }
+}
+
+/// Everything that handing a job in takes. The error means that the head is away.
+async fn hand_in<A: JobApi>(api: &A, packages: &Packages, job: &Job, name_runs: bool) -> Result<Reply, String> {
+    if let State::Kept { stop_first: Some(old), .. } = &job.state {
+        let reply = api.stop(old).await?;
+        if reply.is_success() && says(&reply, "true") {
+            tokio::time::sleep(STOPPED).await;
+        }
+    }
+    for name in job.submission.packages() {
+        if let Some(file) = packages.find(&name)
+            && !api.has_package(&name).await?
+        {
+            api.put_package(&name, &file).await?;
+        }
+    }
+    api.submit(Bytes::from(job.submission.body(&job.id, &job.root, job.attempt, name_runs))).await
+}
+
+/// As Ray answers a submission that it took.
+fn kept(id: &str) -> Reply {
+    let body = serde_json::json!({ "job_id": id, "submission_id": id }).to_string();
+    Reply { status: 200, content_type: "application/json".into(), body: body.into() }
+}
+
+fn says(reply: &Reply, text: &str) -> bool {
+    String::from_utf8_lossy(&reply.body).contains(text)
+}
+
+/// Whether Ray's refusal is about Ray and not about the job.
+fn is_transient(reply: &Reply) -> bool {
+    reply.status >= 500 && !says(reply, "already exists") && !says(reply, "ValueError") && !says(reply, "TypeError")
+}
+
+/// A traceback's point is in its last line.
+fn last_line(body: &[u8]) -> String {
+    let text = String::from_utf8_lossy(body);
+    let line = text.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or("it does not say why").trim();
+    line.chars().take(200).collect()
+}

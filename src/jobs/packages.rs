@@ -1,0 +1,130 @@
+//! Uploaded packages (`working_dir`, `py_modules`), kept beside the ledger: Ray drops a package soon after its last job ended,
+//! and all of them when the head's state is lost, while a resubmission needs it again.
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use tokio::io::AsyncWriteExt as _;
+
+use super::submission::is_package_name;
+
+/// A package that no unfinished job refers to is kept so long: its job may be submitted again without a new upload.
+const KEPT: Duration = Duration::from_hours(7 * 24);
+
+/// The folder of packages.
+#[derive(Debug, Clone)]
+pub struct Packages(PathBuf);
+
+/// A package that is being received. Dropped unfinished, it leaves nothing.
+#[derive(Debug)]
+pub struct Incoming {
+    file: tokio::fs::File,
+    part: PathBuf,
+    to: PathBuf,
+    done: bool,
+}
+
+impl Packages {
+    /// Opens the folder, making it (0700: packages are people's code) and sweeping what a killed labd left half received.
+    pub fn open(dir: &Path) -> io::Result<Self> {
+        use std::os::unix::fs::DirBuilderExt as _;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        for entry in fs::read_dir(dir)?.flatten() {
+            if entry.path().extension().is_some_and(|e| e == "part") {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+        Ok(Self(dir.to_owned()))
+    }
+
+    /// Where a package is, when it is here.
+    pub fn find(&self, name: &str) -> Option<PathBuf> {
+        let path = self.path(name)?;
+        path.is_file().then_some(path)
+    }
+
+    /// Begins to receive a package. `None` for a name that can name no file.
+    pub async fn receive(&self, name: &str) -> Option<io::Result<Incoming>> {
+        let to = self.path(name)?;
+        let part = self.0.join(format!("{name}.{:08x}.part", rand::random::<u32>()));
+        Some(tokio::fs::File::create(&part).await.map(|file| Incoming { file, part, to, done: false }))
+    }
+
+    /// Removes what is old and no unfinished job refers to.
+    pub fn sweep(&self, needed: &BTreeSet<String>, now: SystemTime) {
+        for entry in fs::read_dir(&self.0).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let age = entry.metadata().and_then(|m| m.modified()).ok().and_then(|at| now.duration_since(at).ok());
+            if !needed.contains(&name) && age.is_some_and(|age| age > KEPT) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+
+    fn path(&self, name: &str) -> Option<PathBuf> {
+        is_package_name(name).then(|| self.0.join(name))
+    }
+}
+
+impl Incoming {
+    /// Takes the next piece.
+    pub async fn write(&mut self, piece: &[u8]) -> io::Result<()> {
+        self.file.write_all(piece).await
+    }
+
+    /// The package is whole: from now on it is found.
+    pub async fn finish(mut self) -> io::Result<()> {
+        self.file.sync_all().await?;
+        tokio::fs::rename(&self.part, &self.to).await?;
+        self.done = true;
+        Ok(())
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        if !self.done {
+            let _ = fs::remove_file(&self.part);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_package_is_found_once_it_is_whole_and_half_of_one_never() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let packages = Packages::open(dir.path()).expect("opens");
+        for (name, whole) in [("_ray_pkg_1.zip", true), ("_ray_pkg_2.zip", false)] {
+            let mut incoming = packages.receive(name).await.expect("a name").expect("a file");
+            incoming.write(b"PK").await.expect("written");
+            assert_eq!(packages.find(name), None);
+            if whole {
+                incoming.finish().await.expect("finished");
+            }
+        }
+        assert!(packages.find("_ray_pkg_1.zip").is_some_and(|p| fs::read(p).expect("readable") == b"PK"));
+        assert_eq!(fs::read_dir(dir.path()).expect("readable").count(), 1);
+        assert!(packages.receive("../x").await.is_none() && packages.find("/etc/passwd").is_none());
+    }
+
+    #[test]
+    fn only_what_is_old_and_unneeded_goes() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let packages = Packages::open(dir.path()).expect("opens");
+        for name in ["needed.zip", "unneeded.zip"] {
+            fs::write(dir.path().join(name), "x").expect("written");
+        }
+        let needed = BTreeSet::from(["needed.zip".to_owned()]);
+        packages.sweep(&needed, SystemTime::now());
+        assert!(packages.find("unneeded.zip").is_some());
+        packages.sweep(&needed, SystemTime::now() + KEPT + Duration::from_mins(1));
+        assert!(packages.find("needed.zip").is_some() && packages.find("unneeded.zip").is_none());
+    }
+}

@@ -1,0 +1,293 @@
+//! The ledger's file. What is written here is on disk before Ray hears of a job.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use rusqlite::{Connection, params};
+
+use super::{
+    decide::{Job, State},
+    submission::Submission,
+};
+use crate::{
+    db::{self, OpenFailure, Shape},
+    time::Timestamp,
+};
+
+/// `labj` in ASCII marks the file.
+const SHAPE: Shape = Shape { migrations: MIGRATIONS, application_id: 0x6c61_626a, what: "a job ledger" };
+
+const MIGRATIONS: &[&str] = &["CREATE TABLE jobs (
+        id           TEXT PRIMARY KEY,
+        root         TEXT NOT NULL,
+        attempt      INTEGER NOT NULL,
+        request      TEXT NOT NULL,
+        submitted_ms INTEGER NOT NULL,
+        state        TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX jobs_root ON jobs (root, attempt);"];
+
+/// How many ended jobs are kept.
+const ENDED_KEPT: u32 = 10_000;
+
+/// Why the ledger cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// Going on would lose what the newer labd wrote.
+    #[error(
+        "the job ledger `{}` was written by a newer labd (schema {found}, this one knows up to {ours}): install that labd \
+         again, or move the file away to begin a new ledger",
+        path.display()
+    )]
+    Newer {
+        /// The database.
+        path: PathBuf,
+        /// Its schema version.
+        found: u32,
+        /// The newest one this labd knows.
+        ours: u32,
+    },
+    /// The folder of packages cannot be used.
+    #[error("the folder `{}` for uploaded packages cannot be used: {reason}", path.display())]
+    Packages {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        reason: std::io::Error,
+    },
+}
+
+/// Where the ledger is kept. Clones are the same place.
+#[derive(Debug, Clone)]
+pub struct Store {
+    path: PathBuf,
+    db: Arc<Mutex<Option<Connection>>>,
+}
+
+/// What was found at the start.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// Every job.
+    pub book: BTreeMap<String, Job>,
+    /// What a person should know of it, such as a damaged file that was set aside.
+    pub note: Option<String>,
+}
+
+impl Store {
+    /// Opens or begins the ledger. Only a newer labd's is an error: it is left as it is. A damaged one is set aside; where
+    /// nothing can be written, jobs are kept in memory, and [`Store::save`] says so.
+    pub fn open(path: &Path) -> Result<(Self, Found), LedgerError> {
+        let store = Self { path: path.to_owned(), db: Arc::default() };
+        let found = match store.load() {
+            Ok(book) => Found { book, note: None },
+            Err(OpenFailure::Newer(found)) => {
+                return Err(LedgerError::Newer { path: path.to_owned(), found, ours: SHAPE.version() });
+            }
+            Err(OpenFailure::Corrupt(reason)) => store.begin_anew(&reason),
+            Err(OpenFailure::NotNow(reason)) => Found { book: BTreeMap::new(), note: Some(store.not_kept(&reason)) },
+        };
+        Ok((store, found))
+    }
+
+    fn begin_anew(&self, reason: &str) -> Found {
+        *self.slot() = None;
+        let path = self.path.display();
+        let note = match db::set_aside(&self.path, Timestamp::now()) {
+            Ok(aside) => format!(
+                "the job ledger `{path}` is damaged ({reason}): it was kept as `{}` and a new one begins; jobs that were \
+                 not finished are not resubmitted",
+                aside.display()
+            ),
+            Err(e) => self.not_kept(&format!("it is damaged and cannot be renamed: {e}")),
+        };
+        Found { book: self.load().unwrap_or_default(), note: Some(note) }
+    }
+
+    fn load(&self) -> Result<BTreeMap<String, Job>, OpenFailure> {
+        let db = self.connect()?;
+        let mut book = BTreeMap::new();
+        {
+            let mut rows = db.prepare("SELECT id, root, attempt, request, submitted_ms, state FROM jobs")?;
+            let mut rows = rows.query([])?;
+            while let Some(row) = rows.next()? {
+                let id: String = row.get(0)?;
+                let (request, state): (String, String) = (row.get(3)?, row.get(5)?);
+                let corrupt = || OpenFailure::Corrupt(format!("the entry of job {id} cannot be read"));
+                let job = Job {
+                    root: row.get(1)?,
+                    attempt: row.get(2)?,
+                    submission: Submission::parse(request.as_bytes()).ok_or_else(corrupt)?,
+                    submitted_at: Timestamp::from_millis(row.get(4)?),
+                    state: serde_json::from_str::<State>(&state).map_err(|_| corrupt())?,
+                    id: id.clone(),
+                };
+                book.insert(id, job);
+            }
+        }
+        *self.slot() = Some(db);
+        Ok(book)
+    }
+
+    fn connect(&self) -> Result<Connection, OpenFailure> {
+        let db = db::open(&self.path, &SHAPE)?;
+        // Requests carry people's environment variables.
+        let _ = fs::set_permissions(&self.path, Permissions::from_mode(0o600));
+        Ok(db)
+    }
+
+    /// Writes jobs as they are now, all or none; what no longer stands in the ledger is removed. Returns once they are on
+    /// disk. The error is one line.
+    pub async fn save(&self, jobs: Vec<Job>, removed: Vec<String>) -> Result<(), String> {
+        let store = self.clone();
+        let written = tokio::task::spawn_blocking(move || store.write(&jobs, &removed)).await;
+        written.unwrap_or_else(|_| Err("the ledger's writer died".to_owned())).map_err(|reason| self.not_kept(&reason))
+    }
+
+    fn write(&self, jobs: &[Job], removed: &[String]) -> Result<(), String> {
+        let mut slot = self.slot();
+        if slot.is_none() {
+            *slot = Some(self.connect().map_err(|e| match e {
+                OpenFailure::Newer(_) => "a newer labd took it over".to_owned(),
+                OpenFailure::Corrupt(reason) | OpenFailure::NotNow(reason) => reason,
+            })?);
+        }
+        let Some(db) = slot.as_mut() else { return Err("it is not open".to_owned()) };
+        let done = insert(db, jobs, removed);
+        if done.is_err() {
+            // A fresh connection at the next try: some errors leave the old one unusable.
+            *slot = None;
+        }
+        done.map_err(|e| db::in_words(&e))
+    }
+
+    fn not_kept(&self, reason: &str) -> String {
+        format!("jobs are not recorded in `{}`: {reason}", self.path.display())
+    }
+
+    fn slot(&self) -> std::sync::MutexGuard<'_, Option<Connection>> {
+        // A connection is never half replaced under this lock.
+        self.db.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn insert(db: &mut Connection, jobs: &[Job], removed: &[String]) -> rusqlite::Result<()> {
+    let tx = db.transaction()?;
+    {
+        let mut put = tx.prepare_cached(
+            "INSERT OR REPLACE INTO jobs (id, root, attempt, request, submitted_ms, state) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        )?;
+        for job in jobs {
+            // Plain data with string keys always serialises.
+            let state = serde_json::to_string(&job.state).unwrap_or_default();
+            let request = job.submission.to_json();
+            put.execute(params![job.id, job.root, job.attempt, request, job.submitted_at.as_millis(), state])?;
+        }
+        let mut remove = tx.prepare_cached("DELETE FROM jobs WHERE id = ?1")?;
+        for id in removed {
+            remove.execute([id])?;
+        }
+        tx.execute(
+            "DELETE FROM jobs WHERE id IN (SELECT id FROM jobs WHERE json_extract(state, '$.state') = 'ended' \
+             ORDER BY submitted_ms DESC LIMIT -1 OFFSET ?1)",
+            [ENDED_KEPT],
+        )?;
+    }
+    tx.commit()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::jobs::decide::{Handed, Next, Outcome};
+
+    fn job(id: &str, state: State) -> Job {
+        Job {
+            id: id.into(),
+            root: "food11".into(),
+            attempt: 1,
+            submission: Submission::parse(br#"{"entrypoint": "python train.py", "metadata": {"a": "b"}}"#)
+                .expect("one"),
+            submitted_at: Timestamp::from_millis(1_000),
+            state,
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_saved_is_there_after_a_restart() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("ledger.db");
+        let lost = Outcome::Lost { why: "x".into(), next: Next::As("food11-r1".into()) };
+        let jobs = vec![
+            job("food11", State::Ended { at: Timestamp::from_millis(5), outcome: lost }),
+            job(
+                "food11-r1",
+                State::Kept { not_before: Timestamp::from_millis(7), stop_first: Some("food11".into()), tries: 2 },
+            ),
+            job("other", State::Handed(Handed { stop_asked: true, ..Handed::new(Timestamp::from_millis(9)) })),
+        ];
+        let (store, found) = Store::open(&path).expect("opens");
+        assert!(found.book.is_empty() && found.note.is_none());
+        store.save(jobs.clone(), Vec::new()).await.expect("saved");
+        store.save(Vec::new(), vec!["other".into()]).await.expect("removed");
+        drop(store);
+        let (_, found) = Store::open(&path).expect("opens");
+        assert_eq!(found.book.into_values().collect::<Vec<_>>(), jobs[..2]);
+        assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_newer_one_is_refused_in_one_line_and_left_as_it_is() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("ledger.db");
+        drop(Store::open(&path).expect("opens"));
+        let db = Connection::open(&path).expect("opens");
+        db.pragma_update(None, "user_version", 99).expect("from the future");
+        drop(db);
+        let before = fs::read(&path).expect("readable");
+        let line = Store::open(&path).expect_err("refused").to_string();
+        assert!(
+            line.contains("newer labd (schema 99") && line.contains("move the file away") && !line.contains('\n'),
+            "{line}"
+        );
+        assert_eq!(fs::read(&path).expect("readable"), before);
+    }
+
+    #[tokio::test]
+    async fn a_damaged_one_is_set_aside_and_said_so() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("ledger.db");
+        fs::write(&path, "this is no database, but it is long enough to look like the beginning of one")
+            .expect("written");
+        let (store, found) = Store::open(&path).expect("opens");
+        assert!(found.note.is_some_and(|n| n.contains("is damaged") && n.contains(".corrupt-")));
+        store
+            .save(vec![job("a", State::Handed(Handed::new(Timestamp::from_millis(1))))], Vec::new())
+            .await
+            .expect("saved");
+        assert_eq!(
+            fs::read_dir(dir.path())
+                .expect("readable")
+                .filter(|e| e.as_ref().is_ok_and(|e| e.file_name().to_string_lossy().contains("corrupt")))
+                .count(),
+            1
+        );
+    }
+
+    #[tokio::test]
+    async fn where_nothing_can_be_written_it_says_so_and_tries_again() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let blocked = dir.path().join("data");
+        fs::write(&blocked, "a file where a folder should be").expect("written");
+        let (store, found) = Store::open(&blocked.join("ledger.db")).expect("opens");
+        assert!(found.note.is_some_and(|n| n.contains("jobs are not recorded")));
+        let one = vec![job("a", State::Handed(Handed::new(Timestamp::from_millis(1))))];
+        assert!(store.save(one.clone(), Vec::new()).await.expect_err("blocked").contains("jobs are not recorded"));
+        fs::remove_file(&blocked).expect("removable");
+        store.save(one, Vec::new()).await.expect("saved now");
+    }
+}

@@ -1,0 +1,45 @@
+//! The front door's end in the lab's network: a relay to labd's socket. A container of its own, since a firewall may drop
+//! what containers send to their host, and a rootless engine's host is not on their network at all.
+
+use std::time::Duration;
+
+use super::{Draft, STOP, file, host, ray::DASHBOARD_PORT};
+use crate::{
+    config::Bytes,
+    plan::spec::{ImageName, Kind, Mount, MountSource, Probe, ServiceSpec},
+};
+
+/// The service's name, and its name for other containers.
+pub const NAME: &str = "front-door";
+/// Name of labd's socket in the folder that the relay sees.
+pub const SOCKET: &str = "jobs.sock";
+/// Python and its buffers: 25 MiB with a hundred connections, measured.
+pub(super) const MEMORY: Bytes = Bytes::new(96 << 20);
+const RELAY: &str = "/opt/labd/relay.py";
+
+pub(super) fn front_door(draft: &Draft<'_>) -> ServiceSpec {
+    let config = draft.config();
+    let mut container = draft.container(NAME, ImageName::Ray, host::FRONT_DOOR, MEMORY);
+    // Python looks at nothing but the one file: no site-packages, no environment.
+    container.command = super::words(&["python3", "-I", "-S", RELAY]);
+    container.command.push(format!("{DASHBOARD_PORT}=/run/labd/{SOCKET}"));
+    container.files = vec![file(RELAY, 0o644, include_str!("../../images/ray/relay.py").into())];
+    container.mounts = vec![Mount {
+        source: MountSource::Host(config.door_dir().display().to_string()),
+        target: "/run/labd".into(),
+        read_only: true,
+    }];
+    container.ports = vec![super::ray::loopback_port(DASHBOARD_PORT)];
+    container.stop_timeout = STOP;
+    ServiceSpec {
+        name: NAME.into(),
+        kind: Kind::FrontDoor,
+        image: ImageName::Ray,
+        enabled: true,
+        requires: Vec::new(),
+        // The whole way: host, relay, socket, labd.
+        probe: Probe::Http { port: DASHBOARD_PORT, path: "/labd/healthz".into(), authorization: None },
+        start_deadline: Duration::from_mins(1),
+        container,
+    }
+}

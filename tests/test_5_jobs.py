@@ -1,0 +1,192 @@
+"""Jobs come through labd's front door, and what is lost to infrastructure is run again."""
+import http.client
+import json
+import re
+import urllib.error
+import urllib.request
+
+from lab import run, wait_for
+
+PLAIN = ["python", "plain.py", "--epochs"]
+
+
+def attempts(lab, job):
+    """The job and its resubmissions, oldest first."""
+    jobs = [j for j in lab.snapshot()["jobs"] if j["submission_id"] == job or j["resubmission_of"] == job]
+    return sorted(jobs, key=lambda j: j["attempt"])
+
+
+def epochs(lab, job):
+    return [int(e) for e in re.findall(r"epoch (\d+)/\d+", "".join(lab.logs(j["submission_id"]) for j in attempts(lab, job)))]
+
+
+def trains(lab, job, epoch):
+    wait_for(f"{job} trains", lambda: lab.job(job) and f"epoch {epoch}/" in lab.logs(job), 90, every=0.3)
+
+
+def ends(lab, job, status="SUCCEEDED", seconds=180):
+    """Waits until nothing more happens to the job; returns its attempts."""
+    def over():
+        last = attempts(lab, job)[-1]
+        return last["outcome"] and not last["resubmitted_as"] and attempts(lab, job)
+
+    all_of_it = wait_for(f"{job} ends", over, seconds, every=0.5)
+    assert all_of_it[-1]["status"] == status, all_of_it
+    return all_of_it
+
+
+def test_an_unmodified_script_resumes_when_its_worker_is_killed(lab):
+    """No run name, no failure allowed: Ray calls it a user's error."""
+    lab.wait_ready()
+    lab.submit("plain", *PLAIN, "16")
+    trains(lab, "plain", 5)
+    lab.sigkill(lab.worker_of("plain"))
+    first, second = ends(lab, "plain")
+    assert first["outcome"] == "lost" and first["resubmitted_as"] == second["submission_id"] == "plain-r1"
+    assert "container exited 137 (SIGKILL)" in first["message"]
+    assert re.search(r"resumed at epoch ([5-9]|1\d)\b", lab.logs("plain-r1"))
+    assert set(epochs(lab, "plain")) == set(range(1, 17))
+    text = lab.labd("status").stdout
+    assert "resubmitted as plain-r1" in " ".join(text.split())
+    assert any("plain: lost" in e["reason"] for e in lab.events() if e["kind"] == "job")
+    lab.wait_ready()
+
+
+def test_a_killed_driver_node_costs_no_more_than_the_last_step(lab):
+    lab.wait_ready()
+    lab.submit("driverless", *PLAIN, "16")
+    trains(lab, "driverless", 4)
+    lab.sigkill("ray-driver")
+    first, second = ends(lab, "driverless")
+    assert first["outcome"] == "lost" and "ray-driver" in first["message"]
+    assert "resumed at epoch" in lab.logs(second["submission_id"])
+    assert set(epochs(lab, "driverless")) == set(range(1, 17))
+    lab.wait_ready()
+
+
+def test_a_killed_head_costs_no_step_at_all(lab):
+    lab.wait_ready()
+    lab.submit("headless", "python", "train.py", "--name", "headless", "--epochs", "30", "--seconds-per-epoch", "0.3")
+    trains(lab, "headless", 4)
+    lab.sigkill("ray-head")
+    only, = ends(lab, "headless")
+    assert only["outcome"] == "succeeded"
+    assert sorted(epochs(lab, "headless")) == list(range(1, 31)), "every step once"
+    assert "resumed" not in lab.logs("headless")
+
+
+def test_a_scripts_own_error_is_its_own(lab):
+    lab.wait_ready()
+    lab.submit("broken", "python", "-c", "raise SystemExit('no such data set')")
+    only, = ends(lab, "broken", "FAILED")
+    assert only["outcome"] == "failed" and "exited 1" in only["message"]
+
+
+def test_what_must_not_be_repeated_is_not(lab):
+    lab.wait_ready()
+    lab.submit("once", *PLAIN, "30", options=["--metadata-json", json.dumps({"labd.retry": "never"})])
+    trains(lab, "once", 3)
+    lab.sigkill(lab.worker_of("once"))
+    only, = ends(lab, "once", "FAILED")
+    assert only["outcome"] == "lost" and "labd.retry" in only["message"]
+    lab.wait_ready()
+
+
+def test_submissions_are_kept_while_the_head_is_away(lab):
+    lab.wait_ready()
+    lab.labd("stop", "ray-head")
+    wait_for("held", lambda: lab.service("ray-head")["state"] == "held", 60)
+    # A read is told when to come again.
+    url = next(l["url"] for l in lab.snapshot()["links"] if l["name"] == "Ray dashboard")
+    request = urllib.request.Request(url + "api/jobs/", headers={"Authorization": f"Bearer {lab.ray_token()}"})
+    try:
+        urllib.request.urlopen(request, timeout=20)
+        raise AssertionError("answered")
+    except urllib.error.HTTPError as e:
+        assert e.code == 503 and int(e.headers["Retry-After"]) > 0 and b"labd" in e.read()
+    # A submission is taken, its code included.
+    lab.submit("patient", "python", "train.py", "--name", "patient", "--epochs", "2", "--seconds-per-epoch", "0.1")
+    assert lab.job("patient")["status"] == "PENDING" and "kept" in lab.job("patient")["message"]
+    lab.kill_daemon()
+    lab.labd("start", "ray-head", check=False)
+    lab.up()
+    lab.labd("start", "ray-head")
+    ends(lab, "patient")
+    assert "epoch 2/2" in lab.logs("patient")
+    lab.wait_ready()
+
+
+def door(lab, method, path, body=None, headers=None, token=True):
+    url = next(l["url"] for l in lab.snapshot()["links"] if l["name"] == "Ray dashboard")
+    connection = http.client.HTTPConnection(url.split("/")[2], timeout=60)
+    headers = {**(headers or {}), **({"Authorization": f"Bearer {lab.ray_token()}"} if token else {})}
+    connection.request(method, path, body, headers)
+    answer = connection.getresponse()
+    return answer.status, answer.read().decode(errors="replace")
+
+
+def test_bad_submissions_are_answered_as_ray_answers_them(lab):
+    lab.wait_ready()
+    head = lab.inspect("ray-head")["NetworkSettings"]["Ports"]["8265/tcp"][0]["HostPort"]
+    for body in (b"{", b"[]", b"{}", b'{"entrypoint": 7}', b'{"entrypoint": "true", "surprise": 1}'):
+        status, text = door(lab, "POST", "/api/jobs/", body, {"Content-Type": "application/json"})
+        connection = http.client.HTTPConnection("127.0.0.1", int(head), timeout=60)
+        connection.request("POST", "/api/jobs/", body, {"Content-Type": "application/json", "Authorization": f"Bearer {lab.ray_token()}"})
+        answer = connection.getresponse()
+        assert (status, text.splitlines()[-1:]) == (answer.status, answer.read().decode().splitlines()[-1:]), body
+        assert status >= 400
+    before = len(lab.snapshot()["jobs"])
+    status, _ = door(lab, "POST", "/api/jobs/", b'{"entrypoint": "true"}', token=False)
+    assert status == 401 and len(lab.snapshot()["jobs"]) == before, "a stranger's is not recorded"
+    # The same id twice.
+    one = json.dumps({"entrypoint": "true", "submission_id": "twice"}).encode()
+    assert door(lab, "POST", "/api/jobs/", one)[0] == 200
+    status, text = door(lab, "POST", "/api/jobs/", one)
+    assert status == 500 and "already exists" in text
+
+
+def test_a_large_upload_does_not_grow_labd(lab):
+    lab.wait_ready()
+    rss = lambda: int(re.search(r"VmHWM:\s+(\d+)", open(f"/proc/{lab.pid()}/status").read())[1])  # noqa: E731
+    before = rss()
+
+    class Zeros:
+        left = 2 << 30
+
+        def read(self, n):
+            n = min(n, self.left)
+            self.left -= n
+            return bytes(n)
+
+    try:
+        door(lab, "PUT", "/api/packages/gcs/_ray_pkg_large.zip", Zeros(), {"Content-Length": str(2 << 30)})
+    except OSError:
+        pass  # Ray refuses it before it is whole
+    assert rss() - before < 64 << 10, "KiB"
+    assert not list((lab.data_dir / "packages").glob("*large*")), "what Ray refuses is not kept"
+    lab.wait_ready()
+
+
+def test_the_attempt_that_runs_is_the_one_that_is_stopped(lab):
+    lab.wait_ready()
+    lab.submit("stopped", *PLAIN, "200")
+    trains(lab, "stopped", 3)
+    lab.sigkill("ray-driver")
+    wait_for("it runs again", lambda: (j := lab.job("stopped-r1")) and j["status"] == "RUNNING", 60, every=0.3)
+    lab.stop_job("stopped")
+    *_, last = ends(lab, "stopped", "STOPPED")
+    assert (last["submission_id"], last["outcome"]) == ("stopped-r1", "stopped")
+    lab.wait_ready()
+
+
+def test_a_ledger_from_the_future_is_refused_and_left(fresh):
+    lab = fresh()
+    lab.labd("up", "--timeout=3", check=False)
+    lab.labd("down")
+    ledger = lab.data_dir / "ledger.db"
+    code = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('pragma user_version = 99'); c.commit()"
+    run("python3", "-c", code, ledger)
+    before = ledger.read_bytes()
+    done = lab.labd("run", check=False)
+    assert done.returncode == 1 and "was written by a newer labd" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert ledger.read_bytes() == before
