@@ -2,7 +2,7 @@
 #              job that survives the death of its worker
 # make down    leaves nothing running; volumes and images are kept
 # make test    everything that is promised, on real containers
-# make check   what needs no engine: format, lints, unit and property tests
+# make check   what needs no engine: format, lints, unit and property tests, the scripts inside the containers
 # make bench   recovery and bring-up, as ratios against what a user would run instead
 SHELL := /bin/bash
 export PATH := $(HOME)/.cargo/bin:$(PATH)
@@ -26,6 +26,7 @@ down:
 check:
 	@scripts/tools.sh test
 	cargo test --quiet
+	python3 -m pytest tests/test_0_*.py
 
 test: check
 	@scripts/engine.sh start
@@ -37,3 +38,4 @@ bench:
 	@$(MAKE) --no-print-directory build
 	LABD=$(CURDIR)/$(LABD) bench/recovery.py
 	LABD=$(CURDIR)/$(LABD) bench/bringup.py
+	bench/import.py

@@ -21,13 +21,8 @@ pub(super) const DASHBOARDS: &str = "/dashboards";
 /// network disk take longer.
 const START: Duration = Duration::from_mins(2);
 
-/// Runs before `ray start`. A restarted container still holds the log files of its last life; their writers are dead, but
-/// Ray's log monitor tells that by the pid, and pids repeat: it would send every line to its job's log a second time.
-/// `old` is where the log monitor itself puts the files of dead workers.
-const PUT_LOGS_AWAY: &str = r#"for logs in /tmp/ray/session_2*/logs; do
-  [ -d "$logs" ] && mkdir -p "$logs/old" && find "$logs" -maxdepth 1 -name 'worker-*' -exec mv -t "$logs/old" {} +
-done
-exec "$@""#;
+/// Runs before `ray start`: puts old logs away and, on the head, sets aside a state that this Ray cannot or must not read.
+const BEFORE_START: &str = include_str!("../../images/ray/start.sh");
 
 pub(super) fn head(draft: &Draft<'_>) -> ServiceSpec {
     let (config, sizes) = (draft.config(), draft.sizes);
@@ -161,7 +156,7 @@ fn join(
 
 fn start(flags: &[&str], values: &[(&str, String)], object_store: Bytes) -> Vec<String> {
     let mut command =
-        super::words(&["sh", "-c", PUT_LOGS_AWAY, "sh", "ray", "start", "--block", "--disable-usage-stats"]);
+        super::words(&["sh", "-c", BEFORE_START, "sh", "ray", "start", "--block", "--disable-usage-stats"]);
     command.extend(flags.iter().map(|&f| f.to_owned()));
     command.extend(values.iter().map(|(k, v)| format!("{k}={v}")));
     command.push(format!("--object-store-memory={}", object_store.get()));

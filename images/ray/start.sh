@@ -1,0 +1,74 @@
+# Runs before `ray start` in every Ray container, as `sh -c TEXT sh ray start ...`: what must be in order before Ray looks.
+
+# A restarted container still holds the log files of its last life; their writers are dead, but Ray's log monitor tells
+# that by the pid, and pids repeat: it would send every line to its job's log a second time. `old` is where the log monitor
+# itself puts the files of dead workers.
+for logs in /tmp/ray/session_2*/logs; do
+  [ -d "$logs" ] && mkdir -p "$logs/old" && find "$logs" -maxdepth 1 -name 'worker-*' -exec mv -t "$logs/old" {} +
+done
+
+# The rest is for a head that keeps its state (RAY_gcs_storage_path names its folder on a volume). Ray neither repairs a
+# damaged state nor promises to read another version's: such a state is set aside, never deleted, and a fresh one begins.
+state=${RAY_gcs_storage_path:-}
+mark=$state.ray-version # which Ray wrote it
+stamp=/tmp/labd-started # older than every log of this life
+
+# What a life that began at the stamp found wrong with the state, in RocksDB's words; nothing where it found nothing.
+# Only what no retry can mend counts: a full disk, a file that may not be read, a lock that another head holds are not it.
+damage() {
+  find /tmp/ray/session_2*/logs -maxdepth 1 -name 'gcs_server*' -newer "$stamp" -exec cat {} + 2>/dev/null |
+    grep -F "rocksdb_store_client" |
+    grep -oE "Corruption: .*|job counter .* is (corrupt|out of int range).*|IO error: No such file or directory: .*" |
+    grep -vE "No space left|Permission denied|Resource temporarily|Read-only file system|Input/output error" |
+    head -n 1 | cut -c 1-200
+}
+
+set_aside() { # REASON WORDS: the folder's name says why, and so does the log
+  aside=${state%/*}/set-aside-$1-$(date -u +%Y%m%dT%H%M%SZ)
+  if ! mv -T "$state" "$aside"; then
+    echo "labd: the head's state ($2) could not be set aside as $aside; mend the disk of the volume under ${state%/*}" >&2
+    exit 1
+  fi
+  echo "labd: the head's state $2 was set aside as $aside; a fresh one begins"
+}
+
+if [ "${RAY_gcs_storage:-}" = rocksdb ] && [ -n "$state" ]; then
+  # The folder's name says it at once; asking Ray itself means importing it.
+  bin=$(command -v "$1") && bin=$(readlink -f "$bin")
+  version=
+  for info in "${bin%/bin/*}"/lib/python3*/site-packages/ray-[0-9]*.dist-info; do
+    [ -d "$info" ] && version=${info##*/ray-} && version=${version%.dist-info}
+  done
+  [ -n "$version" ] || version=$("$1" --version 2>/dev/null | sed -n 's/^ray, version //p')
+  # Empty where a power cut came before its bytes: then nobody knows, and the state is tried.
+  writer=$(cat "$mark" 2>/dev/null)
+  wrong=$(damage)
+  # Ray writes both; with a state but without the session's name it makes up another name and stops at the mismatch, for ever.
+  if [ -z "$wrong" ] && [ -e "$state/kv/CURRENT" ] && ! grep -qaxE 'session_[0-9_-]+' "$state/session_name" 2>/dev/null; then
+    wrong="its session_name is missing or none"
+  fi
+  if [ -d "$state" ]; then
+    if [ -n "$wrong" ]; then
+      set_aside damaged "is damaged ($wrong) and"
+    elif [ -n "$version" ] && [ -n "$writer" ] && [ "$version" != "$writer" ]; then
+      set_aside "$writer" "of Ray $writer"
+    fi
+  fi
+  mkdir -p "${state%/*}"
+  if [ -n "$version" ]; then echo "$version" >"$mark.new" && mv "$mark.new" "$mark"; fi
+  : >"$stamp"
+  # Ray's state server gives up at once, but `ray start` goes on asking it for 40 s, deaf to SIGTERM meanwhile. The watch
+  # is a grandchild, so that the container's init buries it; $$ is `ray` by then.
+  (
+    for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+      sleep 1
+      kill -0 "$$" 2>/dev/null || break
+      wrong=$(damage)
+      [ -n "$wrong" ] || continue
+      echo "labd: the head's state is damaged ($wrong); the head ends, and its next start sets the state aside"
+      kill -HUP "$$"
+      break
+    done &
+  )
+fi
+exec "$@"
