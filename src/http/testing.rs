@@ -131,6 +131,7 @@ fn a_snapshot() -> Snapshot {
             ended_at: None,
             message: String::new(),
         }],
+        runs: vec![],
         demands: vec![],
         links: vec![],
         notices: vec![],

@@ -3,6 +3,7 @@
 //! * [`proto`]: the messages.
 //! * [`gcs`]: the calls.
 //! * [`jobs`]: the job API over HTTP.
+//! * [`train`]: the training runs.
 //! * [`demand`]: what is asked for and not there. Pure.
 //!
 //! Two tasks, so that a slow dashboard never delays what is known of nodes: one polls the GCS, one the dashboard. Both hear
@@ -12,6 +13,7 @@ mod demand;
 mod gcs;
 mod jobs;
 mod proto;
+pub mod train;
 
 use std::{
     collections::BTreeMap,
@@ -28,6 +30,7 @@ use crate::{
     time::Timestamp,
 };
 use gcs::Gcs as Client;
+pub use train::TrainRun;
 
 /// Between two looks at the nodes while the GCS answers.
 const CALM: Duration = Duration::from_millis(500);
@@ -35,6 +38,8 @@ const CALM: Duration = Duration::from_millis(500);
 const EAGER: Duration = Duration::from_millis(200);
 /// Between two looks at jobs and demands.
 const JOBS: Duration = Duration::from_secs(2);
+/// The same while a run waits for its workers: when they train is part of the recovery record.
+const ON_ITS_WAY: Duration = Duration::from_secs(1);
 
 /// Where the head is reached, through ports published on the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +61,8 @@ pub struct RayView {
     pub nodes: Vec<RayNode>,
     /// Jobs, newest first, at most 50; the last known ones while the head is away.
     pub jobs: Vec<JobView>,
+    /// Training runs, newest first, at most 200; the last known ones while the head is away.
+    pub runs: Vec<TrainRun>,
     /// What is asked for and not there.
     pub demands: Vec<DemandView>,
 }
@@ -216,15 +223,30 @@ async fn watch_nodes(
 }
 
 async fn watch_jobs(mut aim: watch::Receiver<Option<Endpoint>>, tell: Arc<watch::Sender<Arc<RayView>>>) {
+    let mut before = None;
     loop {
         let target = aim.borrow_and_update().clone();
-        if let Some(endpoint) = target
-            && let Ok(jobs) = jobs::fetch(&endpoint).await
-        {
-            update(&tell, |view| view.jobs = jobs);
+        let mut pause = JOBS;
+        if let Some(endpoint) = target {
+            let (jobs, runs) = tokio::join!(jobs::fetch(&endpoint), train::fetch(&endpoint));
+            let now = Timestamp::now();
+            update(&tell, |view| {
+                view.jobs = jobs.unwrap_or_else(|_| std::mem::take(&mut view.jobs));
+                if let Ok(runs) = runs {
+                    view.runs = train::merge(&view.runs, runs, &view.jobs, train::Polled { before, now });
+                    before = Some(now);
+                }
+                let names = train::run_names(&view.runs);
+                for job in &mut view.jobs {
+                    job.run = names.get(job.submission_id.as_str()).map(|&name| name.to_owned());
+                }
+                if view.runs.iter().any(|run| run.is_on_its_way(now)) {
+                    pause = ON_ITS_WAY;
+                }
+            });
         }
         tokio::select! {
-            () = tokio::time::sleep(JOBS) => {}
+            () = tokio::time::sleep(pause) => {}
             changed = aim.changed() => if changed.is_err() { return },
         }
     }

@@ -31,6 +31,7 @@ use tokio::{
 };
 
 use crate::{
+    checkpoints::{Checkpoints, Store},
     config::{BuildSettings, Config},
     control::{Command, Refusal, Request},
     engine::{
@@ -39,10 +40,10 @@ use crate::{
     },
     http::Credential,
     journal::{Entry as Record, Journal, Kind as RecordKind},
-    node::gpu::Gpu,
+    node::{disk_guard, gpu::Gpu},
     plan::{
         HEAD_PORTS,
-        spec::{Kind, Plan, Requirement, ServiceSpec},
+        spec::{Kind, Plan, Probe, Requirement, ServiceSpec},
     },
     ray::{Endpoint, Gcs, Ray},
     secret::Secret,
@@ -71,6 +72,8 @@ pub struct Wish {
     pub settings: BuildSettings,
     /// Ray's token.
     pub ray_token: Secret,
+    /// The store that replaces MinIO.
+    pub store: Option<Store>,
     /// What `labd plan --json` prints.
     pub view: serde_json::Value,
     /// What people log in with.
@@ -88,6 +91,8 @@ pub struct Parts<E> {
     pub images: Images,
     /// Ray.
     pub ray: Ray,
+    /// The checkpoints.
+    pub checkpoints: Checkpoints,
     /// The journal.
     pub journal: Journal,
     /// What is wanted.
@@ -220,6 +225,8 @@ struct Lab<E> {
     given_up: bool,
     listing: bool,
     seed: u64,
+    /// How full each file system is.
+    disks: disk_guard::Levels,
 }
 
 impl<E: Engine> Lab<E> {
@@ -239,6 +246,7 @@ impl<E: Engine> Lab<E> {
             given_up: false,
             listing: false,
             seed: rand::random(),
+            disks: disk_guard::Levels::new(),
         }
     }
 
@@ -261,11 +269,13 @@ impl<E: Engine> Lab<E> {
         resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut images = self.p.images.watch();
         let mut ray = self.p.ray.watch();
+        let mut checkpoints = self.p.checkpoints.watch();
         let mut node = self.p.node.clone();
         let mut engine_view = self.p.engine_view.clone();
         let mut stop = self.p.stop.clone();
         loop {
             self.settle();
+            self.guard_disks();
             self.publish();
             // An unwatched daemon is not told so; the error only says that nobody listens.
             let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
@@ -286,6 +296,7 @@ impl<E: Engine> Lab<E> {
                 Some(nudge) = self.p.nudges.recv() => self.look(&nudge.service),
                 Ok(()) = images.changed() => {}
                 Ok(()) = ray.changed() => {}
+                Ok(()) = checkpoints.changed() => {}
                 Ok(()) = node.changed() => {}
                 Ok(()) = engine_view.changed() => self.look_at_all(),
                 _ = resync.tick() => self.look_at_all(),
@@ -477,6 +488,31 @@ impl<E: Engine> Lab<E> {
             })
         });
         self.p.ray.aim(endpoint);
+        self.p.checkpoints.aim(self.p.wish.store.clone().or_else(|| self.minio()));
+    }
+
+    /// MinIO as a store, while it runs.
+    fn minio(&self) -> Option<Store> {
+        let entry = self.entries.values().find(|e| e.kind() == Some(Kind::Minio))?;
+        let Probe::Minio { port, bucket, region, access_key, secret_key } = &entry.spec.as_ref()?.probe else {
+            return None;
+        };
+        let port = *entry.running()?.0.ports.get(port)?;
+        Some(Store {
+            endpoint: format!("http://{}", SocketAddr::new(self.publish_ip(), port)).parse().ok()?,
+            bucket: bucket.clone(),
+            region: region.clone(),
+            access_key: access_key.clone(),
+            secret_key: secret_key.clone(),
+        })
+    }
+
+    /// Tells the journal of every file system that crossed a threshold.
+    fn guard_disks(&mut self) {
+        let disks = self.p.node.borrow().disks.clone();
+        for crossing in disk_guard::look(&mut self.disks, &disks) {
+            self.note(RecordKind::Daemon, None, crossing.to.word(), &crossing.text);
+        }
     }
 
     /// Where published ports are reached from here.
@@ -753,6 +789,7 @@ impl<E: Engine> Lab<E> {
             });
         }
         let ray = self.p.ray.watch().borrow().clone();
+        let store = self.p.checkpoints.watch().borrow().clone();
         let port_of = |service: &str, port: u16| {
             let entry = self.entries.get(service)?;
             entry.running()?.0.ports.get(&port).copied()
@@ -764,6 +801,8 @@ impl<E: Engine> Lab<E> {
             engine: self.p.engine_view.borrow().clone(),
             journal: self.p.journal.health().borrow().clone(),
             ray: &ray,
+            store: &store,
+            disks: &self.disks,
             config: &self.p.wish.config,
             gpus: &self.p.wish.gpus,
             services,
