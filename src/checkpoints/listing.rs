@@ -192,3 +192,124 @@ pub(super) fn record(json: &[u8]) -> Option<Record> {
     let latest = name(&value["latest_checkpoint_result"]);
     Some(Record { latest, names })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(ms: i64) -> Timestamp {
+        Timestamp::from_millis(ms)
+    }
+
+    fn listing(objects: &[(&str, u64, i64)]) -> Listing {
+        let mut listing = Listing::default();
+        for (key, bytes, ms) in objects {
+            listing.add(Object { key: (*key).to_owned(), bytes: *bytes, at: at(*ms), etag: format!("e{ms}") });
+        }
+        listing
+    }
+
+    fn records(all: &[(&str, &[&str])]) -> BTreeMap<String, Record> {
+        let record = |names: &[&str]| Record {
+            latest: names.last().map(|&name| name.to_owned()),
+            names: names.iter().map(|&name| name.to_owned()).collect(),
+        };
+        all.iter().map(|(prefix, names)| ((*prefix).to_owned(), record(names))).collect()
+    }
+
+    /// What Ray 2.60 left in MinIO.
+    const REAL: &[(&str, u64, i64)] = &[
+        ("surv/", 0, 900),
+        ("surv/.validate_storage_marker", 0, 100),
+        ("surv/checkpoint_2026-11-24_23-09-05.790015/", 0, 500),
+        ("surv/checkpoint_2026-11-24_23-09-05.790015/state.json", 66, 501),
+        ("surv/checkpoint_2026-11-24_23-09-06.310181/", 0, 600),
+        ("surv/checkpoint_2026-11-24_23-09-06.310181/state.json", 64, 601),
+        ("surv/checkpoint_manager_snapshot.json", 704, 700),
+    ];
+    const A: &str = "checkpoint_2026-11-24_23-09-05.790015";
+    const B: &str = "checkpoint_2026-11-24_23-09-06.310181";
+
+    #[test]
+    fn a_real_bucket_is_understood() {
+        let listing = listing(REAL);
+        assert_eq!(listing.records.keys().collect::<Vec<_>>(), ["surv"]);
+        let runs = listing.runs(&records(&[("surv", &[A, B])]));
+        assert_eq!(runs.len(), 1);
+        assert_eq!((runs[0].prefix.as_str(), runs[0].count, runs[0].used_bytes), ("surv", 2, 834));
+        assert_eq!(runs[0].newest, Some(CheckpointView { name: B.to_owned(), at: at(601), bytes: 64 }));
+        assert_eq!(runs[0].seen.iter().map(|c| c.name.as_str()).collect::<Vec<_>>(), [B, A]);
+    }
+
+    #[test]
+    fn what_rays_record_does_not_name_is_no_checkpoint() {
+        // B was torn by a crash, or is still being written.
+        let torn = listing(REAL).runs(&records(&[("surv", &[A])]));
+        assert_eq!(torn[0].newest.as_ref().map(|c| c.name.as_str()), Some(A));
+        assert_eq!((torn[0].count, torn[0].used_bytes), (1, 834));
+        // The record says where it resumes, not the clock of the store.
+        let back = listing(REAL).runs(&records(&[("surv", &[B, A])]));
+        assert_eq!(back[0].newest.as_ref().map(|c| c.name.as_str()), Some(A));
+        // Not read yet: the newest folder it is.
+        let unread = listing(REAL).runs(&BTreeMap::new());
+        assert_eq!(unread[0].newest.as_ref().map(|c| c.name.as_str()), Some(B));
+    }
+
+    #[test]
+    fn folders_scripts_and_tuners_are_told_apart() {
+        let listing = listing(&[
+            ("food11.zip", 1 << 30, 1),
+            ("data/food11/train/a.jpg", 500, 1),
+            ("team/a/run/checkpoint_000001/rank_0/deep/model.pt", 10, 5),
+            ("team/a/run/checkpoint_000001/rank_1/model.pt", 20, 6),
+            ("team/a/run/checkpoint_000002/", 0, 9),
+            ("named/best/model.pt", 7, 3),
+            ("named/other/model.pt", 1, 3),
+            ("named/checkpoint_manager_snapshot.json", 2, 3),
+            ("asha/tuner.pkl", 5, 1),
+            ("asha/train_0/checkpoint_000000/s.json", 1, 2),
+            ("asha/train_1/checkpoint_000000/s.json", 1, 3),
+            ("asha/train_1/progress.csv", 3, 3),
+            ("checkpoint_5/loose.pt", 9, 9),
+        ]);
+        let runs = listing.runs(&records(&[("named", &["best"])]));
+        let told: Vec<(&str, Option<&str>, u32, u64)> = runs
+            .iter()
+            .map(|r| (r.prefix.as_str(), r.newest.as_ref().map(|c| c.name.as_str()), r.count, r.used_bytes))
+            .collect();
+        assert_eq!(
+            told,
+            [
+                ("asha", Some("train_1/checkpoint_000000"), 2, 10),
+                ("named", Some("best"), 1, 10),
+                ("team/a/run", Some("checkpoint_000001"), 1, 30),
+            ]
+        );
+        assert_eq!(runs[2].newest.as_ref().map(|c| (c.at, c.bytes)), Some((at(6), 30)));
+        assert!(listing.total_bytes > 1 << 30);
+    }
+
+    #[test]
+    fn a_deleted_checkpoint_is_remembered_and_not_counted() {
+        let both = listing(REAL).runs(&records(&[("surv", &[A, B])]));
+        let mut one = listing(&REAL[4..]).runs(&records(&[("surv", &[B])]));
+        remember(&both, &mut one);
+        assert_eq!(one[0].seen.iter().map(|c| c.name.as_str()).collect::<Vec<_>>(), [B, A]);
+        assert_eq!(one[0].count, 1);
+        let again = one.clone();
+        remember(&again, &mut one);
+        assert_eq!(one, again, "once each");
+    }
+
+    #[test]
+    fn rays_record_is_read_or_refused() {
+        let json = br#"{"ray_version":"2.60.0","checkpoint_results":[{"version":0,"checkpoint_dir_name":"a","metrics":{}},
+            {"version":0,"checkpoint_dir_name":"b","metrics":{}}],"latest_checkpoint_result":{"checkpoint_dir_name":"b"}}"#;
+        let read = record(json).expect("a record");
+        assert_eq!((read.latest.as_deref(), read.names.len()), (Some("b"), 2));
+        assert_eq!(record(br#"{"checkpoint_results":[],"latest_checkpoint_result":null}"#), Some(Record::default()));
+        for nonsense in [&b""[..], b"{}", b"[1]", b"{\"checkpoint_results\": 3}", b"\xff"] {
+            assert_eq!(record(nonsense), None);
+        }
+    }
+}

@@ -133,9 +133,9 @@ async fn run(
             Err(reason) => Err(reason.clone()),
         };
         let took = begun.elapsed();
-        let training = trains(&ray.borrow_and_update());
+        let stage = stage(&ray.borrow_and_update());
         pause = match &seen {
-            Ok(_) if !training => CALM,
+            Ok(_) if stage.0 == 0 => CALM,
             Ok(seen) if seen.runs != tell.borrow().runs => BUSY,
             Ok(_) => (pause * 2).clamp(BUSY, CALM),
             Err(_) if way.is_ok() => AWAY,
@@ -152,14 +152,17 @@ async fn run(
                 }
                 aim.mark_changed();
             }
-            // A run that starts or ends is looked at soon. An error says that Ray's watcher ended, and with it the daemon.
-            Ok(_) = ray.wait_for(|view| trains(view) != training) => pause = BUSY,
+            // An error says that Ray's watcher ended, and with it the daemon.
+            Ok(_) = ray.wait_for(|view| self::stage(view) != stage) => pause = BUSY / 2,
         }
     }
 }
 
-fn trains(ray: &RayView) -> bool {
-    ray.runs.iter().any(|run| run.status.is_active())
+/// How many runs are under way, and how many worker groups they had. When it changes, a run began, ended or resumes, and
+/// the checkpoint of that moment matters.
+fn stage(ray: &RayView) -> (usize, usize) {
+    let active = ray.runs.iter().filter(|run| run.status.is_active());
+    active.fold((0, 0), |(runs, attempts), run| (runs + 1, attempts + run.attempts.len()))
 }
 
 /// What one look brought.

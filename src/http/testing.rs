@@ -22,7 +22,10 @@ use crate::{
     control::{Command, Control, Refusal},
     journal::Journal,
     secret::Secret,
-    snapshot::{DaemonView, EngineView, GpuView, JobView, NodeView, SCHEMA, ServiceState, ServiceView, Snapshot},
+    snapshot::{
+        CheckpointView, DaemonView, EngineView, GpuView, JobView, NodeView, RunStatus, RunView, SCHEMA, ServiceState,
+        ServiceView, Snapshot,
+    },
     time::Timestamp,
 };
 
@@ -131,7 +134,18 @@ fn a_snapshot() -> Snapshot {
             ended_at: None,
             message: String::new(),
         }],
-        runs: vec![],
+        runs: vec![RunView {
+            name: "food11".into(),
+            submission_id: Some("raysubmit_1".into()),
+            status: Some(RunStatus::Running),
+            started_at: Some(at),
+            attempts: 1,
+            checkpoint: Some(CheckpointView { name: "checkpoint_1".into(), at, bytes: 350 << 20 }),
+            checkpoints: 2,
+            used_bytes: 700 << 20,
+            looked_at: Some(at),
+            note: None,
+        }],
         demands: vec![],
         links: vec![],
         notices: vec![],

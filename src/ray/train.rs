@@ -194,10 +194,9 @@ const fn at(ns: i64) -> Timestamp {
     Timestamp::from_millis(ns / 1_000_000)
 }
 
-/// The one line of a stack trace that says what happened: the last that is not indented.
+/// The line of a stack trace that says what happened: the last one.
 fn essence(text: &str) -> Option<String> {
-    let lines = || text.lines().filter(|l| !l.trim().is_empty());
-    let line = lines().rev().find(|l| !l.starts_with(char::is_whitespace)).or_else(|| lines().next_back())?;
+    let line = text.lines().rev().find(|l| !l.trim().is_empty())?;
     let line = line.split_whitespace().collect::<Vec<_>>().join(" ");
     if line.chars().count() <= ERROR {
         return Some(line);
@@ -266,4 +265,148 @@ fn forgotten(mut run: TrainRun, jobs: &[JobView]) -> TrainRun {
 pub(super) fn run_names(runs: &[TrainRun]) -> BTreeMap<&str, &str> {
     // The last one stays: the newest.
     runs.iter().rev().filter_map(|run| Some((run.submission_id.as_deref()?, run.name.as_str()))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const MS: i64 = 1_000_000;
+
+    /// What Ray 2.60 answered while a run whose worker was killed trained again.
+    fn real() -> Value {
+        serde_json::from_str(include_str!("../../tests/data/ray-2.60-train-runs.json")).expect("JSON")
+    }
+
+    fn at(ms: i64) -> Timestamp {
+        Timestamp::from_millis(ms)
+    }
+
+    fn polled(before: Option<i64>, now: i64) -> Polled {
+        Polled { before: before.map(at), now: at(now) }
+    }
+
+    fn one(id: &str, status: &str, attempts: &[(&str, &str, i64, bool)]) -> TrainRun {
+        let attempts: Vec<Value> = attempts
+            .iter()
+            .map(|(id, status, start, trains)| {
+                let workers = if *trains { json!([{"node_ip": "198.18.1.20"}]) } else { json!([]) };
+                json!({"attempt_id": id, "status": status, "start_time_ns": start * MS, "end_time_ns": null,
+                       "workers": workers})
+            })
+            .collect();
+        let answer = json!({"train_runs": [{"id": id, "name": "food11", "status": status, "start_time_ns": 1_000 * MS,
+            "end_time_ns": null, "attempts": attempts, "job_details": {"submission_id": "job-1"}}]});
+        read(&answer).pop().expect("a run")
+    }
+
+    #[test]
+    fn a_real_answer_is_read_whole() {
+        let runs = read(&real());
+        assert_eq!(runs.len(), 1);
+        let run = &runs[0];
+        assert_eq!((run.name.as_str(), run.submission_id.as_deref()), ("surv", Some("surv")));
+        assert_eq!((run.status, run.ended_at), (RunStatus::Scheduling, None));
+        assert_eq!(run.started_at, at(1_795_561_706_311));
+        assert_eq!(run.driver, Some(Ipv4Addr::new(198, 18, 245, 11)));
+        assert_eq!(run.prefix("ray").as_deref(), Some("surv"));
+        let [first, second] = run.attempts.as_slice() else { panic!("two attempts: {run:?}") };
+        assert_eq!((first.status, first.ended_at), (AttemptStatus::Errored, Some(at(1_795_561_716_325))));
+        assert_eq!(first.workers, [Ipv4Addr::new(198, 18, 245, 20)]);
+        assert_eq!(
+            first.error.as_deref(),
+            Some("the actor's node was terminated unexpectedly: labd: container exited 137 (SIGKILL)")
+        );
+        assert_eq!((second.status, &second.error), (AttemptStatus::Running, &None));
+        assert_eq!(second.workers, [Ipv4Addr::new(198, 18, 245, 21)]);
+    }
+
+    #[test]
+    fn nonsense_is_no_run_and_hides_none() {
+        for nonsense in [json!(null), json!({"train_runs": 7}), json!({"train_runs": [null, 3, {"name": "x"}]})] {
+            assert!(read(&nonsense).is_empty());
+        }
+        let mut answer = real();
+        answer["train_runs"].as_array_mut().expect("a list").push(json!({"id": 1}));
+        answer["train_runs"][0]["status"] = json!("SOMETHING_NEW");
+        answer["train_runs"][0]["job_details"] = json!(null);
+        answer["train_runs"][0]["attempts"][0] = json!("?");
+        let runs = read(&answer);
+        assert_eq!((runs.len(), runs[0].status, runs[0].attempts.len()), (1, RunStatus::Unknown, 1));
+        assert_eq!(runs[0].driver, None);
+    }
+
+    #[test]
+    fn checkpoints_are_found_where_the_run_puts_them() {
+        for (storage, prefix) in [
+            ("s3://ray", Some("food11")),
+            ("s3://ray/", Some("food11")),
+            ("s3://ray/team/a", Some("team/a/food11")),
+            ("s3://ray/team?endpoint_override=http://minio:9000", Some("team/food11")),
+            ("s3://rays", None),
+            ("/root/ray_results", None),
+            ("", None),
+        ] {
+            let run = TrainRun { storage: storage.to_owned(), ..one("a", "RUNNING", &[]) };
+            assert_eq!(run.prefix("ray").as_deref(), prefix, "{storage}");
+        }
+    }
+
+    #[test]
+    fn when_a_worker_group_trains_is_seen_from_one_poll_to_the_next() {
+        let none: &[TrainRun] = &[];
+        let running = |runs: &[TrainRun]| runs[0].attempts.last().and_then(|a| a.running_at);
+        // labd was started while it trained: nobody knows since when.
+        let trains = || vec![one("a", "RUNNING", &[("1", "RUNNING", 5_000, true)])];
+        assert_eq!(running(&merge(none, trains(), &[], polled(None, 9_000))), None);
+        // It was asked for since the last poll.
+        assert_eq!(running(&merge(none, trains(), &[], polled(Some(4_000), 6_000))), Some(at(6_000)));
+        assert_eq!(running(&merge(none, trains(), &[], polled(Some(5_500), 6_000))), None);
+        // It was seen to wait; and what was seen stays.
+        let waits =
+            merge(none, vec![one("a", "SCHEDULING", &[("1", "PENDING", 5_000, false)])], &[], polled(None, 6_000));
+        assert_eq!(running(&waits), None);
+        let first = merge(&waits, trains(), &[], polled(Some(6_000), 7_000));
+        assert_eq!(running(&first), Some(at(7_000)));
+        assert_eq!(running(&merge(&first, trains(), &[], polled(Some(7_000), 9_000))), Some(at(7_000)));
+    }
+
+    #[test]
+    fn what_a_crashed_head_forgot_is_kept_until_its_job_ends() {
+        let known = vec![one("a", "RUNNING", &[("1", "RUNNING", 5_000, true)])];
+        let job = |ended_at: Option<i64>| JobView {
+            submission_id: "job-1".into(),
+            status: String::new(),
+            run: None,
+            entrypoint: String::new(),
+            submitted_at: None,
+            ended_at: ended_at.map(at),
+            message: String::new(),
+        };
+        let kept = merge(&known, vec![], &[job(None)], polled(Some(1), 2));
+        assert_eq!(kept, known);
+        let ended = merge(&known, vec![one("b", "RUNNING", &[])], &[job(Some(9_000))], polled(Some(1), 2));
+        let run = ended.iter().find(|run| run.id == "a").expect("kept");
+        assert_eq!((run.status, run.ended_at), (RunStatus::Aborted, Some(at(9_000))));
+        assert_eq!(run.attempts[0].status, AttemptStatus::Aborted);
+        assert_eq!(ended.len(), 2);
+    }
+
+    #[test]
+    fn a_job_has_the_name_of_its_newest_run() {
+        let runs = ["new", "old"].map(|name| TrainRun { name: name.to_owned(), ..one(name, "RUNNING", &[]) });
+        assert_eq!(run_names(&runs).into_iter().collect::<Vec<_>>(), [("job-1", "new")]);
+    }
+
+    #[test]
+    fn a_run_that_waits_for_a_gpu_is_not_asked_for_more_often() {
+        let now = at(1_000_000);
+        let waits = |since| one("a", "SCHEDULING", &[("1", "PENDING", since, false)]).is_on_its_way(now);
+        assert!(waits(990_000));
+        assert!(!waits(10_000));
+        assert!(!one("a", "RUNNING", &[("1", "RUNNING", 990_000, true)]).is_on_its_way(now));
+        assert!(!one("a", "FINISHED", &[]).is_on_its_way(now));
+    }
 }
