@@ -216,3 +216,89 @@ fn next(before: &StoreView, seen: Result<Look, String>, bucket: &str, at: Timest
         Err(reason) => StoreView { trouble: Some(reason), bucket: bucket.to_owned(), ..StoreView::default() },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ray::Ray;
+
+    /// A store that answers every question with `answer` and says what it was asked.
+    async fn store(answer: &'static str) -> (Store, tokio::sync::mpsc::UnboundedReceiver<String>) {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let endpoint = format!("http://{}", listener.local_addr().expect("bound")).parse().expect("a URL");
+        let (asked, questions) = tokio::sync::mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            while let Ok((mut connection, _)) = listener.accept().await {
+                let mut buffer = vec![0; 8_192];
+                let n = connection.read(&mut buffer).await.unwrap_or(0);
+                let _ = asked.send(String::from_utf8_lossy(&buffer[..n]).into_owned());
+                let _ = connection.write_all(answer.as_bytes()).await;
+            }
+        });
+        let store = Store {
+            endpoint,
+            bucket: "ray".to_owned(),
+            region: "us-east-1".to_owned(),
+            access_key: Secret::new("acc3ss"),
+            secret_key: Secret::new("s3cret"),
+        };
+        (store, questions)
+    }
+
+    async fn until(checkpoints: &Checkpoints, what: impl Fn(&StoreView) -> bool) -> Arc<StoreView> {
+        let mut view = checkpoints.watch();
+        let wait = view.wait_for(|view| what(view));
+        let found = tokio::time::timeout(Duration::from_secs(20), wait).await.expect("in time");
+        found.expect("the task runs").clone()
+    }
+
+    const LIST: &str = "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n<?xml version=\"1.0\"?>\
+        <ListBucketResult xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Name>ray</Name><IsTruncated>false</IsTruncated>\
+        <EncodingType>url</EncodingType><Contents><Key>my+run/checkpoint_000001/a%2Bb.pt</Key>\
+        <LastModified>2026-11-24T23:09:06.328Z</LastModified><ETag>&#34;e&#34;</ETag><Size>64</Size></Contents>\
+        </ListBucketResult>";
+
+    #[tokio::test]
+    async fn a_store_that_goes_away_leaves_what_was_known() {
+        let checkpoints = Checkpoints::spawn(Ray::spawn().watch());
+        let (here, mut questions) = store(LIST).await;
+        checkpoints.aim(Some(here.clone()));
+        let seen = until(&checkpoints, |view| view.looked_at.is_some()).await;
+        assert_eq!((seen.runs[0].prefix.as_str(), seen.runs[0].count, seen.total_bytes), ("my run", 1, 64));
+        let question = questions.recv().await.expect("it was asked");
+        assert!(question.starts_with("GET /ray/?") && question.contains("X-Amz-Signature="), "{question}");
+        assert!(!question.contains("s3cret"), "{question}");
+
+        let (refusing, _) = store("HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await;
+        checkpoints.aim(Some(Store { bucket: "ray".to_owned(), ..refusing }));
+        let away = until(&checkpoints, |view| view.trouble.is_some()).await;
+        assert_eq!((away.looked_at, &away.runs), (seen.looked_at, &seen.runs));
+        assert!(away.trouble.as_ref().is_some_and(|t| t.contains("credentials")), "{away:?}");
+        assert!(!format!("{away:?}{here:?}").contains("s3cret"));
+
+        // Back, and looked at without waiting for the next turn.
+        checkpoints.aim(Some(here));
+        until(&checkpoints, |view| view.trouble.is_none() && view.looked_at > seen.looked_at).await;
+    }
+
+    #[tokio::test]
+    async fn what_labd_cannot_look_at_is_said() {
+        for (answer, https, says) in [
+            ("HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n<html>hello</html>", false, "s3.endpoint"),
+            ("nonsense", false, "does not answer"),
+            (LIST, true, "TLS"),
+        ] {
+            let (mut store, _) = store(answer).await;
+            if https {
+                store.endpoint.set_scheme("https").expect("a scheme");
+            }
+            let checkpoints = Checkpoints::spawn(Ray::spawn().watch());
+            checkpoints.aim(Some(store));
+            let view = until(&checkpoints, |view| view.trouble.is_some()).await;
+            assert!(view.trouble.as_ref().is_some_and(|t| t.contains(says)), "{view:?}");
+            assert_eq!(view.looked_at, None);
+        }
+    }
+}

@@ -91,3 +91,105 @@ fn note(run: &TrainRun, view: &RunView, in_store: bool, store: &StoreView, now: 
         )
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::{
+        ray::train::{Attempt, AttemptStatus},
+        snapshot::CheckpointView,
+    };
+
+    fn at(s: i64) -> Timestamp {
+        Timestamp::from_millis(s * 1_000)
+    }
+
+    fn known(name: &str, status: RunStatus, started_at: i64) -> TrainRun {
+        TrainRun {
+            name: name.to_owned(),
+            id: format!("{name}-{started_at}"),
+            submission_id: Some(format!("job-{started_at}")),
+            status,
+            started_at: at(started_at),
+            ended_at: None,
+            storage: "s3://ray".to_owned(),
+            driver: None,
+            attempts: vec![Attempt {
+                id: "1".to_owned(),
+                started_at: at(started_at + 2),
+                running_at: Some(at(started_at + 5)),
+                ended_at: None,
+                status: AttemptStatus::Running,
+                error: None,
+                workers: vec![Ipv4Addr::LOCALHOST],
+            }],
+        }
+    }
+
+    fn stored(prefix: &str, written: Option<i64>) -> StoredRun {
+        let newest = written.map(|s| CheckpointView { name: format!("checkpoint_{s}"), at: at(s), bytes: 10 });
+        StoredRun {
+            prefix: prefix.to_owned(),
+            seen: newest.iter().cloned().collect(),
+            count: u32::from(newest.is_some()),
+            newest,
+            used_bytes: 20,
+        }
+    }
+
+    fn store(runs: Vec<StoredRun>, looked_at: i64) -> StoreView {
+        StoreView {
+            bucket: "ray".to_owned(),
+            looked_at: Some(at(looked_at)),
+            trouble: None,
+            runs,
+            total_bytes: 99,
+            complete: true,
+        }
+    }
+
+    #[test]
+    fn ray_and_the_store_are_joined_and_what_trains_comes_first() {
+        let ray = [
+            known("new", RunStatus::Finished, 900),
+            known("twice", RunStatus::Running, 500),
+            known("twice", RunStatus::Aborted, 300),
+        ];
+        let views =
+            runs(&ray, &store(vec![stored("twice", Some(520)), stored("a/only-stored", Some(950))], 1_000), at(1_000));
+        let told: Vec<_> = views.iter().map(|v| (v.name.as_str(), v.status, v.attempts)).collect();
+        assert_eq!(
+            told,
+            [("twice", Some(RunStatus::Running), 2), ("a/only-stored", None, 0), ("new", Some(RunStatus::Finished), 1),]
+        );
+        assert_eq!(views[0].submission_id.as_deref(), Some("job-500"));
+        assert_eq!(views[0].checkpoint.as_ref().map(|c| c.at), Some(at(520)));
+        assert_eq!((views[0].used_bytes, views[0].looked_at), (20, Some(at(1_000))));
+        assert_eq!((views[2].checkpoint.as_ref(), views[2].used_bytes), (None, 0));
+    }
+
+    #[test]
+    fn a_run_that_saves_nothing_is_told_of_in_time() {
+        let note = |status, looked_at, kept: Option<i64>, storage: &str| {
+            let ray = [TrainRun { storage: storage.to_owned(), ..known("r", status, 100) }];
+            let kept = kept.map(|s| stored("r", Some(s))).into_iter().collect();
+            runs(&ray, &store(kept, looked_at), at(400)).into_iter().find(|v| v.status.is_some()).and_then(|v| v.note)
+        };
+        let s3 = "s3://ray";
+        let none = note(RunStatus::Running, 300, None, s3).expect("a note");
+        assert!(none.starts_with("has saved no checkpoint in 4 min"), "{none}");
+        assert_eq!(note(RunStatus::Running, 200, None, s3), None, "it trained for 95 s when the store was looked at");
+        assert_eq!(note(RunStatus::Running, 300, Some(290), s3), None);
+        assert_eq!(note(RunStatus::Finished, 300, None, s3), None);
+        let elsewhere = note(RunStatus::Running, 300, None, "/root/ray_results").expect("a note");
+        assert!(elsewhere.contains("/root/ray_results") && elsewhere.contains("s3://ray"), "{elsewhere}");
+    }
+
+    #[test]
+    fn an_unknown_store_is_no_reason_for_words() {
+        let views = runs(&[known("r", RunStatus::Running, 100)], &StoreView::default(), at(9_000));
+        assert_eq!((views.len(), views[0].looked_at, &views[0].note), (1, None, &None));
+    }
+}

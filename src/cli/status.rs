@@ -174,8 +174,8 @@ fn runs(runs: &[RunView], now: Timestamp, style: Style) -> String {
     if runs.is_empty() {
         return String::new();
     }
-    let name_width = runs.iter().take(RUNS).map(|r| r.name.chars().count()).max().unwrap_or(3).clamp(3, 20);
-    // A checkpoint's name begins with `checkpoint_` and ends in digits: what is in between is said by its age.
+    let name_width = runs.iter().take(RUNS).map(|r| r.name.chars().count()).max().unwrap_or(3).clamp(3, 14);
+    // The end of a checkpoint's name is where it differs from others.
     let room = style.width.saturating_sub(name_width + 2 + 12 + 2 + 2 + 9 + 2 + 9 + 2 + 9).clamp(10, 37);
     let mut text = format!(
         "\n{:<name_width$}  {:<12}  {:<room$}  {:<9}  {:<9}  {:<9}",
@@ -288,7 +288,7 @@ pub(super) fn cut(text: &str, width: usize) -> String {
     text.chars().take(width.saturating_sub(1)).chain(['…']).collect()
 }
 
-/// At most `width` characters, the last ones: where the difference between names is.
+/// At most `width` characters, the last ones.
 fn cut_front(text: &str, width: usize) -> String {
     let length = text.chars().count();
     if length <= width {
@@ -424,8 +424,7 @@ mod tests {
             "SIM-0",
             "raysubmit_AbCdEfGhIjKlM",
             "food11",
-            "RESTARTING    …6-11-24_03-41-12.123456  2 min",
-            "350 MiB    700 MiB",
+            "food11          RESTARTING    …_03-41-12.123456  2 min      350 MiB    700 MiB",
             "after a failure it would begin again",
             "can never be met; the largest",
             "http://localhost:8600/",

@@ -144,3 +144,80 @@ fn largest(disk: &DiskView, users: Users<'_>) -> String {
         Bytes::new(users.bucket_bytes)
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn disk(mount: &str, used: u64) -> DiskView {
+        DiskView { mount: mount.to_owned(), total_bytes: 1_000 << 30, available_bytes: (1_000 - used * 10) << 30 }
+    }
+
+    fn run(name: &str, used_bytes: u64) -> RunView {
+        RunView {
+            name: name.to_owned(),
+            submission_id: None,
+            status: None,
+            started_at: None,
+            attempts: 0,
+            checkpoint: None,
+            checkpoints: 0,
+            used_bytes,
+            looked_at: None,
+            note: None,
+        }
+    }
+
+    #[test]
+    fn each_threshold_is_told_once_each_way() {
+        let mut levels = Levels::new();
+        for (used, told) in [
+            (84, None),
+            (85, Some(Level::Low)),
+            (84, None),
+            (83, None),
+            (82, Some(Level::Fine)),
+            (84, None),
+            (90, Some(Level::Low)),
+            (95, Some(Level::Full)),
+            (93, None),
+            (95, None),
+            (92, Some(Level::Low)),
+            (100, Some(Level::Full)),
+            (10, Some(Level::Fine)),
+        ] {
+            let crossings = look(&mut levels, &[disk("/", used)]);
+            assert_eq!(crossings.first().map(|c| c.to), told, "at {used} %");
+            assert!(crossings.iter().all(|c| c.text.contains(&format!("/ is {used} % full"))), "{crossings:?}");
+        }
+        look(&mut levels, &[disk("/", 99), disk("/data", 99)]);
+        look(&mut levels, &[disk("/", 99)]);
+        assert_eq!(levels.keys().collect::<Vec<_>>(), ["/"], "one that is gone is forgotten");
+    }
+
+    #[test]
+    fn a_full_disk_says_what_is_at_stake_and_what_is_large() {
+        let disks = [disk("/", 96), disk("/var/lib/docker", 87), disk("/data", 20)];
+        let mut levels = Levels::new();
+        look(&mut levels, &disks);
+        let runs = [run("small", 1 << 20), run("large", 12 << 30), run("empty", 0)];
+        let say = |store| notices(&levels, &disks, Users { store, runs: &runs, bucket_bytes: 13 << 30 });
+        let told = say(mount_of(&disks, "/var/lib/docker/volumes"));
+        assert_eq!(told.iter().map(|n| n.severity).collect::<Vec<_>>(), [Severity::Error, Severity::Warning]);
+        assert!(told[0].text.starts_with("/ is 96 % full, 40.0 GiB free: checkpoints that"), "{}", told[0].text);
+        assert!(told[0].text.contains("labd deletes nothing") && !told[0].text.contains("large"), "{}", told[0].text);
+        let of_store = &told[1].text;
+        assert!(of_store.contains("13.0 GiB of it: large 12.0 GiB, small 1 MiB;"), "{of_store}");
+        assert!(say(None).iter().all(|n| !n.text.contains("large")));
+    }
+
+    #[test]
+    fn sizes_that_make_no_sense_are_no_reason_to_fall_over() {
+        let odd = |total_bytes, available_bytes| DiskView { mount: "/".to_owned(), total_bytes, available_bytes };
+        for disk in [odd(0, 0), odd(0, u64::MAX), odd(5, 9), odd(u64::MAX, u64::MAX), odd(u64::MAX, 0)] {
+            let mut levels = Levels::new();
+            look(&mut levels, &[disk]);
+        }
+        assert_eq!(mount_of(&[disk("/var", 1), disk("/", 1)], "/variable"), Some("/"));
+    }
+}
