@@ -114,6 +114,9 @@ mod tests {
         Timestamp::from_millis(s * 1_000)
     }
 
+    /// Run, when it trained again, from which checkpoint, what was lost.
+    type Told = (String, Option<i64>, Option<String>, Option<u64>);
+
     /// Asked for, trains since, ended, where.
     type Group<'a> = (i64, Option<i64>, Option<i64>, &'a [Ipv4Addr]);
 
@@ -156,11 +159,7 @@ mod tests {
         }
     }
 
-    fn of(
-        address: Ipv4Addr,
-        runs: &[TrainRun],
-        store: &StoreView,
-    ) -> Vec<(String, Option<i64>, Option<String>, Option<u64>)> {
+    fn of(address: Ipv4Addr, runs: &[TrainRun], store: &StoreView) -> Vec<Told> {
         let incident = Incident {
             service: "ray-worker-0".to_owned(),
             cause: Cause::Exit,
@@ -178,12 +177,7 @@ mod tests {
             .collect()
     }
 
-    fn interrupted(
-        run: &str,
-        training_at: Option<i64>,
-        checkpoint: Option<&str>,
-        lost_ms: Option<u64>,
-    ) -> (String, Option<i64>, Option<String>, Option<u64>) {
+    fn interrupted(run: &str, training_at: Option<i64>, checkpoint: Option<&str>, lost_ms: Option<u64>) -> Told {
         (run.to_owned(), training_at, checkpoint.map(str::to_owned), lost_ms)
     }
 
@@ -196,12 +190,37 @@ mod tests {
         assert_eq!(way(&[(50, Some(52), None, &[WORKER])]), [interrupted("a", None, None, None)]);
         assert_eq!(way(&[first, (101, None, None, &[])]), [interrupted("a", None, None, None)]);
         let again = interrupted("a", Some(104), Some("checkpoint_99"), Some(1_000));
-        assert_eq!(way(&[first, (101, Some(104), None, &[OTHER])]), [again.clone()]);
+        assert_eq!(way(&[first, (101, Some(104), None, &[OTHER])]), std::slice::from_ref(&again));
         // Later failures change nothing of it.
         assert_eq!(way(&[first, (101, Some(104), Some(200), &[OTHER]), (201, Some(204), None, &[WORKER])]), [again]);
         // labd was restarted meanwhile: the group was asked for at 101 at the earliest.
         let unseen = interrupted("a", Some(101), Some("checkpoint_99"), Some(1_000));
         assert_eq!(way(&[first, (101, None, None, &[OTHER])]), [unseen]);
+    }
+
+    #[test]
+    fn a_real_answer_of_ray_is_enough() {
+        let answer = include_str!("../tests/data/ray-2.60-train-runs.json");
+        let runs = crate::ray::train::read(&serde_json::from_str(answer).expect("JSON"));
+        let incident = |service: &str| Incident {
+            service: service.to_owned(),
+            cause: Cause::Exit,
+            why: "container exited 137 (SIGKILL)".to_owned(),
+            died_at: Timestamp::from_millis(1_795_561_715_900),
+            noticed_at: Timestamp::from_millis(1_795_561_715_950),
+            running_at: None,
+            ready_at: None,
+            training: Vec::new(),
+        };
+        let killed =
+            training(&incident("ray-worker-0"), Some(Ipv4Addr::new(198, 18, 245, 20)), &runs, &StoreView::default());
+        assert_eq!(killed.len(), 1);
+        assert_eq!(killed[0].run, "surv");
+        // labd did not watch this one: the time its second group was asked for.
+        assert_eq!(killed[0].training_at, Some(Timestamp::from_millis(1_795_561_716_349)));
+        let spare = Ipv4Addr::new(198, 18, 245, 21);
+        assert!(training(&incident("ray-worker-1"), Some(spare), &runs, &StoreView::default()).is_empty());
+        assert!(training(&incident("minio"), None, &runs, &StoreView::default()).is_empty());
     }
 
     #[test]

@@ -172,18 +172,18 @@ mod tests {
 
     #[test]
     fn a_run_that_saves_nothing_is_told_of_in_time() {
-        let note = |status, looked_at, kept: Option<i64>, storage: &str| {
+        let told = |status, looked_at, kept: Option<i64>, storage: &str| {
             let ray = [TrainRun { storage: storage.to_owned(), ..known("r", status, 100) }];
             let kept = kept.map(|s| stored("r", Some(s))).into_iter().collect();
             runs(&ray, &store(kept, looked_at), at(400)).into_iter().find(|v| v.status.is_some()).and_then(|v| v.note)
         };
         let s3 = "s3://ray";
-        let none = note(RunStatus::Running, 300, None, s3).expect("a note");
+        let none = told(RunStatus::Running, 300, None, s3).expect("a note");
         assert!(none.starts_with("has saved no checkpoint in 4 min"), "{none}");
-        assert_eq!(note(RunStatus::Running, 200, None, s3), None, "it trained for 95 s when the store was looked at");
-        assert_eq!(note(RunStatus::Running, 300, Some(290), s3), None);
-        assert_eq!(note(RunStatus::Finished, 300, None, s3), None);
-        let elsewhere = note(RunStatus::Running, 300, None, "/root/ray_results").expect("a note");
+        assert_eq!(told(RunStatus::Running, 200, None, s3), None, "it trained for 95 s when the store was looked at");
+        assert_eq!(told(RunStatus::Running, 300, Some(290), s3), None);
+        assert_eq!(told(RunStatus::Finished, 300, None, s3), None);
+        let elsewhere = told(RunStatus::Running, 300, None, "/root/ray_results").expect("a note");
         assert!(elsewhere.contains("/root/ray_results") && elsewhere.contains("s3://ray"), "{elsewhere}");
     }
 

@@ -128,8 +128,8 @@ struct Run {
     status: RunStatus,
     start_time_ns: i64,
     end_time_ns: Option<i64>,
-    #[serde(default)]
-    run_settings: Value,
+    #[serde(default, rename = "run_settings")]
+    settings: Value,
     #[serde(default)]
     job_details: Value,
     #[serde(default)]
@@ -148,7 +148,7 @@ struct RawAttempt {
 }
 
 /// Ray's answer as runs, newest first. What does not look like a run is skipped. Pure.
-fn read(answer: &Value) -> Vec<TrainRun> {
+pub(crate) fn read(answer: &Value) -> Vec<TrainRun> {
     let runs = answer["train_runs"].as_array().into_iter().flatten();
     let mut runs: Vec<TrainRun> = runs.filter_map(|run| Run::deserialize(run).ok()).map(run).collect();
     newest_first(&mut runs);
@@ -168,7 +168,7 @@ fn run(run: Run) -> TrainRun {
         status: run.status,
         started_at: at(run.start_time_ns),
         ended_at: run.end_time_ns.map(at),
-        storage: text(&run.run_settings["run_config"]["storage_path"]).unwrap_or_default(),
+        storage: text(&run.settings["run_config"]["storage_path"]).unwrap_or_default(),
         driver: run.job_details["driver_info"]["node_ip_address"].as_str().and_then(|ip| ip.parse().ok()),
         attempts,
     }
