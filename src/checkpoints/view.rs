@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::{StoreView, StoredRun};
 use crate::{
-    ray::TrainRun,
+    ray::{
+        TrainRun,
+        train::{Attempt, AttemptStatus},
+    },
     snapshot::{RunStatus, RunView},
     time::Timestamp,
 };
@@ -13,6 +16,8 @@ use crate::{
 const SHOWN: usize = 50;
 /// A run that trains longer than this without a checkpoint is worth a word.
 const SOON: Duration = Duration::from_mins(2);
+/// So many failures without progress are no accident. With `max_failures=-1` Ray would go on for ever.
+const FAILURES: usize = 3;
 
 /// Runs, newest first. A run is one place in the store, however many jobs continued it.
 pub fn runs(known: &[TrainRun], store: &StoreView, now: Timestamp) -> Vec<RunView> {
@@ -65,6 +70,13 @@ fn of_store(name: String, kept: Option<&StoredRun>) -> RunView {
     }
 }
 
+/// Its worker groups that were asked for after its newest checkpoint, and failed.
+fn failures<'a>(run: &'a TrainRun, view: &RunView) -> Vec<&'a Attempt> {
+    let newest = view.checkpoint.as_ref().map(|c| c.at);
+    let since = run.attempts.iter().filter(|a| newest.is_none_or(|at| a.started_at > at));
+    since.filter(|a| a.status == AttemptStatus::Errored).collect()
+}
+
 fn note(run: &TrainRun, view: &RunView, in_store: bool, store: &StoreView, now: Timestamp) -> Option<String> {
     if !run.status.is_active() {
         return None;
@@ -79,6 +91,11 @@ fn note(run: &TrainRun, view: &RunView, in_store: bool, store: &StoreView, now: 
                 run.storage, store.bucket
             )
         });
+    }
+    let failures = failures(run, view);
+    if failures.len() >= FAILURES {
+        let error = failures.last().and_then(|a| a.error.as_deref()).unwrap_or("Ray does not say why");
+        return Some(format!("failed {} times without a new checkpoint: {error}", failures.len()));
     }
     let trains_since =
         run.attempts.last().filter(|a| !a.workers.is_empty()).map(|a| a.running_at.unwrap_or(a.started_at));
@@ -97,10 +114,7 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
-    use crate::{
-        ray::train::{Attempt, AttemptStatus},
-        snapshot::CheckpointView,
-    };
+    use crate::snapshot::CheckpointView;
 
     fn at(s: i64) -> Timestamp {
         Timestamp::from_millis(s * 1_000)
@@ -185,6 +199,22 @@ mod tests {
         assert_eq!(told(RunStatus::Finished, 300, None, s3), None);
         let elsewhere = told(RunStatus::Running, 300, None, "/root/ray_results").expect("a note");
         assert!(elsewhere.contains("/root/ray_results") && elsewhere.contains("s3://ray"), "{elsewhere}");
+    }
+
+    #[test]
+    fn a_run_that_fails_over_and_over_is_told_of() {
+        let mut run = known("r", RunStatus::Restarting, 100);
+        let failed = |s| Attempt {
+            started_at: at(s),
+            status: AttemptStatus::Errored,
+            error: Some(format!("ValueError: {s}")),
+            ..run.attempts[0].clone()
+        };
+        run.attempts = vec![failed(100), failed(110), failed(120)];
+        let note =
+            |kept| runs(std::slice::from_ref(&run), &store(vec![stored("r", kept)], 130), at(130))[0].note.clone();
+        assert_eq!(note(None).as_deref(), Some("failed 3 times without a new checkpoint: ValueError: 120"));
+        assert_eq!(note(Some(105)), None, "it came further after the first failure");
     }
 
     #[test]

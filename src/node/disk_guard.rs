@@ -29,6 +29,9 @@ pub enum Level {
 }
 
 impl Level {
+    /// Every level.
+    pub const ALL: [Self; 3] = [Self::Fine, Self::Low, Self::Full];
+
     /// The word in the journal.
     pub const fn word(self) -> &'static str {
         match self {

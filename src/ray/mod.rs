@@ -228,7 +228,10 @@ async fn watch_jobs(mut aim: watch::Receiver<Option<Endpoint>>, tell: Arc<watch:
         let target = aim.borrow_and_update().clone();
         let mut pause = JOBS;
         if let Some(endpoint) = target {
+            let begun = tokio::time::Instant::now();
             let (jobs, runs) = tokio::join!(jobs::fetch(&endpoint), train::fetch(&endpoint));
+            // A dashboard that has much to tell, or a busy node, is asked less often.
+            let breath = begun.elapsed() * 2;
             let now = Timestamp::now();
             update(&tell, |view| {
                 view.jobs = jobs.unwrap_or_else(|_| std::mem::take(&mut view.jobs));
@@ -244,6 +247,7 @@ async fn watch_jobs(mut aim: watch::Receiver<Option<Endpoint>>, tell: Arc<watch:
                     pause = ON_ITS_WAY;
                 }
             });
+            pause = pause.max(breath);
         }
         tokio::select! {
             () = tokio::time::sleep(pause) => {}

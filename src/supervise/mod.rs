@@ -491,9 +491,10 @@ impl<E: Engine> Lab<E> {
         self.p.checkpoints.aim(self.p.wish.store.clone().or_else(|| self.minio()));
     }
 
-    /// MinIO as a store, while it runs.
+    /// MinIO as a store, while it is ready.
     fn minio(&self) -> Option<Store> {
-        let entry = self.entries.values().find(|e| e.kind() == Some(Kind::Minio))?;
+        // One that starts or hangs says so itself; what was seen in it stays.
+        let entry = self.entries.values().find(|e| e.kind() == Some(Kind::Minio) && e.ready())?;
         let Probe::Minio { port, bucket, region, access_key, secret_key } = &entry.spec.as_ref()?.probe else {
             return None;
         };
@@ -510,7 +511,14 @@ impl<E: Engine> Lab<E> {
     /// Tells the journal of every file system that crossed a threshold.
     fn guard_disks(&mut self) {
         let disks = self.p.node.borrow().disks.clone();
+        for disk in disks.iter().filter(|d| !self.disks.contains_key(&d.mount)).collect::<Vec<_>>() {
+            // A restarted labd does not tell again what it told before.
+            let told = self.p.journal.memory(&disk_key(&disk.mount));
+            let level = disk_guard::Level::ALL.into_iter().find(|level| told.as_deref() == Some(level.word()));
+            self.disks.insert(disk.mount.clone(), level.unwrap_or_default());
+        }
         for crossing in disk_guard::look(&mut self.disks, &disks) {
+            self.p.journal.set_memory(disk_key(&crossing.mount), crossing.to.word());
             self.note(RecordKind::Daemon, None, crossing.to.word(), &crossing.text);
         }
     }
@@ -971,6 +979,10 @@ impl<E: Engine> Lab<E> {
             Err(_) => tracing::warn!("the lab's network is left: the engine did not answer"),
         }
     }
+}
+
+fn disk_key(mount: &str) -> String {
+    format!("disk:{mount}")
 }
 
 fn held_key(service: &str) -> String {
