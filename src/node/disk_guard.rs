@@ -101,7 +101,7 @@ pub fn notices(levels: &Levels, disks: &[DiskView], users: Users<'_>) -> Vec<Not
                 severity: Severity::Error,
                 text: format!(
                     "{mount} is {percent} % full, {free} free: checkpoints that cannot be written are lost work. labd deletes \
-                     nothing: remove what is not needed, `docker system df` shows images and volumes.{largest}"
+                     nothing: remove what is not needed.{largest}"
                 ),
             }),
         }
@@ -143,7 +143,8 @@ fn largest(disk: &DiskView, users: Users<'_>) -> String {
     let named = named.collect::<Vec<_>>().join(", ");
     let colon = if named.is_empty() { "" } else { ": " };
     format!(
-        " The S3 store takes {} of it{colon}{named}; `CheckpointConfig(num_to_keep=2)` keeps a run small.",
+        " The S3 store takes {} of it{colon}{named}; `CheckpointConfig(num_to_keep=2)` keeps a run small, and \
+         `docker system df` shows what images and volumes take.",
         Bytes::new(users.bucket_bytes)
     )
 }
