@@ -26,6 +26,7 @@ use tokio::{
 };
 
 use crate::{
+    checkpoints::{Checkpoints, Store},
     config::{self, Config, ConfigError},
     control::{Command, Control},
     engine::{
@@ -110,6 +111,13 @@ pub fn wish(config: Config, path: &Path, machine: &Machine, pretend: bool) -> Re
     // Plain data with string keys always serialises.
     let json = serde_json::to_value(&view).unwrap_or_default();
     let credentials = credentials(&config, &secrets);
+    let store = config.s3.as_ref().map(|s3| Store {
+        endpoint: s3.endpoint.clone(),
+        bucket: s3.bucket.clone(),
+        region: s3.region.clone(),
+        access_key: secrets.s3_access_key.clone(),
+        secret_key: secrets.s3_secret_key.clone(),
+    });
     let PlanView { gpus, plan, .. } = view;
     Ok(Wish {
         settings: config.images.build.settings(),
@@ -117,6 +125,7 @@ pub fn wish(config: Config, path: &Path, machine: &Machine, pretend: bool) -> Re
         plan,
         gpus,
         ray_token: secrets.ray_token,
+        store,
         view: json,
         credentials,
     })
@@ -255,10 +264,12 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         http::door::router(door),
         stopped.clone(),
     ));
+    let checkpoints = Checkpoints::spawn(ray.watch());
     let supervision = tokio::spawn(supervise::run(Parts {
         engine: Arc::new(engine),
         images,
         ray,
+        checkpoints,
         journal: journal.clone(),
         wish,
         reread,
@@ -390,6 +401,7 @@ fn empty(daemon: &DaemonView, node: &watch::Receiver<crate::snapshot::NodeView>)
         services: Vec::new(),
         gpus: Vec::new(),
         jobs: Vec::new(),
+        runs: Vec::new(),
         demands: Vec::new(),
         links: Vec::new(),
         notices: Vec::new(),

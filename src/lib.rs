@@ -19,9 +19,11 @@
 //! | prober, one per running container | nothing | the container it probes | health (`mpsc`) |
 //! | [`engine::images`] | image builds and pulls | which images are wanted | their state (`watch`) |
 //! | [`ray`] watcher | connection to the GCS and the job API | the head's ports | nodes, jobs (`watch`) |
+//! | [`checkpoints`] watcher | what it saw | the store's address, whether a run trains | runs' checkpoints (`watch`) |
 //! | [`journal`] writer thread | the database | entries (`mpsc`) | events (`broadcast`), its health (`watch`) |
 //! | [`http`] servers | listeners | requests | commands (`mpsc`) |
 
+pub mod checkpoints;
 pub mod cli;
 pub mod config;
 pub mod control;
@@ -35,6 +37,7 @@ pub mod journal;
 pub mod node;
 pub mod plan;
 pub mod ray;
+pub mod recovery;
 pub mod secret;
 pub mod secrets;
 pub mod snapshot;

@@ -30,6 +30,9 @@ pub struct Snapshot {
     pub gpus: Vec<GpuView>,
     /// Jobs that Ray knows, newest first, at most 50.
     pub jobs: Vec<JobView>,
+    /// Training runs and what is kept of them, newest first, at most 50.
+    #[serde(default)]
+    pub runs: Vec<RunView>,
     /// What is asked of Ray and cannot be given now.
     pub demands: Vec<DemandView>,
     /// Where a person goes next.
@@ -294,6 +297,89 @@ pub enum JobOutcome {
     Failed,
     /// It was lost to what happened around it: it is resubmitted, unless that is switched off or was tried too often.
     Lost,
+}
+
+/// One training run: what Ray says of it and what the S3 store has of it. A run that was submitted again is the same run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunView {
+    /// Its name; with the folders above it when it is not at the top of the bucket.
+    pub name: String,
+    /// The job that ran it last; absent when Ray does not know it.
+    pub submission_id: Option<String>,
+    /// Where it is; absent when Ray does not know it, only the store.
+    pub status: Option<RunStatus>,
+    /// When it was started last; absent when Ray does not know it.
+    pub started_at: Option<Timestamp>,
+    /// Worker groups it had so far, over all jobs that ran it: one more than it was interrupted.
+    pub attempts: u32,
+    /// The checkpoint it would resume from; absent when there is none, or none that labd looks at.
+    pub checkpoint: Option<CheckpointView>,
+    /// How many checkpoints are kept.
+    pub checkpoints: u32,
+    /// What the store keeps of it, in bytes.
+    pub used_bytes: u64,
+    /// When the store was looked at; absent when it was not yet, or is not for this run.
+    pub looked_at: Option<Timestamp>,
+    /// What a person should know, in one line.
+    pub note: Option<String>,
+}
+
+/// One checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointView {
+    /// Its name, such as `checkpoint_2026-11-24_03-41-12.123456`.
+    pub name: String,
+    /// When its last file was written.
+    pub at: Timestamp,
+    /// Its size in bytes.
+    pub bytes: u64,
+}
+
+/// Ray's states of a training run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum RunStatus {
+    /// Is being set up.
+    Initializing,
+    /// Waits for its workers.
+    Scheduling,
+    /// Trains.
+    Running,
+    /// Recovers from a failure.
+    Restarting,
+    /// Changes the number of its workers.
+    Resizing,
+    /// Trained to the end.
+    Finished,
+    /// Failed in its workers.
+    Errored,
+    /// Ended with its driver.
+    Aborted,
+    /// A state that this labd does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+impl RunStatus {
+    /// Ray's word for it.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Initializing => "INITIALIZING",
+            Self::Scheduling => "SCHEDULING",
+            Self::Running => "RUNNING",
+            Self::Restarting => "RESTARTING",
+            Self::Resizing => "RESIZING",
+            Self::Finished => "FINISHED",
+            Self::Errored => "ERRORED",
+            Self::Aborted => "ABORTED",
+            Self::Unknown => "UNKNOWN",
+        }
+    }
+
+    /// Whether it has not ended.
+    pub const fn is_active(self) -> bool {
+        matches!(self, Self::Initializing | Self::Scheduling | Self::Running | Self::Restarting | Self::Resizing)
+    }
 }
 
 /// Resources that are asked for and not there.

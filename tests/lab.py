@@ -207,6 +207,11 @@ jupyter = 0
         found = [j for j in self.snapshot()["jobs"] if j["submission_id"] == job]
         return found[0] if found else None
 
+    def run(self, name, is_so=lambda run: True):
+        """A training run as labd shows it, once it is so."""
+        found = [r for r in self.snapshot()["runs"] if r["name"] == name]
+        return found[0] if found and is_so(found[0]) else None
+
     def logs(self, job):
         return re.sub(r"\x1b\[[0-9;]*m", "", self.api(f"/api/jobs/{job}/logs")["logs"])
 

@@ -10,6 +10,10 @@ const LOOK = {
   'off': 'idle', 'held': 'idle', 'unavailable': 'idle',
 };
 const JOB_LOOK = { SUCCEEDED: 'good', RUNNING: 'busy', PENDING: 'busy', FAILED: 'bad', STOPPED: 'idle' };
+const RUN_LOOK = {
+  FINISHED: 'good', ERRORED: 'bad', ABORTED: 'idle', RESTARTING: 'warn',
+  RUNNING: 'busy', INITIALIZING: 'busy', SCHEDULING: 'busy', RESIZING: 'busy',
+};
 const EVENTS_SHOWN = 30;
 // labd says `alive`, with its time, every 5 s; three missed ones mean that nobody is there.
 const SILENCE_MS = 16000;
@@ -117,6 +121,20 @@ function job(j) {
       j.message ? make('span', { class: 'below' }, j.message) : null));
 }
 
+function run(r) {
+  const c = r.checkpoint;
+  const looked = r.looked_at ? `looked at ${exact(r.looked_at)}` : 'not looked at';
+  return make('tr', {},
+    make('th', { scope: 'row' }, r.name,
+      r.attempts > 1 ? make('span', { class: 'below' }, `worker group ${r.attempts}`) : null),
+    make('td', {}, r.status ? pill(r.status.toLowerCase(), RUN_LOOK[r.status]) : pill('kept', 'idle')),
+    make('td', { 'data-label': 'newest checkpoint', class: 'wide', title: c ? c.name : looked }, c ? time(c.at) : 'none',
+      r.note ? make('span', { class: 'below note' }, r.note) : null),
+    make('td', { class: 'num', 'data-label': 'size' }, c ? bytes(c.bytes) : '–'),
+    make('td', { class: 'num', 'data-label': 'kept' }, r.looked_at ? String(r.checkpoints) : '–'),
+    make('td', { class: 'num', 'data-label': 'used', title: looked }, r.looked_at ? bytes(r.used_bytes) : '–'));
+}
+
 function demand(d) {
   return make('tr', {},
     make('th', { scope: 'row' }, d.asks_for),
@@ -192,6 +210,8 @@ function render() {
   rows('services', s.services, 5, 'No service is planned.', service);
   rows('gpus', s.gpus, 4, 'No GPU was found.', gpu);
   rows('jobs', s.jobs, 5, 'No job yet.', job);
+  byId('runs-section').hidden = s.runs.length === 0;
+  rows('runs', s.runs, 6, '', run);
   byId('demands-section').hidden = s.demands.length === 0;
   rows('demands', s.demands, 4, '', demand);
   byId('links-section').hidden = s.links.length === 0;

@@ -3,12 +3,14 @@
 use super::out::Style;
 use crate::{
     config::Bytes,
-    snapshot::{EngineView, JobStatus, JobView, ServiceState, ServiceView, Severity, Snapshot},
+    snapshot::{EngineView, JobStatus, JobView, RunStatus, RunView, ServiceState, ServiceView, Severity, Snapshot},
     time::{Timestamp, human},
 };
 
 /// Jobs shown; `--json` has all of them.
 const JOBS: usize = 8;
+/// Runs shown; `--json` has all of them.
+const RUNS: usize = 8;
 /// Lines a service's reason may take; `--json` and `labd events` have all of it.
 const REASON_LINES: usize = 3;
 
@@ -50,6 +52,7 @@ pub(super) fn render(s: &Snapshot, now: Timestamp, style: Style) -> String {
         text.push_str(&table(&["GPU", "NAME", "VENDOR", "MEMORY", "WORKER"], &rows));
     }
     text.push_str(&jobs(&s.jobs, now, style));
+    text.push_str(&runs(&s.runs, now, style));
     for d in &s.demands {
         let requests = if d.count == 1 { "1 request".to_owned() } else { format!("{} requests", d.count) };
         let asks = cut(&clean(&d.asks_for), 40);
@@ -175,6 +178,48 @@ fn jobs(jobs: &[JobView], now: Timestamp, style: Style) -> String {
     text
 }
 
+fn runs(runs: &[RunView], now: Timestamp, style: Style) -> String {
+    if runs.is_empty() {
+        return String::new();
+    }
+    let name_width = runs.iter().take(RUNS).map(|r| r.name.chars().count()).max().unwrap_or(3).clamp(3, 14);
+    // The end of a checkpoint's name is where it differs from others.
+    let room = style.width.saturating_sub(name_width + 2 + 12 + 2 + 2 + 9 + 2 + 9 + 2 + 9).clamp(10, 37);
+    let mut text = format!(
+        "\n{:<name_width$}  {:<12}  {:<room$}  {:<9}  {:<9}  {:<9}",
+        "RUN", "STATUS", "CHECKPOINT", "AGE", "SIZE", "USED"
+    );
+    text.truncate(text.trim_end().len());
+    text.push('\n');
+    for run in runs.iter().take(RUNS) {
+        let color = match run.status {
+            Some(RunStatus::Finished) => Paint::Green,
+            Some(RunStatus::Errored) => Paint::Red,
+            Some(status) if status.is_active() => Paint::Cyan,
+            _ => Paint::Dim,
+        };
+        let status = paint(&format!("{:<12}", run.status.map_or("-", RunStatus::word)), color, style);
+        let used = if run.looked_at.is_some() { Bytes::new(run.used_bytes).to_string() } else { "-".to_owned() };
+        let checkpoint = run.checkpoint.as_ref();
+        let name = checkpoint.map_or_else(|| "-".to_owned(), |c| cut_front(&clean(&c.name), room));
+        let line = format!(
+            "{:<name_width$}  {status}  {name:<room$}  {:<9}  {:<9}  {used}",
+            cut(&clean(&run.name), name_width),
+            checkpoint.map_or_else(|| "-".to_owned(), |c| age(now, c.at)),
+            checkpoint.map_or_else(|| "-".to_owned(), |c| Bytes::new(c.bytes).to_string()),
+        );
+        text.push_str(&line);
+        text.push('\n');
+        for line in run.note.iter().flat_map(|note| wrap(&clean(note), style.width - 2)) {
+            text.push_str(&format!("  {}\n", paint(&line, Paint::Yellow, style)));
+        }
+    }
+    if runs.len() > RUNS {
+        text.push_str(&format!("... and {} more: labd status --json\n", runs.len() - RUNS));
+    }
+    text
+}
+
 /// A table whose columns are as wide as what is in them.
 pub(super) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let width = |i: usize| rows.iter().map(|r| r[i].chars().count()).max().unwrap_or(0).max(head[i].len());
@@ -251,6 +296,15 @@ pub(super) fn cut(text: &str, width: usize) -> String {
     text.chars().take(width.saturating_sub(1)).chain(['…']).collect()
 }
 
+/// At most `width` characters, the last ones.
+fn cut_front(text: &str, width: usize) -> String {
+    let length = text.chars().count();
+    if length <= width {
+        return text.to_owned();
+    }
+    ['…'].into_iter().chain(text.chars().skip(length - width.saturating_sub(1))).collect()
+}
+
 fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split(' ') {
@@ -271,7 +325,7 @@ fn wrap(text: &str, width: usize) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::snapshot::{DaemonView, DemandView, GpuView, Link, NodeView, Notice, SCHEMA};
+    use crate::snapshot::{CheckpointView, DaemonView, DemandView, GpuView, Link, NodeView, Notice, SCHEMA};
 
     fn snapshot() -> Snapshot {
         let at = Timestamp::from_millis(1_000_000);
@@ -327,6 +381,36 @@ mod tests {
                 resubmission_of: None,
                 resubmitted_as: None,
             }],
+            runs: vec![
+                RunView {
+                    name: "food11".into(),
+                    submission_id: None,
+                    status: Some(RunStatus::Restarting),
+                    started_at: Some(at),
+                    attempts: 2,
+                    checkpoint: Some(CheckpointView {
+                        name: "checkpoint_2026-11-24_03-41-12.123456".into(),
+                        at,
+                        bytes: 350 << 20,
+                    }),
+                    checkpoints: 2,
+                    used_bytes: 700 << 20,
+                    looked_at: Some(at),
+                    note: Some("has saved no checkpoint in 3 min: after a failure it would begin again ".repeat(2)),
+                },
+                RunView {
+                    name: "an/old/run\x1b[2J/with a very long name".into(),
+                    submission_id: None,
+                    status: None,
+                    started_at: None,
+                    attempts: 0,
+                    checkpoint: None,
+                    checkpoints: 0,
+                    used_bytes: 0,
+                    looked_at: None,
+                    note: None,
+                },
+            ],
             demands: vec![DemandView {
                 asks_for: "4 GPU, 8 CPU".into(),
                 count: 1,
@@ -352,6 +436,8 @@ mod tests {
             "SIM-0",
             "raysubmit_AbCdEfGhIjKlM",
             "food11",
+            "food11          RESTARTING    …_03-41-12.123456  2 min      350 MiB    700 MiB",
+            "after a failure it would begin again",
             "can never be met; the largest",
             "http://localhost:8600/",
         ] {

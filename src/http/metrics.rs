@@ -85,6 +85,21 @@ fn render(s: &Snapshot, recording: bool) -> String {
         let count = s.jobs.iter().filter(|j| j.status == status).count();
         out.sample("labd_jobs", &[("status", status.word())], count);
     }
+    out.family("labd_run_checkpoint_timestamp_seconds", "gauge", "When a run's newest checkpoint was written.");
+    for run in &s.runs {
+        if let Some(checkpoint) = &run.checkpoint {
+            let at = checkpoint.at.as_millis() as f64 / 1e3;
+            out.sample("labd_run_checkpoint_timestamp_seconds", &[("run", &run.name)], at);
+        }
+    }
+    out.family("labd_run_checkpoints", "gauge", "Checkpoints kept of a run, among the 50 newest runs.");
+    for run in s.runs.iter().filter(|run| run.looked_at.is_some()) {
+        out.sample("labd_run_checkpoints", &[("run", &run.name)], run.checkpoints);
+    }
+    out.family("labd_run_checkpoints_bytes", "gauge", "What the S3 store keeps of a run.");
+    for run in s.runs.iter().filter(|run| run.looked_at.is_some()) {
+        out.sample("labd_run_checkpoints_bytes", &[("run", &run.name)], run.used_bytes);
+    }
     out.family("labd_demands_waiting", "gauge", "Requests for resources that Ray cannot meet now.");
     for infeasible in [false, true] {
         let count: u64 = s.demands.iter().filter(|d| d.infeasible == infeasible).map(|d| d.count).sum();
@@ -139,6 +154,8 @@ mod tests {
                  worker=\"ray-worker-0\"} 1",
                 "labd_jobs{status=\"RUNNING\"} 1",
                 "labd_jobs{status=\"FAILED\"} 0",
+                "labd_run_checkpoint_timestamp_seconds{run=\"food11\"} 1795492872.123",
+                "labd_run_checkpoints_bytes{run=\"food11\"} 734003200",
                 "labd_journal_recording 1",
                 "labd_node_cpus 8",
             ] {

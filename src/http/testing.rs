@@ -23,7 +23,8 @@ use crate::{
     journal::Journal,
     secret::Secret,
     snapshot::{
-        DaemonView, EngineView, GpuView, JobStatus, JobView, NodeView, SCHEMA, ServiceState, ServiceView, Snapshot,
+        CheckpointView, DaemonView, EngineView, GpuView, JobStatus, JobView, NodeView, RunStatus, RunView, SCHEMA,
+        ServiceState, ServiceView, Snapshot,
     },
     time::Timestamp,
 };
@@ -136,6 +137,18 @@ fn a_snapshot() -> Snapshot {
             attempt: Some(1),
             resubmission_of: None,
             resubmitted_as: None,
+        }],
+        runs: vec![RunView {
+            name: "food11".into(),
+            submission_id: Some("raysubmit_1".into()),
+            status: Some(RunStatus::Running),
+            started_at: Some(at),
+            attempts: 1,
+            checkpoint: Some(CheckpointView { name: "checkpoint_1".into(), at, bytes: 350 << 20 }),
+            checkpoints: 2,
+            used_bytes: 700 << 20,
+            looked_at: Some(at),
+            note: None,
         }],
         demands: vec![],
         links: vec![],

@@ -461,7 +461,6 @@ mod tests {
             ended_at: ended.map(ts),
             driver_node: Some(vec![1]),
             exit_code: Some(1),
-            run: None,
         }
     }
 

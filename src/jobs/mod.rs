@@ -347,7 +347,7 @@ impl<A: JobApi> Keeper<A> {
     fn publish(&self) {
         let view = {
             let ray = self.parts.ray.borrow();
-            view::view(&self.book, ray.jobs.as_deref(), self.trouble.as_deref())
+            view::view(&self.book, ray.jobs.as_deref(), &ray.runs, self.trouble.as_deref())
         };
         self.tell.send_if_modified(|old| {
             let changed = **old != view;

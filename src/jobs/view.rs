@@ -7,7 +7,7 @@ use super::{
     decide::{Job, Next, Outcome, State},
 };
 use crate::{
-    ray::{Jobs, RayJob},
+    ray::{Jobs, RayJob, TrainRun, run_names},
     snapshot::{JobOutcome, JobStatus, JobView},
 };
 
@@ -17,12 +17,21 @@ const SHOWN: usize = 50;
 const LONGEST: usize = 200;
 
 /// Every job once: as the ledger knows it where it does, else as Ray tells it.
-pub(super) fn view(book: &BTreeMap<String, Job>, told: Option<&Jobs>, trouble: Option<&str>) -> LedgerView {
+pub(super) fn view(
+    book: &BTreeMap<String, Job>,
+    told: Option<&Jobs>,
+    runs: &[TrainRun],
+    trouble: Option<&str>,
+) -> LedgerView {
     let told: BTreeMap<&str, &RayJob> =
         told.into_iter().flat_map(|t| &t.jobs).map(|job| (job.submission_id.as_str(), job)).collect();
     let ledger = book.values().map(|job| of_ledger(job, told.get(job.id.as_str()).copied()));
     let others = told.values().filter(|job| !book.contains_key(&job.submission_id)).map(|job| of_ray(job));
     let mut jobs: Vec<JobView> = ledger.chain(others).collect();
+    let runs = run_names(runs);
+    for job in &mut jobs {
+        job.run = runs.get(job.submission_id.as_str()).map(|&name| name.to_owned());
+    }
     jobs.sort_by(|a, b| (b.submitted_at, &b.submission_id).cmp(&(a.submitted_at, &a.submission_id)));
     jobs.truncate(SHOWN);
     let resubmissions = book.values().filter(|job| job.attempt > 1).count() as u64;
@@ -33,7 +42,7 @@ fn of_ray(job: &RayJob) -> JobView {
     JobView {
         submission_id: job.submission_id.clone(),
         status: job.status,
-        run: job.run.clone(),
+        run: None,
         entrypoint: one_line(&job.entrypoint),
         submitted_at: job.started_at,
         ended_at: job.ended_at,
@@ -76,7 +85,7 @@ fn of_ledger(job: &Job, told: Option<&RayJob>) -> JobView {
     JobView {
         submission_id: job.id.clone(),
         status,
-        run: told.and_then(|t| t.run.clone()),
+        run: None,
         entrypoint: one_line(job.submission.entrypoint()),
         submitted_at: Some(job.submitted_at),
         ended_at,

@@ -2,10 +2,12 @@
 //!
 //! * [`facts`]: CPUs, NUMA, memory, limits. Never fails: what cannot be read has a careful default.
 //! * [`address`]: the address shown in links.
+//! * [`disk_guard`]: how full a file system may be. Pure.
 //! * [`routes`]: which subnets the host already knows, so that the lab's does not overlap.
 //! * [`gpu`]: the inventory.
 
 pub mod address;
+pub mod disk_guard;
 pub mod gpu;
 pub mod routes;
 

@@ -1,10 +1,6 @@
 //! The job API of Ray's dashboard: what labd reads there, and the few things it asks for.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    path::Path,
-    time::Duration,
-};
+use std::{path::Path, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty, Full, Limited, StreamBody, combinators::BoxBody};
@@ -52,8 +48,6 @@ pub struct RayJob {
     pub driver_node: Option<Vec<u8>>,
     /// How its driver ended.
     pub exit_code: Option<i64>,
-    /// Name of its newest training run.
-    pub run: Option<String>,
 }
 
 /// `error_type` of a failed job.
@@ -140,9 +134,7 @@ impl HttpJobs {
     /// All jobs that were submitted.
     pub async fn list(&self) -> Result<Jobs, String> {
         let asked_at = Timestamp::now();
-        let (jobs, runs) = tokio::join!(self.get("/api/jobs/"), self.get("/api/train/v2/runs/v1"));
-        let runs = runs.map(|runs| run_names(&runs)).unwrap_or_default();
-        Ok(Jobs { asked_at, jobs: parse(jobs?, &runs) })
+        Ok(Jobs { asked_at, jobs: parse(self.get("/api/jobs/").await?) })
     }
 
     /// What `GET /api/version` answers, as it is.
@@ -151,7 +143,7 @@ impl HttpJobs {
         if reply.is_success() { Ok(reply.body) } else { Err(format!("HTTP status {}", reply.status)) }
     }
 
-    async fn get(&self, path: &str) -> Result<Value, String> {
+    pub(super) async fn get(&self, path: &str) -> Result<Value, String> {
         let reply = self.ask(Method::GET, path, empty(), ANSWER).await?;
         if !reply.is_success() {
             return Err(format!("the dashboard answers {path} with HTTP status {}", reply.status));
@@ -238,13 +230,12 @@ struct Told {
 }
 
 /// The answer of `/api/jobs/`. What does not look like a job is skipped. Pure.
-fn parse(jobs: Value, runs: &HashMap<String, String>) -> Vec<RayJob> {
+fn parse(jobs: Value) -> Vec<RayJob> {
     let Value::Array(jobs) = jobs else { return Vec::new() };
     let told = jobs.into_iter().filter_map(|job| serde_json::from_value::<Told>(job).ok());
     told.filter_map(|job| {
         let submission_id = job.submission_id?;
         Some(RayJob {
-            run: runs.get(&submission_id).cloned(),
             submission_id,
             status: job.status,
             error: job.error_type,
@@ -272,20 +263,6 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
     pairs.collect::<Option<Vec<u8>>>().filter(|id| !id.is_empty())
 }
 
-/// Submission id -> name of its newest training run. Pure.
-fn run_names(runs: &Value) -> HashMap<String, String> {
-    let mut found: BTreeMap<String, (i64, String)> = BTreeMap::new();
-    for run in runs["train_runs"].as_array().into_iter().flatten() {
-        let id = run["job_details"]["submission_id"].as_str();
-        let (Some(id), Some(name)) = (id, run["name"].as_str()) else { continue };
-        let started = run["start_time_ms"].as_i64().or(run["start_time_ns"].as_i64()).unwrap_or_default();
-        if found.get(id).is_none_or(|(before, _)| *before <= started) {
-            found.insert(id.to_owned(), (started, name.to_owned()));
-        }
-    }
-    found.into_iter().map(|(id, (_, name))| (id, name)).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -293,7 +270,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn jobs_are_read_with_their_run_and_their_end() {
+    fn jobs_are_read_with_their_end() {
         let jobs = json!([
             {"submission_id": "a", "status": "FAILED", "entrypoint": "python a.py", "start_time": 1, "end_time": 5,
              "message": "x", "error_type": "JOB_SUPERVISOR_ACTOR_DIED", "driver_node_id": "00ff"},
@@ -304,29 +281,20 @@ mod tests {
             {"submission_id": "d", "status": "DREAMING"},
             {"surprise": true}, 7, null
         ]);
-        let runs = run_names(&json!({"train_runs": [
-            {"name": "old", "job_details": {"submission_id": "b"}, "start_time_ms": 1},
-            {"name": "food11", "job_details": {"submission_id": "b"}, "start_time_ms": 2},
-            {"name": "x", "job_details": null}, 3
-        ]}));
-        let jobs = parse(jobs, &runs);
+        let jobs = parse(jobs);
         assert_eq!(jobs.iter().map(|j| j.submission_id.as_str()).collect::<Vec<_>>(), ["a", "b", "c"]);
         assert_eq!(
             (jobs[0].error, jobs[0].driver_node.clone()),
             (Some(ErrorType::JobSupervisorActorDied), Some(vec![0, 255]))
         );
-        assert_eq!(
-            (jobs[1].run.as_deref(), jobs[1].ended_at, jobs[1].status),
-            (Some("food11"), None, JobStatus::Running)
-        );
+        assert_eq!((jobs[1].ended_at, jobs[1].status), (None, JobStatus::Running));
         assert_eq!((jobs[2].error, jobs[2].driver_node.clone()), (Some(ErrorType::Other), None));
     }
 
     #[test]
     fn nonsense_is_no_job() {
         for nonsense in [json!(null), json!({"a": 1}), json!("x")] {
-            assert!(parse(nonsense.clone(), &HashMap::new()).is_empty());
-            assert!(run_names(&nonsense).is_empty());
+            assert!(parse(nonsense).is_empty());
         }
         assert_eq!(last_words("ä".repeat(9_000)).chars().count(), LAST_WORDS);
     }

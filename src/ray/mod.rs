@@ -3,6 +3,7 @@
 //! * [`proto`]: the messages.
 //! * [`gcs`]: the calls.
 //! * [`jobs`]: the job API over HTTP.
+//! * [`train`]: the training runs.
 //! * [`demand`]: what is asked for and not there. Pure.
 //!
 //! Two tasks, so that a slow dashboard never delays what is known of nodes: one polls the GCS, one the dashboard. Both hear
@@ -12,6 +13,7 @@ mod demand;
 mod gcs;
 mod jobs;
 mod proto;
+pub mod train;
 
 use std::{
     collections::BTreeMap,
@@ -25,6 +27,8 @@ use tokio::sync::{Notify, watch};
 use crate::{secret::Secret, snapshot::DemandView, time::Timestamp};
 use gcs::Gcs as Client;
 pub use jobs::{ErrorType, HttpJobs, JobApi, Jobs, RayJob, Reply};
+pub use train::TrainRun;
+pub(crate) use train::run_names;
 
 /// Between two looks at the nodes while the GCS answers.
 const CALM: Duration = Duration::from_millis(500);
@@ -32,6 +36,8 @@ const CALM: Duration = Duration::from_millis(500);
 const EAGER: Duration = Duration::from_millis(200);
 /// Between two looks at jobs, while the dashboard answers.
 const JOBS: Duration = Duration::from_secs(2);
+/// The same while a run waits for its workers: when they train is part of the recovery record.
+const ON_ITS_WAY: Duration = Duration::from_secs(1);
 
 /// Where the head is reached, through ports published on the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,6 +61,8 @@ pub struct RayView {
     pub jobs: Option<Arc<Jobs>>,
     /// What the job API answers to `GET /api/version`; kept while the head is away.
     pub version: Option<bytes::Bytes>,
+    /// Training runs, newest first, at most 200; the last known ones while the head is away.
+    pub runs: Vec<TrainRun>,
     /// What is asked for and not there.
     pub demands: Vec<DemandView>,
 }
@@ -220,20 +228,37 @@ async fn watch_nodes(
 }
 
 async fn watch_jobs(mut aim: watch::Receiver<Option<Endpoint>>, tell: Arc<watch::Sender<Arc<RayView>>>) {
+    let mut before = None;
     loop {
         let target = aim.borrow_and_update().clone();
         let mut pause = EAGER;
         if let Some(endpoint) = target {
+            let begun = tokio::time::Instant::now();
             let api = HttpJobs::new(endpoint);
-            if let Ok(jobs) = api.list().await {
+            let (jobs, runs) = tokio::join!(api.list(), api.get("/api/train/v2/runs/v1"));
+            // A dashboard that has much to tell, or a busy node, is asked less often.
+            let breath = begun.elapsed() * 2;
+            let now = Timestamp::now();
+            if jobs.is_ok() {
                 pause = JOBS;
-                // An upgraded head says another one.
-                let version = api.version().await.ok();
-                update(&tell, |view| {
-                    view.jobs = Some(Arc::new(jobs));
-                    view.version = version.or(view.version.take());
-                });
             }
+            // An upgraded head says another one.
+            let version = if jobs.is_ok() { api.version().await.ok() } else { None };
+            update(&tell, |view| {
+                if let Ok(jobs) = jobs {
+                    view.jobs = Some(Arc::new(jobs));
+                }
+                view.version = version.or(view.version.take());
+                if let Ok(runs) = runs {
+                    let known = view.jobs.as_ref().map_or(&[][..], |told| &told.jobs);
+                    view.runs = train::merge(&view.runs, train::read(&runs), known, train::Polled { before, now });
+                    before = Some(now);
+                }
+                if view.runs.iter().any(|run| run.is_on_its_way(now)) {
+                    pause = pause.min(ON_ITS_WAY);
+                }
+            });
+            pause = pause.max(breath);
         }
         tokio::select! {
             () = tokio::time::sleep(pause) => {}

@@ -31,6 +31,7 @@ use tokio::{
 };
 
 use crate::{
+    checkpoints::{Checkpoints, Store},
     config::{BuildSettings, Config},
     control::{Command, Refusal, Request},
     engine::{
@@ -40,10 +41,10 @@ use crate::{
     http::Credential,
     jobs::LedgerView,
     journal::{Entry as Record, Journal, Kind as RecordKind},
-    node::gpu::Gpu,
+    node::{disk_guard, gpu::Gpu},
     plan::{
         HEAD_PORTS, door,
-        spec::{Kind, Plan, Requirement, ServiceSpec},
+        spec::{Kind, Plan, Probe, Requirement, ServiceSpec},
     },
     ray::{Endpoint, Gcs, Ray},
     secret::Secret,
@@ -72,6 +73,8 @@ pub struct Wish {
     pub settings: BuildSettings,
     /// Ray's token.
     pub ray_token: Secret,
+    /// The store that replaces MinIO.
+    pub store: Option<Store>,
     /// What `labd plan --json` prints.
     pub view: serde_json::Value,
     /// What people log in with.
@@ -89,6 +92,8 @@ pub struct Parts<E> {
     pub images: Images,
     /// Ray.
     pub ray: Ray,
+    /// The checkpoints.
+    pub checkpoints: Checkpoints,
     /// The journal.
     pub journal: Journal,
     /// What is wanted.
@@ -236,6 +241,8 @@ struct Lab<E> {
     given_up: bool,
     listing: bool,
     seed: u64,
+    /// How full each file system is.
+    disks: disk_guard::Levels,
 }
 
 impl<E: Engine> Lab<E> {
@@ -255,6 +262,7 @@ impl<E: Engine> Lab<E> {
             given_up: false,
             listing: false,
             seed: rand::random(),
+            disks: disk_guard::Levels::new(),
         }
     }
 
@@ -277,6 +285,7 @@ impl<E: Engine> Lab<E> {
         resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut images = self.p.images.watch();
         let mut ray = self.p.ray.watch();
+        let mut checkpoints = self.p.checkpoints.watch();
         let mut node = self.p.node.clone();
         let mut jobs = self.p.jobs.clone();
         let mut door = self.p.door.clone();
@@ -284,6 +293,7 @@ impl<E: Engine> Lab<E> {
         let mut stop = self.p.stop.clone();
         loop {
             self.settle();
+            self.guard_disks();
             self.publish();
             // An unwatched daemon is not told so; the error only says that nobody listens.
             let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
@@ -304,6 +314,7 @@ impl<E: Engine> Lab<E> {
                 Some(nudge) = self.p.nudges.recv() => self.look(&nudge.service),
                 Ok(()) = images.changed() => {}
                 Ok(()) = ray.changed() => {}
+                Ok(()) = checkpoints.changed() => {}
                 Ok(()) = node.changed() => {}
                 Ok(()) = jobs.changed() => {}
                 Ok(()) = door.changed() => {}
@@ -496,6 +507,39 @@ impl<E: Engine> Lab<E> {
             })
         });
         self.p.ray.aim(endpoint);
+        self.p.checkpoints.aim(self.p.wish.store.clone().or_else(|| self.minio()));
+    }
+
+    /// MinIO as a store, while it is ready.
+    fn minio(&self) -> Option<Store> {
+        // One that starts or hangs says so itself; what was seen in it stays.
+        let entry = self.entries.values().find(|e| e.kind() == Some(Kind::Minio) && e.ready())?;
+        let Probe::Minio { port, bucket, region, access_key, secret_key } = &entry.spec.as_ref()?.probe else {
+            return None;
+        };
+        let port = *entry.running()?.0.ports.get(port)?;
+        Some(Store {
+            endpoint: format!("http://{}", SocketAddr::new(self.publish_ip(), port)).parse().ok()?,
+            bucket: bucket.clone(),
+            region: region.clone(),
+            access_key: access_key.clone(),
+            secret_key: secret_key.clone(),
+        })
+    }
+
+    /// Tells the journal of every file system that crossed a threshold.
+    fn guard_disks(&mut self) {
+        let disks = self.p.node.borrow().disks.clone();
+        for disk in disks.iter().filter(|d| !self.disks.contains_key(&d.mount)).collect::<Vec<_>>() {
+            // A restarted labd does not tell again what it told before.
+            let told = self.p.journal.memory(&disk_key(&disk.mount));
+            let level = disk_guard::Level::ALL.into_iter().find(|level| told.as_deref() == Some(level.word()));
+            self.disks.insert(disk.mount.clone(), level.unwrap_or_default());
+        }
+        for crossing in disk_guard::look(&mut self.disks, &disks) {
+            self.p.journal.set_memory(disk_key(&crossing.mount), crossing.to.word());
+            self.note(RecordKind::Daemon, None, crossing.to.word(), &crossing.text);
+        }
     }
 
     /// Where published ports are reached from here.
@@ -774,6 +818,7 @@ impl<E: Engine> Lab<E> {
         let ray = self.p.ray.watch().borrow().clone();
         let door = self.p.door.borrow().clone();
         let ledger = self.p.jobs.borrow().clone();
+        let store = self.p.checkpoints.watch().borrow().clone();
         let port_of = |service: &str, port: u16| {
             if service == door::NAME {
                 return door.port;
@@ -790,6 +835,8 @@ impl<E: Engine> Lab<E> {
             ray: &ray,
             ledger: &ledger,
             door: door.trouble.as_deref(),
+            store: &store,
+            disks: &self.disks,
             config: &self.p.wish.config,
             gpus: &self.p.wish.gpus,
             services,
@@ -959,6 +1006,10 @@ impl<E: Engine> Lab<E> {
             Err(_) => tracing::warn!("the lab's network is left: the engine did not answer"),
         }
     }
+}
+
+fn disk_key(mount: &str) -> String {
+    format!("disk:{mount}")
 }
 
 fn held_key(service: &str) -> String {

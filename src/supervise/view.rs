@@ -1,20 +1,25 @@
 //! From what the loop knows to the one [`Snapshot`]. Pure.
 
 use crate::{
+    checkpoints::{self, StoreView},
     config::Config,
     jobs::LedgerView,
     journal::JournalHealth,
-    node::gpu::{Gpu, Vendor},
+    node::{
+        disk_guard::{self, Levels},
+        gpu::{Gpu, Vendor},
+    },
     plan,
     ray::RayView,
     snapshot::{
-        DaemonView, EngineView, GpuView, Link, NodeView, Notice, SCHEMA, ServiceState, ServiceView, Severity, Snapshot,
+        DaemonView, EngineView, GpuView, Link, NodeView, Notice, RunView, SCHEMA, ServiceState, ServiceView, Severity,
+        Snapshot,
     },
     time::Timestamp,
 };
 
-/// A file system with less than this part free is worth a warning.
-const DISK_LOW: f64 = 0.15;
+/// Where the engine keeps volumes.
+const ENGINE_STORE: &str = "/var/lib/docker";
 
 /// What a snapshot is made of.
 pub(super) struct Known<'a> {
@@ -27,6 +32,8 @@ pub(super) struct Known<'a> {
     pub(super) ledger: &'a LedgerView,
     /// Why the front door does not listen.
     pub(super) door: Option<&'a str>,
+    pub(super) store: &'a StoreView,
+    pub(super) disks: &'a Levels,
     pub(super) config: &'a Config,
     pub(super) gpus: &'a [Gpu],
     pub(super) services: Vec<ServiceView>,
@@ -53,7 +60,8 @@ pub(super) fn snapshot(k: Known<'_>) -> Snapshot {
             }
         })
         .collect();
-    let notices = notices(&k, &links);
+    let runs = checkpoints::view::runs(&k.ray.runs, k.store, k.now);
+    let notices = notices(&k, &links, &runs);
     Snapshot {
         schema: SCHEMA,
         taken_at: k.now,
@@ -63,13 +71,14 @@ pub(super) fn snapshot(k: Known<'_>) -> Snapshot {
         services: k.services,
         gpus,
         jobs: k.ledger.jobs.clone(),
+        runs,
         demands: k.ray.demands.clone(),
         links,
         notices,
     }
 }
 
-fn notices(k: &Known<'_>, links: &[Link]) -> Vec<Notice> {
+fn notices(k: &Known<'_>, links: &[Link], runs: &[RunView]) -> Vec<Notice> {
     let mut notices = Vec::new();
     let mut say = |severity, text: String| notices.push(Notice { severity, text });
     if let EngineView::Unreachable { reason, .. } = &k.engine {
@@ -89,13 +98,10 @@ fn notices(k: &Known<'_>, links: &[Link]) -> Vec<Notice> {
     if let JournalHealth::NotRecording { reason, .. } = &k.journal {
         say(Severity::Warning, format!("history is not recorded: {reason}"));
     }
-    for disk in &k.node.disks {
-        if (disk.available_bytes as f64) < disk.total_bytes as f64 * DISK_LOW {
-            say(
-                Severity::Warning,
-                format!("{} is {} % full", disk.mount, 100 - disk.available_bytes * 100 / disk.total_bytes.max(1)),
-            );
-        }
+    if let Some(reason) = &k.store.trouble
+        && k.ray.runs.iter().any(|run| run.status.is_active())
+    {
+        say(Severity::Warning, format!("checkpoints are not looked at: {reason}"));
     }
     if !k.config.ray.persist {
         say(Severity::Warning, "a crash of the Ray head loses all jobs: `ray.persist` is off in labd.toml".to_owned());
@@ -118,6 +124,13 @@ fn notices(k: &Known<'_>, links: &[Link]) -> Vec<Notice> {
             format!("the links open on this machine only; from yours: ssh {} {address}", tunnels.join(" ")),
         );
     }
+    let disks = &k.node.disks;
+    let users = disk_guard::Users {
+        store: disk_guard::mount_of(disks, ENGINE_STORE).filter(|_| k.config.s3.is_none()),
+        runs,
+        bucket_bytes: k.store.total_bytes,
+    };
+    notices.extend(disk_guard::notices(k.disks, disks, users));
     notices.sort_by_key(|n| std::cmp::Reverse(n.severity));
     notices
 }

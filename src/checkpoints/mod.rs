@@ -1,0 +1,304 @@
+//! What the S3 store keeps of each training run: looked at, never changed.
+//!
+//! * `store`: the questions put to it.
+//! * [`listing`]: from objects to runs and checkpoints. Pure.
+//! * [`view`]: what Ray says of runs and what the store has of them, as one. Pure.
+//!
+//! One task lists the bucket: every 10 s while a run trains and leaves something there, every 60 s otherwise, and at once
+//! when it is poked. It reads nothing but names, sizes and Ray's own small record of each run. A store that is away leaves
+//! what was known, with its time; nobody waits for it.
+
+pub mod listing;
+mod store;
+pub mod view;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use tokio::sync::{Notify, watch};
+use url::Url;
+
+use crate::{ray::RayView, secret::Secret, time::Timestamp};
+use listing::{Listing, Record, StoredRun};
+use store::S3;
+
+/// Between two looks while checkpoints are written.
+const BUSY: Duration = Duration::from_secs(10);
+/// Between two looks otherwise.
+const CALM: Duration = Duration::from_mins(1);
+/// After a look at a store that was away: a MinIO that starts answers within seconds.
+const AWAY: Duration = Duration::from_secs(5);
+/// A look takes at most this part of the time, however large the bucket.
+const SHARE: u32 = 20;
+/// Pages of 1,000 objects that one look reads at most.
+const PAGES: usize = 500;
+/// Records that one look reads at most; the others in the next look.
+const RECORDS: usize = 50;
+
+/// Where checkpoints are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Store {
+    /// Its address, as labd reaches it.
+    pub endpoint: Url,
+    /// The bucket.
+    pub bucket: String,
+    /// Region name.
+    pub region: String,
+    /// Access key.
+    pub access_key: Secret,
+    /// Secret key.
+    pub secret_key: Secret,
+}
+
+/// What is known of the store.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct StoreView {
+    /// The bucket that was looked at last.
+    pub bucket: String,
+    /// When it was looked at last; what is below is of that time.
+    pub looked_at: Option<Timestamp>,
+    /// Why it could not be looked at since, in one line.
+    pub trouble: Option<String>,
+    /// Runs by prefix.
+    pub runs: Vec<StoredRun>,
+    /// Everything in the bucket, in bytes.
+    pub total_bytes: u64,
+    /// False when the bucket has more than 500,000 objects: those that come last by name were not looked at.
+    pub complete: bool,
+}
+
+/// Handle on the task; cheap to clone. The task ends with the last handle.
+#[derive(Debug, Clone)]
+pub struct Checkpoints {
+    aim: Arc<watch::Sender<Option<Store>>>,
+    view: watch::Receiver<Arc<StoreView>>,
+    poke: Arc<Notify>,
+}
+
+impl Checkpoints {
+    /// Starts the task. Must be called inside a tokio runtime.
+    pub fn spawn(ray: watch::Receiver<Arc<RayView>>) -> Self {
+        let (aim, heard) = watch::channel(None);
+        let (tell, view) = watch::channel(Arc::new(StoreView::default()));
+        let poke = Arc::new(Notify::new());
+        tokio::spawn(run(heard, ray, tell, poke.clone()));
+        Self { aim: Arc::new(aim), view, poke }
+    }
+
+    /// Says where the store is now; `None` while it does not run. What was known is kept.
+    pub fn aim(&self, store: Option<Store>) {
+        self.aim.send_if_modified(|old| {
+            let changed = *old != store;
+            *old = store;
+            changed
+        });
+    }
+
+    /// What is known, whenever it changes.
+    pub fn watch(&self) -> watch::Receiver<Arc<StoreView>> {
+        self.view.clone()
+    }
+
+    /// Looks at once. To be called when a worker died: the newest checkpoint of that moment is the one a run resumes from.
+    pub fn poke(&self) {
+        self.poke.notify_one();
+    }
+}
+
+async fn run(
+    mut aim: watch::Receiver<Option<Store>>,
+    mut ray: watch::Receiver<Arc<RayView>>,
+    tell: watch::Sender<Arc<StoreView>>,
+    poke: Arc<Notify>,
+) {
+    // Ray's records as read before, with their ETags: a record is read again when it changed.
+    let mut records: BTreeMap<String, (String, Record)> = BTreeMap::new();
+    let mut s3 = None;
+    let mut pause = BUSY;
+    loop {
+        if aim.has_changed().unwrap_or(true) || s3.is_none() {
+            s3 = aim.borrow_and_update().clone().map(|store| (S3::new(&store), store.bucket));
+            records.clear();
+        }
+        let Some((way, bucket)) = &s3 else {
+            if aim.changed().await.is_err() {
+                return;
+            }
+            aim.mark_changed();
+            continue;
+        };
+        let begun = tokio::time::Instant::now();
+        let at = Timestamp::now();
+        let seen = match way {
+            Ok(s3) => look(s3, &mut records).await,
+            Err(reason) => Err(reason.clone()),
+        };
+        let took = begun.elapsed();
+        let stage = stage(&ray.borrow_and_update());
+        pause = match &seen {
+            Ok(_) if stage.0 == 0 => CALM,
+            Ok(seen) if seen.runs != tell.borrow().runs => BUSY,
+            Ok(_) => (pause * 2).clamp(BUSY, CALM),
+            Err(_) if way.is_ok() => AWAY,
+            Err(_) => CALM,
+        };
+        pause = pause.max(took * SHARE);
+        tell.send_modify(|view| *view = Arc::new(next(view, seen, bucket, at)));
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = poke.notified() => {}
+            changed = aim.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                aim.mark_changed();
+            }
+            // An error says that Ray's watcher ended, and with it the daemon.
+            Ok(_) = ray.wait_for(|view| self::stage(view) != stage) => pause = BUSY / 2,
+        }
+    }
+}
+
+/// How many runs are under way, and how many worker groups they had. When it changes, a run began, ended or resumes, and
+/// the checkpoint of that moment matters.
+fn stage(ray: &RayView) -> (usize, usize) {
+    let active = ray.runs.iter().filter(|run| run.status.is_active());
+    active.fold((0, 0), |(runs, attempts), run| (runs + 1, attempts + run.attempts.len()))
+}
+
+/// What one look brought.
+struct Look {
+    runs: Vec<StoredRun>,
+    total_bytes: u64,
+    complete: bool,
+}
+
+async fn look(s3: &S3, records: &mut BTreeMap<String, (String, Record)>) -> Result<Look, String> {
+    let mut listing = Listing::default();
+    let mut next = None;
+    let mut complete = false;
+    for _ in 0..PAGES {
+        let page = s3.page(next.take()).await?;
+        page.objects.into_iter().for_each(|object| listing.add(object));
+        next = page.next;
+        if next.is_none() {
+            complete = true;
+            break;
+        }
+    }
+    records.retain(|prefix, (etag, _)| listing.records.get(prefix) == Some(etag));
+    let new: Vec<(&String, &String)> = listing.records.iter().filter(|(p, _)| !records.contains_key(*p)).collect();
+    for (prefix, etag) in new.into_iter().take(RECORDS) {
+        if let Some(record) = s3.record(prefix).await {
+            records.insert(prefix.clone(), (etag.clone(), record));
+        }
+    }
+    let known = records.iter().map(|(prefix, (_, record))| (prefix.clone(), record.clone())).collect();
+    Ok(Look { runs: listing.runs(&known), total_bytes: listing.total_bytes, complete })
+}
+
+/// What is known after a look. Pure.
+fn next(before: &StoreView, seen: Result<Look, String>, bucket: &str, at: Timestamp) -> StoreView {
+    match seen {
+        Ok(mut look) => {
+            if before.bucket == bucket {
+                listing::remember(&before.runs, &mut look.runs);
+            }
+            StoreView {
+                bucket: bucket.to_owned(),
+                looked_at: Some(at),
+                trouble: None,
+                runs: look.runs,
+                total_bytes: look.total_bytes,
+                complete: look.complete,
+            }
+        }
+        Err(reason) if before.bucket == bucket => StoreView { trouble: Some(reason), ..before.clone() },
+        Err(reason) => StoreView { trouble: Some(reason), bucket: bucket.to_owned(), ..StoreView::default() },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ray::Ray;
+
+    /// A store that answers every question with `answer` and says what it was asked.
+    async fn store(answer: &'static str) -> (Store, tokio::sync::mpsc::UnboundedReceiver<String>) {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let endpoint = format!("http://{}", listener.local_addr().expect("bound")).parse().expect("a URL");
+        let (asked, questions) = tokio::sync::mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            while let Ok((mut connection, _)) = listener.accept().await {
+                let mut buffer = vec![0; 8_192];
+                let n = connection.read(&mut buffer).await.unwrap_or(0);
+                let _ = asked.send(String::from_utf8_lossy(&buffer[..n]).into_owned());
+                let _ = connection.write_all(answer.as_bytes()).await;
+            }
+        });
+        let store = Store {
+            endpoint,
+            bucket: "ray".to_owned(),
+            region: "us-east-1".to_owned(),
+            access_key: Secret::new("acc3ss"),
+            secret_key: Secret::new("s3cret"),
+        };
+        (store, questions)
+    }
+
+    async fn until(checkpoints: &Checkpoints, what: impl Fn(&StoreView) -> bool) -> Arc<StoreView> {
+        let mut view = checkpoints.watch();
+        let wait = view.wait_for(|view| what(view));
+        let found = tokio::time::timeout(Duration::from_secs(20), wait).await.expect("in time");
+        found.expect("the task runs").clone()
+    }
+
+    const LIST: &str = "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n<?xml version=\"1.0\"?>\
+        <ListBucketResult xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Name>ray</Name><IsTruncated>false</IsTruncated>\
+        <EncodingType>url</EncodingType><Contents><Key>my+run/checkpoint_000001/a%2Bb.pt</Key>\
+        <LastModified>2026-11-24T23:09:06.328Z</LastModified><ETag>&#34;e&#34;</ETag><Size>64</Size></Contents>\
+        </ListBucketResult>";
+
+    #[tokio::test]
+    async fn a_store_that_goes_away_leaves_what_was_known() {
+        let checkpoints = Checkpoints::spawn(Ray::spawn().watch());
+        let (here, mut questions) = store(LIST).await;
+        checkpoints.aim(Some(here.clone()));
+        let seen = until(&checkpoints, |view| view.looked_at.is_some()).await;
+        assert_eq!((seen.runs[0].prefix.as_str(), seen.runs[0].count, seen.total_bytes), ("my run", 1, 64));
+        let question = questions.recv().await.expect("it was asked");
+        assert!(question.starts_with("GET /ray/?") && question.contains("X-Amz-Signature="), "{question}");
+        assert!(!question.contains("s3cret"), "{question}");
+
+        let (refusing, _) = store("HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await;
+        checkpoints.aim(Some(Store { bucket: "ray".to_owned(), ..refusing }));
+        let away = until(&checkpoints, |view| view.trouble.is_some()).await;
+        assert_eq!((away.looked_at, &away.runs), (seen.looked_at, &seen.runs));
+        assert!(away.trouble.as_ref().is_some_and(|t| t.contains("credentials")), "{away:?}");
+        assert!(!format!("{away:?}{here:?}").contains("s3cret"));
+
+        // Back, and looked at without waiting for the next turn.
+        checkpoints.aim(Some(here));
+        until(&checkpoints, |view| view.trouble.is_none() && view.looked_at > seen.looked_at).await;
+    }
+
+    #[tokio::test]
+    async fn what_labd_cannot_look_at_is_said() {
+        for (answer, https, says) in [
+            ("HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n<html>hello</html>", false, "s3.endpoint"),
+            ("nonsense", false, "does not answer"),
+            (LIST, true, "TLS"),
+        ] {
+            let (mut store, _) = store(answer).await;
+            if https {
+                store.endpoint.set_scheme("https").expect("a scheme");
+            }
+            let checkpoints = Checkpoints::spawn(Ray::spawn().watch());
+            checkpoints.aim(Some(store));
+            let view = until(&checkpoints, |view| view.trouble.is_some()).await;
+            assert!(view.trouble.as_ref().is_some_and(|t| t.contains(says)), "{view:?}");
+            assert_eq!(view.looked_at, None);
+        }
+    }
+}

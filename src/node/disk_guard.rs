@@ -1,0 +1,227 @@
+//! How full a file system may be before somebody is told. Pure: labd warns, names what is large, and deletes nothing.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    config::Bytes,
+    snapshot::{DiskView, Notice, RunView, Severity},
+};
+
+/// From here on there is a warning, in percent.
+const LOW: u64 = 85;
+/// From here on there is an error, in percent.
+const FULL: u64 = 95;
+/// So far below a threshold a file system must fall before it counts as crossed back, in percent points.
+const BACK: u64 = 2;
+/// How many of the largest runs are named.
+const NAMED: usize = 3;
+
+/// How full a file system is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Level {
+    /// There is room.
+    #[default]
+    Fine,
+    /// Will hurt later.
+    Low,
+    /// Hurts now.
+    Full,
+}
+
+impl Level {
+    /// Every level.
+    pub const ALL: [Self; 3] = [Self::Fine, Self::Low, Self::Full];
+
+    /// The word in the journal.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Fine => "disk-fine",
+            Self::Low => "disk-low",
+            Self::Full => "disk-full",
+        }
+    }
+}
+
+/// A file system that crossed a threshold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Crossing {
+    /// Mount point.
+    pub mount: String,
+    /// Where it is now.
+    pub to: Level,
+    /// One line for the journal.
+    pub text: String,
+}
+
+/// What is remembered of each file system, by mount point.
+pub type Levels = BTreeMap<String, Level>;
+
+/// What takes the room, as far as labd knows.
+#[derive(Debug, Clone, Copy)]
+pub struct Users<'a> {
+    /// Mount point of the file system that MinIO's volume is on; absent when checkpoints are kept elsewhere.
+    pub store: Option<&'a str>,
+    /// Runs and what is kept of them.
+    pub runs: &'a [RunView],
+    /// Everything in the bucket, in bytes.
+    pub bucket_bytes: u64,
+}
+
+/// Looks at every file system again, and says which crossed a threshold: once each way.
+pub fn look(levels: &mut Levels, disks: &[DiskView]) -> Vec<Crossing> {
+    let mut crossings = Vec::new();
+    for disk in disks {
+        let before = levels.get(&disk.mount).copied().unwrap_or_default();
+        let now = level(used_percent(disk), before);
+        if now != before {
+            levels.insert(disk.mount.clone(), now);
+            let free = Bytes::new(disk.available_bytes);
+            let text = format!("{} is {} % full, {free} free", disk.mount, used_percent(disk));
+            crossings.push(Crossing { mount: disk.mount.clone(), to: now, text });
+        }
+    }
+    levels.retain(|mount, _| disks.iter().any(|d| d.mount == *mount));
+    crossings
+}
+
+/// What a person is told.
+pub fn notices(levels: &Levels, disks: &[DiskView], users: Users<'_>) -> Vec<Notice> {
+    let notice = |disk: &DiskView| {
+        let level = levels.get(&disk.mount).copied().unwrap_or_default();
+        let (mount, percent) = (&disk.mount, used_percent(disk));
+        let free = Bytes::new(disk.available_bytes);
+        let largest = largest(disk, users);
+        match level {
+            Level::Fine => None,
+            Level::Low => Some(Notice {
+                severity: Severity::Warning,
+                text: format!("{mount} is {percent} % full, {free} free: make room before it is full.{largest}"),
+            }),
+            Level::Full => Some(Notice {
+                severity: Severity::Error,
+                text: format!(
+                    "{mount} is {percent} % full, {free} free: checkpoints that cannot be written are lost work. labd deletes \
+                     nothing: remove what is not needed.{largest}"
+                ),
+            }),
+        }
+    };
+    disks.iter().filter_map(notice).collect()
+}
+
+/// Which of `disks` a path is on: the longest mount point above it.
+pub fn mount_of<'a>(disks: &'a [DiskView], path: &str) -> Option<&'a str> {
+    let path = std::path::Path::new(path);
+    let above = disks.iter().map(|d| d.mount.as_str()).filter(|mount| path.starts_with(mount));
+    above.max_by_key(|mount| mount.len())
+}
+
+fn level(percent: u64, before: Level) -> Level {
+    let at = |threshold: u64, level: Level| percent >= threshold - if before >= level { BACK } else { 0 };
+    if at(FULL, Level::Full) {
+        Level::Full
+    } else if at(LOW, Level::Low) {
+        Level::Low
+    } else {
+        Level::Fine
+    }
+}
+
+fn used_percent(disk: &DiskView) -> u64 {
+    let free = u128::from(disk.available_bytes) * 100 / u128::from(disk.total_bytes.max(1));
+    100_u64.saturating_sub(u64::try_from(free).unwrap_or(100))
+}
+
+/// ` Checkpoints take 13 GiB of it: food11 12 GiB, old 1 GiB; ...`, or nothing.
+fn largest(disk: &DiskView, users: Users<'_>) -> String {
+    if users.store != Some(disk.mount.as_str()) || users.bucket_bytes == 0 {
+        return String::new();
+    }
+    let mut runs: Vec<&RunView> = users.runs.iter().filter(|run| run.used_bytes > 0).collect();
+    runs.sort_by_key(|run| std::cmp::Reverse(run.used_bytes));
+    let named = runs.iter().take(NAMED).map(|run| format!("{} {}", run.name, Bytes::new(run.used_bytes)));
+    let named = named.collect::<Vec<_>>().join(", ");
+    let colon = if named.is_empty() { "" } else { ": " };
+    format!(
+        " The S3 store takes {} of it{colon}{named}; `CheckpointConfig(num_to_keep=2)` keeps a run small, and \
+         `docker system df` shows what images and volumes take.",
+        Bytes::new(users.bucket_bytes)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn disk(mount: &str, used: u64) -> DiskView {
+        DiskView { mount: mount.to_owned(), total_bytes: 1_000 << 30, available_bytes: (1_000 - used * 10) << 30 }
+    }
+
+    fn run(name: &str, used_bytes: u64) -> RunView {
+        RunView {
+            name: name.to_owned(),
+            submission_id: None,
+            status: None,
+            started_at: None,
+            attempts: 0,
+            checkpoint: None,
+            checkpoints: 0,
+            used_bytes,
+            looked_at: None,
+            note: None,
+        }
+    }
+
+    #[test]
+    fn each_threshold_is_told_once_each_way() {
+        let mut levels = Levels::new();
+        for (used, told) in [
+            (84, None),
+            (85, Some(Level::Low)),
+            (84, None),
+            (83, None),
+            (82, Some(Level::Fine)),
+            (84, None),
+            (90, Some(Level::Low)),
+            (95, Some(Level::Full)),
+            (93, None),
+            (95, None),
+            (92, Some(Level::Low)),
+            (100, Some(Level::Full)),
+            (10, Some(Level::Fine)),
+        ] {
+            let crossings = look(&mut levels, &[disk("/", used)]);
+            assert_eq!(crossings.first().map(|c| c.to), told, "at {used} %");
+            assert!(crossings.iter().all(|c| c.text.contains(&format!("/ is {used} % full"))), "{crossings:?}");
+        }
+        look(&mut levels, &[disk("/", 99), disk("/data", 99)]);
+        look(&mut levels, &[disk("/", 99)]);
+        assert_eq!(levels.keys().collect::<Vec<_>>(), ["/"], "one that is gone is forgotten");
+    }
+
+    #[test]
+    fn a_full_disk_says_what_is_at_stake_and_what_is_large() {
+        let disks = [disk("/", 96), disk("/var/lib/docker", 87), disk("/data", 20)];
+        let mut levels = Levels::new();
+        look(&mut levels, &disks);
+        let runs = [run("small", 1 << 20), run("large", 12 << 30), run("empty", 0)];
+        let say = |store| notices(&levels, &disks, Users { store, runs: &runs, bucket_bytes: 13 << 30 });
+        let told = say(mount_of(&disks, "/var/lib/docker/volumes"));
+        assert_eq!(told.iter().map(|n| n.severity).collect::<Vec<_>>(), [Severity::Error, Severity::Warning]);
+        assert!(told[0].text.starts_with("/ is 96 % full, 40.0 GiB free: checkpoints that"), "{}", told[0].text);
+        assert!(told[0].text.contains("labd deletes nothing") && !told[0].text.contains("large"), "{}", told[0].text);
+        let of_store = &told[1].text;
+        assert!(of_store.contains("13.0 GiB of it: large 12.0 GiB, small 1 MiB;"), "{of_store}");
+        assert!(say(None).iter().all(|n| !n.text.contains("large")));
+    }
+
+    #[test]
+    fn sizes_that_make_no_sense_are_no_reason_to_fall_over() {
+        let odd = |total_bytes, available_bytes| DiskView { mount: "/".to_owned(), total_bytes, available_bytes };
+        for disk in [odd(0, 0), odd(0, u64::MAX), odd(5, 9), odd(u64::MAX, u64::MAX), odd(u64::MAX, 0)] {
+            let mut levels = Levels::new();
+            look(&mut levels, &[disk]);
+        }
+        assert_eq!(mount_of(&[disk("/var", 1), disk("/", 1)], "/variable"), Some("/"));
+    }
+}
