@@ -315,6 +315,7 @@ mod tests {
                 ended_at: None,
                 message: String::new(),
             }],
+            incidents: vec![],
             demands: vec![DemandView {
                 asks_for: "4 GPU, 8 CPU".into(),
                 count: 1,

@@ -33,7 +33,7 @@ use bollard::{
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 
-use super::{Engine, EngineError, LABEL_LAB, LABEL_SERVICE, Nudge, Seen};
+use super::{Engine, EngineError, Happened, LABEL_LAB, LABEL_SERVICE, Nudge, Seen};
 use crate::{
     plan::spec::{ContainerSpec, NetworkSpec},
     time::{Timestamp, human},
@@ -471,9 +471,16 @@ fn has_subnet(found: &NetworkInspect, want: &NetworkSpec) -> bool {
 }
 
 fn nudge(event: EventMessage) -> Option<Nudge> {
-    let service = event.actor?.attributes?.remove(LABEL_SERVICE)?;
+    let actor = event.actor?;
+    let mut attributes = actor.attributes?;
+    let service = attributes.remove(LABEL_SERVICE)?;
+    let what = match event.action.as_deref() {
+        Some("kill") => Happened::Signal(attributes.get("signal").and_then(|s| s.parse().ok()).unwrap_or_default()),
+        Some("stop") => Happened::Stopped,
+        _ => Happened::Other,
+    };
     let ms = event.time_nano.map(|n| n / 1_000_000).or(event.time.map(|s| s * 1000)).unwrap_or_default();
-    Some(Nudge { service, action: event.action.unwrap_or_default(), at: Timestamp::from_millis(ms) })
+    Some(Nudge { service, id: actor.id.unwrap_or_default(), what, at: Timestamp::from_millis(ms) })
 }
 
 #[cfg(test)]

@@ -132,6 +132,7 @@ fn a_snapshot() -> Snapshot {
             message: String::new(),
         }],
         demands: vec![],
+        incidents: vec![],
         links: vec![],
         notices: vec![],
     }

@@ -30,7 +30,11 @@ use tokio::sync::{broadcast, oneshot, watch};
 
 pub use query::EventQuery;
 
-use crate::{snapshot::Event, time::Timestamp};
+use crate::{
+    incident::{Cause, Incident, KEPT},
+    snapshot::Event,
+    time::Timestamp,
+};
 
 /// How many events are kept in memory for when the database cannot be read.
 const RING: usize = 500;
@@ -50,6 +54,8 @@ pub enum Kind {
     Image,
     /// `labd.toml` was read.
     Config,
+    /// A service died and is back.
+    Incident,
 }
 
 impl Kind {
@@ -61,6 +67,7 @@ impl Kind {
             Self::Daemon => "daemon",
             Self::Image => "image",
             Self::Config => "config",
+            Self::Incident => "incident",
         }
     }
 }
@@ -142,6 +149,17 @@ impl Options {
     }
 }
 
+/// Incidents of one service with one cause, over everything the journal remembers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Totals {
+    /// How many there were.
+    pub incidents: u64,
+    /// How many of them the service is back from.
+    pub recovered: u64,
+    /// From death to ready, over those.
+    pub recovery: Duration,
+}
+
 /// What writer and readers both need, without the database.
 #[derive(Debug, Default)]
 struct Shared {
@@ -151,12 +169,42 @@ struct Shared {
     memory: BTreeMap<String, String>,
     /// Keys of `memory` that are not on disk yet.
     unsaved: BTreeSet<String>,
+    /// The newest incidents by death and service, at most [`KEPT`].
+    incidents: BTreeMap<IncidentKey, Incident>,
+    /// Keys of `incidents` whose present form is not on disk yet.
+    unsaved_incidents: BTreeSet<IncidentKey>,
+    totals: BTreeMap<(String, Cause), Totals>,
+}
+
+/// What tells incidents apart.
+type IncidentKey = (Timestamp, String);
+
+impl Shared {
+    fn keep(&mut self, incident: Incident) {
+        let key = (incident.died_at, incident.service.clone());
+        let back = |i: &Incident| i.ready_at.map(|at| at.since(i.died_at));
+        let total = self.totals.entry((incident.service.clone(), incident.cause)).or_default();
+        let now_back = back(&incident);
+        let old = self.incidents.insert(key.clone(), incident);
+        total.incidents += u64::from(old.is_none());
+        if let (None, Some(took)) = (old.as_ref().and_then(back), now_back) {
+            total.recovered += 1;
+            total.recovery += took;
+        }
+        self.unsaved_incidents.insert(key);
+        // The oldest that is on disk goes; with a disk that takes nothing the newest count.
+        while self.incidents.len() > KEPT {
+            if let Some((key, _)) = self.incidents.pop_first() {
+                self.unsaved_incidents.remove(&key);
+            }
+        }
+    }
 }
 
 #[derive(Debug)]
 enum Message {
     Entry(Entry),
-    /// Some key of the memory has changed.
+    /// Some key of the memory, or an incident, has changed.
     Memory,
     Flush(oneshot::Sender<()>),
 }
@@ -250,6 +298,22 @@ impl Journal {
         lock(&self.0.shared).restarts.clone()
     }
 
+    /// The newest incidents, oldest first, at most [`KEPT`].
+    pub fn incidents(&self) -> Vec<Incident> {
+        lock(&self.0.shared).incidents.values().cloned().collect()
+    }
+
+    /// Keeps an incident in place of its earlier form, which is known by service and time of death. Never blocks.
+    pub fn keep_incident(&self, incident: Incident) {
+        lock(&self.0.shared).keep(incident);
+        self.wake_writer();
+    }
+
+    /// How many incidents there were, by service and cause.
+    pub fn incident_totals(&self) -> BTreeMap<(String, Cause), Totals> {
+        lock(&self.0.shared).totals.clone()
+    }
+
     /// Keeps a value over restarts of labd.
     pub fn set_memory(&self, key: impl Into<String>, value: impl Into<String>) {
         let key = key.into();
@@ -258,7 +322,11 @@ impl Journal {
             shared.memory.insert(key.clone(), value.into());
             shared.unsaved.insert(key);
         }
-        // A full channel wakes the writer anyway, and it looks at `unsaved` on every wake.
+        self.wake_writer();
+    }
+
+    fn wake_writer(&self) {
+        // A full channel wakes the writer anyway, and it looks at what is unsaved on every wake.
         let _ = self.0.to_writer.try_send(Message::Memory);
     }
 

@@ -2,6 +2,7 @@
 
 use crate::{
     config::Config,
+    incident::Incident,
     journal::JournalHealth,
     node::gpu::{Gpu, Vendor},
     plan,
@@ -26,6 +27,7 @@ pub(super) struct Known<'a> {
     pub(super) config: &'a Config,
     pub(super) gpus: &'a [Gpu],
     pub(super) services: Vec<ServiceView>,
+    pub(super) incidents: Vec<Incident>,
     /// Published host port of a service's container port.
     pub(super) port_of: &'a dyn Fn(&str, u16) -> Option<u16>,
 }
@@ -60,6 +62,7 @@ pub(super) fn snapshot(k: Known<'_>) -> Snapshot {
         gpus,
         jobs: k.ray.jobs.clone(),
         demands: k.ray.demands.clone(),
+        incidents: k.incidents,
         links,
         notices,
     }
