@@ -189,6 +189,12 @@ struct OwnStop {
 }
 
 impl OwnStop {
+    /// As the journal remembers it: container and time.
+    fn parse(text: &str) -> Option<Self> {
+        let (id, ms) = text.split_once(' ')?;
+        Some(Self { id: id.to_owned(), from: Timestamp::from_millis(ms.parse().ok()?), to: None })
+    }
+
     fn covers(&self, id: &str, at: Timestamp) -> bool {
         // Our clock and the engine's are the same, read a moment apart.
         self.id == id && at.plus(Duration::from_secs(1)) >= self.from && self.to.is_none_or(|to| at <= to)
@@ -304,9 +310,7 @@ impl<E: Engine> Lab<E> {
             let Some(last) = self.p.journal.last(&name).await else { continue };
             let Some(entry) = self.entries.get_mut(&name) else { continue };
             entry.reason = last.reason;
-            if let Some(id) = self.p.journal.memory(&stopping_key(&name)).filter(|id| !id.is_empty()) {
-                entry.own_stop = Some(OwnStop { id, from: Timestamp::default(), to: None });
-            }
+            entry.own_stop = self.p.journal.memory(&stopping_key(&name)).and_then(|text| OwnStop::parse(&text));
             if let Some(state) = ServiceState::ALL.into_iter().find(|s| last.kind == "state" && s.word() == last.what) {
                 entry.recorded = Some(state);
                 entry.since = last.at;
@@ -462,6 +466,14 @@ impl<E: Engine> Lab<E> {
                     Ok(seen) => {
                         entry.seen = Some(seen);
                         entry.stale = false;
+                        let again = entry.running().map(|(_, at)| at);
+                        if let (Some(own), Some(again)) = (&mut entry.own_stop, again)
+                            && own.to.is_none()
+                            && again > own.from
+                        {
+                            own.to = Some(again);
+                            self.p.journal.set_memory(stopping_key(&name), "");
+                        }
                     }
                     // What was seen last is shown on; the engine's own view says that it is away.
                     Err(reason) => {
@@ -788,8 +800,11 @@ impl<E: Engine> Lab<E> {
         decide::turn(&members, me)
     }
 
-    /// Whether another GPU worker is ready and Ray counts its GPU as free.
+    /// Whether it is a GPU worker, and another one is ready and Ray counts its GPU as free.
     fn spare_worker(&self, name: &str) -> bool {
+        if self.entries.get(name).and_then(Entry::kind) != Some(Kind::RayWorker) {
+            return false;
+        }
         let view = self.p.ray.watch().borrow().clone();
         self.entries.iter().any(|(other, e)| {
             let address = e.spec.as_ref().map(|s| s.container.address);
@@ -846,19 +861,10 @@ impl<E: Engine> Lab<E> {
             reason,
         });
         entry.acting = true;
-        match &action {
-            Action::Stop { id } => {
-                entry.own_stop = Some(OwnStop { id: id.clone(), from: now, to: None });
-                // A labd that is killed meanwhile must not take it for a stop by hand when it is back.
-                self.p.journal.set_memory(stopping_key(name), id.as_str());
-            }
-            Action::Start { .. } => {
-                if let Some(own) = entry.own_stop.as_mut().filter(|own| own.to.is_none()) {
-                    own.to = Some(now);
-                    self.p.journal.set_memory(stopping_key(name), "");
-                }
-            }
-            _ => {}
+        if let Action::Stop { id } = &action {
+            entry.own_stop = Some(OwnStop { id: id.clone(), from: now, to: None });
+            // A labd that is killed meanwhile must not take it for a stop by hand when it is back.
+            self.p.journal.set_memory(stopping_key(name), format!("{id} {}", now.as_millis()));
         }
         let (engine, tx, name) = (self.p.engine.clone(), self.tx.clone(), name.to_owned());
         if let Action::TellGcs { reason } = action {
