@@ -4,7 +4,6 @@
 //! is not there (yet) is no reason to end: labd says so everywhere and goes on when it comes.
 
 use std::{
-    collections::VecDeque,
     net::SocketAddr,
     os::{
         linux::net::SocketAddrExt as _,
@@ -17,12 +16,12 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{
-    FutureExt as _, Stream, StreamExt as _,
+    StreamExt as _,
     stream::{self, BoxStream},
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::{mpsc, watch},
+    sync::watch,
     task::JoinSet,
 };
 
@@ -30,9 +29,10 @@ use crate::{
     config::{self, Config, ConfigError},
     control::{Command, Control},
     engine::{
-        EngineError, Happened, Nudge,
+        EngineError,
         docker::DockerEngine,
         images::{self, Images},
+        listen,
     },
     http::{self, Credential, LogSource},
     journal::{Entry, Journal, Kind},
@@ -49,12 +49,6 @@ use crate::{
     time::Timestamp,
 };
 
-/// Between two tries to reach an engine that is away.
-const ENGINE_RETRY: Duration = Duration::from_secs(1);
-/// How long the engine's old events may pause before they count as told.
-const QUIET: Duration = Duration::from_millis(50);
-/// How long an engine may take to show that it lives on after a container was stopped.
-const ENGINE_VERDICT: Duration = Duration::from_secs(5);
 /// Between two tries to listen on the lab's network, which exists once its first container does.
 const SCRAPE_RETRY: Duration = Duration::from_secs(2);
 
@@ -199,7 +193,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let (stop, stopped) = watch::channel(false);
     let images = Images::spawn(engine.clone(), wish.plan.images.clone(), wish.settings.clone());
     let heard = journal.memory(supervise::EVENTS_HEARD).and_then(|ms| ms.parse().ok()).map(Timestamp::from_millis);
-    let (engine_view, nudges) = watch_engine(engine.clone(), heard);
+    let (engine_view, nudges) = listen::spawn(engine.clone(), heard);
     let places = vec![PathBuf::from("/"), data_dir, PathBuf::from("/var/lib/docker")];
     let node = node::watch_node(machine.facts.clone(), address.clone(), places);
     let daemon = DaemonView {
@@ -369,117 +363,6 @@ fn empty(daemon: &DaemonView, node: &watch::Receiver<crate::snapshot::NodeView>)
         links: Vec::new(),
         notices: Vec::new(),
     }
-}
-
-/// Whether the engine answers, and its events from `since` on, for as long as it does. What happened while nobody listened
-/// is told before the engine is said to answer, so that nothing is done in ignorance of it.
-fn watch_engine(
-    engine: DockerEngine,
-    mut since: Option<Timestamp>,
-) -> (watch::Receiver<EngineView>, mpsc::Receiver<Nudge>) {
-    let (tell, view) = watch::channel(EngineView::Connecting);
-    let (nudge, nudges) = mpsc::channel(256);
-    tokio::spawn(async move {
-        while !nudge.is_closed() {
-            let reason = match listen(&engine, &tell, &nudge, &mut since).await {
-                Ok(()) => {
-                    // The stream ended, with the engine or without: until it answers again nothing is known for sure.
-                    tell.send_replace(EngineView::Connecting);
-                    since = since.or(Some(Timestamp::now()));
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                    continue;
-                }
-                Err(reason) => reason,
-            };
-            tell.send_if_modified(|view| match view {
-                EngineView::Unreachable { reason: old, .. } if *old == reason => false,
-                _ => {
-                    tracing::error!("{reason}");
-                    *view = EngineView::Unreachable { since: Timestamp::now(), reason };
-                    true
-                }
-            });
-            tokio::time::sleep(ENGINE_RETRY).await;
-        }
-    });
-    (view, nudges)
-}
-
-/// One connection to the engine: says that it answers, and passes its events on until the stream ends. Fails in one line
-/// when the engine does not answer.
-async fn listen(
-    engine: &DockerEngine,
-    tell: &watch::Sender<EngineView>,
-    nudge: &mpsc::Sender<Nudge>,
-    since: &mut Option<Timestamp>,
-) -> Result<(), String> {
-    let info = engine.check().await.map_err(|e| e.to_string())?;
-    let answered = Timestamp::now();
-    let mut events = engine.events(*since).await.map_err(|e| e.to_string())?;
-    let mut reachable = Some(EngineView::Reachable { version: info.version, api: info.api });
-    let mut early = VecDeque::new();
-    loop {
-        let event = if let Some(event) = early.pop_front() {
-            event
-        } else if let Some(view) = &reachable {
-            // Old events come at once; the first silence is the present.
-            match tokio::time::timeout(QUIET, events.next()).await {
-                Ok(Some(event)) => event,
-                Ok(None) => return Ok(()),
-                Err(_) => {
-                    tell.send_replace(view.clone());
-                    reachable = None;
-                    continue;
-                }
-            }
-        } else {
-            match events.next().await {
-                Some(event) => event,
-                None => return Ok(()),
-            }
-        };
-        *since = Some(event.at);
-        let stopped = (event.what == Happened::Stopped).then(|| event.clone());
-        if nudge.send(event).await.is_err() {
-            return Ok(());
-        }
-        let Some(event) = stopped else { continue };
-        if event.at > answered && !lives_on(engine, &mut events, &mut early).await {
-            return Err("the container engine is ending; start it again (systemctl start docker)".to_owned());
-        }
-        if nudge.send(Nudge { what: Happened::StoppedByHand, ..event }).await.is_err() {
-            return Ok(());
-        }
-    }
-}
-
-/// Whether the engine accepts a new connection and its events go on: one that ends stops its containers too, but it stops
-/// listening first. Events that come meanwhile are kept in `early`.
-async fn lives_on(
-    engine: &DockerEngine,
-    events: &mut (impl Stream<Item = Nudge> + Unpin),
-    early: &mut VecDeque<Nudge>,
-) -> bool {
-    let check = tokio::time::timeout(ENGINE_VERDICT, engine.check());
-    tokio::pin!(check);
-    let answers = loop {
-        tokio::select! {
-            biased;
-            event = events.next() => match event {
-                Some(event) => early.push_back(event),
-                None => return false,
-            },
-            checked = &mut check => break matches!(checked, Ok(Ok(_))),
-        }
-    };
-    // A new engine may have answered in the old one's place: then the old one's stream has ended.
-    while let Some(event) = events.next().now_or_never() {
-        match event {
-            Some(event) => early.push_back(event),
-            None => return false,
-        }
-    }
-    answers
 }
 
 /// Listens where Prometheus reaches labd: on the host's address in the lab's network.

@@ -31,11 +31,15 @@ use bollard::{
     },
 };
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt, TryStreamExt, stream};
+use futures_util::{
+    Stream, StreamExt, TryStreamExt,
+    stream::{self, BoxStream},
+};
 
-use super::{Engine, EngineError, Happened, LABEL_LAB, LABEL_SERVICE, Nudge, Seen};
+use super::{Engine, EngineError, Happened, LABEL_LAB, LABEL_SERVICE, Nudge, Seen, listen::Source};
 use crate::{
     plan::spec::{ContainerSpec, NetworkSpec},
+    snapshot::EngineView,
     time::{Timestamp, human},
 };
 
@@ -141,10 +145,7 @@ impl DockerEngine {
 
     /// Container events of this lab from `since` on, or from now. Ends when the connection drops: ask for [`Self::check`]
     /// and call again with the time of the last event.
-    pub async fn events(
-        &self,
-        since: Option<Timestamp>,
-    ) -> Result<impl Stream<Item = Nudge> + Send + Unpin + use<>, EngineError> {
+    pub async fn events(&self, since: Option<Timestamp>) -> Result<BoxStream<'static, Nudge>, EngineError> {
         let client = self.client().await?;
         // Always a time: the request goes out when the stream is first polled, and nothing may be missed until then.
         let since = since.unwrap_or_else(Timestamp::now).as_millis();
@@ -458,6 +459,17 @@ impl Engine for DockerEngine {
         let options = RemoveContainerOptions { force: true, v: false, link: false };
         // 409: its removal is under way.
         client.remove_container(id, Some(options)).await.or_else(|e| self.unless_status(&e, &[404, 409]))
+    }
+}
+
+impl Source for DockerEngine {
+    async fn view(&self) -> Result<EngineView, EngineError> {
+        let info = self.check().await?;
+        Ok(EngineView::Reachable { version: info.version, api: info.api })
+    }
+
+    async fn events(&self, since: Option<Timestamp>) -> Result<BoxStream<'static, Nudge>, EngineError> {
+        Self::events(self, since).await
     }
 }
 

@@ -2,12 +2,14 @@
 //!
 //! * [`docker`]: the real engine, through bollard.
 //! * [`images`]: builds and pulls, with progress.
+//! * [`listen`]: whether it answers, and its events.
 //!
 //! An engine does what it is told and reports what it sees. It has no opinions: whether a container should run is
 //! decided in [`crate::supervise`].
 
 pub mod docker;
 pub mod images;
+pub mod listen;
 
 use std::{collections::BTreeMap, future::Future, net::Ipv4Addr};
 

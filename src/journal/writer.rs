@@ -435,6 +435,16 @@ fn count_restart(shared: &mut Shared, event: &Event) {
     }
 }
 
+/// What the writer does with an entry, without a disk.
+#[cfg(test)]
+pub(super) fn note(shared: &mut Shared, entry: Entry) {
+    let seq = shared.ring.back().map_or(0, |last| last.seq) + 1;
+    let event = numbered(seq, entry);
+    count_restart(shared, &event);
+    shared.ring.push_back(event);
+    trim(&mut shared.ring, RING);
+}
+
 fn trim(ring: &mut VecDeque<Event>, to: usize) {
     let excess = ring.len().saturating_sub(to);
     ring.drain(..excess);

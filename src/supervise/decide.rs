@@ -656,8 +656,14 @@ fn start(s: &Situation<'_>, m: &Memory, now: Timestamp, c: &ContainerSeen) -> De
     if let Some(wait) = backing_off(m, now) {
         return wait;
     }
+    let fresh = c.run == RunState::Created;
     if let Some(unmet) = &s.unmet {
         return Decision::new(Action::None, S::Waiting, m.explain(unmet));
+    }
+    if m.backoff.is_loop(now) && !fresh {
+        // Starting it again did not help four times: what is wrong may be in the container itself. It stays until the next
+        // try, so that its output can be read.
+        return Decision::new(Action::Remove { id: c.id.clone() }, S::Stopping, m.explain("made anew"));
     }
     let again = m.backoff.streak() > 0;
     let reason = if again { m.explain("started again") } else { m.explain("started") };

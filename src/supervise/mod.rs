@@ -16,6 +16,8 @@ pub mod decide;
 mod incidents;
 mod probe;
 #[cfg(test)]
+mod sim;
+#[cfg(test)]
 mod tests;
 mod view;
 
@@ -178,6 +180,12 @@ struct Prober {
     /// What Ray says, for as long as it runs.
     ray: watch::Sender<Arc<RayView>>,
     task: AbortHandle,
+}
+
+impl Drop for Prober {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 /// labd's own last stop of a container, by which its events are told from a stop by hand.
@@ -559,9 +567,7 @@ impl<E: Engine> Lab<E> {
         if entry.prober.as_ref().map(|p| &p.key) == key.as_ref() {
             return;
         }
-        if let Some(prober) = entry.prober.take() {
-            prober.task.abort();
-        }
+        entry.prober = None;
         entry.health = Health::Unknown;
         let (Some(key), Some(spec), Some((container, started_at))) = (key, entry.spec.clone(), entry.running()) else {
             return;
