@@ -21,7 +21,7 @@ use futures_util::{
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::{mpsc, watch},
+    sync::watch,
     task::JoinSet,
 };
 
@@ -30,9 +30,10 @@ use crate::{
     config::{self, Config, ConfigError},
     control::{Command, Control},
     engine::{
-        EngineError, Nudge,
+        EngineError,
         docker::DockerEngine,
         images::{self, Images},
+        listen,
     },
     http::{self, Credential, LogSource, door::Door},
     jobs,
@@ -50,8 +51,6 @@ use crate::{
     time::Timestamp,
 };
 
-/// Between two tries to reach an engine that is away.
-const ENGINE_RETRY: Duration = Duration::from_secs(1);
 /// Between two tries to listen where it was not possible: on the lab's network, which exists once its first container
 /// does, and at a taken port.
 const LISTEN_RETRY: Duration = Duration::from_secs(2);
@@ -206,7 +205,8 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let (control, requests) = Control::channel();
     let (stop, stopped) = watch::channel(false);
     let images = Images::spawn(engine.clone(), wish.plan.images.clone(), wish.settings.clone());
-    let (engine_view, nudges) = watch_engine(engine.clone());
+    let heard = journal.memory(supervise::EVENTS_HEARD).and_then(|ms| ms.parse().ok()).map(Timestamp::from_millis);
+    let (engine_view, nudges) = listen::spawn(engine.clone(), heard);
     let places = vec![PathBuf::from("/"), data_dir, PathBuf::from("/var/lib/docker")];
     let node = node::watch_node(machine.facts.clone(), address.clone(), places);
     let daemon = DaemonView {
@@ -244,7 +244,6 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let ray = Ray::spawn();
     let (config, configs) = watch::channel(Arc::new(wish.config.clone()));
     let (incidents, all_incidents) = watch::channel(Arc::new(Vec::new()));
-    let _ = incidents;
     let packages = ledger.packages.clone();
     let endpoint = ray.endpoint();
     let keeper = jobs::Parts {
@@ -267,6 +266,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let checkpoints = Checkpoints::spawn(ray.watch());
     let supervision = tokio::spawn(supervise::run(Parts {
         engine: Arc::new(engine),
+        ask: Arc::new(supervise::Http::new()),
         images,
         ray,
         checkpoints,
@@ -282,6 +282,8 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         door: door_views,
         config,
         snapshot,
+        incidents,
+        seed: rand::random(),
         plan,
         credentials,
         stop: stopped,
@@ -403,51 +405,10 @@ fn empty(daemon: &DaemonView, node: &watch::Receiver<crate::snapshot::NodeView>)
         jobs: Vec::new(),
         runs: Vec::new(),
         demands: Vec::new(),
+        incidents: Vec::new(),
         links: Vec::new(),
         notices: Vec::new(),
     }
-}
-
-/// Whether the engine answers, and its events for as long as it does.
-fn watch_engine(engine: DockerEngine) -> (watch::Receiver<EngineView>, mpsc::Receiver<Nudge>) {
-    let (tell, view) = watch::channel(EngineView::Connecting);
-    let (nudge, nudges) = mpsc::channel(256);
-    tokio::spawn(async move {
-        let mut since = None;
-        while !nudge.is_closed() {
-            let reason = match engine.check().await {
-                Ok(info) => {
-                    tell.send_replace(EngineView::Reachable { version: info.version, api: info.api });
-                    match engine.events(since).await {
-                        Ok(mut events) => {
-                            while let Some(event) = events.next().await {
-                                since = Some(event.at);
-                                if nudge.send(event).await.is_err() {
-                                    return;
-                                }
-                            }
-                            // The stream ended: the next look says whether the engine is still there.
-                            since = since.or(Some(Timestamp::now()));
-                            tokio::time::sleep(Duration::from_millis(100)).await;
-                            continue;
-                        }
-                        Err(e) => e.to_string(),
-                    }
-                }
-                Err(e) => e.to_string(),
-            };
-            tell.send_if_modified(|view| match view {
-                EngineView::Unreachable { reason: old, .. } if *old == reason => false,
-                _ => {
-                    tracing::error!("{reason}");
-                    *view = EngineView::Unreachable { since: Timestamp::now(), reason };
-                    true
-                }
-            });
-            tokio::time::sleep(ENGINE_RETRY).await;
-        }
-    });
-    (view, nudges)
 }
 
 /// Listens where Prometheus reaches labd: on the host's address in the lab's network.

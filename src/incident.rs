@@ -33,7 +33,7 @@ pub struct Incident {
 }
 
 /// What ended a service.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Cause {
     /// It ended by itself or was killed.
@@ -44,6 +44,21 @@ pub enum Cause {
     Hang,
     /// Its container was gone: removed, or lost with the engine.
     Gone,
+}
+
+impl Cause {
+    /// Every cause: `/metrics` shows one series for each.
+    pub const ALL: [Self; 4] = [Self::Exit, Self::Oom, Self::Hang, Self::Gone];
+
+    /// The word in JSON, in the journal and in `/metrics`.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Exit => "exit",
+            Self::Oom => "oom",
+            Self::Hang => "hang",
+            Self::Gone => "gone",
+        }
+    }
 }
 
 /// One training run's share of an incident.

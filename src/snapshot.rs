@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::time::Timestamp;
+use crate::{incident::Incident, time::Timestamp};
 
 /// The number in [`Snapshot::schema`].
 pub const SCHEMA: u32 = 1;
@@ -35,6 +35,9 @@ pub struct Snapshot {
     pub runs: Vec<RunView>,
     /// What is asked of Ray and cannot be given now.
     pub demands: Vec<DemandView>,
+    /// What died and how it came back, newest first, at most 20.
+    #[serde(default)]
+    pub incidents: Vec<Incident>,
     /// Where a person goes next.
     pub links: Vec<Link>,
     /// Things a person should know, worst first.
@@ -434,7 +437,7 @@ pub struct Event {
     pub at: Timestamp,
     /// The service it concerns; absent for the daemon itself.
     pub service: Option<String>,
-    /// What kind of entry: `state`, `action`, `daemon`, `image`, `config`, `job`.
+    /// What kind of entry: `state`, `action`, `incident`, `job`, `daemon`, `image`, `config`.
     pub kind: String,
     /// The state entered or the action taken, such as `ready` or `start`.
     pub what: String,

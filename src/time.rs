@@ -13,6 +13,10 @@ pub struct Timestamp(i64);
 impl Timestamp {
     /// The wall clock.
     pub fn now() -> Self {
+        #[cfg(test)]
+        if let Some(now) = simulated::now() {
+            return now;
+        }
         Self(jiff::Timestamp::now().as_millisecond())
     }
 
@@ -63,6 +67,29 @@ impl<'de> Deserialize<'de> for Timestamp {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         let text = String::deserialize(d)?;
         Self::parse(&text).ok_or_else(|| serde::de::Error::custom(format!("`{text}` is not an RFC 3339 time")))
+    }
+}
+
+/// A clock that follows tokio's paused one, for simulated labs.
+#[cfg(test)]
+pub(crate) mod simulated {
+    use std::cell::Cell;
+
+    use tokio::time::Instant;
+
+    use super::Timestamp;
+
+    thread_local! {
+        static BEGAN: Cell<Option<(Instant, Timestamp)>> = const { Cell::new(None) };
+    }
+
+    /// From now on, on this thread, it is `at` and time passes as in this thread's tokio runtime; `None` ends that.
+    pub(crate) fn begin(at: Option<Timestamp>) {
+        BEGAN.set(at.map(|at| (Instant::now(), at)));
+    }
+
+    pub(super) fn now() -> Option<Timestamp> {
+        BEGAN.get().map(|(began, at)| at.plus(began.elapsed()))
     }
 }
 

@@ -15,6 +15,7 @@ const RUN_LOOK = {
   RUNNING: 'busy', INITIALIZING: 'busy', SCHEDULING: 'busy', RESIZING: 'busy',
 };
 const EVENTS_SHOWN = 30;
+const INCIDENTS_SHOWN = 8;
 // labd says `alive`, with its time, every 5 s; three missed ones mean that nobody is there.
 const SILENCE_MS = 16000;
 
@@ -151,6 +152,22 @@ function event(e) {
     make('td', { class: 'wide' }, e.reason));
 }
 
+// How long after the death something was so again.
+function after(incident, iso) {
+  if (!iso) return '–';
+  const ms = Date.parse(iso) - Date.parse(incident.died_at);
+  return ms < 1000 ? `${ms} ms` : ms < 60000 ? `${(ms / 1000).toFixed(1)} s` : `${Math.round(ms / 60000)} min`;
+}
+
+function incident(i) {
+  return make('tr', {},
+    make('td', {}, time(i.died_at)),
+    make('th', { scope: 'row' }, i.service),
+    make('td', { class: 'num', 'data-label': 'runs again after' }, after(i, i.running_at)),
+    make('td', { class: 'num', 'data-label': 'ready after' }, after(i, i.ready_at)),
+    make('td', { class: 'wide' }, i.why));
+}
+
 function notice(n) {
   const word = { info: 'Note', warning: 'Warning', error: 'Problem' }[n.severity] || n.severity;
   return make('li', { class: `notice ${n.severity}` }, make('b', {}, word), n.text);
@@ -214,6 +231,9 @@ function render() {
   rows('runs', s.runs, 6, '', run);
   byId('demands-section').hidden = s.demands.length === 0;
   rows('demands', s.demands, 4, '', demand);
+  const incidents = (s.incidents || []).slice(0, INCIDENTS_SHOWN);
+  byId('incidents-section').hidden = incidents.length === 0;
+  rows('incidents', incidents, 5, '', incident);
   byId('links-section').hidden = s.links.length === 0;
   fill(byId('links'), s.links.map(link));
   rows('events', events, 4, 'Nothing has happened yet.', event);

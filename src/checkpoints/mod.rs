@@ -84,6 +84,13 @@ impl Checkpoints {
         Self { aim: Arc::new(aim), view, poke }
     }
 
+    /// One that never looks anywhere.
+    #[cfg(test)]
+    pub(crate) fn simulated() -> Self {
+        let (aim, view) = (watch::channel(None).0, watch::channel(Arc::new(StoreView::default())).1);
+        Self { aim: Arc::new(aim), view, poke: Arc::default() }
+    }
+
     /// Says where the store is now; `None` while it does not run. What was known is kept.
     pub fn aim(&self, store: Option<Store>) {
         self.aim.send_if_modified(|old| {

@@ -411,6 +411,7 @@ mod tests {
                     note: None,
                 },
             ],
+            incidents: vec![],
             demands: vec![DemandView {
                 asks_for: "4 GPU, 8 CPU".into(),
                 count: 1,

@@ -31,11 +31,15 @@ use bollard::{
     },
 };
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt, TryStreamExt, stream};
+use futures_util::{
+    Stream, StreamExt, TryStreamExt,
+    stream::{self, BoxStream},
+};
 
-use super::{Engine, EngineError, LABEL_LAB, LABEL_SERVICE, Nudge, Seen};
+use super::{Engine, EngineError, Happened, LABEL_LAB, LABEL_SERVICE, Nudge, Seen, listen::Source};
 use crate::{
     plan::spec::{ContainerSpec, NetworkSpec},
+    snapshot::EngineView,
     time::{Timestamp, human},
 };
 
@@ -141,10 +145,7 @@ impl DockerEngine {
 
     /// Container events of this lab from `since` on, or from now. Ends when the connection drops: ask for [`Self::check`]
     /// and call again with the time of the last event.
-    pub async fn events(
-        &self,
-        since: Option<Timestamp>,
-    ) -> Result<impl Stream<Item = Nudge> + Send + Unpin + use<>, EngineError> {
+    pub async fn events(&self, since: Option<Timestamp>) -> Result<BoxStream<'static, Nudge>, EngineError> {
         let client = self.client().await?;
         // Always a time: the request goes out when the stream is first polled, and nothing may be missed until then.
         let since = since.unwrap_or_else(Timestamp::now).as_millis();
@@ -461,6 +462,17 @@ impl Engine for DockerEngine {
     }
 }
 
+impl Source for DockerEngine {
+    async fn view(&self) -> Result<EngineView, EngineError> {
+        let info = self.check().await?;
+        Ok(EngineView::Reachable { version: info.version, api: info.api })
+    }
+
+    async fn events(&self, since: Option<Timestamp>) -> Result<BoxStream<'static, Nudge>, EngineError> {
+        Self::events(self, since).await
+    }
+}
+
 fn has_subnet(found: &NetworkInspect, want: &NetworkSpec) -> bool {
     let configs = found.ipam.as_ref().and_then(|i| i.config.as_deref()).unwrap_or_default();
     let gateway = want.gateway.to_string();
@@ -471,9 +483,16 @@ fn has_subnet(found: &NetworkInspect, want: &NetworkSpec) -> bool {
 }
 
 fn nudge(event: EventMessage) -> Option<Nudge> {
-    let service = event.actor?.attributes?.remove(LABEL_SERVICE)?;
+    let actor = event.actor?;
+    let mut attributes = actor.attributes?;
+    let service = attributes.remove(LABEL_SERVICE)?;
+    let what = match event.action.as_deref() {
+        Some("kill") => Happened::Signal(attributes.get("signal").and_then(|s| s.parse().ok()).unwrap_or_default()),
+        Some("stop") => Happened::Stopped,
+        _ => Happened::Other,
+    };
     let ms = event.time_nano.map(|n| n / 1_000_000).or(event.time.map(|s| s * 1000)).unwrap_or_default();
-    Some(Nudge { service, action: event.action.unwrap_or_default(), at: Timestamp::from_millis(ms) })
+    Some(Nudge { service, id: actor.id.unwrap_or_default(), what, at: Timestamp::from_millis(ms) })
 }
 
 #[cfg(test)]

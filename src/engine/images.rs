@@ -131,6 +131,12 @@ impl Images {
         Self { wishes, states, shared }
     }
 
+    /// Images that are what they are told to be, for simulated labs.
+    #[cfg(test)]
+    pub(crate) fn simulated(states: watch::Receiver<BTreeMap<ImageName, ImageState>>) -> Self {
+        Self { wishes: mpsc::unbounded_channel().0, states, shared: Arc::default() }
+    }
+
     /// Asks for an image to be there, now and until the next [`Self::update`] that drops it. Made or pulled when missing,
     /// tried again by itself when that fails; a present one is looked at again at most every 60 s. Never blocks.
     pub fn want(&self, name: ImageName) {

@@ -2,12 +2,14 @@
 //!
 //! * [`docker`]: the real engine, through bollard.
 //! * [`images`]: builds and pulls, with progress.
+//! * [`listen`]: whether it answers, and its events.
 //!
 //! An engine does what it is told and reports what it sees. It has no opinions: whether a container should run is
 //! decided in [`crate::supervise`].
 
 pub mod docker;
 pub mod images;
+pub mod listen;
 
 use std::{collections::BTreeMap, future::Future, net::Ipv4Addr};
 
@@ -98,15 +100,31 @@ pub enum EngineError {
     Other(String),
 }
 
-/// An engine event that makes supervision look again. What happened is always read anew.
+/// An engine event that makes supervision look again. What stands there is always read anew; an event only adds what
+/// cannot be read afterwards: that somebody stopped it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Nudge {
     /// The service whose container it concerns.
     pub service: String,
-    /// The engine's word: `die`, `start`, `oom`, `stop`, `kill`, `destroy`, ...
-    pub action: String,
+    /// The container.
+    pub id: String,
+    /// What happened.
+    pub what: Happened,
     /// When it happened, by the engine's clock.
     pub at: Timestamp,
+}
+
+/// What an event says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Happened {
+    /// A signal was sent to it through the engine: the beginning of `docker stop`, or of `docker kill`.
+    Signal(i32),
+    /// It was stopped through the engine: by `docker stop` or `labd stop`, or because the engine itself ends.
+    Stopped,
+    /// It was stopped, and the engine lives on: somebody wanted it stopped.
+    StoppedByHand,
+    /// Anything else: `start`, `die`, `oom`, `destroy`, ...
+    Other,
 }
 
 /// What supervision needs of a container engine.

@@ -1,6 +1,10 @@
 //! `GET /metrics`: the snapshot for Prometheus, in its text format.
 
-use std::fmt::{Display, Write as _};
+use std::{
+    collections::BTreeMap,
+    fmt::{Display, Write as _},
+    time::Duration,
+};
 
 use axum::{
     extract::State as From,
@@ -10,7 +14,8 @@ use axum::{
 
 use super::State;
 use crate::{
-    journal::JournalHealth,
+    incident::Cause,
+    journal::{JournalHealth, Totals},
     snapshot::{EngineView, JobStatus, ServiceState, Snapshot},
 };
 
@@ -23,10 +28,10 @@ pub(super) async fn get(From(state): From<State>) -> Response {
     let recording = *state.journal.health().borrow() == JournalHealth::Recording;
     let snapshot = state.snapshot.borrow().clone();
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
-    (kind, render(&snapshot, recording)).into_response()
+    (kind, render(&snapshot, recording, &state.journal.incident_totals())).into_response()
 }
 
-fn render(s: &Snapshot, recording: bool) -> String {
+fn render(s: &Snapshot, recording: bool, incidents: &BTreeMap<(String, Cause), Totals>) -> String {
     let mut out = Text::default();
     out.family("labd_build_info", "gauge", "Version of labd; always 1.");
     out.sample("labd_build_info", &[("version", &s.labd.version)], 1);
@@ -47,6 +52,23 @@ fn render(s: &Snapshot, recording: bool) -> String {
     out.family("labd_service_restarts_total", "counter", "How often labd started a service again after a failure.");
     for service in &s.services {
         out.sample("labd_service_restarts_total", &[("service", &service.name)], service.restarts);
+    }
+
+    out.family("labd_incidents_total", "counter", "How often a service died or hung, by cause.");
+    for service in &s.services {
+        for cause in Cause::ALL {
+            let total = incidents.get(&(service.name.clone(), cause)).copied().unwrap_or_default();
+            let labels = [("service", service.name.as_str()), ("cause", cause.word())];
+            out.sample("labd_incidents_total", &labels, total.incidents);
+        }
+    }
+    out.family("labd_recovery_seconds", "summary", "From a service's death to its being ready again.");
+    for service in &s.services {
+        let of = incidents.iter().filter(|((name, _), _)| *name == service.name);
+        let (count, sum) = of.fold((0, Duration::ZERO), |(n, d), (_, t)| (n + t.recovered, d + t.recovery));
+        let labels = [("service", service.name.as_str())];
+        out.sample("labd_recovery_seconds_sum", &labels, sum.as_secs_f64());
+        out.sample("labd_recovery_seconds_count", &labels, count);
     }
 
     out.family("labd_gpu_info", "gauge", "One series per GPU; always 1. `simulated` is true without such hardware.");
@@ -134,14 +156,29 @@ impl Text {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::{
-        public_router, scrape_router,
-        testing::{Lab, ask, status_and_text},
+    use crate::{
+        http::{
+            public_router, scrape_router,
+            testing::{Lab, ask, status_and_text},
+        },
+        incident::Incident,
+        time::Timestamp,
     };
 
     #[tokio::test]
     async fn the_snapshot_is_told_in_prometheus_words() {
         let lab = Lab::new();
+        let died_at = Timestamp::from_millis(1_795_492_872_123);
+        lab.state.journal.keep_incident(Incident {
+            service: "ray-head".into(),
+            cause: Cause::Exit,
+            why: "container exited 137 (SIGKILL)".into(),
+            died_at,
+            noticed_at: died_at,
+            running_at: Some(died_at),
+            ready_at: Some(died_at.plus(Duration::from_millis(4_500))),
+            training: Vec::new(),
+        });
         for router in [public_router(lab.state.clone()), scrape_router(lab.state.clone())] {
             let answer = ask(router, "GET", "/metrics").await;
             assert_eq!(answer.headers()["content-type"], "text/plain; version=0.0.4; charset=utf-8");
@@ -152,6 +189,10 @@ mod tests {
                 "labd_service_restarts_total{service=\"ray-head\"} 3",
                 "labd_gpu_info{id=\"SIM-0\",name=\"a \\\"fine\\\" GPU\",vendor=\"simulated\",simulated=\"true\",\
                  worker=\"ray-worker-0\"} 1",
+                "labd_incidents_total{service=\"ray-head\",cause=\"exit\"} 1",
+                "labd_incidents_total{service=\"ray-head\",cause=\"hang\"} 0",
+                "labd_recovery_seconds_sum{service=\"ray-head\"} 4.5",
+                "labd_recovery_seconds_count{service=\"ray-head\"} 1",
                 "labd_jobs{status=\"RUNNING\"} 1",
                 "labd_jobs{status=\"FAILED\"} 0",
                 "labd_run_checkpoint_timestamp_seconds{run=\"food11\"} 1795492872.123",
@@ -167,14 +208,15 @@ mod tests {
     #[tokio::test]
     async fn every_line_is_well_formed_and_every_family_announced_once() {
         let lab = Lab::new();
-        let text = render(&lab.snapshot.borrow(), false);
+        let text = render(&lab.snapshot.borrow(), false, &BTreeMap::new());
         let mut announced = std::collections::BTreeSet::new();
         for line in text.lines() {
             if let Some(rest) = line.strip_prefix("# TYPE ") {
                 assert!(announced.insert(rest.split(' ').next().expect("a name")), "twice: {line}");
             } else if !line.starts_with('#') {
                 let name = line.split(['{', ' ']).next().expect("a name");
-                assert!(announced.contains(name), "not announced: {line}");
+                let family = name.trim_end_matches("_sum").trim_end_matches("_count");
+                assert!(announced.contains(family), "not announced: {line}");
                 assert!(line.rsplit_once(' ').expect("a value").1.parse::<f64>().is_ok(), "{line}");
             }
         }

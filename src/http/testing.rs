@@ -151,6 +151,7 @@ fn a_snapshot() -> Snapshot {
             note: None,
         }],
         demands: vec![],
+        incidents: vec![],
         links: vec![],
         notices: vec![],
     }

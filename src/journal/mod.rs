@@ -30,7 +30,11 @@ use tokio::sync::{broadcast, oneshot, watch};
 
 pub use query::EventQuery;
 
-use crate::{snapshot::Event, time::Timestamp};
+use crate::{
+    incident::{Cause, Incident, KEPT},
+    snapshot::Event,
+    time::Timestamp,
+};
 
 /// How many events are kept in memory for when the database cannot be read.
 const RING: usize = 500;
@@ -52,6 +56,8 @@ pub enum Kind {
     Config,
     /// A job's end, as the ledger sees it.
     Job,
+    /// A service died and is back.
+    Incident,
 }
 
 impl Kind {
@@ -64,6 +70,7 @@ impl Kind {
             Self::Image => "image",
             Self::Config => "config",
             Self::Job => "job",
+            Self::Incident => "incident",
         }
     }
 }
@@ -145,6 +152,17 @@ impl Options {
     }
 }
 
+/// Incidents of one service with one cause, over everything the journal remembers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Totals {
+    /// How many there were.
+    pub incidents: u64,
+    /// How many of them the service is back from.
+    pub recovered: u64,
+    /// From death to ready, over those.
+    pub recovery: Duration,
+}
+
 /// What writer and readers both need, without the database.
 #[derive(Debug, Default)]
 struct Shared {
@@ -154,18 +172,49 @@ struct Shared {
     memory: BTreeMap<String, String>,
     /// Keys of `memory` that are not on disk yet.
     unsaved: BTreeSet<String>,
+    /// The newest incidents by death and service, at most [`KEPT`].
+    incidents: BTreeMap<IncidentKey, Incident>,
+    /// Keys of `incidents` whose present form is not on disk yet.
+    unsaved_incidents: BTreeSet<IncidentKey>,
+    totals: BTreeMap<(String, Cause), Totals>,
+}
+
+/// What tells incidents apart.
+type IncidentKey = (Timestamp, String);
+
+impl Shared {
+    fn keep(&mut self, incident: Incident) {
+        let key = (incident.died_at, incident.service.clone());
+        let back = |i: &Incident| i.ready_at.map(|at| at.since(i.died_at));
+        let total = self.totals.entry((incident.service.clone(), incident.cause)).or_default();
+        let now_back = back(&incident);
+        let old = self.incidents.insert(key.clone(), incident);
+        total.incidents += u64::from(old.is_none());
+        if let (None, Some(took)) = (old.as_ref().and_then(back), now_back) {
+            total.recovered += 1;
+            total.recovery += took;
+        }
+        self.unsaved_incidents.insert(key);
+        // The oldest that is on disk goes; with a disk that takes nothing the newest count.
+        while self.incidents.len() > KEPT {
+            if let Some((key, _)) = self.incidents.pop_first() {
+                self.unsaved_incidents.remove(&key);
+            }
+        }
+    }
 }
 
 #[derive(Debug)]
 enum Message {
     Entry(Entry),
-    /// Some key of the memory has changed.
+    /// Some key of the memory, or an incident, has changed.
     Memory,
     Flush(oneshot::Sender<()>),
 }
 
 #[derive(Debug)]
 struct Inner {
+    /// Empty for a journal that is kept in memory only.
     path: PathBuf,
     to_writer: SyncSender<Message>,
     /// Entries that found the channel full.
@@ -209,8 +258,27 @@ impl Journal {
         Ok(Self(Arc::new(Inner { path: path.to_owned(), to_writer, overflow, shared, health, events })))
     }
 
+    /// A journal without a file and without a thread, for simulated labs: it outlives them as a file would.
+    #[cfg(test)]
+    pub(crate) fn in_memory() -> Self {
+        let (to_writer, _) = sync_channel(1);
+        Self(Arc::new(Inner {
+            path: PathBuf::new(),
+            to_writer,
+            overflow: Arc::default(),
+            shared: Arc::default(),
+            health: watch::channel(JournalHealth::Recording).1,
+            events: broadcast::channel(1_024).0,
+        }))
+    }
+
     /// Notes that something happened. Never blocks, never fails.
     pub fn record(&self, entry: Entry) {
+        #[cfg(test)]
+        if self.0.path.as_os_str().is_empty() {
+            writer::note(&mut lock(&self.0.shared), entry);
+            return;
+        }
         if let Err(TrySendError::Full(_)) = self.0.to_writer.try_send(Message::Entry(entry)) {
             self.0.overflow.fetch_add(1, Ordering::Relaxed);
         }
@@ -229,6 +297,9 @@ impl Journal {
     /// Events in the order they happened. What the database cannot tell comes from memory: the last 500.
     pub async fn events(&self, query: EventQuery) -> Vec<Event> {
         let path = self.0.path.clone();
+        if path.as_os_str().is_empty() {
+            return query.merge(Vec::new(), &lock(&self.0.shared).ring);
+        }
         let asked = query.clone();
         let stored = tokio::task::spawn_blocking(move || query::events(&path, &asked)).await;
         let stored = match stored {
@@ -253,6 +324,22 @@ impl Journal {
         lock(&self.0.shared).restarts.clone()
     }
 
+    /// The newest incidents, oldest first, at most [`KEPT`].
+    pub fn incidents(&self) -> Vec<Incident> {
+        lock(&self.0.shared).incidents.values().cloned().collect()
+    }
+
+    /// Keeps an incident in place of its earlier form, which is known by service and time of death. Never blocks.
+    pub fn keep_incident(&self, incident: Incident) {
+        lock(&self.0.shared).keep(incident);
+        self.wake_writer();
+    }
+
+    /// How many incidents there were, by service and cause.
+    pub fn incident_totals(&self) -> BTreeMap<(String, Cause), Totals> {
+        lock(&self.0.shared).totals.clone()
+    }
+
     /// Keeps a value over restarts of labd.
     pub fn set_memory(&self, key: impl Into<String>, value: impl Into<String>) {
         let key = key.into();
@@ -261,7 +348,11 @@ impl Journal {
             shared.memory.insert(key.clone(), value.into());
             shared.unsaved.insert(key);
         }
-        // A full channel wakes the writer anyway, and it looks at `unsaved` on every wake.
+        self.wake_writer();
+    }
+
+    fn wake_writer(&self) {
+        // A full channel wakes the writer anyway, and it looks at what is unsaved on every wake.
         let _ = self.0.to_writer.try_send(Message::Memory);
     }
 

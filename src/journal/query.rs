@@ -8,7 +8,12 @@ use std::{
 
 use rusqlite::{Connection, OpenFlags, Row, params};
 
-use crate::{snapshot::Event, time::Timestamp};
+use super::Totals;
+use crate::{
+    incident::{Cause, Incident, KEPT},
+    snapshot::Event,
+    time::Timestamp,
+};
 
 /// Which events are wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,4 +92,27 @@ pub(super) fn memory(db: &Connection) -> rusqlite::Result<BTreeMap<String, Strin
 /// The highest number in use, 0 when there is none.
 pub(super) fn last_seq(db: &Connection) -> rusqlite::Result<i64> {
     db.query_row("SELECT coalesce(max(seq), 0) FROM events", [], |row| row.get(0))
+}
+
+/// The newest incidents. One that this labd cannot read is left out.
+pub(super) fn incidents(db: &Connection) -> rusqlite::Result<Vec<Incident>> {
+    let limit = u32::try_from(KEPT).unwrap_or(u32::MAX);
+    let mut newest = db.prepare("SELECT body FROM incidents ORDER BY died_at_ms DESC, service LIMIT ?1")?;
+    let bodies: Vec<String> = newest.query_map([limit], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+    Ok(bodies.iter().filter_map(|body| serde_json::from_str(body).ok()).collect())
+}
+
+/// Incidents by service and cause.
+pub(super) fn incident_totals(db: &Connection) -> rusqlite::Result<BTreeMap<(String, Cause), Totals>> {
+    let mut sums = db.prepare(
+        "SELECT service, cause, count(*), count(recovery_ms), coalesce(sum(recovery_ms), 0) FROM incidents \
+         GROUP BY service, cause",
+    )?;
+    let rows = sums.query_map([], |row| {
+        let (service, cause): (String, String) = (row.get(0)?, row.get(1)?);
+        let count = |column| row.get::<_, i64>(column).map(|n| u64::try_from(n).unwrap_or(0));
+        let total = Totals { incidents: count(2)?, recovered: count(3)?, recovery: Duration::from_millis(count(4)?) };
+        Ok(Cause::ALL.into_iter().find(|c| c.word() == cause).map(|cause| ((service, cause), total)))
+    })?;
+    rows.filter_map(Result::transpose).collect()
 }

@@ -20,4 +20,13 @@ const MIGRATIONS: &[&str] = &[
     // a running lab has a second.
     "CREATE TABLE memory (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
     CREATE INDEX events_restarts ON events (service) WHERE kind = 'action' AND what = 'restart';",
+    // One row per incident; the body is JSON, so that it can grow without a migration.
+    "CREATE TABLE incidents (
+        died_at_ms  INTEGER NOT NULL,
+        service     TEXT NOT NULL,
+        cause       TEXT NOT NULL,
+        recovery_ms INTEGER,
+        body        TEXT NOT NULL,
+        PRIMARY KEY (died_at_ms, service)
+    ) STRICT, WITHOUT ROWID;",
 ];

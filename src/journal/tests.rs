@@ -200,7 +200,7 @@ async fn a_newer_database_is_refused_and_left_as_it_is() {
     );
     let line = error.to_string();
     assert!(
-        line.contains(path.to_str().expect("UTF-8")) && line.contains("schema 5") && !line.contains('\n'),
+        line.contains(path.to_str().expect("UTF-8")) && line.contains("schema 6") && !line.contains('\n'),
         "{line}"
     );
     assert_eq!(fs::read(&path).expect("readable"), before);
@@ -375,4 +375,49 @@ async fn recording_never_waits() {
     journal.flush().await;
     let events = journal.events(EventQuery { limit: 1, newest: true, ..everything() }).await;
     assert!(events[0].seq > 1_000);
+}
+
+#[tokio::test]
+async fn incidents_are_kept_in_their_newest_form_and_counted_once() {
+    let dir = folder();
+    let path = dir.path().join("journal.db");
+    let now = Timestamp::now();
+    let at = |ms| Timestamp::from_millis(now.as_millis() + ms);
+    let mut incident = Incident {
+        service: "ray-worker-0".into(),
+        cause: Cause::Exit,
+        why: "container exited 137 (SIGKILL)".into(),
+        died_at: at(10_000),
+        noticed_at: at(10_040),
+        running_at: None,
+        ready_at: None,
+        training: Vec::new(),
+    };
+    let journal = Journal::open_with(&path, quick()).expect("opens");
+    journal.keep_incident(incident.clone());
+    journal.flush().await;
+    incident.running_at = Some(at(10_300));
+    incident.ready_at = Some(at(13_000));
+    journal.keep_incident(incident.clone());
+    for n in 0..150 {
+        journal.keep_incident(Incident {
+            service: "minio".into(),
+            died_at: at(20_000 + n),
+            ready_at: None,
+            ..incident.clone()
+        });
+        if n % 50 == 0 {
+            journal.flush().await;
+        }
+    }
+    journal.flush().await;
+    let totals = journal.incident_totals();
+    drop(journal);
+    let journal = Journal::open_with(&path, quick()).expect("opens again");
+    assert_eq!(journal.incidents().len(), KEPT, "the newest");
+    assert_eq!(journal.incident_totals(), totals, "the same before and after a restart");
+    let worker = totals[&("ray-worker-0".to_owned(), Cause::Exit)];
+    assert_eq!(worker, Totals { incidents: 1, recovered: 1, recovery: Duration::from_secs(3) });
+    let minio = totals[&("minio".to_owned(), Cause::Exit)];
+    assert_eq!((minio.incidents, minio.recovered), (150, 0));
 }

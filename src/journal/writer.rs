@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     db::{self, OpenFailure},
+    incident::Incident,
     snapshot::Event,
     time::{Timestamp, human},
 };
@@ -151,6 +152,8 @@ impl Writer {
         let stored_seq = query::last_seq(&db)?;
         let restarts = query::restarts(&db)?;
         let memory = query::memory(&db)?;
+        let incidents = query::incidents(&db)?;
+        let totals = query::incident_totals(&db)?;
         let newest = EventQuery { after_seq: None, service: None, limit: RING, newest: true };
         let mut stored = query::select(&db, &newest)?;
         stored.reverse();
@@ -177,6 +180,13 @@ impl Writer {
             if !shared.unsaved.contains(&key) {
                 shared.memory.insert(key, value);
             }
+        }
+        shared.totals = totals;
+        let unsaved: Vec<Incident> =
+            shared.unsaved_incidents.iter().filter_map(|k| shared.incidents.get(k).cloned()).collect();
+        shared.incidents = incidents.into_iter().map(|i| ((i.died_at, i.service.clone()), i)).collect();
+        for incident in unsaved {
+            shared.keep(incident);
         }
         drop(guard);
         self.db = Some(db);
@@ -249,13 +259,17 @@ impl Writer {
             let shared = lock(&self.shared);
             shared.unsaved.iter().filter_map(|k| shared.memory.get(k).map(|v| (k.clone(), v.clone()))).collect()
         };
+        let incidents: Vec<Incident> = {
+            let shared = lock(&self.shared);
+            shared.unsaved_incidents.iter().filter_map(|k| shared.incidents.get(k).cloned()).collect()
+        };
         let resumed = self.resumed();
         let Some(db) = self.db.as_mut() else { return };
-        if self.pending.is_empty() && unsaved.is_empty() && resumed.is_none() {
+        if self.pending.is_empty() && unsaved.is_empty() && incidents.is_empty() && resumed.is_none() {
             return;
         }
         let extra = resumed.map(|entry| numbered(self.last_seq + 1, entry));
-        match insert(db, self.pending.iter().chain(&extra), &unsaved) {
+        match insert(db, self.pending.iter().chain(&extra), &unsaved, &incidents) {
             Ok(()) => {
                 self.pending.clear();
                 {
@@ -263,6 +277,12 @@ impl Writer {
                     for (key, value) in unsaved {
                         if shared.memory.get(&key) == Some(&value) {
                             shared.unsaved.remove(&key);
+                        }
+                    }
+                    for incident in incidents {
+                        let key = (incident.died_at, incident.service.clone());
+                        if shared.incidents.get(&key) == Some(&incident) {
+                            shared.unsaved_incidents.remove(&key);
                         }
                     }
                 }
@@ -365,6 +385,7 @@ impl Writer {
                 "DELETE FROM events WHERE seq IN (SELECT seq FROM events WHERE seq <= ?1 ORDER BY seq LIMIT ?2)",
                 params![self.last_seq - self.options.max_rows, SWEEP_BATCH as u32],
             )?;
+            db.execute("DELETE FROM incidents WHERE died_at_ms < ?1", params![oldest])?;
             let more = old.max(many) >= SWEEP_BATCH;
             let restarts = if old + many > 0 && !more { Some(query::restarts(db)?) } else { None };
             Ok::<_, rusqlite::Error>((more, restarts))
@@ -414,6 +435,16 @@ fn count_restart(shared: &mut Shared, event: &Event) {
     }
 }
 
+/// What the writer does with an entry, without a disk.
+#[cfg(test)]
+pub(super) fn note(shared: &mut Shared, entry: Entry) {
+    let seq = shared.ring.back().map_or(0, |last| last.seq) + 1;
+    let event = numbered(seq, entry);
+    count_restart(shared, &event);
+    shared.ring.push_back(event);
+    trim(&mut shared.ring, RING);
+}
+
 fn trim(ring: &mut VecDeque<Event>, to: usize) {
     let excess = ring.len().saturating_sub(to);
     ring.drain(..excess);
@@ -423,6 +454,7 @@ fn insert<'a>(
     db: &mut Connection,
     events: impl Iterator<Item = &'a Event>,
     memory: &[(String, String)],
+    incidents: &[Incident],
 ) -> rusqlite::Result<()> {
     let tx = db.transaction()?;
     {
@@ -435,6 +467,15 @@ fn insert<'a>(
         let mut keep = tx.prepare_cached("INSERT OR REPLACE INTO memory (key, value) VALUES (?1, ?2)")?;
         for (key, value) in memory {
             keep.execute(params![key, value])?;
+        }
+        let mut keep = tx.prepare_cached(
+            "INSERT OR REPLACE INTO incidents (died_at_ms, service, cause, recovery_ms, body) VALUES (?1, ?2, ?3, ?4, ?5)",
+        )?;
+        for i in incidents {
+            let took = i.ready_at.map(|at| at.since(i.died_at).as_millis() as i64);
+            // Plain data with string keys always serialises.
+            let body = serde_json::to_string(i).unwrap_or_default();
+            keep.execute(params![i.died_at.as_millis(), i.service, i.cause.word(), took, body])?;
         }
     }
     tx.commit()

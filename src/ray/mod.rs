@@ -111,6 +111,26 @@ pub struct Ray {
     aim: Arc<watch::Sender<Option<Endpoint>>>,
     view: watch::Receiver<Arc<RayView>>,
     poke: Arc<Notify>,
+    #[cfg(test)]
+    simulated: Option<Unregister>,
+}
+
+/// A simulated cluster's ear: address, before, reason.
+#[cfg(test)]
+#[derive(Clone)]
+pub(crate) struct Unregister(
+    pub(crate)  Arc<
+        dyn Fn(Ipv4Addr, Timestamp, String) -> futures_util::future::BoxFuture<'static, Result<usize, String>>
+            + Send
+            + Sync,
+    >,
+);
+
+#[cfg(test)]
+impl std::fmt::Debug for Unregister {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Unregister")
+    }
 }
 
 impl Ray {
@@ -122,7 +142,23 @@ impl Ray {
         let poke = Arc::new(Notify::new());
         tokio::spawn(watch_nodes(heard.clone(), tell.clone(), poke.clone()));
         tokio::spawn(watch_jobs(heard, tell));
-        Self { aim: Arc::new(aim), view, poke }
+        Self {
+            aim: Arc::new(aim),
+            view,
+            poke,
+            #[cfg(test)]
+            simulated: None,
+        }
+    }
+
+    /// A simulated cluster: what is seen of it, where labd believes the head to be, and who is told of dead nodes.
+    #[cfg(test)]
+    pub(crate) fn simulated(
+        view: watch::Receiver<Arc<RayView>>,
+        aim: watch::Sender<Option<Endpoint>>,
+        unregister: Unregister,
+    ) -> Self {
+        Self { aim: Arc::new(aim), view, poke: Arc::default(), simulated: Some(unregister) }
     }
 
     /// Says where the head is now; `None` when no head runs. What was known of nodes is then forgotten, jobs are kept.
@@ -155,6 +191,10 @@ impl Ray {
     /// Fails in one line when the GCS is away.
     pub async fn unregister(&self, address: Ipv4Addr, before: Timestamp, reason: &str) -> Result<usize, String> {
         let Some(endpoint) = self.aim.borrow().clone() else { return Err("no Ray head runs".to_owned()) };
+        #[cfg(test)]
+        if let Some(Unregister(tell)) = &self.simulated {
+            return tell(address, before, reason.to_owned()).await;
+        }
         let client = Client::connect(&endpoint);
         let mut told = 0;
         for node in client.nodes().await? {

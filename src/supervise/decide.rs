@@ -17,6 +17,7 @@ use std::time::Duration;
 use super::backoff::{Backoff, HEALTHY};
 use crate::{
     engine::{ContainerSeen, RunState, Seen},
+    incident::Cause,
     snapshot::ServiceState,
     time::{Timestamp, human},
 };
@@ -24,6 +25,14 @@ use crate::{
 /// A service that was ready and does not answer for so long is hung. Busy is not hung: probes are answered within a
 /// second under full load, and this is thirty of them.
 pub const HUNG_AFTER: Duration = Duration::from_secs(30);
+/// After an exit that a signal by hand preceded, for the word that it was a `docker stop`: it comes within milliseconds.
+pub const STOP_WORD: Duration = Duration::from_secs(1);
+/// And then for the word that the engine lives on: one question to it.
+pub const STOP_VERDICT: Duration = Duration::from_secs(8);
+/// An engine that ends stops listening first and its containers next, and is found to be away only after that.
+const ENGINE_ENDS: Duration = Duration::from_secs(10);
+/// An engine that begins clears up what died with its predecessor before it answers.
+const ENGINE_BEGINS: Duration = Duration::from_secs(2);
 /// How long a killed GPU worker's own start waits when another GPU is free to take over its run: starting a Ray node
 /// and starting the run's new training process at the same time makes both slower (measured: training again after 3.1 s
 /// with the pause and 4.6 s without, on 2 cores).
@@ -35,9 +44,53 @@ pub enum Wanted {
     /// That it runs.
     Up,
     /// That it is stopped and stays there: a person said so.
-    Held,
+    Held(Hold),
     /// That it has no container: switched off, no longer planned, or the lab goes down.
     Off,
+}
+
+/// How a person stopped a service. Held until a person starts it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hold {
+    /// With `labd stop`, and it may still run.
+    Asked,
+    /// With `labd stop`, and it was seen not to run since.
+    Stopped,
+    /// With `docker stop`, or whatever speaks to the engine as that does.
+    ByHand,
+}
+
+/// What the engine's events say of one container and its state does not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Touched {
+    /// The container.
+    pub id: String,
+    /// When it was last sent a signal by somebody else than labd, SIGKILL left out: no stop begins with that.
+    pub signalled: Option<Timestamp>,
+    /// When somebody else than labd, or the engine at its end, last stopped it.
+    pub stopped: Option<Timestamp>,
+    /// When somebody else than labd last stopped it, and the engine lived on.
+    pub by_hand: Option<Timestamp>,
+}
+
+/// When the engine was not to be reached, last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Away {
+    /// Since when.
+    pub from: Timestamp,
+    /// Until when; absent while it lasts.
+    pub to: Option<Timestamp>,
+}
+
+/// A service ended without being asked to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ended {
+    /// What ended it.
+    pub cause: Cause,
+    /// The cause in one line.
+    pub why: String,
+    /// When; for a hang, when it first did not answer.
+    pub at: Timestamp,
 }
 
 /// What the prober says of the running container.
@@ -50,6 +103,13 @@ pub enum Health {
     /// Its contract does not hold.
     Failing {
         /// What is missing, in one line.
+        reason: String,
+        /// Since when it has not held, without a good answer in between.
+        since: Timestamp,
+    },
+    /// Its contract does not hold, and waiting cannot mend that.
+    Lost {
+        /// Why, in one line.
         reason: String,
     },
 }
@@ -79,16 +139,24 @@ pub enum Turn {
 pub struct Situation<'a> {
     /// The service's name.
     pub name: &'a str,
+    /// Its container's name.
+    pub container: &'a str,
     /// Fingerprint of the wanted container.
     pub hash: &'a str,
     /// Longest time from start to ready.
     pub start_deadline: Duration,
+    /// How long the engine lets it end by itself when it is stopped.
+    pub stop_timeout: Duration,
     /// Whether the GCS must be told when its container ended.
     pub is_ray_node: bool,
     /// What is wanted.
     pub wanted: Wanted,
     /// What stands there.
     pub seen: &'a Seen,
+    /// What events say of its container.
+    pub touched: Option<&'a Touched>,
+    /// When the engine was away.
+    pub away: Option<Away>,
     /// What the prober says.
     pub health: &'a Health,
     /// Its image.
@@ -112,6 +180,8 @@ pub struct Memory {
     pub backoff: Backoff,
     /// Exit that was already counted: container and time.
     counted: Option<(String, Timestamp)>,
+    /// It ran when it was last looked at.
+    ran: bool,
     /// What the GCS has yet to be told of the node that was here.
     untold: Option<String>,
     /// Whether it has been ready since its container was started, and when that was.
@@ -182,11 +252,13 @@ pub struct Decision {
     pub reason: String,
     /// When to decide again even if nothing changes.
     pub wake: Option<Timestamp>,
+    /// It has ended without being asked to, which is known as of now.
+    pub ended: Option<Ended>,
 }
 
 impl Decision {
     fn new(action: Action, state: ServiceState, reason: impl Into<String>) -> Self {
-        Self { action, state, reason: reason.into(), wake: None }
+        Self { action, state, reason: reason.into(), wake: None, ended: None }
     }
 
     fn wake_at(mut self, at: Timestamp) -> Self {
@@ -208,6 +280,11 @@ impl Memory {
         self.untold = None;
     }
 
+    /// It ran before this labd began to look: if nothing is there now, that is news.
+    pub fn has_run(&mut self) {
+        self.ran = true;
+    }
+
     /// A person wants it: forget what failed.
     pub fn forgive(&mut self) {
         self.backoff.forget();
@@ -219,6 +296,28 @@ fn exit_of(container: &ContainerSeen) -> Option<(String, Timestamp)> {
     match container.run {
         RunState::Exited { finished_at, .. } => Some((container.id.clone(), finished_at)),
         _ => None,
+    }
+}
+
+/// Whether a person holds the service, after what is seen now. `docker stop` holds it; what runs although it was stopped
+/// was started by hand, which releases it. A crash, `docker kill` and `docker rm` change nothing.
+pub fn hold(before: Option<Hold>, seen: &Seen, touched: Option<&Touched>) -> Option<Hold> {
+    let run = match seen {
+        Seen::Ours(c) => Some(&c.run),
+        Seen::Absent | Seen::Foreign { .. } => None,
+    };
+    let runs = matches!(run, Some(RunState::Running { .. } | RunState::Paused));
+    match (before, seen) {
+        (None, Seen::Ours(c)) => {
+            let RunState::Exited { finished_at, .. } = c.run else { return None };
+            let stop = touched.filter(|t| t.id == c.id).and_then(|t| t.by_hand);
+            // The engine says `stop` after the end; one from before a later start has an earlier time than this end.
+            stop.is_some_and(|at| at >= finished_at).then_some(Hold::ByHand)
+        }
+        (None, _) => None,
+        (Some(Hold::Asked), _) => Some(if runs { Hold::Asked } else { Hold::Stopped }),
+        (Some(Hold::Stopped | Hold::ByHand), _) if runs => None,
+        (Some(hold), _) => Some(hold),
     }
 }
 
@@ -242,16 +341,32 @@ pub fn decide(s: &Situation<'_>, m: &mut Memory, now: Timestamp) -> Decision {
     match (s.wanted, container) {
         (Wanted::Up, None) => absent(s, m, now),
         (Wanted::Up, Some(c)) => present(s, m, now, c),
-        (Wanted::Off, None) => Decision::new(Action::None, S::Off, "switched off"),
-        (Wanted::Held, None) => Decision::new(Action::None, S::Held, held(s)),
+        (Wanted::Off, None) => {
+            gone(s, m);
+            Decision::new(Action::None, S::Off, "switched off")
+        }
+        (Wanted::Held(hold), None) => {
+            gone(s, m);
+            Decision::new(Action::None, S::Held, held(s, hold))
+        }
         (Wanted::Off, Some(c)) => end(s, m, c)
             .unwrap_or_else(|| Decision::new(Action::Remove { id: c.id.clone() }, S::Stopping, "switched off")),
-        (Wanted::Held, Some(c)) => end(s, m, c).unwrap_or_else(|| Decision::new(Action::None, S::Held, held(s))),
+        (Wanted::Held(hold), Some(c)) => {
+            end(s, m, c).unwrap_or_else(|| Decision::new(Action::None, S::Held, held(s, hold)))
+        }
     }
 }
 
-fn held(s: &Situation<'_>) -> String {
-    format!("stopped by hand; `labd start {}` releases it", s.name)
+fn held(s: &Situation<'_>, hold: Hold) -> String {
+    let how = if hold == Hold::ByHand { " (docker stop)" } else { "" };
+    format!("stopped by hand{how}; `labd start {}` or `docker start {}` releases it", s.name, s.container)
+}
+
+/// Nothing is there any more, and nobody asks why.
+fn gone(s: &Situation<'_>, m: &mut Memory) {
+    if std::mem::take(&mut m.ran) {
+        m.untold = s.is_ray_node.then(|| "labd: container was removed".to_owned());
+    }
 }
 
 /// The way from running to not running; `None` once it does not run and the GCS knows.
@@ -260,7 +375,8 @@ fn end(s: &Situation<'_>, m: &mut Memory, c: &ContainerSeen) -> Option<Decision>
     m.ready = None;
     m.failing_since = None;
     m.restart = false;
-    let why = if s.wanted == Wanted::Held { "stopped by hand" } else { "switched off" };
+    m.ran = matches!(c.run, RunState::Running { .. });
+    let why = if matches!(s.wanted, Wanted::Held(_)) { "stopped by hand" } else { "switched off" };
     match &c.run {
         RunState::Running { .. } => {
             m.ending = Some(Ending::Asked);
@@ -288,11 +404,25 @@ fn tell(s: &Situation<'_>, m: &Memory, state: ServiceState, why: &str) -> Option
 
 /// Nothing is there, and something should be.
 fn absent(s: &Situation<'_>, m: &mut Memory, now: Timestamp) -> Decision {
-    use ServiceState as S;
+    let asked = m.ending == Some(Ending::Asked);
     m.ready = None;
     m.failing_since = None;
     m.ending = None;
     m.restart = false;
+    let ended = (m.ran && !asked).then(|| {
+        let why = "its container was removed".to_owned();
+        m.last_failure = Some(why.clone());
+        Ended { cause: Cause::Gone, why, at: now }
+    });
+    gone(s, m);
+    let mut decision = make(s, m, now);
+    decision.ended = ended;
+    decision
+}
+
+/// The way from nothing to a container.
+fn make(s: &Situation<'_>, m: &Memory, now: Timestamp) -> Decision {
+    use ServiceState as S;
     if let Some(decision) = tell(s, m, S::Starting, "the GCS is told of the node that was here") {
         return decision;
     }
@@ -323,37 +453,87 @@ fn present(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen)
             tell(s, m, S::Starting, "the GCS is told of the node that was here").unwrap_or_else(|| start(s, m, now, c))
         }
         RunState::Running { started_at } => running(s, m, now, c, *started_at, outdated),
-        RunState::Exited { code, oom, error, .. } => {
+        RunState::Exited { code, oom, error, finished_at } => {
+            let uncounted = m.counted != exit_of(c);
+            if uncounted
+                && m.ending.is_none()
+                && let Some(wait) = perhaps_stopped(s, now, c, *finished_at)
+            {
+                return wait;
+            }
             m.ready = None;
             m.failing_since = None;
+            m.ran = false;
             let ending = m.ending.clone();
             let asked = ending == Some(Ending::Asked);
+            let with_engine = ending.is_none() && s.away.is_some_and(|away| away.explains(*finished_at));
             let why = match &ending {
                 Some(Ending::Hung(reason)) => reason.clone(),
+                _ if with_engine => format!("ended with the container engine ({})", exit_words(*code, *oom, error)),
                 _ => exit_words(*code, *oom, error),
             };
-            if m.counted != exit_of(c) {
+            let mut ended = None;
+            if uncounted {
                 m.counted = exit_of(c);
                 m.untold = s.is_ray_node.then(|| format!("labd: {why}"));
                 if !asked {
-                    m.backoff.fail(now, s.seed);
                     m.last_failure = Some(why.clone());
-                    if s.spare_worker && m.backoff.streak() == 1 {
-                        m.backoff.not_before(now.plus(YIELD_TO_RECOVERY));
+                    // The engine's end is not the service's failure: nothing waits for what it did not do wrong.
+                    if !with_engine {
+                        m.backoff.fail(now, s.seed);
+                        if s.spare_worker && m.backoff.streak() == 1 {
+                            m.backoff.not_before(now.plus(YIELD_TO_RECOVERY));
+                        }
                     }
                 }
+                // A hang was told when it was found, and what could not even be started has not died.
+                if ending.is_none() && error.is_empty() {
+                    let cause = match () {
+                        () if *oom => Cause::Oom,
+                        () if with_engine => Cause::Gone,
+                        () => Cause::Exit,
+                    };
+                    ended = Some(Ended { cause, why: why.clone(), at: *finished_at });
+                }
             }
-            if let Some(decision) = tell(s, m, S::Backoff, &why) {
-                return decision;
-            }
-            if outdated {
-                return remove("its settings changed");
-            }
-            if matches!(ending, Some(Ending::Hung(_))) {
-                return remove(&why);
-            }
-            start(s, m, now, c)
+            let mut decision = if let Some(decision) = tell(s, m, S::Backoff, &why) {
+                decision
+            } else if outdated {
+                remove("its settings changed")
+            } else if matches!(ending, Some(Ending::Hung(_))) {
+                remove(&why)
+            } else {
+                start(s, m, now, c)
+            };
+            decision.ended = ended;
+            decision
         }
+    }
+}
+
+/// Waits with an exit that may turn out to be somebody's `docker stop`: the engine says so only afterwards.
+fn perhaps_stopped(s: &Situation<'_>, now: Timestamp, c: &ContainerSeen, finished_at: Timestamp) -> Option<Decision> {
+    let touched = s.touched.filter(|t| t.id == c.id)?;
+    let stopped = touched.stopped.is_some_and(|at| at >= finished_at);
+    // A stop ends within its timeout; a signal long before was something else.
+    let signalled = touched.signalled.is_some_and(|at| finished_at.since(at) <= s.stop_timeout + STOP_WORD);
+    let until = match (stopped, signalled) {
+        (true, _) => finished_at.plus(STOP_VERDICT),
+        (false, true) => finished_at.plus(STOP_WORD),
+        (false, false) => return None,
+    };
+    // A clock that was set back must not make this long.
+    if now >= until || until.since(now) > STOP_VERDICT {
+        return None;
+    }
+    let reason = "ended after a signal by hand; it shows in a moment whether it was stopped";
+    Some(Decision::new(Action::None, ServiceState::Stopping, reason).wake_at(until))
+}
+
+impl Away {
+    /// Whether a container that ended then ended because the engine did.
+    fn explains(self, finished_at: Timestamp) -> bool {
+        finished_at.plus(ENGINE_ENDS) >= self.from && self.to.is_none_or(|to| finished_at <= to.plus(ENGINE_BEGINS))
     }
 }
 
@@ -408,6 +588,7 @@ fn serving(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen,
     // What ended before this start is history: an exit of this container from now on is a new one.
     m.ending = None;
     m.untold = None;
+    m.ran = true;
     match (s.health, m.ready) {
         (Health::Passing, ready) => {
             // Health is counted from the last trouble.
@@ -431,31 +612,42 @@ fn serving(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen,
             m.failing_since = None;
             Decision::new(Action::None, S::Ready, m.explain(""))
         }
-        (Health::Failing { reason }, Some(_)) => {
-            let since = *m.failing_since.get_or_insert(now);
+        (Health::Failing { reason, since }, Some(_)) => {
+            let since = *m.failing_since.get_or_insert(*since);
             let hung_at = since.plus(HUNG_AFTER);
             if now >= hung_at {
-                return kill(m, c, format!("hung: {reason} for {}", human(HUNG_AFTER)));
+                return kill(m, c, format!("hung: {reason} for {}", human(HUNG_AFTER)), since);
             }
             Decision::new(Action::None, S::Unhealthy, reason.clone()).wake_at(hung_at)
         }
+        (Health::Lost { reason }, Some(_)) => kill(m, c, reason.clone(), now),
         (health, None) => {
             let deadline = started_at.plus(s.start_deadline);
+            let starting = Decision::new(Action::None, S::Starting, m.explain("started"));
             match health {
-                Health::Failing { reason } if now >= deadline => {
-                    kill(m, c, format!("not ready {} after its start: {reason}", human(s.start_deadline)))
+                // After labd's own restart the deadline has long passed: one that is busy just then is not hung.
+                Health::Failing { reason, since } => {
+                    let hung_at = deadline.max(since.plus(HUNG_AFTER));
+                    if now >= hung_at {
+                        let reason = format!("not ready {} after its start: {reason}", human(now.since(started_at)));
+                        return kill(m, c, reason, *since);
+                    }
+                    starting.wake_at(hung_at)
                 }
+                Health::Lost { reason } if now >= deadline => kill(m, c, reason.clone(), now),
                 // Whose fault it is cannot be told while the GCS is away.
-                Health::Unknown if now >= deadline => Decision::new(Action::None, S::Starting, m.explain("started")),
-                _ => Decision::new(Action::None, S::Starting, m.explain("started")).wake_at(deadline),
+                Health::Unknown if now >= deadline => starting,
+                _ => starting.wake_at(deadline),
             }
         }
     }
 }
 
-fn kill(m: &mut Memory, c: &ContainerSeen, reason: String) -> Decision {
+fn kill(m: &mut Memory, c: &ContainerSeen, reason: String, since: Timestamp) -> Decision {
     m.ending = Some(Ending::Hung(reason.clone()));
-    Decision::new(Action::Kill { id: c.id.clone() }, ServiceState::Stopping, reason)
+    let mut decision = Decision::new(Action::Kill { id: c.id.clone() }, ServiceState::Stopping, reason.clone());
+    decision.ended = Some(Ended { cause: Cause::Hang, why: reason, at: since });
+    decision
 }
 
 /// A container that does not run is started when nothing speaks against it.
@@ -464,8 +656,14 @@ fn start(s: &Situation<'_>, m: &Memory, now: Timestamp, c: &ContainerSeen) -> De
     if let Some(wait) = backing_off(m, now) {
         return wait;
     }
+    let fresh = c.run == RunState::Created;
     if let Some(unmet) = &s.unmet {
         return Decision::new(Action::None, S::Waiting, m.explain(unmet));
+    }
+    if m.backoff.is_loop(now) && !fresh {
+        // Starting it again did not help four times: what is wrong may be in the container itself. It stays until the next
+        // try, so that its output can be read.
+        return Decision::new(Action::Remove { id: c.id.clone() }, S::Stopping, m.explain("made anew"));
     }
     let again = m.backoff.streak() > 0;
     let reason = if again { m.explain("started again") } else { m.explain("started") };

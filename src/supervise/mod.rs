@@ -2,6 +2,7 @@
 //!
 //! * [`decide`]: what to do next about one service. Pure.
 //! * [`backoff`]: when a failed service is tried again. Pure.
+//! * `incidents`: what died, and how it came back. Pure.
 //! * `probe`: whether a running container fulfils its contract; one task per container.
 //! * `view`: the snapshot. Pure.
 //!
@@ -12,13 +13,16 @@
 
 pub mod backoff;
 pub mod decide;
+mod incidents;
 mod probe;
+#[cfg(test)]
+mod sim;
 #[cfg(test)]
 mod tests;
 mod view;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -35,10 +39,11 @@ use crate::{
     config::{BuildSettings, Config},
     control::{Command, Refusal, Request},
     engine::{
-        ContainerSeen, Engine, EngineError, Nudge, RunState, Seen,
+        ContainerSeen, Engine, EngineError, Happened, Nudge, RunState, Seen,
         images::{ImageState, Images},
     },
     http::Credential,
+    incident::Incident,
     jobs::LedgerView,
     journal::{Entry as Record, Journal, Kind as RecordKind},
     node::{disk_guard, gpu::Gpu},
@@ -46,19 +51,29 @@ use crate::{
         HEAD_PORTS, door,
         spec::{Kind, Plan, Probe, Requirement, ServiceSpec},
     },
-    ray::{Endpoint, Gcs, Ray},
+    ray::{Endpoint, Gcs, Ray, RayView},
+    recovery,
     secret::Secret,
     snapshot::{DaemonView, EngineView, NodeView, ServiceState, ServiceView, Snapshot},
     time::{Timestamp, human},
 };
-use decide::{Action, Decision, Health, Image, Member, Memory, Situation, Turn, Wanted};
+use decide::{Action, Away, Decision, Health, Hold, Image, Member, Memory, Situation, Touched, Turn, Wanted};
+use incidents::Incidents;
+pub use probe::{Ask, Http};
 
 /// An event that was missed costs at most so much.
 pub const RESYNC: Duration = Duration::from_secs(5);
+/// So long after a death it is watched whether the runs that it interrupted train again: longer than a crash loop's wait.
+const RECOVERY_WATCHED: Duration = Duration::from_mins(15);
 /// After a step that failed, before the same service is looked at again.
 const AFTER_FAILURE: Duration = Duration::from_millis(500);
 /// How often the GCS is told in vain before a node is started all the same.
 const TELL_TRIES: u32 = 10;
+
+/// The journal's memory of the last engine event that was heard: what happens while labd is away is asked for afterwards.
+pub const EVENTS_HEARD: &str = "engine:events-heard";
+/// Incidents in the snapshot.
+const INCIDENTS_SHOWN: usize = 20;
 
 /// What a configuration comes to: the plan, and what else follows from `labd.toml`.
 #[derive(Debug, Clone)]
@@ -88,6 +103,8 @@ pub type Reread = Box<dyn Fn() -> Result<Wish, String> + Send + Sync>;
 pub struct Parts<E> {
     /// The container engine.
     pub engine: Arc<E>,
+    /// Asks running containers whether they fulfil their contract.
+    pub ask: Arc<dyn Ask>,
     /// The images.
     pub images: Images,
     /// Ray.
@@ -118,6 +135,10 @@ pub struct Parts<E> {
     pub config: watch::Sender<Arc<Config>>,
     /// Where the snapshot goes.
     pub snapshot: watch::Sender<Arc<Snapshot>>,
+    /// Where incidents go, oldest first.
+    pub incidents: watch::Sender<Arc<Vec<Incident>>>,
+    /// Seed of the backoffs' jitter.
+    pub seed: u64,
     /// Where the plan goes.
     pub plan: watch::Sender<Arc<serde_json::Value>>,
     /// Where the credentials go.
@@ -150,6 +171,10 @@ struct Entry {
     spec: Option<ServiceSpec>,
     hash: String,
     seen: Option<Seen>,
+    /// The engine did not answer the last time: what is seen may be no more, so nothing is done about it.
+    stale: bool,
+    touched: Option<Touched>,
+    own_stop: Option<OwnStop>,
     /// An observation is under way.
     observing: bool,
     /// Something happened since the observation under way began.
@@ -158,7 +183,7 @@ struct Entry {
     acting: bool,
     not_before: Option<Timestamp>,
     health: Health,
-    prober: Option<((String, Timestamp), AbortHandle)>,
+    prober: Option<Prober>,
     memory: Memory,
     tell_tries: u32,
     state: ServiceState,
@@ -172,12 +197,51 @@ struct Entry {
     recorded: Option<ServiceState>,
 }
 
+/// The task that probes one run of a container.
+struct Prober {
+    /// The container, and since when it runs.
+    key: (String, Timestamp),
+    /// What Ray says, for as long as it runs.
+    ray: watch::Sender<Arc<RayView>>,
+    task: AbortHandle,
+}
+
+impl Drop for Prober {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// labd's own last stop of a container, by which its events are told from a stop by hand.
+struct OwnStop {
+    id: String,
+    from: Timestamp,
+    /// Until it was started again.
+    to: Option<Timestamp>,
+}
+
+impl OwnStop {
+    /// As the journal remembers it: container and time.
+    fn parse(text: &str) -> Option<Self> {
+        let (id, ms) = text.split_once(' ')?;
+        Some(Self { id: id.to_owned(), from: Timestamp::from_millis(ms.parse().ok()?), to: None })
+    }
+
+    fn covers(&self, id: &str, at: Timestamp) -> bool {
+        // Our clock and the engine's are the same, read a moment apart.
+        self.id == id && at.plus(Duration::from_secs(1)) >= self.from && self.to.is_none_or(|to| at <= to)
+    }
+}
+
 impl Entry {
     fn new(spec: Option<ServiceSpec>, now: Timestamp) -> Self {
         Self {
             hash: spec.as_ref().map(|s| s.container.hash()).unwrap_or_default(),
             spec,
             seen: None,
+            stale: false,
+            touched: None,
+            own_stop: None,
             observing: false,
             look_again: false,
             acting: false,
@@ -233,14 +297,17 @@ struct Lab<E> {
     entries: BTreeMap<String, Entry>,
     tx: mpsc::UnboundedSender<Word>,
     rx: mpsc::UnboundedReceiver<Word>,
-    held: BTreeSet<String>,
+    held: BTreeMap<String, Hold>,
+    incidents: Incidents,
+    /// The engine answers, as far as is known.
+    engine: bool,
+    away: Option<Away>,
     /// Every container goes, then the daemon.
     down: bool,
     listed_empty: bool,
     /// The lab goes down without an engine: nothing can be stopped.
     given_up: bool,
     listing: bool,
-    seed: u64,
     /// How full each file system is.
     disks: disk_guard::Levels,
 }
@@ -250,18 +317,23 @@ impl<E: Engine> Lab<E> {
         let (tx, rx) = mpsc::unbounded_channel();
         let now = Timestamp::now();
         let entries = p.wish.plan.services.iter().map(|s| (s.name.clone(), Entry::new(Some(s.clone()), now))).collect();
-        let held = p.wish.plan.services.iter().map(|s| s.name.clone()).filter(|n| is_held(&p.journal, n)).collect();
+        let names = p.wish.plan.services.iter().map(|s| s.name.clone());
+        let held = names.filter_map(|n| held_before(&p.journal, &n).map(|hold| (n, hold))).collect();
+        let incidents = Incidents::new(p.journal.incidents());
+        p.incidents.send_replace(Arc::new(p.journal.incidents()));
         Self {
             p,
             entries,
             tx,
             rx,
             held,
+            incidents,
+            engine: false,
+            away: None,
             down: false,
             listed_empty: false,
             given_up: false,
             listing: false,
-            seed: rand::random(),
             disks: disk_guard::Levels::new(),
         }
     }
@@ -273,9 +345,13 @@ impl<E: Engine> Lab<E> {
             let Some(last) = self.p.journal.last(&name).await else { continue };
             let Some(entry) = self.entries.get_mut(&name) else { continue };
             entry.reason = last.reason;
+            entry.own_stop = self.p.journal.memory(&stopping_key(&name)).and_then(|text| OwnStop::parse(&text));
             if let Some(state) = ServiceState::ALL.into_iter().find(|s| last.kind == "state" && s.word() == last.what) {
                 entry.recorded = Some(state);
                 entry.since = last.at;
+                if matches!(state, ServiceState::Ready | ServiceState::Unhealthy) {
+                    entry.memory.has_run();
+                }
             }
         }
     }
@@ -302,7 +378,17 @@ impl<E: Engine> Lab<E> {
                 return true;
             }
             let wake = self.next_wake();
+            // In a fixed order: what the tasks say is heard before what they make necessary, and a simulated lab behaves
+            // the same way twice.
             tokio::select! {
+                biased;
+                stopped = stop.wait_for(|stop| *stop) => {
+                    drop(stopped);
+                    return false;
+                }
+                Some(request) = self.p.requests.recv() => self.obey(request),
+                Some(nudge) = self.p.nudges.recv() => self.happened(nudge),
+                Ok(()) = engine_view.changed() => self.mind_engine(),
                 Some(word) = self.rx.recv() => {
                     self.hear(word);
                     // Everything that is already said is heard before the next decision.
@@ -310,28 +396,71 @@ impl<E: Engine> Lab<E> {
                         self.hear(word);
                     }
                 }
-                Some(request) = self.p.requests.recv() => self.obey(request),
-                Some(nudge) = self.p.nudges.recv() => self.look(&nudge.service),
                 Ok(()) = images.changed() => {}
-                Ok(()) = ray.changed() => {}
+                Ok(()) = ray.changed() => self.pass_on(&mut ray),
                 Ok(()) = checkpoints.changed() => {}
                 Ok(()) = node.changed() => {}
                 Ok(()) = jobs.changed() => {}
                 Ok(()) = door.changed() => {}
-                Ok(()) = engine_view.changed() => self.look_at_all(),
                 _ = resync.tick() => self.look_at_all(),
                 () = tokio::time::sleep(wake) => {}
-                stopped = stop.wait_for(|stop| *stop) => {
-                    drop(stopped);
-                    return false;
-                }
             }
         }
     }
 
+    /// Probers hear of Ray through the loop.
+    fn pass_on(&self, ray: &mut watch::Receiver<Arc<RayView>>) {
+        let view = ray.borrow_and_update().clone();
+        for prober in self.entries.values().filter_map(|e| e.prober.as_ref()) {
+            prober.ray.send_replace(view.clone());
+        }
+    }
+
+    /// Whether the engine answers has changed.
+    fn mind_engine(&mut self) {
+        let now = Timestamp::now();
+        let answers = matches!(*self.p.engine_view.borrow(), EngineView::Reachable { .. });
+        if answers && !self.engine {
+            for away in self.away.iter_mut().filter(|away| away.to.is_none()) {
+                away.to = Some(now);
+            }
+        } else if !answers && self.away.is_none_or(|away| away.to.is_some()) {
+            self.away = Some(Away { from: now, to: None });
+        }
+        if self.engine != answers {
+            // What was seen before is no ground for a step.
+            self.entries.values_mut().for_each(|e| e.stale = true);
+        }
+        self.engine = answers;
+        self.look_at_all();
+    }
+
+    /// An event of the engine: what it says is kept with the container it is about, and the container is looked at.
+    fn happened(&mut self, nudge: Nudge) {
+        let Nudge { service, id, what, at } = nudge;
+        self.p.journal.set_memory(EVENTS_HEARD, at.as_millis().to_string());
+        let entry = self.entries.entry(service.clone()).or_insert_with(|| Entry::new(None, Timestamp::now()));
+        let own = entry.own_stop.as_ref().is_some_and(|own| own.covers(&id, at));
+        if !own && what != Happened::Other {
+            let touched = match &mut entry.touched {
+                Some(touched) if touched.id == id => touched,
+                other => other.insert(Touched { id, signalled: None, stopped: None, by_hand: None }),
+            };
+            match what {
+                Happened::Signal(9) | Happened::Other => {}
+                Happened::Signal(_) => touched.signalled = Some(at),
+                Happened::Stopped => touched.stopped = Some(at),
+                Happened::StoppedByHand => (touched.stopped, touched.by_hand) = (Some(at), Some(at)),
+            }
+        }
+        self.look(&service);
+    }
+
     fn next_wake(&self) -> Duration {
         let now = Timestamp::now();
-        let at = self.entries.values().filter_map(|e| e.wake.into_iter().chain(e.not_before).min()).min();
+        // A step or a look under way wakes the loop by itself.
+        let idle = self.entries.values().filter(|e| !e.acting && !e.observing);
+        let at = idle.filter_map(|e| e.wake.into_iter().chain(e.not_before).min()).min();
         // Never quite zero: a wake in the past would spin.
         at.map_or(RESYNC, |at| at.since(now).max(Duration::from_millis(20)).min(RESYNC))
     }
@@ -376,9 +505,23 @@ impl<E: Engine> Lab<E> {
                 let Some(entry) = self.entries.get_mut(&name) else { return };
                 entry.observing = false;
                 match seen {
-                    Ok(seen) => entry.seen = Some(seen),
-                    // What was seen last stays; the engine's own view says that it is away.
-                    Err(reason) => tracing::debug!(service = name, %reason, "cannot be looked at"),
+                    Ok(seen) => {
+                        entry.seen = Some(seen);
+                        entry.stale = false;
+                        let again = entry.running().map(|(_, at)| at);
+                        if let (Some(own), Some(again)) = (&mut entry.own_stop, again)
+                            && own.to.is_none()
+                            && again > own.from
+                        {
+                            own.to = Some(again);
+                            self.p.journal.set_memory(stopping_key(&name), "");
+                        }
+                    }
+                    // What was seen last is shown on; the engine's own view says that it is away.
+                    Err(reason) => {
+                        entry.stale = true;
+                        tracing::debug!(service = name, %reason, "cannot be looked at");
+                    }
                 }
                 if std::mem::take(&mut entry.look_again) {
                     self.look(&name);
@@ -398,7 +541,7 @@ impl<E: Engine> Lab<E> {
             }
             Word::Health(name, key, health) => {
                 if let Some(entry) = self.entries.get_mut(&name)
-                    && entry.prober.as_ref().is_some_and(|(k, _)| *k == key)
+                    && entry.prober.as_ref().is_some_and(|p| p.key == key)
                 {
                     entry.health = health;
                 }
@@ -429,7 +572,7 @@ impl<E: Engine> Lab<E> {
 
     fn done(&mut self, name: &str, action: &Action, result: Result<(), EngineError>) {
         let now = Timestamp::now();
-        let seed = self.seed;
+        let seed = self.p.seed;
         let Some(entry) = self.entries.get_mut(name) else { return };
         entry.acting = false;
         if let Err(error) = result {
@@ -451,16 +594,14 @@ impl<E: Engine> Lab<E> {
 
     /// One prober per run of a container.
     fn mind_prober(&mut self, name: &str) {
-        let ray = self.p.ray.watch();
-        let tx = self.tx.clone();
+        let view = self.p.ray.watch().borrow().clone();
+        let (tx, ask) = (self.tx.clone(), self.p.ask.clone());
         let Some(entry) = self.entries.get_mut(name) else { return };
         let key = entry.running().map(|(c, at)| (c.id.clone(), at));
-        if entry.prober.as_ref().map(|(k, _)| k) == key.as_ref() {
+        if entry.prober.as_ref().map(|p| &p.key) == key.as_ref() {
             return;
         }
-        if let Some((_, task)) = entry.prober.take() {
-            task.abort();
-        }
+        entry.prober = None;
         entry.health = Health::Unknown;
         let (Some(key), Some(spec), Some((container, started_at))) = (key, entry.spec.clone(), entry.running()) else {
             return;
@@ -469,8 +610,9 @@ impl<E: Engine> Lab<E> {
         let tell = move |health| {
             let _ = tx.send(Word::Health(service.clone(), told_key.clone(), health));
         };
-        let task = tokio::spawn(probe::run(spec, container, started_at, ray, tell));
-        entry.prober = Some((key, task.abort_handle()));
+        let (ray, heard) = watch::channel(view);
+        let task = tokio::spawn(probe::run(ask, spec, container, started_at, heard, tell)).abort_handle();
+        entry.prober = Some(Prober { key, ray, task });
     }
 
     // ---- deciding ----
@@ -488,6 +630,7 @@ impl<E: Engine> Lab<E> {
                 break;
             }
         }
+        self.tell_incidents(Timestamp::now());
         if !self.down {
             // A container that no plan knows is forgotten once it is gone.
             self.entries.retain(|_, e| e.spec.is_some() || e.acting || e.observing || e.seen != Some(Seen::Absent));
@@ -550,10 +693,10 @@ impl<E: Engine> Lab<E> {
 
     fn wanted(&self, name: &str) -> Wanted {
         let enabled = self.entries.get(name).and_then(|e| e.spec.as_ref()).is_some_and(|s| s.enabled);
-        match (self.down, enabled, self.held.contains(name)) {
+        match (self.down, enabled, self.held.get(name)) {
             (true, _, _) | (_, false, _) => Wanted::Off,
-            (false, true, true) => Wanted::Held,
-            (false, true, false) => Wanted::Up,
+            (false, true, Some(hold)) => Wanted::Held(*hold),
+            (false, true, None) => Wanted::Up,
         }
     }
 
@@ -564,31 +707,66 @@ impl<E: Engine> Lab<E> {
         carries && self.entries.values().any(|e| e.kind().is_some_and(Kind::is_ray_node) && e.running().is_some())
     }
 
+    /// What was seen says whether a person stopped or started it past labd.
+    fn mind_hold(&mut self, name: &str) {
+        let Some(entry) = self.entries.get_mut(name).filter(|e| e.spec.is_some()) else { return };
+        let Some(seen) = &entry.seen else { return };
+        let before = self.held.get(name).copied();
+        let after = decide::hold(before, seen, entry.touched.as_ref());
+        if before == after {
+            return;
+        }
+        if let Some(hold) = after {
+            self.held.insert(name.to_owned(), hold);
+        } else {
+            self.held.remove(name);
+            entry.memory.forgive();
+        }
+        self.p.journal.set_memory(held_key(name), held_word(after));
+        match (before, after) {
+            (None, _) => self.note(RecordKind::Action, Some(name), "held", "stopped by hand (docker stop)"),
+            (_, None) => self.note(RecordKind::Action, Some(name), "released", "started by hand (docker start)"),
+            _ => {}
+        }
+    }
+
     /// Returns whether the state changed.
     fn decide(&mut self, name: &str) -> bool {
         let now = Timestamp::now();
+        let Some(entry) = self.entries.get_mut(name) else { return false };
+        if entry.seen.is_none()
+            || entry.acting
+            || entry.observing
+            || entry.not_before.is_some_and(|at| at > now)
+            || (self.down && self.carries_others(name))
+        {
+            return false;
+        }
+        let stale = self.entries.get(name).is_none_or(|e| e.stale) || !self.engine;
+        if !stale {
+            self.mind_hold(name);
+        }
         let wanted = self.wanted(name);
         let (unmet, turn, spare_worker) = (self.unmet(name), self.turn(name), self.spare_worker(name));
         let gcs = self.p.ray.watch().borrow().gcs == Gcs::Reachable;
-        let seed = self.seed ^ name.bytes().fold(0, |h: u64, b| h.wrapping_mul(31).wrapping_add(u64::from(b)));
+        let seed = self.p.seed ^ name.bytes().fold(0, |h: u64, b| h.wrapping_mul(31).wrapping_add(u64::from(b)));
         let image = self.image(name);
-        let wait_below = self.down && self.carries_others(name);
+        let container = self.p.wish.plan.container_name(name);
+        let away = self.away;
         let Some(entry) = self.entries.get_mut(name) else { return false };
         let Some(there) = entry.seen.clone() else { return false };
-        if wait_below {
-            return false;
-        }
-        if entry.acting || entry.observing || entry.not_before.is_some_and(|at| at > now) {
-            return false;
-        }
         entry.not_before = None;
         let situation = Situation {
             name,
+            container: &container,
             hash: &entry.hash,
             start_deadline: entry.spec.as_ref().map_or(Duration::MAX, |s| s.start_deadline),
+            stop_timeout: entry.spec.as_ref().map_or(Duration::ZERO, |s| s.container.stop_timeout),
             is_ray_node: entry.kind().is_some_and(Kind::is_ray_node),
             wanted,
             seen: &there,
+            touched: entry.touched.as_ref(),
+            away,
             health: &entry.health,
             image: &image,
             unmet,
@@ -597,10 +775,89 @@ impl<E: Engine> Lab<E> {
             spare_worker,
             seed,
         };
+        if stale {
+            // Nothing is done about what may be no more, and nothing is concluded from it; it is only shown.
+            let decision = decide::decide(&situation, &mut entry.memory.clone(), now);
+            let decision = Decision { wake: None, ..decision };
+            let shown =
+                matches!(decision.state, ServiceState::Ready | ServiceState::Unhealthy | ServiceState::Starting);
+            entry.wake = None;
+            return shown && decision.action == Action::None && self.show(name, &decision, now);
+        }
         let decision = decide::decide(&situation, &mut entry.memory, now);
         let changed = self.show(name, &decision, now);
+        self.follow(name, &decision, now);
         self.act(name, decision, now);
         changed
+    }
+
+    // ---- incidents ----
+
+    /// Opens an incident when the service ended, and follows the one that is open.
+    fn follow(&mut self, name: &str, decision: &Decision, now: Timestamp) {
+        if let Some(ended) = decision.ended.clone()
+            && let Some(cut_short) = {
+                // The newest checkpoint of this moment is the one that a run resumes from.
+                self.p.checkpoints.poke();
+                self.incidents.open(name, ended, now)
+            }
+        {
+            self.close(&cut_short, now);
+        }
+        let running = self.entries.get(name).and_then(|e| e.running().map(|(_, at)| at));
+        let ready = decision.state == ServiceState::Ready;
+        if let Some(over) = self.incidents.follow(name, running, ready, now) {
+            self.close(&over, now);
+        }
+    }
+
+    /// One line in the journal for an incident that is over.
+    fn close(&self, incident: &Incident, now: Timestamp) {
+        self.p.journal.record(Record {
+            at: now,
+            service: Some(incident.service.clone()),
+            kind: RecordKind::Incident,
+            what: incident.cause.word().to_owned(),
+            reason: incidents::in_words(incident),
+        });
+    }
+
+    /// What the runs and the store say of the incidents that are not long over.
+    fn amend_incidents(&mut self, now: Timestamp) {
+        let ray = self.p.ray.watch().borrow().clone();
+        let store = self.p.checkpoints.watch().borrow().clone();
+        let entries = &self.entries;
+        let mut again = Vec::new();
+        self.incidents.amend(|incident| {
+            if now.since(incident.died_at) > RECOVERY_WATCHED {
+                return false;
+            }
+            let address = entries.get(&incident.service).and_then(|e| e.spec.as_ref()).map(|s| s.container.address);
+            let training = recovery::training(incident, address, &ray.runs, &store);
+            let changed = training != incident.training;
+            for run in &training {
+                let known = incident.training.iter().any(|old| old.run == run.run && old.training_at.is_some());
+                if let (Some(at), false) = (run.training_at, known) {
+                    again.push((incident.service.clone(), incidents::training_in_words(incident, run, at)));
+                }
+            }
+            incident.training = training;
+            changed
+        });
+        for (service, line) in again {
+            self.note(RecordKind::Incident, Some(&service), "training", &line);
+        }
+    }
+
+    /// Keeps and tells what changed.
+    fn tell_incidents(&mut self, now: Timestamp) {
+        self.amend_incidents(now);
+        if let Some(news) = self.incidents.news() {
+            for incident in news.changed {
+                self.p.journal.keep_incident(incident);
+            }
+            self.p.incidents.send_replace(Arc::new(news.all));
+        }
     }
 
     fn unmet(&self, name: &str) -> Option<String> {
@@ -647,8 +904,11 @@ impl<E: Engine> Lab<E> {
         decide::turn(&members, me)
     }
 
-    /// Whether another GPU worker is ready and Ray counts its GPU as free.
+    /// Whether it is a GPU worker, and another one is ready and Ray counts its GPU as free.
     fn spare_worker(&self, name: &str) -> bool {
+        if self.entries.get(name).and_then(Entry::kind) != Some(Kind::RayWorker) {
+            return false;
+        }
         let view = self.p.ray.watch().borrow().clone();
         self.entries.iter().any(|(other, e)| {
             let address = e.spec.as_ref().map(|s| s.container.address);
@@ -705,6 +965,11 @@ impl<E: Engine> Lab<E> {
             reason,
         });
         entry.acting = true;
+        if let Action::Stop { id } = &action {
+            entry.own_stop = Some(OwnStop { id: id.clone(), from: now, to: None });
+            // A labd that is killed meanwhile must not take it for a stop by hand when it is back.
+            self.p.journal.set_memory(stopping_key(name), format!("{id} {}", now.as_millis()));
+        }
         let (engine, tx, name) = (self.p.engine.clone(), self.tx.clone(), name.to_owned());
         if let Action::TellGcs { reason } = action {
             let address = entry.spec.as_ref().map_or(Ipv4Addr::UNSPECIFIED, |s| s.container.address);
@@ -840,6 +1105,7 @@ impl<E: Engine> Lab<E> {
             config: &self.p.wish.config,
             gpus: &self.p.wish.gpus,
             services,
+            incidents: self.incidents.newest(INCIDENTS_SHOWN),
             port_of: &port_of,
         });
         self.p.snapshot.send_if_modified(|old| {
@@ -903,23 +1169,26 @@ impl<E: Engine> Lab<E> {
     }
 
     fn start(&mut self, service: &str) -> Result<String, Refusal> {
-        let released = self.held.remove(service);
+        let released = self.held.remove(service).is_some();
         if released {
-            self.p.journal.set_memory(held_key(service), "no");
+            self.p.journal.set_memory(held_key(service), held_word(None));
         }
         let entry = self.entries.get_mut(service).ok_or(Refusal::ShuttingDown)?;
         if !released && entry.ready() {
             return Ok(format!("{service}: is ready already"));
         }
         entry.memory.forgive();
+        // What was said of its stop is answered by this.
+        entry.touched = None;
         self.note(RecordKind::Action, Some(service), "released", "started by hand");
         self.look(service);
         Ok(format!("{service}: is being started"))
     }
 
     fn hold(&mut self, service: &str) -> String {
-        if self.held.insert(service.to_owned()) {
-            self.p.journal.set_memory(held_key(service), "yes");
+        if !self.held.contains_key(service) {
+            self.held.insert(service.to_owned(), Hold::Asked);
+            self.p.journal.set_memory(held_key(service), held_word(Some(Hold::Asked)));
             self.note(RecordKind::Action, Some(service), "held", "stopped by hand");
         }
         self.look(service);
@@ -927,7 +1196,7 @@ impl<E: Engine> Lab<E> {
     }
 
     fn restart(&mut self, service: &str) -> Result<String, Refusal> {
-        if self.held.contains(service) {
+        if self.held.contains_key(service) {
             return self.start(service);
         }
         let entry = self.entries.get_mut(service).ok_or(Refusal::ShuttingDown)?;
@@ -1016,6 +1285,21 @@ fn held_key(service: &str) -> String {
     format!("held:{service}")
 }
 
-fn is_held(journal: &Journal, service: &str) -> bool {
-    journal.memory(&held_key(service)).as_deref() == Some("yes")
+/// Where the journal remembers a stop of labd's own that is under way.
+fn stopping_key(service: &str) -> String {
+    format!("stopping:{service}")
+}
+
+fn held_word(hold: Option<Hold>) -> &'static str {
+    match hold {
+        None => "no",
+        Some(Hold::Asked) => "yes",
+        Some(Hold::Stopped) => "stopped",
+        Some(Hold::ByHand) => "by-hand",
+    }
+}
+
+fn held_before(journal: &Journal, service: &str) -> Option<Hold> {
+    let word = journal.memory(&held_key(service))?;
+    [Hold::Asked, Hold::Stopped, Hold::ByHand].into_iter().find(|&hold| held_word(Some(hold)) == word)
 }

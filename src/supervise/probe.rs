@@ -6,6 +6,8 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    pin::Pin,
+    sync::Arc,
     time::Duration,
 };
 
@@ -36,47 +38,120 @@ const MISSES: u32 = 3;
 /// A Ray node's clock and the engine's are the same, read a moment apart.
 const CLOCK_SLACK: Duration = Duration::from_secs(1);
 
+/// Asks over HTTP. The one thing probes need of the outside, so that supervision can run over a simulated one.
+pub trait Ask: Send + Sync {
+    /// The status of the answer, or why there is none, in words that do not contain the URL: a signed one is a credential.
+    /// `authorization` is the scheme and the secret.
+    fn ask<'a>(
+        &'a self,
+        method: Method,
+        url: &'a str,
+        authorization: Option<(&'a str, &'a Secret)>,
+    ) -> Pin<Box<dyn Future<Output = Result<u16, String>> + Send + 'a>>;
+}
+
+/// Asks real containers.
+pub struct Http(Client<hyper_util::client::legacy::connect::HttpConnector, Empty<Bytes>>);
+
+impl Http {
+    /// A client that keeps no connections: a container that is replaced must not be asked through an old one.
+    pub fn new() -> Self {
+        Self(Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build_http())
+    }
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Ask for Http {
+    fn ask<'a>(
+        &'a self,
+        method: Method,
+        url: &'a str,
+        authorization: Option<(&'a str, &'a Secret)>,
+    ) -> Pin<Box<dyn Future<Output = Result<u16, String>> + Send + 'a>> {
+        Box::pin(async move {
+            let mut request = Request::builder().method(method).uri(url);
+            if let Some((scheme, secret)) = authorization {
+                request = request.header(header::AUTHORIZATION, format!("{scheme} {}", secret.expose()));
+            }
+            let request = request.body(Empty::new()).map_err(|_| "the address to ask is not valid".to_owned())?;
+            // The connection is closed unread: only the status matters.
+            let answer = self.0.request(request).await.map_err(|_| "does not answer yet".to_owned())?;
+            Ok(answer.status().as_u16())
+        })
+    }
+}
+
 /// Probes for ever, telling every change of health.
 pub(super) async fn run(
+    ask: Arc<dyn Ask>,
     spec: ServiceSpec,
     container: ContainerSeen,
     started_at: Timestamp,
-    mut ray: watch::Receiver<std::sync::Arc<RayView>>,
+    mut ray: watch::Receiver<Arc<RayView>>,
     tell: impl Fn(Health),
 ) {
-    let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build_http::<Empty<Bytes>>();
-    let prober = Prober { client, spec, container, started_at };
-    let (mut last, mut misses) = (Health::Unknown, 0);
+    let prober = Prober { ask, spec, container, started_at };
+    let (mut last, mut misses) = (Answer::Unknown, 0);
+    let mut bad_since = None;
     loop {
         let view = ray.borrow_and_update().clone();
         let answer = tokio::time::timeout(PATIENCE, prober.ask(&view))
             .await
             .unwrap_or_else(|_| failing(format!("no answer within {} s", PATIENCE.as_secs())));
-        let was_passing = last == Health::Passing;
-        misses = if matches!(answer, Health::Failing { .. }) { misses + 1 } else { 0 };
+        let was_passing = last == Answer::Passing;
+        if matches!(answer, Answer::Failing(_)) {
+            misses += 1;
+            bad_since.get_or_insert_with(Timestamp::now);
+        } else {
+            misses = 0;
+            bad_since = None;
+        }
         let believed = !(was_passing && misses > 0 && misses < MISSES);
         if believed && answer != last {
             last = answer;
-            tell(last.clone());
+            tell(match last.clone() {
+                Answer::Unknown => Health::Unknown,
+                Answer::Passing => Health::Passing,
+                Answer::Failing(reason) => Health::Failing { reason, since: bad_since.unwrap_or_else(Timestamp::now) },
+                Answer::Lost(reason) => Health::Lost { reason },
+            });
         }
-        let pause = if last == Health::Passing { CALM } else { EAGER };
+        let pause = if last == Answer::Passing { CALM } else { EAGER };
+        let is_node = matches!(prober.spec.probe, Probe::RayNode { .. });
         tokio::select! {
-            () = tokio::time::sleep(pause) => {}
+            biased;
             // A node that joins or leaves is seen at once.
-            Ok(()) = ray.changed(), if matches!(prober.spec.probe, Probe::RayNode { .. }) && last != Health::Passing => {}
+            Ok(()) = ray.changed(), if is_node && last != Answer::Passing => {}
+            () = tokio::time::sleep(pause) => {}
         }
     }
 }
 
+/// One answer to one question.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Answer {
+    /// It cannot be known now.
+    Unknown,
+    Passing,
+    Failing(String),
+    /// Waiting cannot mend it.
+    Lost(String),
+}
+
 struct Prober {
-    client: Client<hyper_util::client::legacy::connect::HttpConnector, Empty<Bytes>>,
+    ask: Arc<dyn Ask>,
     spec: ServiceSpec,
     container: ContainerSeen,
     started_at: Timestamp,
 }
 
 impl Prober {
-    async fn ask(&self, ray: &RayView) -> Health {
+    async fn ask(&self, ray: &RayView) -> Answer {
         match &self.spec.probe {
             Probe::Http { port, path, authorization } => {
                 let authorization = authorization.as_ref().map(|(scheme, secret)| (scheme.as_str(), secret));
@@ -84,47 +159,47 @@ impl Prober {
             }
             Probe::Minio { port, bucket, region, access_key, secret_key } => {
                 match self.expect_ok(*port, "/minio/health/ready", None).await {
-                    Health::Passing => self.bucket(*port, bucket, region, access_key, secret_key).await,
+                    Answer::Passing => self.bucket(*port, bucket, region, access_key, secret_key).await,
                     other => other,
                 }
             }
             Probe::RayNode { agent_port } => match node(ray, &self.container, self.started_at) {
-                Health::Passing => self.expect_ok(*agent_port, "/api/local_raylet_healthz", None).await,
+                Answer::Passing => self.expect_ok(*agent_port, "/api/local_raylet_healthz", None).await,
                 other => other,
             },
         }
     }
 
-    async fn expect_ok(&self, port: u16, path: &str, authorization: Option<(&str, &Secret)>) -> Health {
+    async fn expect_ok(&self, port: u16, path: &str, authorization: Option<(&str, &Secret)>) -> Answer {
         let address = match self.address(port) {
             Ok(address) => address,
-            Err(health) => return health,
+            Err(answer) => return answer,
         };
-        match self.send(Method::GET, &format!("http://{address}{path}"), authorization).await {
-            Ok(200) => Health::Passing,
+        match self.ask.ask(Method::GET, &format!("http://{address}{path}"), authorization).await {
+            Ok(200) => Answer::Passing,
             Ok(status) => failing(format!("{path} is answered with HTTP status {status}")),
             Err(reason) => failing(reason),
         }
     }
 
     /// The bucket is part of the contract: made when it is missing.
-    async fn bucket(&self, port: u16, name: &str, region: &str, access_key: &Secret, secret_key: &Secret) -> Health {
+    async fn bucket(&self, port: u16, name: &str, region: &str, access_key: &Secret, secret_key: &Secret) -> Answer {
         const VALID: Duration = Duration::from_mins(1);
         let address = match self.address(port) {
             Ok(address) => address,
-            Err(health) => return health,
+            Err(answer) => return answer,
         };
         let endpoint = format!("http://{address}").parse().ok();
         let bucket = endpoint.and_then(|e| Bucket::new(e, UrlStyle::Path, name.to_owned(), region.to_owned()).ok());
         let Some(bucket) = bucket else { return failing(format!("bucket `{name}` has no valid address")) };
         let credentials = Credentials::new(access_key.expose(), secret_key.expose());
         let look = bucket.head_bucket(Some(&credentials)).sign(VALID);
-        match self.send(Method::HEAD, look.as_str(), None).await {
-            Ok(200) => Health::Passing,
+        match self.ask.ask(Method::HEAD, look.as_str(), None).await {
+            Ok(200) => Answer::Passing,
             Ok(404) => {
                 let make = bucket.create_bucket(&credentials).sign(VALID);
-                match self.send(Method::PUT, make.as_str(), None).await {
-                    Ok(200) => Health::Passing,
+                match self.ask.ask(Method::PUT, make.as_str(), None).await {
+                    Ok(200) => Answer::Passing,
                     Ok(status) => failing(format!("bucket `{name}` cannot be made: HTTP status {status}")),
                     Err(reason) => failing(reason),
                 }
@@ -137,41 +212,34 @@ impl Prober {
         }
     }
 
-    fn address(&self, port: u16) -> Result<SocketAddr, Health> {
+    fn address(&self, port: u16) -> Result<SocketAddr, Answer> {
         let published = self.spec.container.ports.iter().find(|p| p.container == port);
         let host_ip = published.and_then(|p| p.host_ip.parse().ok()).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
         let host_ip = if host_ip.is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { host_ip };
         let host_port = self.container.ports.get(&port).copied();
         host_port.map(|p| SocketAddr::new(host_ip, p)).ok_or_else(|| failing(format!("port {port} is not published")))
     }
-
-    /// The status of the answer. The URL is not in the error: a signed one is a credential.
-    async fn send(&self, method: Method, url: &str, authorization: Option<(&str, &Secret)>) -> Result<u16, String> {
-        let mut request = Request::builder().method(method).uri(url);
-        if let Some((scheme, secret)) = authorization {
-            request = request.header(header::AUTHORIZATION, format!("{scheme} {}", secret.expose()));
-        }
-        let request = request.body(Empty::new()).map_err(|_| "the address to ask is not valid".to_owned())?;
-        // The connection is closed unread: only the status matters.
-        let answer = self.client.request(request).await.map_err(|_| "does not answer yet".to_owned())?;
-        Ok(answer.status().as_u16())
-    }
 }
 
-fn failing(reason: impl Into<String>) -> Health {
-    Health::Failing { reason: reason.into() }
+fn failing(reason: impl Into<String>) -> Answer {
+    Answer::Failing(reason.into())
 }
 
 /// Whether the container's node is in the cluster since this start. Pure.
-fn node(ray: &RayView, container: &ContainerSeen, started_at: Timestamp) -> Health {
+fn node(ray: &RayView, container: &ContainerSeen, started_at: Timestamp) -> Answer {
     if ray.gcs != Gcs::Reachable {
-        return Health::Unknown;
+        return Answer::Unknown;
     }
     let Some(address) = container.address else { return failing("it has no address on the lab's network") };
     let node = ray.nodes.iter().find(|n| n.address == address && n.started_at.plus(CLOCK_SLACK) >= started_at);
     match node {
-        Some(n) if n.alive => Health::Passing,
+        Some(n) if n.alive => Answer::Passing,
         Some(_) => failing("Ray counts the node as dead"),
+        // A head that kept its state knows its nodes from the first answer on. One that did not has begun a new cluster:
+        // the old one's nodes hold on to their GPUs for a minute and never join.
+        None if ray.nodes.iter().any(|n| n.is_head && n.alive && n.started_at > started_at.plus(CLOCK_SLACK)) => {
+            Answer::Lost("Ray's head was started again and does not know this node any more".to_owned())
+        }
         None => failing("it has not joined the Ray cluster"),
     }
 }
@@ -207,14 +275,18 @@ mod tests {
         };
         let view = |gcs, nodes| RayView { gcs, nodes, ..RayView::default() };
         let ask = |view: &RayView| node(view, &container, at(10_000));
-        assert_eq!(ask(&view(Gcs::Unknown, vec![])), Health::Unknown);
-        assert_eq!(ask(&view(Gcs::Unreachable { reason: "x".into() }, vec![node_at(11_000, true)])), Health::Unknown);
-        assert_eq!(ask(&view(Gcs::Reachable, vec![node_at(11_000, true)])), Health::Passing);
-        assert_eq!(ask(&view(Gcs::Reachable, vec![node_at(9_500, true)])), Health::Passing, "clocks");
+        assert_eq!(ask(&view(Gcs::Unknown, vec![])), Answer::Unknown);
+        assert_eq!(ask(&view(Gcs::Unreachable { reason: "x".into() }, vec![node_at(11_000, true)])), Answer::Unknown);
+        assert_eq!(ask(&view(Gcs::Reachable, vec![node_at(11_000, true)])), Answer::Passing);
+        assert_eq!(ask(&view(Gcs::Reachable, vec![node_at(9_500, true)])), Answer::Passing, "clocks");
+        assert!(matches!(ask(&view(Gcs::Reachable, vec![node_at(2_000, true)])), Answer::Failing(_)), "the one before");
+        assert!(matches!(ask(&view(Gcs::Reachable, vec![node_at(11_000, false)])), Answer::Failing(_)));
+        let head_at =
+            |started| RayNode { address: Ipv4Addr::new(198, 18, 100, 10), is_head: true, ..node_at(started, true) };
+        assert!(matches!(ask(&view(Gcs::Reachable, vec![head_at(5_000)])), Answer::Failing(_)), "it may yet join");
         assert!(
-            matches!(ask(&view(Gcs::Reachable, vec![node_at(2_000, true)])), Health::Failing { .. }),
-            "the one before"
+            matches!(ask(&view(Gcs::Reachable, vec![head_at(50_000)])), Answer::Lost(_)),
+            "a new head without the old state"
         );
-        assert!(matches!(ask(&view(Gcs::Reachable, vec![node_at(11_000, false)])), Health::Failing { .. }));
     }
 }

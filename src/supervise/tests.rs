@@ -4,7 +4,9 @@ use std::{collections::BTreeMap, time::Duration};
 
 use proptest::prelude::*;
 
-use super::decide::{Action, Health, Image, Member, Memory, Situation, Turn, Wanted, decide, turn};
+use super::decide::{
+    Action, Away, Health, Hold, Image, Member, Memory, Situation, Touched, Turn, Wanted, decide, hold, turn,
+};
 use crate::{
     engine::{ContainerSeen, RunState, Seen},
     snapshot::ServiceState,
@@ -21,6 +23,15 @@ enum Event {
     Gcs(bool),
     Unmet(bool),
     Hold(bool),
+    /// `docker stop`: the exit is seen so long before the engine's word of it.
+    DockerStop(u64),
+    /// `docker start`.
+    DockerStart,
+    /// `docker kill -s TERM`: a signal, an end, and no stop.
+    DockerKill,
+    Lost,
+    /// The engine ends, all containers with it, and begins again.
+    EngineRestart,
     Restart,
     NewSettings,
     StepFails,
@@ -36,6 +47,11 @@ fn event() -> impl Strategy<Value = Event> {
         1 => any::<bool>().prop_map(Event::Gcs),
         1 => any::<bool>().prop_map(Event::Unmet),
         1 => any::<bool>().prop_map(Event::Hold),
+        1 => (0_u64..1_500).prop_map(Event::DockerStop),
+        1 => Just(Event::DockerStart),
+        1 => Just(Event::DockerKill),
+        1 => Just(Event::Lost),
+        1 => Just(Event::EngineRestart),
         1 => Just(Event::Restart),
         1 => Just(Event::NewSettings),
         1 => Just(Event::StepFails),
@@ -50,7 +66,10 @@ struct World {
     image: Image,
     gcs: bool,
     unmet: bool,
-    wanted: Wanted,
+    hold: Option<Hold>,
+    touched: Option<Touched>,
+    away: Option<Away>,
+    off: bool,
     version: u32,
     made: u32,
     fail_next: bool,
@@ -67,7 +86,10 @@ impl World {
             image: Image::Present,
             gcs: true,
             unmet: false,
-            wanted: Wanted::Up,
+            hold: None,
+            touched: None,
+            away: None,
+            off: false,
             version: 1,
             made: 0,
             fail_next: false,
@@ -80,13 +102,42 @@ impl World {
         match event {
             Event::Pass(ms) => self.now = self.now.plus(Duration::from_millis(*ms)),
             Event::Crash(code) => {
+                self.exit(*code);
+            }
+            Event::DockerStop(late) => {
+                let signalled = self.now;
+                if let Some(id) = self.exit(143) {
+                    self.touched = Some(Touched { id, signalled: Some(signalled), stopped: None, by_hand: None });
+                    let ended = self.now;
+                    // Looked at before the word is there, and again when it is.
+                    let _ = self.step();
+                    self.now = ended.plus(Duration::from_millis(*late));
+                    if let Some(touched) = &mut self.touched {
+                        (touched.stopped, touched.by_hand) = (Some(self.now), Some(self.now));
+                    }
+                }
+            }
+            Event::DockerStart => {
                 let now = self.now;
                 if let Seen::Ours(c) = &mut self.seen
-                    && matches!(c.run, RunState::Running { .. })
+                    && matches!(c.run, RunState::Exited { .. })
                 {
-                    c.run = RunState::Exited { code: *code, oom: false, finished_at: now, error: String::new() };
+                    c.run = RunState::Running { started_at: now };
                     self.health = Health::Unknown;
                 }
+            }
+            Event::DockerKill => {
+                let signalled = self.now;
+                if let Some(id) = self.exit(143) {
+                    self.touched = Some(Touched { id, signalled: Some(signalled), stopped: None, by_hand: None });
+                }
+            }
+            Event::Lost => self.health = Health::Lost { reason: "a new cluster".into() },
+            Event::EngineRestart => {
+                let from = self.now;
+                self.exit(143);
+                self.now = self.now.plus(Duration::from_secs(3));
+                self.away = Some(Away { from, to: Some(self.now) });
             }
             Event::Vanish => {
                 self.seen = Seen::Absent;
@@ -94,13 +145,18 @@ impl World {
             }
             Event::Health(0) => self.health = Health::Unknown,
             Event::Health(1) => self.health = Health::Passing,
-            Event::Health(_) => self.health = Health::Failing { reason: "no answer".into() },
+            Event::Health(_) => self.health = self.failing(),
             Event::Image(0) => self.image = Image::Present,
             Event::Image(1) => self.image = Image::Preparing("step 1/2".into()),
             Event::Image(_) => self.image = Image::Unavailable("no registry".into()),
             Event::Gcs(on) => self.gcs = *on,
             Event::Unmet(unmet) => self.unmet = *unmet,
-            Event::Hold(held) => self.wanted = if *held { Wanted::Held } else { Wanted::Up },
+            Event::Hold(held) => {
+                self.hold = held.then_some(Hold::Asked);
+                if !held {
+                    self.touched = None;
+                }
+            }
             Event::Restart => {
                 self.memory.forgive();
                 self.memory.restart = matches!(&self.seen, Seen::Ours(c) if matches!(c.run, RunState::Running { .. }));
@@ -108,6 +164,30 @@ impl World {
             }
             Event::NewSettings => self.version += 1,
             Event::StepFails => self.fail_next = true,
+        }
+    }
+
+    fn failing(&self) -> Health {
+        Health::Failing { reason: "no answer".into(), since: self.now }
+    }
+
+    /// It ends, if it runs.
+    fn exit(&mut self, code: i64) -> Option<String> {
+        let now = self.now;
+        let Seen::Ours(c) = &mut self.seen else { return None };
+        if !matches!(c.run, RunState::Running { .. }) {
+            return None;
+        }
+        c.run = RunState::Exited { code, oom: false, finished_at: now, error: String::new() };
+        self.health = Health::Unknown;
+        Some(c.id.clone())
+    }
+
+    fn wanted(&self) -> Wanted {
+        match self.hold {
+            _ if self.off => Wanted::Off,
+            Some(hold) => Wanted::Held(hold),
+            None => Wanted::Up,
         }
     }
 
@@ -121,13 +201,20 @@ impl World {
         let hash = self.hash();
         let seen = self.seen.clone();
         let restart = self.memory.restart;
+        let before = self.hold;
+        self.hold = hold(before, &seen, self.touched.as_ref());
+        let wanted = self.wanted();
         let situation = Situation {
             name: "ray-worker-0",
+            container: "lab-ray-worker-0",
             hash: &hash,
             start_deadline: Duration::from_mins(2),
+            stop_timeout: Duration::from_secs(40),
             is_ray_node: true,
-            wanted: self.wanted,
+            wanted,
             seen: &seen,
+            touched: self.touched.as_ref(),
+            away: self.away,
             health: &self.health,
             image: &self.image,
             unmet: (self.unmet || !self.gcs).then(|| "waits for minio".to_owned()),
@@ -143,11 +230,11 @@ impl World {
         match &decision.action {
             // Never two containers for a service.
             Action::Create => prop_assert_eq!(&seen, &Seen::Absent),
-            Action::Start { .. } => prop_assert!(!running && self.wanted == Wanted::Up && self.gcs && !self.unmet),
+            Action::Start { .. } => prop_assert!(!running && wanted == Wanted::Up && self.gcs && !self.unmet),
             // Never restarts what is healthy and unchanged.
             Action::Stop { .. } | Action::Kill { .. } => {
                 prop_assert!(running);
-                let healthy = self.health == Health::Passing && unchanged && self.wanted == Wanted::Up && !restart;
+                let healthy = self.health == Health::Passing && unchanged && wanted == Wanted::Up && !restart;
                 prop_assert!(!healthy, "{decision:?}");
             }
             Action::Remove { .. } => prop_assert!(!running),
@@ -203,7 +290,8 @@ impl World {
         self.gcs = true;
         self.unmet = false;
         self.image = Image::Present;
-        self.wanted = Wanted::Up;
+        self.hold = None;
+        self.touched = None;
         self.fail_next = false;
         for n in 0..60 {
             if matches!(&self.seen, Seen::Ours(c) if matches!(c.run, RunState::Running { .. })) {
@@ -284,11 +372,11 @@ fn a_killed_node_is_told_before_it_is_started_again() {
 fn a_foreign_container_is_never_touched() {
     let mut world = World::new();
     world.seen = Seen::Foreign { id: "f".into() };
-    for wanted in [Wanted::Up, Wanted::Held, Wanted::Off] {
-        world.wanted = wanted;
+    for (hold, off) in [(None, false), (Some(Hold::Asked), false), (None, true)] {
+        (world.hold, world.off) = (hold, off);
         let (state, acted) = world.step().expect("safe");
         assert!(!acted);
-        assert_eq!(state == ServiceState::Blocked, wanted == Wanted::Up);
+        assert_eq!(state == ServiceState::Blocked, hold.is_none() && !off);
     }
 }
 
@@ -296,16 +384,97 @@ fn a_foreign_container_is_never_touched() {
 fn a_hung_one_is_killed_and_made_anew_but_not_while_the_gcs_is_away() {
     let mut world = World::new();
     world.recover().expect("ready");
-    world.health = Health::Failing { reason: "no answer".into() };
+    world.health = world.failing();
     assert_eq!(world.step().expect("safe").0, ServiceState::Unhealthy);
     world.health = Health::Unknown;
     world.now = world.now.plus(Duration::from_mins(10));
     assert_eq!(world.step().expect("safe"), (ServiceState::Ready, false));
-    world.health = Health::Failing { reason: "no answer".into() };
+    world.health = world.failing();
     world.step().expect("safe");
     world.now = world.now.plus(Duration::from_secs(31));
     assert_eq!(world.step().expect("safe"), (ServiceState::Stopping, true));
     let made = world.made;
     world.recover().expect("ready");
     assert_eq!(world.made, made + 1);
+}
+
+/// Lets it settle, and returns the last state.
+fn settle(world: &mut World) -> ServiceState {
+    let mut state = ServiceState::Waiting;
+    for _ in 0..6 {
+        state = world.step().expect("safe").0;
+    }
+    state
+}
+
+#[test]
+fn docker_stop_is_held_and_docker_start_releases_it_however_late_the_word_comes() {
+    // Late: it was taken for a crash and started again meanwhile, which the stop does not undo.
+    for (late, want) in [(0, ServiceState::Held), (900, ServiceState::Held), (2_000, ServiceState::Starting)] {
+        let mut world = World::new();
+        world.recover().expect("ready");
+        world.happen(&Event::Pass(60_000));
+        if late > 1_000 {
+            world.happen(&Event::DockerKill);
+            world.happen(&Event::Pass(late));
+            settle(&mut world);
+        } else {
+            world.happen(&Event::DockerStop(late));
+        }
+        assert_eq!(settle(&mut world), want, "{late} ms");
+        if want == ServiceState::Held {
+            world.happen(&Event::Pass(3_600_000));
+            assert_eq!(settle(&mut world), ServiceState::Held);
+            world.happen(&Event::DockerStart);
+            world.happen(&Event::Health(1));
+            assert_eq!(settle(&mut world), ServiceState::Ready, "and is not stopped again");
+        }
+    }
+}
+
+#[test]
+fn what_labd_stopped_runs_again_when_somebody_starts_it() {
+    let mut world = World::new();
+    world.recover().expect("ready");
+    world.happen(&Event::Hold(true));
+    assert_eq!(settle(&mut world), ServiceState::Held);
+    assert!(matches!(&world.seen, Seen::Ours(c) if matches!(c.run, RunState::Exited { .. })), "it was stopped");
+    world.happen(&Event::DockerStart);
+    world.happen(&Event::Health(1));
+    assert_eq!(settle(&mut world), ServiceState::Ready);
+}
+
+#[test]
+fn the_engines_end_is_nobodys_failure() {
+    let mut world = World::new();
+    for _ in 0..8 {
+        world.recover().expect("ready");
+        world.happen(&Event::EngineRestart);
+        let steps = world.recover().expect("ready");
+        assert!(steps <= 4, "told, started, ready, and no wait: {steps}");
+    }
+    assert_eq!(world.memory.backoff.streak(), 0);
+}
+
+#[test]
+fn a_node_that_a_new_cluster_does_not_know_is_made_anew_at_once() {
+    let mut world = World::new();
+    world.recover().expect("ready");
+    world.happen(&Event::Lost);
+    assert_eq!(world.step().expect("safe"), (ServiceState::Stopping, true));
+    let made = world.made;
+    world.recover().expect("ready");
+    assert_eq!(world.made, made + 1);
+}
+
+#[test]
+fn after_labds_own_restart_one_missed_answer_of_an_old_container_is_no_hang() {
+    let mut world = World::new();
+    world.recover().expect("ready");
+    world.happen(&Event::Pass(10 * 60_000));
+    world.memory = Memory::default();
+    world.health = world.failing();
+    assert_eq!(world.step().expect("safe"), (ServiceState::Starting, false));
+    world.health = Health::Passing;
+    assert_eq!(world.step().expect("safe"), (ServiceState::Ready, false));
 }

@@ -3,6 +3,7 @@
 use crate::{
     checkpoints::{self, StoreView},
     config::Config,
+    incident::Incident,
     jobs::LedgerView,
     journal::JournalHealth,
     node::{
@@ -37,6 +38,7 @@ pub(super) struct Known<'a> {
     pub(super) config: &'a Config,
     pub(super) gpus: &'a [Gpu],
     pub(super) services: Vec<ServiceView>,
+    pub(super) incidents: Vec<Incident>,
     /// Published host port of a service's container port.
     pub(super) port_of: &'a dyn Fn(&str, u16) -> Option<u16>,
 }
@@ -73,6 +75,7 @@ pub(super) fn snapshot(k: Known<'_>) -> Snapshot {
         jobs: k.ledger.jobs.clone(),
         runs,
         demands: k.ray.demands.clone(),
+        incidents: k.incidents,
         links,
         notices,
     }

@@ -129,16 +129,18 @@ async fn a_container_lives_as_it_is_told() {
     engine.remove(&made.id).await.expect("removing twice is fine");
     assert_eq!(engine.observe("a").await, Ok(Seen::Absent));
 
-    let mut actions = Vec::new();
-    while actions.last().map(String::as_str) != Some("destroy") {
+    let mut told = Vec::new();
+    while told.iter().filter(|what| **what == Happened::Signal(9)).count() < 2 {
         let nudge =
             tokio::time::timeout(Duration::from_secs(5), events.next()).await.expect("in time").expect("one more");
-        assert_eq!(nudge.service, "a");
+        assert_eq!((nudge.service.as_str(), &nudge.id), ("a", &made.id));
         assert!(nudge.at.as_millis() > 0);
-        actions.push(nudge.action);
+        told.push(nudge.what);
     }
-    assert!(actions.starts_with(&["create".into(), "start".into()]), "{actions:?}");
-    assert!(actions.iter().any(|a| a == "die"), "{actions:?}");
+    let (other, stop) = (Happened::Other, Happened::Stopped);
+    // Made, started; stopped, which begins with a signal; started, killed.
+    assert!(told.starts_with(&[other, other, Happened::Signal(15)]), "{told:?}");
+    assert_eq!(told.iter().filter(|what| **what == stop).count(), 1, "{told:?}");
     clean(&engine).await;
 }
 

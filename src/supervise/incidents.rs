@@ -1,0 +1,198 @@
+//! The incidents of this lab: opened, followed until the service is back, and put in words. Pure.
+
+use std::{collections::BTreeSet, fmt::Write as _, time::Duration};
+
+use super::decide::Ended;
+use crate::{
+    incident::{Incident, Interrupted, KEPT},
+    time::{Timestamp, human},
+};
+
+/// The newest incidents, and which of them have something new to tell.
+#[derive(Debug, Default)]
+pub(super) struct Incidents {
+    /// Oldest first, at most [`KEPT`].
+    all: Vec<Incident>,
+    /// Changed since the last [`Self::news`]: service and time of death.
+    changed: BTreeSet<(Timestamp, String)>,
+}
+
+/// What has changed since it was last asked for.
+#[derive(Debug, Default)]
+pub(super) struct News {
+    /// Every incident that changed, as it is now.
+    pub(super) changed: Vec<Incident>,
+    /// Every incident that is kept, oldest first.
+    pub(super) all: Vec<Incident>,
+}
+
+impl Incidents {
+    /// From what the journal kept, oldest first.
+    pub(super) fn new(all: Vec<Incident>) -> Self {
+        Self { all, changed: BTreeSet::new() }
+    }
+
+    /// A service ended. Returns an incident that this one cuts short: the service ran again and was not ready yet.
+    pub(super) fn open(&mut self, service: &str, ended: Ended, now: Timestamp) -> Option<Incident> {
+        let mut cut_short = None;
+        if let Some(last) = self.last(service).filter(|i| i.ready_at.is_none()) {
+            if last.running_at.is_none() || last.died_at >= ended.at {
+                // It has not been back meanwhile: the same incident, seen again.
+                return None;
+            }
+            cut_short = Some(last.clone());
+        }
+        self.changed.insert((ended.at, service.to_owned()));
+        self.all.push(Incident {
+            service: service.to_owned(),
+            cause: ended.cause,
+            why: ended.why,
+            died_at: ended.at,
+            noticed_at: now,
+            running_at: None,
+            ready_at: None,
+            training: Vec::new(),
+        });
+        let excess = self.all.len().saturating_sub(KEPT);
+        self.all.drain(..excess);
+        cut_short
+    }
+
+    /// What is seen of a service now. Returns its incident when it is over by this.
+    pub(super) fn follow(
+        &mut self,
+        service: &str,
+        running: Option<Timestamp>,
+        ready: bool,
+        now: Timestamp,
+    ) -> Option<Incident> {
+        let last = self.last(service).filter(|i| i.ready_at.is_none())?;
+        let again = running.filter(|&at| at > last.died_at);
+        if last.running_at.is_none() && again.is_some() {
+            last.running_at = again;
+        } else if last.running_at.is_none() || !ready {
+            return None;
+        }
+        let over = ready && again.is_some();
+        if over {
+            last.ready_at = Some(now);
+        }
+        let (key, last) = ((last.died_at, last.service.clone()), last.clone());
+        self.changed.insert(key);
+        over.then_some(last)
+    }
+
+    /// Lets `change` add what it knows, such as training that was interrupted; it returns whether it added anything.
+    pub(super) fn amend(&mut self, mut change: impl FnMut(&mut Incident) -> bool) {
+        for incident in &mut self.all {
+            if change(incident) {
+                self.changed.insert((incident.died_at, incident.service.clone()));
+            }
+        }
+    }
+
+    /// What is new since the last call, if anything is.
+    pub(super) fn news(&mut self) -> Option<News> {
+        let keys = std::mem::take(&mut self.changed);
+        if keys.is_empty() {
+            return None;
+        }
+        let is_new = |i: &&Incident| keys.iter().any(|(at, service)| *at == i.died_at && *service == i.service);
+        Some(News { changed: self.all.iter().filter(is_new).cloned().collect(), all: self.all.clone() })
+    }
+
+    /// The newest `n`, newest first.
+    pub(super) fn newest(&self, n: usize) -> Vec<Incident> {
+        self.all.iter().rev().take(n).cloned().collect()
+    }
+
+    fn last(&mut self, service: &str) -> Option<&mut Incident> {
+        self.all.iter_mut().rev().find(|i| i.service == service)
+    }
+}
+
+/// What an incident did to one training run that trains again, in one line.
+pub(super) fn training_in_words(i: &Incident, t: &Interrupted, training_at: Timestamp) -> String {
+    let mut line =
+        format!("run {} trains again {} after {} died", t.run, human(training_at.since(i.died_at)), i.service);
+    // Writing to a string cannot fail.
+    let _ = match (&t.checkpoint, t.lost_ms) {
+        (Some(checkpoint), Some(lost)) => {
+            write!(line, ", from {checkpoint}; {} of work are done again", human(Duration::from_millis(lost)))
+        }
+        (None, Some(lost)) => {
+            write!(line, ", from the beginning; {} of work are lost", human(Duration::from_millis(lost)))
+        }
+        (_, None) => Ok(()),
+    };
+    line
+}
+
+/// An incident in one line; every time counts from the death.
+pub(super) fn in_words(i: &Incident) -> String {
+    let after = |at: Timestamp| human(at.since(i.died_at));
+    let mut line = format!("{}; noticed after {}", i.why, after(i.noticed_at));
+    // Writing to a string cannot fail.
+    match (i.running_at, i.ready_at) {
+        (Some(running), Some(ready)) => {
+            let _ = write!(line, ", running again after {}, ready after {}", after(running), after(ready));
+        }
+        (Some(running), None) => {
+            let _ = write!(line, ", running again after {}, ended again before it was ready", after(running));
+        }
+        (None, _) => line.push_str(", not running again yet"),
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::incident::Cause;
+
+    fn at(ms: i64) -> Timestamp {
+        Timestamp::from_millis(ms)
+    }
+
+    fn exit(ms: i64) -> Ended {
+        Ended { cause: Cause::Exit, why: "container exited 137 (SIGKILL)".into(), at: at(ms) }
+    }
+
+    #[test]
+    fn it_is_followed_until_the_service_is_ready_and_then_over() {
+        let mut all = Incidents::default();
+        assert_eq!(all.open("w", exit(1_000), at(1_040)), None);
+        assert_eq!(all.news().expect("it is new").changed.len(), 1);
+        assert!(all.news().is_none(), "told once");
+        assert_eq!(all.follow("w", Some(at(500)), true, at(1_050)), None, "that run is the one that ended");
+        assert_eq!(all.follow("w", None, false, at(1_100)), None);
+        assert_eq!(all.follow("w", Some(at(1_310)), false, at(1_320)), None);
+        let over = all.follow("w", Some(at(1_310)), true, at(4_100)).expect("it is over");
+        assert_eq!(
+            in_words(&over),
+            "container exited 137 (SIGKILL); noticed after 40 ms, running again after 310 ms, ready after 3.1 s"
+        );
+        assert_eq!(all.follow("w", Some(at(1_310)), true, at(9_000)), None, "said once");
+        assert_eq!(all.newest(9), [over]);
+    }
+
+    #[test]
+    fn one_that_dies_again_on_its_way_back_is_cut_short() {
+        let mut all = Incidents::default();
+        all.open("w", exit(1_000), at(1_040));
+        assert_eq!(all.open("w", exit(1_000), at(1_060)), None, "the same death, seen twice");
+        all.follow("w", Some(at(1_310)), false, at(1_320));
+        let cut = all.open("w", exit(2_000), at(2_010)).expect("the first one");
+        assert!(in_words(&cut).ends_with("running again after 310 ms, ended again before it was ready"));
+        assert_eq!(all.newest(9).len(), 2);
+    }
+
+    #[test]
+    fn only_the_newest_are_kept() {
+        let mut all = Incidents::default();
+        for n in 0..150 {
+            all.open(&format!("s{n}"), exit(n), at(n));
+        }
+        assert_eq!((all.newest(1_000).len(), all.newest(1)[0].service.as_str()), (KEPT, "s149"));
+    }
+}

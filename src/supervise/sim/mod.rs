@@ -1,0 +1,489 @@
+//! The real supervision over a simulated outside: the loop with its decisions, holds and incidents, the probers, and the
+//! task that listens to the engine are what the daemon runs; engine, containers, GCS, clock and journal are simulated.
+//!
+//! One seed is one history: a lab comes up, 3 to 12 faults strike within a few minutes, they end, and within
+//! [`BOUND`] everything that nobody holds must be ready. What must never be is checked at every call that labd makes
+//! ([`world`]). Time is tokio's paused clock, so a history of ten minutes takes some milliseconds, and the same seed is
+//! the same history to the last call.
+//!
+//! `LABD_SIM_HISTORIES` and `LABD_SIM_SECONDS` bound how many are run (200 and no limit without them), `LABD_SIM_SEED`
+//! runs one and prints what happened.
+
+mod faults;
+mod world;
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::AbortHandle,
+    time::sleep,
+};
+
+use super::{DoorView, EVENTS_HEARD, Parts, Wish};
+use crate::{
+    checkpoints::Checkpoints,
+    config::Config,
+    control::{Command, Request},
+    engine::{
+        Happened,
+        images::{ImageState, Images},
+        listen,
+    },
+    jobs::LedgerView,
+    journal::Journal,
+    plan::{self, spec::ImageName},
+    ray::{Ray, RayView, Unregister},
+    snapshot::{DaemonView, EngineView, NodeView, ServiceState, Snapshot},
+    time::{Timestamp, simulated},
+};
+use faults::{Fault, Relief};
+use world::{Dice, Outside, Power, Run, TICK, World};
+
+/// From the last fault's end until everything is ready: a hang is found after half a minute, a wrong token after two, a
+/// crash loop is tried once a minute.
+const BOUND: Duration = Duration::from_mins(6);
+/// Where the simulated clock begins.
+const EPOCH: Timestamp = Timestamp::from_millis(1_800_000_000_000);
+
+/// What a configuration of the simulated lab comes to; `version` makes settings that differ.
+fn wish(version: u32) -> Wish {
+    let toml = format!(
+        "[[mounts]]\nsource = \"/data/{version}\"\ntarget = \"/mnt\"\n[services.grafana]\nenabled = false\n\
+         [services.prometheus]\nenabled = false"
+    );
+    let inputs = plan::tests::inputs(&toml, 2, 32);
+    let (plan, _) = plan::make(&inputs).expect("it fits");
+    Wish {
+        settings: inputs.config.images.build.settings(),
+        config: Config::parse(Path::new("labd.toml"), &toml).expect("valid"),
+        plan,
+        gpus: inputs.gpus,
+        ray_token: inputs.secrets.ray_token,
+        store: None,
+        view: serde_json::Value::Null,
+        credentials: Vec::new(),
+    }
+}
+
+/// One life of labd.
+struct Labd {
+    tasks: Vec<AbortHandle>,
+    requests: mpsc::Sender<Request>,
+    snapshot: watch::Receiver<Arc<Snapshot>>,
+    /// Never used: labd is killed, not stopped.
+    _stop: watch::Sender<bool>,
+}
+
+impl Drop for Labd {
+    /// SIGKILL: what was sent to the engine is sent, nothing else happens any more.
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(AbortHandle::abort);
+    }
+}
+
+impl Labd {
+    fn start(outside: &Outside, journal: &Journal, version: &Arc<Mutex<u32>>, seed: u64) -> Self {
+        let now = Timestamp::now();
+        let daemon = DaemonView { version: "0".into(), lab: "lab".into(), pid: 1, started_at: now, config: None };
+        let node = NodeView {
+            hostname: "gpu1".into(),
+            address: "192.0.2.7".into(),
+            cpus: 16,
+            numa_nodes: 1,
+            memory_bytes: 32 << 30,
+            memory_available_bytes: 16 << 30,
+            load_1m: 0.5,
+            disks: Vec::new(),
+        };
+        let present = ImageState::Present { id: "i".into(), size_bytes: 1, built_at: now };
+        let images: BTreeMap<ImageName, ImageState> = ImageName::ALL.map(|n| (n, present.clone())).into();
+        let mut tasks = Vec::new();
+
+        let (tell, engine_view) = watch::channel(EngineView::Connecting);
+        let (nudge, mut heard) = mpsc::channel(256);
+        let since = journal.memory(EVENTS_HEARD).and_then(|ms| ms.parse().ok()).map(Timestamp::from_millis);
+        tasks.push(tokio::spawn(listen::watch(outside.clone(), since, tell, nudge)).abort_handle());
+        // From the moment that labd is told of a stop by hand it must know that the service is held.
+        let (pass, nudges) = mpsc::channel(256);
+        let world = outside.clone();
+        tasks.push(
+            tokio::spawn(async move {
+                while let Some(nudge) = heard.recv().await {
+                    let stop = (nudge.id.clone(), nudge.at);
+                    if nudge.what == Happened::StoppedByHand {
+                        let mut w = world.lock();
+                        let still = w.of(&nudge.service).is_some_and(|c| {
+                            c.id == nudge.id && matches!(c.run, Run::Exited { at, .. } if at <= nudge.at)
+                        });
+                        if still && w.hand_stops.get(&nudge.service) == Some(&stop) {
+                            w.say(format_args!("labd knows that {} was stopped by hand", nudge.service));
+                            w.held.insert(nudge.service.clone(), Timestamp::now());
+                        }
+                    }
+                    if pass.send(nudge).await.is_err() {
+                        return;
+                    }
+                }
+            })
+            .abort_handle(),
+        );
+
+        let (aim, aimed) = watch::channel(None);
+        let (seen, ray) = watch::channel(Arc::new(RayView::default()));
+        tasks.push(tokio::spawn(outside.clone().watch_ray(aimed, seen)).abort_handle());
+        let ear = outside.clone();
+        let unregister = Unregister(Arc::new(move |address, before, _| ear.hear_of_dead(address, before)));
+
+        let (requests, asked) = mpsc::channel(32);
+        let wanted = *version.lock().expect("no panic under it");
+        let version = version.clone();
+        let (snapshot, snapshots) = watch::channel(Arc::new(Snapshot {
+            schema: 1,
+            taken_at: now,
+            labd: daemon.clone(),
+            node: node.clone(),
+            engine: EngineView::Connecting,
+            services: Vec::new(),
+            gpus: Vec::new(),
+            jobs: Vec::new(),
+            runs: Vec::new(),
+            demands: Vec::new(),
+            incidents: Vec::new(),
+            links: Vec::new(),
+            notices: Vec::new(),
+        }));
+        let (stop, stopped) = watch::channel(false);
+        let parts = Parts {
+            engine: Arc::new(outside.clone()),
+            ask: Arc::new(outside.clone()),
+            images: Images::simulated(watch::channel(images).1),
+            ray: Ray::simulated(ray, aim, unregister),
+            checkpoints: Checkpoints::simulated(),
+            jobs: watch::channel(Arc::new(LedgerView::default())).1,
+            door: watch::channel(DoorView::default()).1,
+            config: watch::channel(Arc::new(Config::default())).0,
+            journal: journal.clone(),
+            wish: wish(wanted),
+            reread: Box::new(move || Ok(wish(*version.lock().expect("no panic under it")))),
+            daemon,
+            requests: asked,
+            nudges,
+            engine_view,
+            node: watch::channel(node).1,
+            snapshot,
+            incidents: watch::channel(Arc::new(Vec::new())).0,
+            seed,
+            plan: watch::channel(Arc::new(serde_json::Value::Null)).0,
+            credentials: watch::channel(Arc::new(Vec::new())).0,
+            stop: stopped,
+        };
+        tasks.push(tokio::spawn(super::run(parts)).abort_handle());
+        Self { tasks, requests, snapshot: snapshots, _stop: stop }
+    }
+
+    /// Asks, and waits for the answer as a person would.
+    async fn ask(&self, command: Command) -> bool {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(Request { command, reply }).await.is_ok()
+            && matches!(tokio::time::timeout(Duration::from_secs(5), answer).await, Ok(Ok(Ok(_))))
+    }
+}
+
+/// A lab, its outside, and whoever does things to it.
+struct History {
+    outside: Outside,
+    journal: Journal,
+    version: Arc<Mutex<u32>>,
+    seed: u64,
+    /// Absent while it is dead.
+    labd: Option<Labd>,
+    labd_back: Option<Timestamp>,
+    reliefs: Vec<(Timestamp, Relief)>,
+}
+
+/// What a history came to.
+struct Outcome {
+    violations: Vec<String>,
+    trace: Vec<String>,
+    /// From the last fault's end until everything was ready.
+    recovery: Duration,
+    simulated: Duration,
+}
+
+impl History {
+    fn new(seed: u64) -> Self {
+        let version = Arc::new(Mutex::new(0));
+        let outside = Outside(Arc::new(Mutex::new(World::new(seed, wish(0).plan))));
+        let journal = Journal::in_memory();
+        let labd = Some(Labd::start(&outside, &journal, &version, seed));
+        Self { outside, journal, version, seed, labd, labd_back: None, reliefs: Vec::new() }
+    }
+
+    /// Lets time pass.
+    async fn pass(&mut self, d: Duration) {
+        let until = Timestamp::now().plus(d);
+        while Timestamp::now() < until {
+            sleep(TICK).await;
+            let now = Timestamp::now();
+            let due: Vec<Relief> = self.reliefs.extract_if(.., |(at, _)| *at <= now).map(|(_, r)| r).collect();
+            {
+                let mut w = self.outside.lock();
+                for relief in due {
+                    if let Some((after, next)) = relief.strike(&mut w) {
+                        self.reliefs.push((now.plus(after), next));
+                    }
+                }
+                w.tick();
+            }
+            if self.labd_back.is_some_and(|at| at <= now) {
+                self.labd_back = None;
+                self.outside.lock().say("labd starts");
+                self.labd = Some(Labd::start(&self.outside, &self.journal, &self.version, self.seed));
+            }
+        }
+    }
+
+    async fn strike(&mut self, fault: &Fault) {
+        let now = Timestamp::now();
+        {
+            let mut w = self.outside.lock();
+            // What needs an engine does not happen without one, and an engine ends once at a time.
+            let by_hand = matches!(
+                fault,
+                Fault::DockerStop(_)
+                    | Fault::DockerStart(_)
+                    | Fault::DockerKill(..)
+                    | Fault::DockerRestart(_)
+                    | Fault::DockerRemove(_)
+                    | Fault::DockerPause(..)
+                    | Fault::Foreign(..)
+                    | Fault::EngineRestart(_)
+                    | Fault::LiveRestore(_)
+                    | Fault::EngineMute(_)
+                    | Fault::PowerCut(..)
+            );
+            if by_hand && w.power != Power::On {
+                return;
+            }
+            w.say(format_args!("FAULT {fault:?}"));
+            fault.strike(&mut w);
+        }
+        if let Some((after, relief)) = fault.relief() {
+            self.reliefs.push((now.plus(after), relief));
+        }
+        match fault {
+            Fault::KillLabd(back) | Fault::PowerCut(_, _, back) => {
+                self.labd = None;
+                self.labd_back = Some(now.plus(*back));
+            }
+            Fault::LabdStop(s) => {
+                self.outside.lock().touched.insert(s.clone(), now);
+                if self.ask(Command::Stop { service: s.clone() }).await {
+                    let mut w = self.outside.lock();
+                    w.held.entry(s.clone()).or_insert(Timestamp::now());
+                }
+            }
+            Fault::LabdStart(s) => {
+                self.outside.lock().held.remove(s);
+                self.ask(Command::Start { service: s.clone() }).await;
+            }
+            Fault::LabdRestart(s) => {
+                let mut w = self.outside.lock();
+                w.restart_asked.insert(s.clone(), now);
+                w.held.remove(s);
+                drop(w);
+                self.ask(Command::Restart { service: s.clone() }).await;
+            }
+            Fault::Reload => {
+                let version = {
+                    let mut version = self.version.lock().expect("no panic under it");
+                    *version += 1;
+                    *version
+                };
+                if self.ask(Command::Reload).await {
+                    self.outside.lock().plan = wish(version).plan;
+                } else {
+                    // It reads it when it starts the next time.
+                    self.outside.lock().plan = wish(version).plan;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    async fn ask(&self, command: Command) -> bool {
+        match &self.labd {
+            Some(labd) => labd.ask(command).await,
+            None => false,
+        }
+    }
+
+    /// Services that should be ready and are not, in truth or in labd's view.
+    fn missing(&self) -> Vec<String> {
+        let Some(labd) = &self.labd else { return vec!["labd".to_owned()] };
+        let snapshot = labd.snapshot.borrow().clone();
+        let w = self.outside.lock();
+        let on = w.plan.services.iter().filter(|s| s.enabled);
+        on.filter_map(|s| {
+            let shown = snapshot.services.iter().find(|v| v.name == s.name);
+            let state = shown.map(|v| v.state);
+            let held = state == Some(ServiceState::Held) && w.touched.contains_key(&s.name);
+            let ready = state == Some(ServiceState::Ready) && w.serves(&s.name);
+            (!held && !ready).then(|| {
+                let why = shown.map_or("", |v| v.last_reason.as_str());
+                format!("{} is {:?} ({why}); serves: {}", s.name, state, w.serves(&s.name))
+            })
+        })
+        .collect()
+    }
+
+    /// Waits until everything is ready; fails after `bound`.
+    async fn ready_within(&mut self, bound: Duration, what: &str) -> Duration {
+        let from = Timestamp::now();
+        loop {
+            let missing = self.missing();
+            let took = Timestamp::now().since(from);
+            if missing.is_empty() {
+                return took;
+            }
+            if took > bound {
+                let line = format!("not ready {} s after {what}: {}", bound.as_secs(), missing.join("; "));
+                self.outside.lock().violations.push(line);
+                return took;
+            }
+            self.pass(Duration::from_millis(500)).await;
+        }
+    }
+
+    async fn run(mut self) -> Outcome {
+        self.ready_within(Duration::from_mins(1), "the beginning").await;
+        let mut dice = Dice::new(self.seed ^ 0x5eed);
+        let services: Vec<String> =
+            wish(0).plan.services.iter().filter(|s| s.enabled).map(|s| s.name.clone()).collect();
+        for _ in 0..dice.between(3, 13) {
+            // Often while the last one is being dealt with, sometimes in peace.
+            let pause = if dice.one_in(3) { dice.ms(1, 800) } else { dice.ms(500, 45_000) };
+            self.pass(pause).await;
+            let fault = Fault::any(&mut dice, &services);
+            self.strike(&fault).await;
+        }
+        while !self.reliefs.is_empty() || self.labd.is_none() {
+            self.pass(Duration::from_secs(1)).await;
+        }
+        {
+            let mut w = self.outside.lock();
+            w.say("faults are over");
+            w.start_fails.clear();
+            w.create_fails.clear();
+            let now = Timestamp::now();
+            (w.slow_until, w.busy_until, w.deaf_until) = (now, now, now);
+        }
+        let recovery = self.ready_within(BOUND, "the last fault").await;
+        // And it stays so.
+        self.pass(Duration::from_secs(20)).await;
+        let missing = self.missing();
+        let mut w = self.outside.lock();
+        if !missing.is_empty() && w.violations.is_empty() {
+            w.violations.push(format!("ready, and then not any more: {}", missing.join("; ")));
+        }
+        Outcome {
+            violations: std::mem::take(&mut w.violations),
+            trace: std::mem::take(&mut w.trace),
+            recovery,
+            simulated: Timestamp::now().since(EPOCH),
+        }
+    }
+}
+
+fn history(seed: u64) -> Outcome {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    runtime.expect("a runtime").block_on(async {
+        simulated::begin(Some(EPOCH));
+        let outcome = History::new(seed).run().await;
+        simulated::begin(None);
+        outcome
+    })
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+#[test]
+fn whatever_happens_nothing_forbidden_is_done_and_everything_comes_back() {
+    if let Some(seed) = number("LABD_SIM_SEED") {
+        let outcome = history(seed);
+        for line in &outcome.trace {
+            eprintln_(line);
+        }
+        assert!(outcome.violations.is_empty(), "{}", outcome.violations.join("\n"));
+        return;
+    }
+    let histories = number("LABD_SIM_HISTORIES").unwrap_or(200);
+    let begun = Instant::now();
+    let limit = number("LABD_SIM_SECONDS").map(Duration::from_secs);
+    let (next, done, simulated, slowest) = (AtomicU64::new(1), AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    let failed = Mutex::new(Vec::new());
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) && limit.is_none_or(|limit| begun.elapsed() < limit) {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed > histories {
+                        return;
+                    }
+                    let outcome = history(seed);
+                    done.fetch_add(1, Ordering::Relaxed);
+                    simulated.fetch_add(outcome.simulated.as_secs(), Ordering::Relaxed);
+                    slowest.fetch_max(outcome.recovery.as_secs(), Ordering::Relaxed);
+                    if !outcome.violations.is_empty() {
+                        let mut failed = failed.lock().expect("no panic under it");
+                        failed.push((seed, outcome.violations));
+                        stop.store(failed.len() >= 5, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner().expect("no panic under it");
+    eprintln_(&format!(
+        "{} histories, {} simulated hours in {:.1} s; the slowest recovery took {} s",
+        done.load(Ordering::Relaxed),
+        simulated.load(Ordering::Relaxed) / 3_600,
+        begun.elapsed().as_secs_f64(),
+        slowest.load(Ordering::Relaxed),
+    ));
+    let lines: Vec<String> = failed
+        .iter()
+        .map(|(seed, violations)| {
+            format!(
+                "LABD_SIM_SEED={seed} cargo test --lib supervise::sim -- --nocapture\n    {}",
+                violations.join("\n    ")
+            )
+        })
+        .collect();
+    assert!(failed.is_empty(), "{}", lines.join("\n"));
+}
+
+#[test]
+fn the_same_seed_is_the_same_history() {
+    for seed in 1..=5 {
+        assert_eq!(history(seed).trace, history(seed).trace, "seed {seed}");
+    }
+}
+
+/// A test's own words, past the lint that keeps prints out of the daemon.
+#[expect(clippy::print_stderr, reason = "how many histories were run is the result")]
+fn eprintln_(line: &str) {
+    eprintln!("{line}");
+}
