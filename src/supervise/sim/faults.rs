@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::world::{Dice, Power, Run, World};
+use super::world::{Container, Dice, Power, Run, World};
 use crate::time::Timestamp;
 
 /// One fault, at the moment it happens.
@@ -213,7 +213,7 @@ impl Relief {
                 }
             }
             Self::StartWhenStopped(s) => {
-                if w.of(&s).is_some_and(|c| c.running().is_some()) {
+                if w.of(&s).is_some_and(Container::stopping) {
                     return Some((Duration::from_millis(50), Self::StartWhenStopped(s)));
                 }
                 if w.power == Power::On {

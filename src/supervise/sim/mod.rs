@@ -38,7 +38,10 @@ use crate::{
         listen,
     },
     journal::Journal,
-    plan::{self, spec::ImageName},
+    plan::{
+        self,
+        spec::{ImageName, Requirement},
+    },
     ray::{Ray, RayView, Unregister},
     snapshot::{DaemonView, EngineView, NodeView, ServiceState, Snapshot},
     time::{Timestamp, simulated},
@@ -324,15 +327,18 @@ impl History {
         let Some(labd) = &self.labd else { return vec!["labd".to_owned()] };
         let snapshot = labd.snapshot.borrow().clone();
         let w = self.outside.lock();
+        let state = |name: &str| snapshot.services.iter().find(|v| v.name == name).map(|v| v.state);
+        let held = |name: &str| state(name) == Some(ServiceState::Held) && w.touched.contains_key(name);
         let on = w.plan.services.iter().filter(|s| s.enabled);
         on.filter_map(|s| {
-            let shown = snapshot.services.iter().find(|v| v.name == s.name);
-            let state = shown.map(|v| v.state);
-            let held = state == Some(ServiceState::Held) && w.touched.contains_key(&s.name);
-            let ready = state == Some(ServiceState::Ready) && w.serves(&s.name);
-            (!held && !ready).then(|| {
-                let why = shown.map_or("", |v| v.last_reason.as_str());
-                format!("{} is {:?} ({why}); serves: {}", s.name, state, w.serves(&s.name))
+            let waits_for_held = s.requires.iter().any(|r| match r {
+                Requirement::Gcs => held("ray-head"),
+                Requirement::Ready(other) => held(other),
+            });
+            let ready = state(&s.name) == Some(ServiceState::Ready) && w.serves(&s.name);
+            (!held(&s.name) && !waits_for_held && !ready).then(|| {
+                let why = snapshot.services.iter().find(|v| v.name == s.name).map_or("", |v| &v.last_reason);
+                format!("{} is {:?} ({why}); serves: {}", s.name, state(&s.name), w.serves(&s.name))
             })
         })
         .collect()
