@@ -164,6 +164,8 @@ impl Fault {
                     w.exit(&s, 255, false);
                 }
                 w.power_off();
+                // Said a moment ago, and nobody is left who could have kept it.
+                w.held.retain(|_, since| now.since(*since) >= Duration::from_secs(5));
                 if !stay {
                     w.containers.retain(|c| !c.ours);
                 }
