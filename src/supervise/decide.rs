@@ -201,6 +201,8 @@ enum Ending {
     Asked,
     /// Because it hung; then it is made anew.
     Hung(String),
+    /// Because the cluster that it was in is no more: it is made anew, and nothing waits for what was not its fault.
+    Lost(String),
 }
 
 /// One step.
@@ -468,7 +470,7 @@ fn present(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen)
             let asked = ending == Some(Ending::Asked);
             let with_engine = ending.is_none() && s.away.is_some_and(|away| away.explains(*finished_at));
             let why = match &ending {
-                Some(Ending::Hung(reason)) => reason.clone(),
+                Some(Ending::Hung(reason) | Ending::Lost(reason)) => reason.clone(),
                 _ if with_engine => format!("ended with the container engine ({})", exit_words(*code, *oom, error)),
                 _ => exit_words(*code, *oom, error),
             };
@@ -479,7 +481,7 @@ fn present(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen)
                 if !asked {
                     m.last_failure = Some(why.clone());
                     // The engine's end is not the service's failure: nothing waits for what it did not do wrong.
-                    if !with_engine {
+                    if !with_engine && !matches!(ending, Some(Ending::Lost(_))) {
                         m.backoff.fail(now, s.seed);
                         if s.spare_worker && m.backoff.streak() == 1 {
                             m.backoff.not_before(now.plus(YIELD_TO_RECOVERY));
@@ -500,7 +502,7 @@ fn present(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen)
                 decision
             } else if outdated {
                 remove("its settings changed")
-            } else if matches!(ending, Some(Ending::Hung(_))) {
+            } else if matches!(ending, Some(Ending::Hung(_) | Ending::Lost(_))) {
                 remove(&why)
             } else {
                 start(s, m, now, c)
@@ -616,11 +618,11 @@ fn serving(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen,
             let since = *m.failing_since.get_or_insert(*since);
             let hung_at = since.plus(HUNG_AFTER);
             if now >= hung_at {
-                return kill(m, c, format!("hung: {reason} for {}", human(HUNG_AFTER)), since);
+                return kill(m, c, Ending::Hung(format!("hung: {reason} for {}", human(HUNG_AFTER))), since);
             }
             Decision::new(Action::None, S::Unhealthy, reason.clone()).wake_at(hung_at)
         }
-        (Health::Lost { reason }, Some(_)) => kill(m, c, reason.clone(), now),
+        (Health::Lost { reason }, Some(_)) => kill(m, c, Ending::Lost(reason.clone()), now),
         (health, None) => {
             let deadline = started_at.plus(s.start_deadline);
             let starting = Decision::new(Action::None, S::Starting, m.explain("started"));
@@ -630,11 +632,11 @@ fn serving(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen,
                     let hung_at = deadline.max(since.plus(HUNG_AFTER));
                     if now >= hung_at {
                         let reason = format!("not ready {} after its start: {reason}", human(now.since(started_at)));
-                        return kill(m, c, reason, *since);
+                        return kill(m, c, Ending::Hung(reason), *since);
                     }
                     starting.wake_at(hung_at)
                 }
-                Health::Lost { reason } if now >= deadline => kill(m, c, reason.clone(), now),
+                Health::Lost { reason } if now >= deadline => kill(m, c, Ending::Lost(reason.clone()), now),
                 // Whose fault it is cannot be told while the GCS is away.
                 Health::Unknown if now >= deadline => starting,
                 _ => starting.wake_at(deadline),
@@ -643,8 +645,12 @@ fn serving(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen,
     }
 }
 
-fn kill(m: &mut Memory, c: &ContainerSeen, reason: String, since: Timestamp) -> Decision {
-    m.ending = Some(Ending::Hung(reason.clone()));
+fn kill(m: &mut Memory, c: &ContainerSeen, ending: Ending, since: Timestamp) -> Decision {
+    let reason = match &ending {
+        Ending::Asked => String::new(),
+        Ending::Hung(reason) | Ending::Lost(reason) => reason.clone(),
+    };
+    m.ending = Some(ending);
     let mut decision = Decision::new(Action::Kill { id: c.id.clone() }, ServiceState::Stopping, reason.clone());
     decision.ended = Some(Ended { cause: Cause::Hang, why: reason, at: since });
     decision

@@ -100,9 +100,7 @@ pub(super) async fn run(
     let mut bad_since = None;
     loop {
         let view = ray.borrow_and_update().clone();
-        let answer = tokio::time::timeout(PATIENCE, prober.ask(&view))
-            .await
-            .unwrap_or_else(|_| failing(format!("no answer within {} s", PATIENCE.as_secs())));
+        let answer = prober.ask(&view).await;
         let was_passing = last == Answer::Passing;
         if matches!(answer, Answer::Failing(_)) {
             misses += 1;
@@ -175,7 +173,7 @@ impl Prober {
             Ok(address) => address,
             Err(answer) => return answer,
         };
-        match self.ask.ask(Method::GET, &format!("http://{address}{path}"), authorization).await {
+        match self.send(Method::GET, &format!("http://{address}{path}"), authorization).await {
             Ok(200) => Answer::Passing,
             Ok(status) => failing(format!("{path} is answered with HTTP status {status}")),
             Err(reason) => failing(reason),
@@ -194,11 +192,11 @@ impl Prober {
         let Some(bucket) = bucket else { return failing(format!("bucket `{name}` has no valid address")) };
         let credentials = Credentials::new(access_key.expose(), secret_key.expose());
         let look = bucket.head_bucket(Some(&credentials)).sign(VALID);
-        match self.ask.ask(Method::HEAD, look.as_str(), None).await {
+        match self.send(Method::HEAD, look.as_str(), None).await {
             Ok(200) => Answer::Passing,
             Ok(404) => {
                 let make = bucket.create_bucket(&credentials).sign(VALID);
-                match self.ask.ask(Method::PUT, make.as_str(), None).await {
+                match self.send(Method::PUT, make.as_str(), None).await {
                     Ok(200) => Answer::Passing,
                     Ok(status) => failing(format!("bucket `{name}` cannot be made: HTTP status {status}")),
                     Err(reason) => failing(reason),
@@ -210,6 +208,12 @@ impl Prober {
             Ok(status) => failing(format!("bucket `{name}` is answered with HTTP status {status}")),
             Err(reason) => failing(reason),
         }
+    }
+
+    /// One question. Each has its own patience: a busy store that takes its time over two of them is not silent.
+    async fn send(&self, method: Method, url: &str, authorization: Option<(&str, &Secret)>) -> Result<u16, String> {
+        let answer = tokio::time::timeout(PATIENCE, self.ask.ask(method, url, authorization)).await;
+        answer.unwrap_or_else(|_| Err(format!("no answer within {} s", PATIENCE.as_secs())))
     }
 
     fn address(&self, port: u16) -> Result<SocketAddr, Answer> {

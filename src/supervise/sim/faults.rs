@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::world::{Dice, Power, Run, World};
+use super::world::{Container, Dice, Power, Run, World};
 use crate::time::Timestamp;
 
 /// One fault, at the moment it happens.
@@ -164,6 +164,8 @@ impl Fault {
                     w.exit(&s, 255, false);
                 }
                 w.power_off();
+                // Said a moment ago, and nobody is left who could have kept it.
+                w.held.retain(|_, since| now.since(*since) >= Duration::from_secs(5));
                 if !stay {
                     w.containers.retain(|c| !c.ours);
                 }
@@ -213,7 +215,7 @@ impl Relief {
                 }
             }
             Self::StartWhenStopped(s) => {
-                if w.of(&s).is_some_and(|c| c.running().is_some()) {
+                if w.of(&s).is_some_and(Container::stopping) {
                     return Some((Duration::from_millis(50), Self::StartWhenStopped(s)));
                 }
                 if w.power == Power::On {

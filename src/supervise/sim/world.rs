@@ -132,6 +132,15 @@ impl Container {
         }
     }
 
+    pub(super) fn stopping(&self) -> bool {
+        self.stops_at.is_some()
+    }
+
+    /// Whether Ray counts it as a node; the head is one too.
+    fn in_cluster(&self) -> bool {
+        self.kind.is_some_and(|k| k.is_ray_node() || k == Kind::RayHead)
+    }
+
     fn works(&self, now: Timestamp) -> bool {
         !self.frozen && !self.paused && self.running().is_some_and(|since| now >= since.plus(self.boot))
     }
@@ -319,7 +328,7 @@ impl World {
             return Ok(());
         }
         c.run = Run::Running { since: now };
-        c.boot = if c.kind.is_some_and(Kind::is_ray_node) { slow } else { quick };
+        c.boot = if c.in_cluster() { slow } else { quick };
         (c.joined, c.orphan_since, c.stops_at, c.dies_at) = (false, None, None, None);
         let id = c.id.clone();
         self.say(format_args!("{service} runs"));
@@ -442,7 +451,7 @@ impl World {
         let mut dying = Vec::new();
         for i in 0..self.containers.len() {
             let c = &self.containers[i];
-            let (Some(since), true) = (c.running(), c.kind.is_some_and(Kind::is_ray_node)) else { continue };
+            let (Some(since), true) = (c.running(), c.in_cluster()) else { continue };
             let run = (c.id.clone(), since);
             let node = self.nodes.iter().position(|n| n.run == run);
             let can_join = up && c.works(now) && !c.deaf;
@@ -599,7 +608,8 @@ impl World {
         if self.held.get(&service).is_some_and(|&since| now.since(since) >= Duration::from_millis(50)) {
             self.never(format_args!("{service} was started although it is held"));
         }
-        let long_down = self.gcs_down_since.is_some_and(|at| now.since(at) >= Duration::from_secs(5));
+        let down = self.gcs_down_since.filter(|_| !self.gcs_up(now));
+        let long_down = down.is_some_and(|at| now.since(at) >= Duration::from_secs(5));
         let needs = self.plan.service(&service).map(|s| s.requires.clone()).unwrap_or_default();
         if needs.contains(&Requirement::Gcs) && long_down {
             self.never(format_args!("{service} was started without the GCS"));
