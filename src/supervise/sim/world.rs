@@ -292,14 +292,13 @@ impl World {
     pub(super) fn signal(&mut self, service: &str, signal: i32) {
         let Some(id) = self.of(service).filter(|c| c.running().is_some()).map(|c| c.id.clone()) else { return };
         self.event(service, &id, Happened::Signal(signal));
-        match signal {
-            9 => self.exit(service, 137, false),
-            _ => {
-                let ends = Timestamp::now().plus(self.dice.ms(10, 900));
-                if let Some(c) = self.of_mut(service) {
-                    c.dies_at = Some(ends);
-                }
-            }
+        if signal == 9 {
+            self.exit(service, 137, false);
+            return;
+        }
+        let ends = Timestamp::now().plus(self.dice.ms(10, 900));
+        if let Some(c) = self.of_mut(service) {
+            c.dies_at = Some(ends);
         }
     }
 
