@@ -15,8 +15,9 @@
 //!
 //! | task | owns | hears | tells |
 //! |---|---|---|---|
-//! | [`supervise`] loop | every service's memory | nudges, probe results, commands (`mpsc`) | the service views (`watch`) |
+//! | [`supervise`] loop | every service's memory | nudges, probe results, commands (`mpsc`) | the snapshot and the incidents (`watch`) |
 //! | prober, one per running container | nothing | the container it probes | health (`mpsc`) |
+//! | [`engine::listen`] | the connection for events | the engine | whether it answers (`watch`), nudges (`mpsc`) |
 //! | [`engine::images`] | image builds and pulls | which images are wanted | their state (`watch`) |
 //! | [`ray`] watcher | connection to the GCS and the job API | the head's ports | nodes, jobs (`watch`) |
 //! | [`checkpoints`] watcher | what it saw | the store's address, whether a run trains | runs' checkpoints (`watch`) |

@@ -297,13 +297,8 @@ fn failed(told: &RayJob, known: &Handed, life: Life, world: &World<'_>) -> Verdi
     let any = |i: &Incident| is_infrastructure(&i.service);
     let driver_died = world.incidents.iter().any(|i| life.saw(i) && on_driver(i));
     match told.error {
-        Some(
-            ErrorType::JobSupervisorActorDied
-            | ErrorType::JobSupervisorActorStartFailure
-            | ErrorType::JobSupervisorActorUnknownFailure,
-        ) => Verdict::Lost {
-            why: near(&|i| on_driver(i) || matches!(i.service.as_str(), "ray-head" | "ray-driver"))
-                .unwrap_or_else(|| "the process that watches its driver died".to_owned()),
+        Some(ErrorType::JobSupervisorActorDied) => Verdict::Lost {
+            why: near(&any).unwrap_or_else(|| "the process that watches its driver died".to_owned()),
             dead: driver_died,
         },
         // Its words are the entrypoint's own, which Ray's errors with labd's reasons are part of.

@@ -118,13 +118,12 @@ pub struct Ray {
 /// A simulated cluster's ear: address, before, reason.
 #[cfg(test)]
 #[derive(Clone)]
-pub(crate) struct Unregister(
-    pub(crate)  Arc<
-        dyn Fn(Ipv4Addr, Timestamp, String) -> futures_util::future::BoxFuture<'static, Result<usize, String>>
-            + Send
-            + Sync,
-    >,
-);
+pub(crate) struct Unregister(pub(crate) Arc<Ear>);
+
+#[cfg(test)]
+type Ear = dyn Fn(Ipv4Addr, Timestamp, String) -> futures_util::future::BoxFuture<'static, Result<usize, String>>
+    + Send
+    + Sync;
 
 #[cfg(test)]
 impl std::fmt::Debug for Unregister {

@@ -466,6 +466,8 @@ fn present(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen)
             m.ready = None;
             m.failing_since = None;
             m.ran = false;
+            // Whoever asked for a restart gets it by this.
+            m.restart = false;
             let ending = m.ending.clone();
             let asked = ending == Some(Ending::Asked);
             let with_engine = ending.is_none() && s.away.is_some_and(|away| away.explains(*finished_at));

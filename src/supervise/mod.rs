@@ -425,7 +425,9 @@ impl<E: Engine> Lab<E> {
                 away.to = Some(now);
             }
         } else if !answers && self.away.is_none_or(|away| away.to.is_some()) {
-            self.away = Some(Away { from: now, to: None });
+            // One that has not answered in this labd's life yet: after a power cut nobody knows since when.
+            let from = if self.engine { now } else { Timestamp::default() };
+            self.away = Some(Away { from, to: None });
         }
         if self.engine != answers {
             // What was seen before is no ground for a step.

@@ -97,10 +97,15 @@ pub(super) async fn run(
 ) {
     let prober = Prober { ask, spec, container, started_at };
     let (mut last, mut misses) = (Answer::Unknown, 0);
-    let mut bad_since = None;
+    let (mut bad_since, mut joined) = (None, false);
     loop {
         let view = ray.borrow_and_update().clone();
-        let answer = prober.ask(&view).await;
+        let answer = match prober.ask(&view).await {
+            // The GCS answers before its own node has joined, so one that is still on its way in may be older than that.
+            Answer::Lost(_) if !joined => failing("it has not joined the Ray cluster"),
+            answer => answer,
+        };
+        joined |= answer == Answer::Passing;
         let was_passing = last == Answer::Passing;
         if matches!(answer, Answer::Failing(_)) {
             misses += 1;

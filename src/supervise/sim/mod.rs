@@ -143,8 +143,8 @@ impl Labd {
         );
 
         let (aim, aimed) = watch::channel(None);
-        let (seen, ray) = watch::channel(Arc::new(RayView::default()));
-        tasks.push(tokio::spawn(outside.clone().watch_ray(aimed, seen)).abort_handle());
+        let (look, ray) = watch::channel(Arc::new(RayView::default()));
+        tasks.push(tokio::spawn(outside.clone().watch_ray(aimed, look)).abort_handle());
         let ear = outside.clone();
         let unregister = Unregister(Arc::new(move |address, before, _| ear.hear_of_dead(address, before)));
 
@@ -302,10 +302,11 @@ impl History {
                 self.ask(Command::Start { service: s.clone() }).await;
             }
             Fault::LabdRestart(s) => {
-                let mut w = self.outside.lock();
-                w.restart_asked.insert(s.clone(), now);
-                w.held.remove(s);
-                drop(w);
+                {
+                    let mut w = self.outside.lock();
+                    w.restart_asked.insert(s.clone(), now);
+                    w.held.remove(s);
+                }
                 self.ask(Command::Restart { service: s.clone() }).await;
             }
             Fault::Reload => {
@@ -314,12 +315,9 @@ impl History {
                     *version += 1;
                     *version
                 };
-                if self.ask(Command::Reload).await {
-                    self.outside.lock().plan = wish(version).plan;
-                } else {
-                    // It reads it when it starts the next time.
-                    self.outside.lock().plan = wish(version).plan;
-                }
+                // A dead labd reads it when it starts the next time.
+                self.ask(Command::Reload).await;
+                self.outside.lock().plan = wish(version).plan;
             }
             _ => {}
         }
@@ -431,7 +429,7 @@ fn whatever_happens_nothing_forbidden_is_done_and_everything_comes_back() {
     if let Some(seed) = number("LABD_SIM_SEED") {
         let outcome = history(seed);
         for line in &outcome.trace {
-            eprintln_(line);
+            print(line);
         }
         assert!(outcome.violations.is_empty(), "{}", outcome.violations.join("\n"));
         return;
@@ -464,7 +462,7 @@ fn whatever_happens_nothing_forbidden_is_done_and_everything_comes_back() {
         }
     });
     let failed = failed.into_inner().expect("no panic under it");
-    eprintln_(&format!(
+    print(&format!(
         "{} histories, {} simulated hours in {:.1} s; the slowest recovery took {} s",
         done.load(Ordering::Relaxed),
         simulated.load(Ordering::Relaxed) / 3_600,
@@ -492,6 +490,6 @@ fn the_same_seed_is_the_same_history() {
 
 /// A test's own words, past the lint that keeps prints out of the daemon.
 #[expect(clippy::print_stderr, reason = "how many histories were run is the result")]
-fn eprintln_(line: &str) {
+fn print(line: &str) {
     eprintln!("{line}");
 }

@@ -192,6 +192,8 @@ pub(super) struct World {
     pub(super) touched: BTreeMap<String, Timestamp>,
     /// Since when the GCS has not answered.
     gcs_down_since: Option<Timestamp>,
+    /// When labd last had an answer of the GCS.
+    gcs_answered: Timestamp,
     pub(super) violations: Vec<String>,
     pub(super) trace: Vec<String>,
     pub(super) begun: Timestamp,
@@ -232,6 +234,7 @@ impl World {
             hand_stops: BTreeMap::new(),
             touched: BTreeMap::new(),
             gcs_down_since: Some(now),
+            gcs_answered: now,
             violations: Vec::new(),
             trace: Vec::new(),
             begun: now,
@@ -292,14 +295,13 @@ impl World {
     pub(super) fn signal(&mut self, service: &str, signal: i32) {
         let Some(id) = self.of(service).filter(|c| c.running().is_some()).map(|c| c.id.clone()) else { return };
         self.event(service, &id, Happened::Signal(signal));
-        match signal {
-            9 => self.exit(service, 137, false),
-            _ => {
-                let ends = Timestamp::now().plus(self.dice.ms(10, 900));
-                if let Some(c) = self.of_mut(service) {
-                    c.dies_at = Some(ends);
-                }
-            }
+        if signal == 9 {
+            self.exit(service, 137, false);
+            return;
+        }
+        let ends = Timestamp::now().plus(self.dice.ms(10, 900));
+        if let Some(c) = self.of_mut(service) {
+            c.dies_at = Some(ends);
         }
     }
 
@@ -528,7 +530,7 @@ impl World {
     }
 
     /// What the GCS says.
-    fn ray_view(&self, aim: Option<&Endpoint>) -> (Gcs, Vec<RayNode>) {
+    fn ray_view(&mut self, aim: Option<&Endpoint>) -> (Gcs, Vec<RayNode>) {
         let now = Timestamp::now();
         let Some(endpoint) = aim else { return (Gcs::Unknown, Vec::new()) };
         let head = self.containers.iter().find(|c| c.ours && c.kind == Some(Kind::RayHead));
@@ -536,6 +538,7 @@ impl World {
         if !there || !self.gcs_up(now) {
             return (Gcs::Unreachable { reason: "does not answer".into() }, Vec::new());
         }
+        self.gcs_answered = now;
         let mut nodes: Vec<RayNode> = self
             .nodes
             .iter()
@@ -609,7 +612,7 @@ impl World {
             self.never(format_args!("{service} was started although it is held"));
         }
         let down = self.gcs_down_since.filter(|_| !self.gcs_up(now));
-        let long_down = down.is_some_and(|at| now.since(at) >= Duration::from_secs(5));
+        let long_down = down.is_some_and(|at| now.since(at.max(self.gcs_answered)) >= Duration::from_secs(5));
         let needs = self.plan.service(&service).map(|s| s.requires.clone()).unwrap_or_default();
         if needs.contains(&Requirement::Gcs) && long_down {
             self.never(format_args!("{service} was started without the GCS"));
