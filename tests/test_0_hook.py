@@ -162,3 +162,36 @@ def test_a_script_that_is_wrong_fails_with_its_own_error(job):
         FOOD,
     )
     assert out == ["True", "food11"]
+
+
+WORKER = """
+import threading
+
+class Subscriber:
+    def __init__(self):
+        self.times = 0
+        self.again = threading.Event()
+
+    def subscribe(self):
+        self.times += 1
+        if self.times >= 3:
+            self.again.set()
+
+class Worker:
+    def __init__(self):
+        self.gcs_log_subscriber = Subscriber()
+        self.threads_stopped = threading.Event()
+
+    def print_logs(self):
+        self.gcs_log_subscriber.subscribe()
+        print("again" if self.gcs_log_subscriber.again.wait(30) else "once")
+"""
+
+
+@pytest.mark.parametrize("metadata, heard", [({"labd.run": "", "labd.root": "food11"}, "again"), ({"labd.run": "", "mine": "x"}, "once")])
+def test_the_log_is_subscribed_to_again_in_jobs_of_the_front_door(job, tmp_path, metadata, heard):
+    (tmp_path / "fake/ray/_private").mkdir()
+    (tmp_path / "fake/ray/_private/__init__.py").write_text("")
+    (tmp_path / "fake/ray/_private/worker.py").write_text(WORKER if heard == "again" else WORKER.replace("wait(30)", "wait(3)"))
+    out, _ = job("from ray._private.worker import Worker\nWorker().print_logs()", metadata)
+    assert out == [heard]

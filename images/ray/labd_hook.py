@@ -1,6 +1,7 @@
-"""Gives an unnamed Ray Train run the name of its job, so that a resubmitted script resumes.
+"""What labd adds to the driver of a job that came through its front door: a name for runs without one, and a log that goes
+on after the Ray head died.
 
-Ray Train resumes a run that starts again under the same `RunConfig(name=..., storage_path=...)`. A script that gives no
+**Names.** Ray Train resumes a run that starts again under the same `RunConfig(name=..., storage_path=...)`. A script that gives no
 name gets a dated one each time, so its resubmission would begin from nothing. In the driver of a job that came through
 labd's front door, whose metadata says `labd.run`, such a run is called by that word instead; the second unnamed run of
 the same job is `<word>-2` and so on, in the order in which they are made. One line on stderr says so.
@@ -12,42 +13,52 @@ name those runs. A virtual environment that is not a copy of Ray's (conda, uv) h
 
 Off for one job with metadata `{"labd.run": ""}`; the front door leaves it empty for all jobs when `labd.toml` says so.
 
+**Log.** What workers print reaches the driver's log over a subscription in the GCS, and a GCS that was started again knows
+no subscriptions: the log of a job that goes on would be silent until its end (Ray 2.60). So the driver subscribes again
+every few seconds; for a GCS that remembers, that changes nothing.
+
 `labd.pth` imports this module, when the environment speaks of `labd.run` at all.
 """
 import sys
 
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # what Ray's job supervisor tells the entrypoint: runtime_env and metadata
 KEY = "labd.run"
-MODULE = "ray.train.v2.api.config"
+ROOT = "labd.root"  # the front door's mark on every job
+CONFIG = "ray.train.v2.api.config"
+WORKER = "ray._private.worker"
+AGAIN_SECONDS = 2
 
 
 def install():
     """Arranges that `RunConfig` is patched once Ray imports it. Never raises: a script must run whatever happens here."""
     try:
-        names = job_names()
-        if names is None:
-            return
-        if MODULE in sys.modules:
-            patch(sys.modules[MODULE].RunConfig, names)
-        else:
-            sys.meta_path.insert(0, Finder(names))
+        metadata = job_metadata()
+        if metadata.get(KEY):
+            names = Names(str(metadata[KEY]), str(metadata.get("job_submission_id", "")))
+            when_imported(CONFIG, lambda module: patch(module.RunConfig, names))
+        if metadata.get(ROOT):
+            when_imported(WORKER, lambda module: keep_listening(module.Worker))
     except Exception as error:
         warn(error)
 
 
-def job_names():
-    """The names for this process's unnamed runs; None where the hook has no business."""
+def when_imported(name, change):
+    if name in sys.modules:
+        change(sys.modules[name])
+    else:
+        sys.meta_path.insert(0, Finder(name, change))
+
+
+def job_metadata():
+    """The metadata of the job whose driver this process may be; nothing where the hook has no business."""
     import json
     import os
 
     # A cluster that a script starts inside its job hands the environment down to its workers.
     if any(arg.endswith("default_worker.py") for arg in sys.orig_argv):
-        return None
+        return {}
     text = os.environ.get(JOB)
-    metadata = (json.loads(text).get("metadata") if text else None) or {}
-    if not metadata.get(KEY):
-        return None
-    return Names(str(metadata[KEY]), str(metadata.get("job_submission_id", "")))
+    return (json.loads(text).get("metadata") if text else None) or {}
 
 
 class Names:
@@ -84,13 +95,14 @@ class Names:
 
 
 class Finder:
-    """Waits for the one module, finds it as Python would have, and patches it right after its own code ran."""
+    """Waits for the one module, finds it as Python would have, and changes it right after its own code ran."""
 
-    def __init__(self, names):
-        self.names = names
+    def __init__(self, name, change):
+        self.name = name
+        self.change = change
 
     def find_spec(self, fullname, path=None, target=None):
-        if fullname != MODULE:
+        if fullname != self.name:
             return None
         # Once only; and `importlib` must not come back to us.
         if self in sys.meta_path:
@@ -104,7 +116,7 @@ class Finder:
             def exec_module(module):
                 run(module)
                 try:
-                    patch(module.RunConfig, self.names)
+                    self.change(module)
                 except Exception as error:
                     warn(error)
 
@@ -133,6 +145,31 @@ def patch(run_config, names):
     run_config.__post_init__ = __post_init__
 
 
+def keep_listening(worker):
+    """Lets the thread that prints what workers print subscribe again and again."""
+    print_logs = worker.print_logs
+
+    def patched(self, *args, **kwargs):
+        try:
+            import threading
+
+            subscriber = self.gcs_log_subscriber
+
+            def subscribe():
+                while not self.threads_stopped.wait(AGAIN_SECONDS):
+                    try:
+                        subscriber.subscribe()
+                    except Exception:
+                        pass  # the GCS is away, or the driver ends
+
+            threading.Thread(target=subscribe, name="labd-logs", daemon=True).start()
+        except Exception as error:
+            warn(error)
+        return print_logs(self, *args, **kwargs)
+
+    worker.print_logs = patched
+
+
 def say(text):
     print(f"labd: {text}", file=sys.stderr, flush=True)
 
@@ -141,7 +178,7 @@ warned = False
 
 
 def warn(error):
-    """Once: a hook that fails costs a script its resumption, and nothing else."""
+    """Once: a hook that fails costs a script its resumption or a part of its log, and nothing else."""
     global warned
     if not warned:
         warned = True
