@@ -9,6 +9,7 @@
 //!                                                                    |            ^
 //! engine (bollard): events, inspect ---> Seen -----------------------'            |
 //! health probes, Ray's GCS ------------> Health --------------------------------->'
+//! submissions ---> front door ---> job ledger: decide(Ray's word, incidents) (pure) ---> Ray's job API
 //! every transition ---> journal (SQLite, one writer thread)
 //! current state   ----> one Snapshot (watch channel) ---> http: API, SSE, page, /metrics ---> cli
 //! ```
@@ -19,6 +20,7 @@
 //! | prober, one per running container | nothing | the container it probes | health (`mpsc`) |
 //! | [`engine::listen`] | the connection for events | the engine | whether it answers (`watch`), nudges (`mpsc`) |
 //! | [`engine::images`] | image builds and pulls | which images are wanted | their state (`watch`) |
+//! | [`jobs`] keeper | the job ledger | the front door (`mpsc`), Ray's word, incidents | the jobs (`watch`) |
 //! | [`ray`] watcher | connection to the GCS and the job API | the head's ports | nodes, jobs (`watch`) |
 //! | [`checkpoints`] watcher | what it saw | the store's address, whether a run trains | runs' checkpoints (`watch`) |
 //! | [`journal`] writer thread | the database | entries (`mpsc`) | events (`broadcast`), its health (`watch`) |

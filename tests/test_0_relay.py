@@ -14,7 +14,7 @@ import pytest
 
 from lab import free_port, wait_for
 
-RELAY = pathlib.Path(__file__).resolve().parent.parent / "images/ray/relay.py"
+RELAY = pathlib.Path(__file__).resolve().parent.parent / "images/run/relay.py"
 
 
 @contextlib.contextmanager

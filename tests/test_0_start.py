@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-START = (pathlib.Path(__file__).resolve().parent.parent / "images/ray/start.sh").read_text()
+START = (pathlib.Path(__file__).resolve().parent.parent / "images/run/start.sh").read_text()
 FATAL = "[2026-11-24 23:06:23,507 C 20 20] (gcs_server) rocksdb_store_client.cc:179:  Check failed: open_status.ok() "
 
 

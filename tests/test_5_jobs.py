@@ -1,7 +1,9 @@
 """Jobs come through labd's front door, and what is lost to infrastructure is run again."""
 import http.client
 import json
+import os
 import re
+import signal
 import urllib.error
 import urllib.request
 
@@ -75,6 +77,21 @@ def test_a_killed_head_costs_no_step_at_all(lab):
     seen = epochs(lab, "headless")
     assert seen == sorted(set(seen)) and seen[-1] == 30, f"no step twice: {seen}"
     assert "resumed" not in lab.logs("headless")
+
+
+def test_a_power_cut_is_survived_unattended(lab):
+    lab.wait_ready()
+    lab.submit("unplugged", *PLAIN, "16")
+    trains(lab, "unplugged", 4)
+    pids = [lab.inspect(service)["State"]["Pid"] for service in lab.ids()]
+    lab.kill_daemon()
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    lab.up()
+    *_, last = ends(lab, "unplugged")
+    assert last["attempt"] == 2 and "resumed at epoch" in lab.logs(last["submission_id"])
+    assert set(epochs(lab, "unplugged")) >= {1, 2, 3, 16}
+    lab.wait_ready()
 
 
 def test_a_scripts_own_error_is_its_own(lab):

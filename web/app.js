@@ -115,7 +115,8 @@ function gpu(g) {
 function job(j) {
   return make('tr', {},
     make('th', { scope: 'row', class: 'mono' }, j.submission_id),
-    make('td', {}, pill(j.status.toLowerCase(), JOB_LOOK[j.status])),
+    // What labd runs again is no bad news.
+    make('td', {}, j.resubmitted_as ? pill('lost', 'idle') : pill(j.status.toLowerCase(), JOB_LOOK[j.status])),
     make('td', { 'data-label': 'submitted', class: 'wide' }, time(j.submitted_at)),
     make('td', { 'data-label': 'run', class: 'wide' }, j.run || '–'),
     make('td', { class: 'wide' }, make('code', {}, j.entrypoint),

@@ -12,7 +12,7 @@
 //! | everything else | passed on | `503` with `Retry-After` |
 //!
 //! Ray checks its token itself; labd checks it, too, before anything is recorded, since what is recorded is handed in under
-//! labd's own. The same router answers on the host, and through the relay on the lab's network (`images/ray/relay.py`).
+//! labd's own. The same router answers on the host, and through the relay on the lab's network (`images/run/relay.py`).
 
 mod pass;
 

@@ -23,7 +23,7 @@ pub(super) fn front_door(draft: &Draft<'_>) -> ServiceSpec {
     // Python looks at nothing but the one file: no site-packages, no environment.
     container.command = super::words(&["python3", "-I", "-S", RELAY]);
     container.command.push(format!("{DASHBOARD_PORT}=/run/labd/{SOCKET}"));
-    container.files = vec![file(RELAY, 0o644, include_str!("../../images/ray/relay.py").into())];
+    container.files = vec![file(RELAY, 0o644, include_str!("../../images/run/relay.py").into())];
     container.mounts = vec![Mount {
         source: MountSource::Host(config.door_dir().display().to_string()),
         target: "/run/labd".into(),

@@ -22,7 +22,7 @@ pub(super) const DASHBOARDS: &str = "/dashboards";
 const START: Duration = Duration::from_mins(2);
 
 /// Runs before `ray start`: puts old logs away and, on the head, sets aside a state that this Ray cannot or must not read.
-const BEFORE_START: &str = include_str!("../../images/ray/start.sh");
+const BEFORE_START: &str = include_str!("../../images/run/start.sh");
 
 pub(super) fn head(draft: &Draft<'_>) -> ServiceSpec {
     let (config, sizes) = (draft.config(), draft.sizes);
