@@ -404,6 +404,7 @@ fn empty(daemon: &DaemonView, node: &watch::Receiver<crate::snapshot::NodeView>)
         gpus: Vec::new(),
         jobs: Vec::new(),
         runs: Vec::new(),
+        resubmissions: 0,
         demands: Vec::new(),
         incidents: Vec::new(),
         links: Vec::new(),

@@ -33,6 +33,8 @@ pub struct Snapshot {
     /// Training runs and what is kept of them, newest first, at most 50.
     #[serde(default)]
     pub runs: Vec<RunView>,
+    /// Lost jobs that labd submitted again, since the ledger began.
+    pub resubmissions: u64,
     /// What is asked of Ray and cannot be given now.
     pub demands: Vec<DemandView>,
     /// What died and how it came back, newest first, at most 20.
@@ -42,6 +44,16 @@ pub struct Snapshot {
     pub links: Vec<Link>,
     /// Things a person should know, worst first.
     pub notices: Vec<Notice>,
+}
+
+impl Snapshot {
+    /// Services that are still on their way by themselves. What waits for one that only a person can help is not.
+    pub fn on_their_way(&self) -> Vec<&ServiceView> {
+        use ServiceState as S;
+        let open: Vec<&ServiceView> = self.services.iter().filter(|s| !s.state.is_settled()).collect();
+        let stuck = self.services.iter().any(|s| matches!(s.state, S::Held | S::Blocked | S::CrashLoop));
+        if stuck && open.iter().all(|s| s.state == S::Waiting) { Vec::new() } else { open }
+    }
 }
 
 /// The running daemon.

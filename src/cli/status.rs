@@ -166,7 +166,7 @@ fn jobs(jobs: &[JobView], now: Timestamp, style: Style) -> String {
             cut(&clean(&job.entrypoint), room)
         ));
         // The ledger's word; Ray's own would be pages.
-        if job.attempt.is_some() {
+        if job.attempt.is_some() && !job.message.is_empty() {
             for line in wrap(&clean(&job.message), style.width - 4) {
                 text.push_str(&format!("    {line}\n"));
             }
@@ -412,6 +412,7 @@ mod tests {
                 },
             ],
             incidents: vec![],
+            resubmissions: 0,
             demands: vec![DemandView {
                 asks_for: "4 GPU, 8 CPU".into(),
                 count: 1,

@@ -45,8 +45,7 @@ pub(super) async fn up(global: &Global, args: &args::Up, out: &mut Out) -> Resul
         snapshot?
     } else {
         let snapshot: Snapshot = client.json("/api/v1/snapshot").await?;
-        let missing: Vec<&str> =
-            snapshot.services.iter().filter(|s| !s.state.is_settled()).map(|s| s.name.as_str()).collect();
+        let missing: Vec<&str> = snapshot.on_their_way().iter().map(|s| s.name.as_str()).collect();
         let line = format!("not ready after {} s: {}", args.timeout, missing.join(", "));
         return Err(Failure::new(Exit::Timeout, line));
     };
@@ -152,7 +151,7 @@ async fn wait(client: &Client<'_>, out: &mut Out) -> Result<Snapshot, Failure> {
         }
         if !snapshot.services.is_empty()
             && matches!(snapshot.engine, EngineView::Reachable { .. })
-            && snapshot.services.iter().all(|s| s.state.is_settled())
+            && snapshot.on_their_way().is_empty()
         {
             return Ok(snapshot.clone());
         }

@@ -122,6 +122,8 @@ fn render(s: &Snapshot, recording: bool, incidents: &BTreeMap<(String, Cause), T
     for run in s.runs.iter().filter(|run| run.looked_at.is_some()) {
         out.sample("labd_run_checkpoints_bytes", &[("run", &run.name)], run.used_bytes);
     }
+    out.family("labd_jobs_resubmitted_total", "counter", "Lost jobs that labd submitted again.");
+    out.sample("labd_jobs_resubmitted_total", &[], s.resubmissions);
     out.family("labd_demands_waiting", "gauge", "Requests for resources that Ray cannot meet now.");
     for infeasible in [false, true] {
         let count: u64 = s.demands.iter().filter(|d| d.infeasible == infeasible).map(|d| d.count).sum();

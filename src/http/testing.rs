@@ -150,6 +150,7 @@ fn a_snapshot() -> Snapshot {
             looked_at: Some(at),
             note: None,
         }],
+        resubmissions: 0,
         demands: vec![],
         incidents: vec![],
         links: vec![],

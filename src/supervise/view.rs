@@ -74,6 +74,7 @@ pub(super) fn snapshot(k: Known<'_>) -> Snapshot {
         gpus,
         jobs: k.ledger.jobs.clone(),
         runs,
+        resubmissions: k.ledger.resubmissions,
         demands: k.ray.demands.clone(),
         incidents: k.incidents,
         links,

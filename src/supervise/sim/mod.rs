@@ -161,6 +161,7 @@ impl Labd {
             gpus: Vec::new(),
             jobs: Vec::new(),
             runs: Vec::new(),
+            resubmissions: 0,
             demands: Vec::new(),
             incidents: Vec::new(),
             links: Vec::new(),
