@@ -181,7 +181,7 @@ def test_a_large_upload_does_not_grow_labd(lab):
     except OSError:
         pass  # Ray refuses it before it is whole
     assert rss() - before < 64 << 10, "KiB"
-    assert not list((lab.data_dir / "packages").glob("*large*")), "what Ray refuses is not kept"
+    wait_for("what Ray refuses is not kept", lambda: not list((lab.data_dir / "packages").glob("*large*")), 20)
     lab.wait_ready()
 
 
