@@ -96,6 +96,9 @@ pub struct Handed {
     pub stop_asked: bool,
     /// Where its driver runs, once that is known.
     pub driver: Option<Ipv4Addr>,
+    /// When that node was started: what died there before took no part of this job along.
+    #[serde(default)]
+    pub driver_since: Option<Timestamp>,
     /// Since when Ray does not know it.
     pub missing_since: Option<Timestamp>,
     /// Since when its driver's node is not ALIVE.
@@ -105,7 +108,7 @@ pub struct Handed {
 impl Handed {
     /// Just taken.
     pub fn new(at: Timestamp) -> Self {
-        Self { at, stop_asked: false, driver: None, missing_since: None, orphaned_since: None }
+        Self { at, stop_asked: false, driver: None, driver_since: None, missing_since: None, orphaned_since: None }
     }
 }
 
@@ -251,7 +254,7 @@ fn judge(job: &Job, handed: &Handed, world: &World<'_>, now: Timestamp) -> Verdi
     if let Some(id) = &told.driver_node
         && let Some(node) = world.nodes.iter().find(|n| n.id == *id)
     {
-        known.driver = Some(node.address);
+        (known.driver, known.driver_since) = (Some(node.address), Some(node.started_at));
     }
     let life = Life { began, ended: told.ended_at.unwrap_or(now) };
     match told.status {
@@ -266,9 +269,7 @@ fn judge(job: &Job, handed: &Handed, world: &World<'_>, now: Timestamp) -> Verdi
 /// Ray says it waits or runs.
 fn going(job: &Job, told: &RayJob, mut known: Handed, life: Life, world: &World<'_>, now: Timestamp) -> Verdict {
     // Its driver's container ended since: whatever Ray still says, it does not run any more.
-    if let Some(incident) =
-        world.incidents.iter().find(|i| life.saw(i) && at(i, world) == known.driver && known.driver.is_some())
-    {
+    if let Some(incident) = world.incidents.iter().find(|i| life.saw(i) && on_driver(i, &known, world)) {
         if known.stop_asked {
             return Verdict::Ended(Outcome::Stopped);
         }
@@ -325,7 +326,7 @@ fn failed(told: &RayJob, known: &Handed, life: Life, world: &World<'_>) -> Verdi
     let near = |names: &dyn Fn(&Incident) -> bool| {
         world.incidents.iter().rev().find(|i| life.saw(i) && life.ended_by(i) && names(i)).map(in_words)
     };
-    let on_driver = |i: &Incident| known.driver.is_some() && at(i, world) == known.driver;
+    let on_driver = |i: &Incident| on_driver(i, known, world);
     let any = |i: &Incident| is_infrastructure(&i.service);
     let driver_died = world.incidents.iter().any(|i| life.saw(i) && on_driver(i));
     match told.error {
@@ -378,6 +379,13 @@ impl Life {
 
 fn at(incident: &Incident, world: &World<'_>) -> Option<Ipv4Addr> {
     world.addresses.get(&incident.service).copied()
+}
+
+/// Whether it ended the node that the job's driver runs on. A job can wait, PENDING, while that node dies and comes back.
+fn on_driver(incident: &Incident, known: &Handed, world: &World<'_>) -> bool {
+    known.driver.is_some()
+        && at(incident, world) == known.driver
+        && known.driver_since.is_none_or(|since| incident.died_at >= since)
 }
 
 /// Services whose death can take a job along.
@@ -662,6 +670,15 @@ mod tests {
         case.job.state = State::Handed(known.clone());
         case.now = 1011;
         assert!(case.lost().is_some());
+    }
+
+    #[test]
+    fn a_job_that_waited_while_its_drivers_node_died_is_not_lost_with_it() {
+        let running = told(JobStatus::Running, None, None, "");
+        let mut case = Case::new(vec![running], vec![incident("ray-driver", 500, Some(504))]);
+        assert!(case.lost().is_some(), "it was there");
+        case.nodes[0].started_at = ts(502);
+        assert_eq!(case.lost(), None, "it began on the node that came back");
     }
 
     #[test]
