@@ -531,6 +531,8 @@ mod tests {
         }
     }
 
+    type Change = fn(&mut Case);
+
     struct Case {
         job: Job,
         told: Vec<RayJob>,
@@ -760,7 +762,6 @@ mod tests {
         let moves = stuck().moves();
         let Some(Move::Replace(_, _, new)) = moves.first() else { panic!("{moves:?}") };
         assert!(matches!(&new.state, State::Kept { stop_first: Some(old), .. } if old == "food11"), "{new:?}");
-        type Change = fn(&mut Case);
         let cases: [(&str, Option<&str>, Change); 10] = [
             ("the head died shortly before", why, |c| c.incidents = vec![incident("ray-head", 310, Some(320))]),
             ("the head died long before", None, |c| c.incidents = vec![incident("ray-head", 290, Some(300))]),

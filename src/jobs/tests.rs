@@ -76,7 +76,7 @@ struct Scene {
 impl Scene {
     fn new(retries: &[Option<&str>]) -> Self {
         let now = Timestamp::from_millis(1_000_000);
-        let job = |(n, retry): (usize, &Option<&str>)| {
+        let job = |(n, retry): (usize, Option<&str>)| {
             let id = format!("job{n}");
             let metadata = retry.map_or(json!({}), |r| json!({ "labd.retry": r }));
             let sent = json!({"entrypoint": "python train.py", "metadata": metadata}).to_string();
@@ -90,7 +90,7 @@ impl Scene {
             };
             (id, job)
         };
-        let book = retries.iter().enumerate().map(job).collect();
+        let book = retries.iter().copied().enumerate().map(job).collect();
         Self { book, told: BTreeMap::new(), incidents: Vec::new(), reachable: true, driver: true, now }
     }
 
