@@ -40,7 +40,7 @@ use crate::{
     incident::Incident,
     journal::{Entry, Journal, Kind},
     ray::{Gcs, JobApi, RayView, Reply},
-    snapshot::{JobView, Snapshot},
+    snapshot::{JobView, ServiceState, ServiceView, Snapshot},
     time::Timestamp,
 };
 use decide::{Handed, Job, Move, Next, Outcome, Policy, State, World};
@@ -156,6 +156,17 @@ pub fn open(data_dir: &Path) -> Result<Opened, LedgerError> {
 
 /// Starts the keeper. Must be called inside a tokio runtime; ends with the last [`Ledger`].
 pub fn spawn<A: JobApi>(opened: Opened, parts: Parts<A>) -> Ledger {
+    start(opened, parts).0
+}
+
+/// The keeper over a simulated file, and how it is killed.
+#[cfg(test)]
+pub(crate) fn simulated<A: JobApi>(shelf: &store::Shelf, parts: Parts<A>) -> (Ledger, tokio::task::AbortHandle) {
+    let (store, found) = Store::simulated(shelf);
+    start(Opened { store, found, packages: Packages::none() }, parts)
+}
+
+fn start<A: JobApi>(opened: Opened, parts: Parts<A>) -> (Ledger, tokio::task::AbortHandle) {
     let Opened { store, found, packages } = opened;
     let (ask, asked) = mpsc::channel(64);
     let (tell, view) = watch::channel(Arc::new(LedgerView::default()));
@@ -176,8 +187,8 @@ pub fn spawn<A: JobApi>(opened: Opened, parts: Parts<A>) -> Ledger {
         save_again: Instant::now(),
         sweep_at: Instant::now(),
     };
-    tokio::spawn(keeper.run(asked, heard));
-    Ledger { ask, view }
+    let task = tokio::spawn(keeper.run(asked, heard)).abort_handle();
+    (Ledger { ask, view }, task)
 }
 
 /// What became of handing a job in.
@@ -221,11 +232,12 @@ impl<A: JobApi> Keeper<A> {
             let now = Timestamp::now();
             let wake = decide::wake(&self.book, now).map_or(AGAIN, |at| at.since(now).max(Duration::from_millis(20)));
             tokio::select! {
+                biased;
+                Some(HandedIn { id, result }) = heard.recv() => self.handed_in(&id, result).await,
                 ask = asked.recv() => match ask {
                     Some(ask) => self.hear(ask).await,
                     None => return,
                 },
-                Some(HandedIn { id, result }) = heard.recv() => self.handed_in(&id, result).await,
                 Ok(()) = ray.changed() => {}
                 Ok(()) = incidents.changed() => {}
                 Ok(()) = config.changed() => {}
@@ -262,9 +274,14 @@ impl<A: JobApi> Keeper<A> {
     fn decide(&self, now: Timestamp) -> Vec<Move> {
         let ray = self.parts.ray.borrow().clone();
         let incidents = self.parts.incidents.borrow().clone();
-        let addresses: BTreeMap<String, Ipv4Addr> = {
+        let (addresses, calm): (BTreeMap<String, Ipv4Addr>, _) = {
             let snapshot = self.parts.snapshot.borrow();
-            snapshot.services.iter().filter_map(|s| Some((s.name.clone(), s.address.parse().ok()?))).collect()
+            let services = &snapshot.services;
+            let at = services.iter().filter_map(|s| Some((s.name.clone(), s.address.parse().ok()?))).collect();
+            let is_ready = |s: &&ServiceView| s.state == ServiceState::Ready;
+            let workers = services.iter().filter(|s| s.name.starts_with("ray-worker-")).all(|s| is_ready(&s));
+            let head = services.iter().find(|s| s.name == "ray-head").filter(is_ready);
+            (at, head.filter(|_| workers).map(|s| s.since))
         };
         let world = World {
             reachable: ray.gcs == Gcs::Reachable,
@@ -272,6 +289,8 @@ impl<A: JobApi> Keeper<A> {
             nodes: &ray.nodes,
             incidents: &incidents,
             addresses: &addresses,
+            runs: &ray.runs,
+            calm_since: calm.filter(|_| ray.demands.is_empty()),
         };
         let policy = Policy { resubmissions: self.parts.config.borrow().jobs.resubmissions };
         decide::decide(&self.book, &world, policy, now)
@@ -341,6 +360,10 @@ impl<A: JobApi> Keeper<A> {
         let open = self.book.values().filter(|job| !matches!(job.state, State::Ended { .. }));
         let needed: BTreeSet<String> = open.flat_map(|job| job.submission.packages()).collect();
         let packages = self.packages.clone();
+        #[cfg(test)]
+        if packages.is_none() {
+            return;
+        }
         tokio::task::spawn_blocking(move || packages.sweep(&needed, SystemTime::now()));
     }
 
@@ -489,9 +512,10 @@ impl<A: JobApi> Keeper<A> {
         let family = self.book.values().filter(|job| job.root == root && !matches!(job.state, State::Ended { .. }));
         let Some(open) = family.max_by_key(|job| job.attempt).cloned() else { return Stop::Pass(id.to_owned()) };
         match open.state {
-            State::Kept { .. } => {
+            State::Kept { stop_first, .. } => {
                 self.end(&open.id, Outcome::Stopped, Timestamp::now());
-                Stop::Done
+                // What it was to take the place of may still run.
+                stop_first.map_or(Stop::Done, Stop::Pass)
             }
             State::Handed(known) => {
                 self.set(&open.id, State::Handed(Handed { stop_asked: true, ..known }));

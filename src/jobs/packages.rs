@@ -41,6 +41,17 @@ impl Packages {
         Ok(Self(dir.to_owned()))
     }
 
+    /// No folder at all, for simulations.
+    #[cfg(test)]
+    pub(super) fn none() -> Self {
+        Self(PathBuf::new())
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_none(&self) -> bool {
+        self.0.as_os_str().is_empty()
+    }
+
     /// Where a package is, when it is here.
     pub fn find(&self, name: &str) -> Option<PathBuf> {
         let path = self.path(name)?;

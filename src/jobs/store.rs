@@ -67,7 +67,13 @@ pub enum LedgerError {
 pub struct Store {
     path: PathBuf,
     db: Arc<Mutex<Option<Connection>>>,
+    #[cfg(test)]
+    shelf: Option<Shelf>,
 }
+
+/// A simulated disk. Clones are the same one.
+#[cfg(test)]
+pub(crate) type Shelf = Arc<Mutex<BTreeMap<String, Job>>>;
 
 /// What was found at the start.
 #[derive(Debug, Default)]
@@ -82,7 +88,12 @@ impl Store {
     /// Opens or begins the ledger. Only a newer labd's is an error: it is left as it is. A damaged one is set aside; where
     /// nothing can be written, jobs are kept in memory, and [`Store::save`] says so.
     pub fn open(path: &Path) -> Result<(Self, Found), LedgerError> {
-        let store = Self { path: path.to_owned(), db: Arc::default() };
+        let store = Self {
+            path: path.to_owned(),
+            db: Arc::default(),
+            #[cfg(test)]
+            shelf: None,
+        };
         let found = match store.load() {
             Ok(book) => Found { book, note: None },
             Err(OpenFailure::Newer(found)) => {
@@ -92,6 +103,13 @@ impl Store {
             Err(OpenFailure::NotNow(reason)) => Found { book: BTreeMap::new(), note: Some(store.not_kept(&reason)) },
         };
         Ok((store, found))
+    }
+
+    #[cfg(test)]
+    pub(super) fn simulated(shelf: &Shelf) -> (Self, Found) {
+        let book = shelf.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let store = Self { path: PathBuf::new(), db: Arc::default(), shelf: Some(shelf.clone()) };
+        (store, Found { book, note: None })
     }
 
     fn begin_anew(&self, reason: &str) -> Found {
@@ -143,6 +161,18 @@ impl Store {
     /// Writes jobs as they are now, all or none; what no longer stands in the ledger is removed. Returns once they are on
     /// disk. The error is one line.
     pub async fn save(&self, jobs: Vec<Job>, removed: Vec<String>) -> Result<(), String> {
+        #[cfg(test)]
+        if let Some(shelf) = &self.shelf {
+            // labd may be killed before it is written, and after.
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            {
+                let mut book = shelf.lock().unwrap_or_else(PoisonError::into_inner);
+                book.retain(|id, _| !removed.contains(id));
+                book.extend(jobs.into_iter().map(|job| (job.id.clone(), job)));
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            return Ok(());
+        }
         let store = self.clone();
         let written = tokio::task::spawn_blocking(move || store.write(&jobs, &removed)).await;
         written.unwrap_or_else(|_| Err("the ledger's writer died".to_owned())).map_err(|reason| self.not_kept(&reason))

@@ -10,6 +10,7 @@
 //! runs one and prints what happened.
 
 mod faults;
+mod jobs;
 mod world;
 
 use std::{
@@ -38,6 +39,7 @@ use crate::{
         images::{ImageState, Images},
         listen,
     },
+    incident::Incident,
     jobs::LedgerView,
     journal::Journal,
     plan::{
@@ -84,6 +86,8 @@ struct Labd {
     tasks: Vec<AbortHandle>,
     requests: mpsc::Sender<Request>,
     snapshot: watch::Receiver<Arc<Snapshot>>,
+    ray: watch::Receiver<Arc<RayView>>,
+    incidents: watch::Receiver<Arc<Vec<Incident>>>,
     /// Never used: labd is killed, not stopped.
     _stop: watch::Sender<bool>,
 }
@@ -168,11 +172,12 @@ impl Labd {
             notices: Vec::new(),
         }));
         let (stop, stopped) = watch::channel(false);
+        let (tell_incidents, incidents) = watch::channel(Arc::new(Vec::new()));
         let parts = Parts {
             engine: Arc::new(outside.clone()),
             ask: Arc::new(outside.clone()),
             images: Images::simulated(watch::channel(images).1),
-            ray: Ray::simulated(ray, aim, unregister),
+            ray: Ray::simulated(ray.clone(), aim, unregister),
             checkpoints: Checkpoints::simulated(),
             jobs: watch::channel(Arc::new(LedgerView::default())).1,
             door: watch::channel(DoorView::default()).1,
@@ -186,14 +191,14 @@ impl Labd {
             engine_view,
             node: watch::channel(node).1,
             snapshot,
-            incidents: watch::channel(Arc::new(Vec::new())).0,
+            incidents: tell_incidents,
             seed,
             plan: watch::channel(Arc::new(serde_json::Value::Null)).0,
             credentials: watch::channel(Arc::new(Vec::new())).0,
             stop: stopped,
         };
         tasks.push(tokio::spawn(super::run(parts)).abort_handle());
-        Self { tasks, requests, snapshot: snapshots, _stop: stop }
+        Self { tasks, requests, snapshot: snapshots, ray, incidents, _stop: stop }
     }
 
     /// Asks, and waits for the answer as a person would.
@@ -213,6 +218,8 @@ struct History {
     /// Absent while it is dead.
     labd: Option<Labd>,
     labd_back: Option<Timestamp>,
+    /// The jobs of this lab, where a history has some.
+    jobs: Option<jobs::People>,
     reliefs: Vec<(Timestamp, Relief)>,
 }
 
@@ -231,7 +238,7 @@ impl History {
         let outside = Outside(Arc::new(Mutex::new(World::new(seed, wish(0).plan))));
         let journal = Journal::in_memory();
         let labd = Some(Labd::start(&outside, &journal, &version, seed));
-        Self { outside, journal, version, seed, labd, labd_back: None, reliefs: Vec::new() }
+        Self { outside, journal, version, seed, labd, labd_back: None, jobs: None, reliefs: Vec::new() }
     }
 
     /// Lets time pass.
@@ -249,6 +256,9 @@ impl History {
                     }
                 }
                 w.tick();
+            }
+            if let Some(jobs) = &mut self.jobs {
+                jobs.tick(&self.outside, self.labd.as_ref());
             }
             if self.labd_back.is_some_and(|at| at <= now) {
                 self.labd_back = None;

@@ -194,6 +194,10 @@ pub(super) struct World {
     gcs_down_since: Option<Timestamp>,
     /// When labd last had an answer of the GCS.
     gcs_answered: Timestamp,
+    /// Counts the times that the head lost its state.
+    pub(super) clusters: u64,
+    /// When any container ended.
+    pub(super) deaths: Vec<Timestamp>,
     pub(super) violations: Vec<String>,
     pub(super) trace: Vec<String>,
     pub(super) begun: Timestamp,
@@ -235,6 +239,8 @@ impl World {
             touched: BTreeMap::new(),
             gcs_down_since: Some(now),
             gcs_answered: now,
+            clusters: 0,
+            deaths: Vec::new(),
             violations: Vec::new(),
             trace: Vec::new(),
             begun: now,
@@ -246,7 +252,7 @@ impl World {
         self.trace.push(format!("{:>8.3} {text}", at.as_secs_f64()));
     }
 
-    fn never(&mut self, text: impl std::fmt::Display) {
+    pub(super) fn never(&mut self, text: impl std::fmt::Display) {
         self.say(format_args!("VIOLATION: {text}"));
         let at = Timestamp::now().since(self.begun);
         self.violations.push(format!("at {:.3} s: {text}", at.as_secs_f64()));
@@ -285,6 +291,8 @@ impl World {
         let at = Timestamp::now();
         let Some(c) = self.of_mut(service).filter(|c| c.running().is_some()) else { return };
         c.run = Run::Exited { code, oom, at };
+        self.deaths.push(at);
+        let Some(c) = self.of_mut(service) else { return };
         (c.frozen, c.paused, c.stops_at, c.dies_at) = (false, false, None, None);
         let id = c.id.clone();
         self.say(format_args!("{service} exits {code}"));
@@ -429,7 +437,7 @@ impl World {
         self.of(service).is_some_and(|c| c.ours && self.is_well(c, Timestamp::now()))
     }
 
-    fn gcs_up(&self, now: Timestamp) -> bool {
+    pub(super) fn gcs_up(&self, now: Timestamp) -> bool {
         self.containers.iter().any(|c| c.kind == Some(Kind::RayHead) && c.ours && c.works(now))
     }
 
@@ -440,7 +448,7 @@ impl World {
                 self.gcs_down_since = None;
                 if !self.persist {
                     // A new cluster knows nobody.
-                    self.nodes.clear();
+                    self.lose_cluster();
                 }
                 self.say("the GCS is up");
             }
@@ -527,6 +535,23 @@ impl World {
     /// The head's state is damaged, and it begins anew.
     pub(super) fn lose_cluster(&mut self) {
         self.nodes.clear();
+        self.clusters += 1;
+    }
+
+    /// Ray's id of the node that this service's container is in its present run, while it is ALIVE.
+    pub(super) fn node_of(&self, service: &str) -> Option<u64> {
+        let c = self.of(service)?;
+        let run = (c.id.clone(), c.running()?);
+        self.nodes.iter().find(|n| n.alive && n.run == run).map(|n| n.id)
+    }
+
+    /// Whether this run of a container goes on.
+    pub(super) fn is_run(&self, (id, since): &(String, Timestamp)) -> bool {
+        self.containers.iter().any(|c| c.id == *id && c.running() == Some(*since))
+    }
+
+    pub(super) fn node_alive(&self, id: u64) -> bool {
+        self.nodes.iter().any(|n| n.alive && n.id == id)
     }
 
     /// What the GCS says.
