@@ -171,28 +171,29 @@ class Faults:
     """Does them. Each returns what undoes it after its seconds, or None; False where it had nothing to strike."""
 
     def __init__(self, lab):
-        self.lab, self.frozen = lab, {}
+        self.lab, self.struck = lab, {}
 
-    def hang(self):
-        """Services whose frozen container is still there: nobody else would say so before labd has found it out."""
-        for service, frozen in list(self.frozen.items()):
+    def unnoticed(self):
+        """Services that are still as they were struck: a frozen one reads ready until labd has found it out."""
+        for service, struck in list(self.struck.items()):
             found = container(self.lab, service)
-            if not found or found[0] != frozen:
-                del self.frozen[service]
-        return sorted(self.frozen)
+            if found and found != struck:
+                del self.struck[service]
+        return sorted(self.struck)
 
     def kill(self, fault):
         found = container(self.lab, fault.target)
         if found is None:
             return False
         tell([found[1]], signal.SIGKILL)
+        self.struck[fault.target] = found
 
     def freeze(self, fault):
         found = container(self.lab, fault.target)
         if found is None:
             return False
         tell(pids(found[0]), signal.SIGSTOP)
-        self.frozen[fault.target] = found[0]
+        self.struck[fault.target] = found
 
     def kill_labd(self, _):
         child = self.lab.systemd.child
@@ -389,8 +390,8 @@ class Chaos:
         def all_ready():
             snapshot = self.lab.snapshot()
             last.update(services=unready(snapshot) if snapshot else "labd does not answer")
-            if hang := self.faults.hang():
-                last.update(services=f"{', '.join(hang)}: frozen, and not made anew")
+            if same := self.faults.unnoticed():
+                last.update(services=f"{', '.join(same)}: killed or frozen, and not started again")
             return not last["services"] and snapshot
 
         try:
