@@ -154,6 +154,15 @@ def steps(cluster, job):
     return sorted(found)
 
 
+def steps_on_workers(cluster, job):
+    """(time, number) of each step so far, as the workers themselves wrote it down."""
+    found = set()
+    for worker in range(cluster.gpus):
+        written = docker("exec", cluster.container(worker), "cat", f"/tmp/{job}.steps", check=False).stdout
+        found |= {(float(t), int(n)) for t, n in re.findall(r"LOOP ([\d.]+) [\d.]+ (\d+)", written)}
+    return sorted(found)
+
+
 def sigkill(name):
     os.kill(json.loads(docker("inspect", name).stdout)[0]["State"]["Pid"], 9)
     return time.time()
@@ -193,7 +202,12 @@ def rounds_of(cluster, fault, rounds, say, one):
     """What each round took, in seconds; ends with None where it never came."""
     times, extra = [], {}
     for n in range(1, rounds + 1):
-        seconds, more = one(n)
+        try:
+            seconds, more = one(n)
+        except AssertionError as error:
+            # The round could not even begin: what the fault before it left is no cluster to measure.
+            say(f"{cluster.name}: {fault} {n}/{rounds}: not measured: {error}")
+            return {"seconds": times, **extra, "cut_short": str(error)}
         for key, value in more.items():
             extra.setdefault(key, []).append(value)
         times.append(seconds if seconds is None else round(seconds, 2))
@@ -248,8 +262,13 @@ def head(cluster, fault, rounds, say):
         steady(cluster, job)
         killed = sigkill(cluster.container("head"))
         serves = within("the head answers", lambda: get(cluster, "/api/jobs/") is not None and time.time(), 0.05)
-        trains = within("it trains on", lambda: [s for s in steps(cluster, job) if s[0] > (serves or killed) + 2][3:], seconds=60)
-        done = [s[2] for s in steps(cluster, job)]
+
+        def goes_on():
+            known = any(j["submission_id"] == job for j in get(cluster, "/api/jobs/") or [])
+            return known and [t for t, _ in steps_on_workers(cluster, job) if t > (serves or killed) + 2][3:]
+
+        trains = within("it trains on", goes_on, seconds=60)
+        done = [number for _, number in steps_on_workers(cluster, job)]
         repeated = len(done) - len(set(done)) if trains else "job lost"
         stop(cluster, job)
         return serves and serves - killed, {"steps_repeated": repeated}
@@ -292,17 +311,26 @@ def measure(make, faults, rounds, say):
         cluster = make(gpus)
         try:
             cluster.start()
-            for kind in kinds:
+            for number, kind in enumerate(kinds):
+                if number and broken(found[kinds[number - 1]]):
+                    cluster.stop()
+                    cluster = make(gpus)
+                    cluster.start()
                 found[kind] = HOW[kind](cluster, kind, rounds or FAULTS[kind], say)
         finally:
             cluster.stop()
     return found, cluster
 
 
+def broken(result):
+    """Whether a fault left a cluster that no other fault can be measured on."""
+    return None in result["seconds"] or "cut_short" in result or "job lost" in result.get("steps_repeated", [])
+
+
 def summary(result):
     """With median, min and max; None where it never came in some round."""
     times = result["seconds"]
-    whole = None not in times
+    whole = bool(times) and None not in times
     return result | {"median": statistics.median(times) if whole else None, "min": min(times) if whole else None,
                      "max": max(times) if whole else None}
 
@@ -310,6 +338,8 @@ def summary(result):
 def cell(result):
     if result is None:
         return "-"
+    if not result["seconds"]:
+        return "not measured"
     if result["median"] is None:
         return f"never ({NEVER_S} s)"
     return f"{result['median']:.2f} s ({result['min']:.2f} to {result['max']:.2f})"
@@ -347,6 +377,8 @@ def main():
                 print(f"{fault}, {who}: steps repeated per round: {', '.join(map(str, result['steps_repeated']))}")
             if "containers_touched" in result:
                 print(f"{fault}, {who}: containers touched per round: {', '.join(map(str, result['containers_touched']))}")
+            if "cut_short" in result:
+                print(f"{fault}, {who}: cut short after {len(result['seconds'])} rounds: {result['cut_short']}")
             if result.get("median") and result["max"] > WIDE * result["min"]:
                 print(f"{fault}, {who}: wide spread, the median says little: {', '.join(f'{t:.1f}' for t in result['seconds'])}")
 
