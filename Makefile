@@ -3,12 +3,13 @@
 # make down    leaves nothing running; volumes and images are kept
 # make test    everything that is promised, on real containers
 # make check   what needs no engine: format, lints, unit and property tests, the scripts inside the containers
+# make chaos   N random faults over a running training job (N=50, SEED=...); ENGINE=1: also the engine is restarted
 # make bench   recovery and bring-up, as ratios against what a user would run instead
 SHELL := /bin/bash
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 LABD := target/release/labd
 
-.PHONY: up down test check bench build
+.PHONY: up down test check chaos bench build
 
 build:
 	@scripts/tools.sh build
@@ -32,6 +33,11 @@ test: check
 	@scripts/engine.sh start
 	cargo build --release --quiet
 	LABD=$(CURDIR)/$(LABD) python3 -m pytest
+
+chaos:
+	@scripts/engine.sh start
+	@$(MAKE) --no-print-directory build
+	LABD=$(CURDIR)/$(LABD) tests/chaos.py -n $(or $(N),50) $(if $(SEED),--seed $(SEED)) $(if $(ENGINE),--engine-restart)
 
 bench:
 	@scripts/engine.sh start

@@ -1,4 +1,8 @@
-"""A run that says when it trains: `LOOP <seconds since 1970> <node address>` once per step, a checkpoint each time."""
+"""A run that says when it trains: `LOOP <seconds since 1970> <node address> <step>` once per step, a checkpoint each time.
+
+It says so in its log and in /tmp of its worker: the way of a log to its reader leads through the head, and may take a minute
+to be found again after the head's crash.
+"""
 import json
 import os
 import sys
@@ -12,12 +16,15 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 
 def loop(_):
-    step, address = 0, ray.util.get_node_ip_address()
+    step, address, name = 0, ray.util.get_node_ip_address(), ray.train.get_context().get_experiment_name()
     if (checkpoint := ray.train.get_checkpoint()) is not None:
         with checkpoint.as_directory() as folder:
             step = json.load(open(os.path.join(folder, "step.json")))
     while True:
-        print(f"LOOP {time.time():.3f} {address} {step}", flush=True)
+        line = f"LOOP {time.time():.3f} {address} {step}"
+        print(line, flush=True)
+        with open(f"/tmp/{name}.steps", "a") as file:
+            print(line, file=file)
         time.sleep(0.5)
         step += 1
         with tempfile.TemporaryDirectory() as folder:

@@ -1,8 +1,16 @@
 #!/usr/bin/env python3
-"""From SIGKILL of a GPU worker to the training loop running again: under labd, and under `docker run --restart always`
-with Ray's defaults and the same images, in one run on the same machine. Another worker is free in both.
+"""From SIGKILL to work going on: under labd, and under `docker run --restart always` with Ray's defaults and the same
+images, in one run on the same machine.
 
-    bench/recovery.py [--rounds 5] [--json]
+    bench/recovery.py [--faults worker,only-worker,driver,head,labd] [--rounds N] [--json]
+
+    worker       the GPU worker that trains, another one is free: to the next step of training
+    only-worker  the same where there is no other
+    driver       the node that runs the job's driver (with plain Docker: the head, as Ray does by default): to the next step
+    head         to the head answering again; and how many steps of training were done twice
+    labd         labd itself: to its snapshot showing everything ready, no container touched
+
+What has not happened after two minutes is called never, and not waited for again.
 """
 import argparse
 import json
@@ -11,15 +19,20 @@ import pathlib
 import re
 import shutil
 import statistics
+import subprocess
 import sys
 import time
 import urllib.request
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tests"))
-from lab import ROOT, Lab, docker, wait_for  # noqa: E402
+from lab import ROOT, Lab, docker, labd_binary, wait_for  # noqa: E402
 
 JOB = ROOT / "bench" / "job.py"
 WHERE = ["--entrypoint-label-selector", '{"labd.role": "driver"}']
+FAULTS = {"worker": 5, "only-worker": 3, "driver": 3, "head": 3, "labd": 3}
+NEVER_S = 120
+# A spread beyond this makes a median a poor summary.
+WIDE = 1.5
 
 
 class Labd:
@@ -27,8 +40,9 @@ class Labd:
 
     name = "labd"
 
-    def __init__(self):
-        self.lab = Lab("labdbench", "198.18.242.0/24")
+    def __init__(self, gpus):
+        self.gpus = gpus
+        self.lab = Lab("labdbench", "198.18.242.0/24", gpus=gpus)
         self.lab.sweep()
 
     def start(self):
@@ -37,15 +51,19 @@ class Labd:
         self.token = self.lab.ray_token()
         self.url = next(l["url"] for l in self.lab.snapshot()["links"] if l["name"] == "Ray dashboard")
 
-    def submit(self, job):
+    def submit(self, job, where):
         target = self.lab.data_dir / "workspace" / "bench"
         target.mkdir(exist_ok=True)
         shutil.copy(JOB, target)
-        self.lab.exec("jupyter", "ray", "job", "submit", "--no-wait", "--submission-id", job, *WHERE,
+        self.lab.exec("jupyter", "ray", "job", "submit", "--no-wait", "--submission-id", job, *where,
                       "--working-dir", "/workspace/bench", "--", "python", "job.py", job)
 
-    def container(self, address):
-        return self.lab.container(f"ray-worker-{int(address.rsplit('.', 1)[1]) - 20}")
+    def container(self, role):
+        """Of `head`, `driver`, or the worker with this index."""
+        return self.lab.container(f"ray-{role}" if isinstance(role, str) else f"ray-worker-{role}")
+
+    driver_is_on = "driver"
+    selector = WHERE
 
     def stop(self):
         self.lab.down()
@@ -58,8 +76,12 @@ class Bare:
     subnet = "198.18.243"
     prefix = "labdbare"
 
-    def __init__(self, images):
-        self.images, self.token = images, None
+    # Where Ray puts a job's driver unless it is told otherwise.
+    driver_is_on = "head"
+    selector = []
+
+    def __init__(self, images, gpus):
+        self.images, self.gpus, self.token = images, gpus, None
 
     def run(self, name, host, image, *command, options=()):
         s3 = {"AWS_ENDPOINT_URL": f"http://{self.subnet}.12:9000", "AWS_ACCESS_KEY_ID": "bench-access",
@@ -77,22 +99,22 @@ class Bare:
                  "--dashboard-host=0.0.0.0", "--num-cpus=0", "--num-gpus=0", *common, options=["-p", "127.0.0.1::8265"])
         join = ["ray", "start", f"--address={self.subnet}.10:6379", *common]
         self.run("driver", 11, ray, *join, f"--node-ip-address={self.subnet}.11", "--labels=labd.role=driver", "--num-cpus=4", "--num-gpus=0")
-        for i in (0, 1):
+        for i in range(self.gpus):
             self.run(f"worker-{i}", 20 + i, ray, *join, f"--node-ip-address={self.subnet}.{20 + i}", "--num-cpus=8", "--num-gpus=1")
         port = docker("port", f"{self.prefix}-head", "8265").stdout.strip().rsplit(":", 1)[1]
         self.url = f"http://127.0.0.1:{port}/"
         code = "import boto3; boto3.client('s3').create_bucket(Bucket='ray')"
         wait_for("the bucket", lambda: docker("exec", f"{self.prefix}-driver", "python", "-c", code, check=False).returncode == 0, 60, 1)
-        wait_for("two workers", lambda: alive_workers(self) == 2, 90, 0.5)
+        wait_for("the workers", lambda: alive_workers(self) == self.gpus, 90, 0.5)
 
-    def submit(self, job):
+    def submit(self, job, where):
         docker("exec", f"{self.prefix}-driver", "mkdir", "-p", "/bench")
         docker("cp", JOB, f"{self.prefix}-driver:/bench/job.py")
         docker("exec", f"{self.prefix}-driver", "ray", "job", "submit", f"--address=http://{self.subnet}.10:8265", "--no-wait",
-               "--submission-id", job, *WHERE, "--working-dir", "/bench", "--", "python", "job.py", job)
+               "--submission-id", job, *where, "--working-dir", "/bench", "--", "python", "job.py", job)
 
-    def container(self, address):
-        return f"{self.prefix}-worker-{int(address.rsplit('.', 1)[1]) - 20}"
+    def container(self, role):
+        return f"{self.prefix}-{role}" if isinstance(role, str) else f"{self.prefix}-worker-{role}"
 
     def stop(self):
         ids = docker("ps", "-aq", "--filter", f"name={self.prefix}-").stdout.split()
@@ -101,10 +123,14 @@ class Bare:
         docker("network", "rm", self.prefix, check=False)
 
 
+def authorization(cluster):
+    return {"Authorization": f"Bearer {cluster.token}"} if cluster.token else {}
+
+
 def get(cluster, path):
-    headers = {"Authorization": f"Bearer {cluster.token}"} if cluster.token else {}
+    request = urllib.request.Request(cluster.url.rstrip("/") + path, headers=authorization(cluster))
     try:
-        with urllib.request.urlopen(urllib.request.Request(cluster.url.rstrip("/") + path, headers=headers), timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=20) as answer:
             return json.load(answer)
     except (OSError, ValueError):
         return None
@@ -117,61 +143,245 @@ def alive_workers(cluster):
 
 
 def steps(cluster, job):
-    """(time, address) of each step so far, oldest first."""
-    logs = (get(cluster, f"/api/jobs/{job}/logs") or {}).get("logs", "")
-    return sorted((float(t), a) for t, a in re.findall(r"LOOP ([\d.]+) ([\d.]+)", logs))
+    """(time, address, number, attempt) of each step so far, oldest first, over all attempts of the job."""
+    shown = get(cluster, "/api/jobs/") or []
+    ids = [j["submission_id"] for j in shown if re.fullmatch(rf"{job}(-r\d+)?", j["submission_id"] or "")]
+    found = set()
+    for attempt in ids:
+        logs = (get(cluster, f"/api/jobs/{attempt}/logs") or {}).get("logs", "")
+        # A set: a container that is started again sends its old lines once more.
+        found |= {(float(t), a, int(n), attempt) for t, a, n in re.findall(r"LOOP ([\d.]+) ([\d.]+) (\d+)", logs)}
+    return sorted(found)
 
 
-def measure(cluster, rounds, say):
-    times = []
-    cluster.start()
-    job = "bench"
-    cluster.submit(job)
-    for n in range(rounds):
-        since = time.time()
-        # Steady: some steps since, both workers in the cluster.
-        wait_for("the run trains", lambda: [s for s in steps(cluster, job) if s[0] > since][5:], 180, 0.5)
-        wait_for("both workers", lambda: alive_workers(cluster) == 2, 120, 0.5)
+def steps_on_workers(cluster, job):
+    """(time, number) of each step so far, as the workers themselves wrote it down."""
+    found = set()
+    for worker in range(cluster.gpus):
+        written = docker("exec", cluster.container(worker), "cat", f"/tmp/{job}.steps", check=False).stdout
+        found |= {(float(t), int(n)) for t, n in re.findall(r"LOOP ([\d.]+) [\d.]+ (\d+)", written)}
+    return sorted(found)
+
+
+def sigkill(name):
+    os.kill(json.loads(docker("inspect", name).stdout)[0]["State"]["Pid"], 9)
+    return time.time()
+
+
+def within(what, condition, every=0.5, seconds=NEVER_S):
+    """What the condition became; None for never."""
+    try:
+        return wait_for(what, condition, seconds, every)
+    except AssertionError:
+        return None
+
+
+def steady(cluster, job):
+    """Some steps from now, and all workers in the cluster."""
+    since = time.time()
+    wait_for("the run trains", lambda: [s for s in steps(cluster, job) if s[0] > since][5:], 180, 0.5)
+    wait_for("all workers", lambda: alive_workers(cluster) == cluster.gpus, 180, 0.5)
+
+
+def stop(cluster, job):
+    request = urllib.request.Request(f"{cluster.url.rstrip('/')}/api/jobs/{job}/stop", method="POST", headers=authorization(cluster))
+    try:
+        urllib.request.urlopen(request, timeout=20).close()
+    except OSError:
+        pass  # it was lost
+
+    def over():
+        shown = get(cluster, "/api/jobs/")
+        live = [j for j in shown or [] if (j["submission_id"] or "").startswith(job) and j["status"] in ("PENDING", "RUNNING")]
+        return shown is not None and not live
+
+    within("the job has ended", over, seconds=60)
+
+
+def rounds_of(cluster, fault, rounds, say, one):
+    """What each round took, in seconds; ends with None where it never came."""
+    times, extra = [], {}
+    for n in range(1, rounds + 1):
+        try:
+            seconds, more = one(n)
+        except AssertionError as error:
+            # The round could not even begin: what the fault before it left is no cluster to measure.
+            say(f"{cluster.name}: {fault} {n}/{rounds}: not measured: {error}")
+            return {"seconds": times, **extra, "cut_short": str(error)}
+        for key, value in more.items():
+            extra.setdefault(key, []).append(value)
+        times.append(seconds if seconds is None else round(seconds, 2))
+        said = "never" if seconds is None else f"{seconds:.2f} s"
+        say(f"{cluster.name}: {fault} {n}/{rounds}: {said}" + "".join(f", {k.replace('_', ' ')}: {v}" for k, v in more.items()))
+        if seconds is None:
+            break
+    return {"seconds": times, **extra}
+
+
+def worker(cluster, fault, rounds, say):
+    job = f"bench-{fault}"
+    cluster.submit(job, WHERE)
+
+    def one(_):
+        steady(cluster, job)
         address = steps(cluster, job)[-1][1]
-        pid = json.loads(docker("inspect", cluster.container(address)).stdout)[0]["State"]["Pid"]
-        killed = time.time()
-        os.kill(pid, 9)
+        killed = sigkill(cluster.container(int(address.rsplit(".", 1)[1]) - 20))
+        # Another process: the first step after the kill that is not the killed one's own.
+        found = within("training again", lambda: [s for s in steps(cluster, job) if s[0] > killed + 0.6])
+        return found and found[0][0] - killed, {}
 
-        def again():
-            # Another process: the first step after the kill that is not the killed one's own.
-            return [t for t, a in steps(cluster, job) if t > killed + 0.6]
+    try:
+        return rounds_of(cluster, fault, rounds, say, one)
+    finally:
+        stop(cluster, job)
 
-        times.append(round(wait_for("training again", again, 180, 0.5)[0] - killed, 2))
-        say(f"{cluster.name}: round {n + 1}: {times[-1]:.2f} s")
-    return times
+
+def driver(cluster, fault, rounds, say):
+    job = f"bench-{fault}"
+    cluster.submit(job, cluster.selector)
+
+    def one(_):
+        steady(cluster, job)
+        known = {s[3] for s in steps(cluster, job)}
+        killed = sigkill(cluster.container(cluster.driver_is_on))
+        # A driver that died is another attempt; its name may be that of before where nobody gives it a new one.
+        found = within("training again", lambda: [s for s in steps(cluster, job) if s[3] not in known or s[0] > killed + 5])
+        return found and found[0][0] - killed, {}
+
+    try:
+        return rounds_of(cluster, fault, rounds, say, one)
+    finally:
+        stop(cluster, job)
+
+
+def head(cluster, fault, rounds, say):
+    def one(n):
+        job = f"bench-{fault}{n}"
+        wait_for("all workers", lambda: alive_workers(cluster) == cluster.gpus, 180, 0.5)
+        cluster.submit(job, cluster.selector)
+        steady(cluster, job)
+        killed = sigkill(cluster.container("head"))
+        serves = within("the head answers", lambda: get(cluster, "/api/jobs/") is not None and time.time(), 0.05)
+
+        def goes_on():
+            known = any(j["submission_id"] == job for j in get(cluster, "/api/jobs/") or [])
+            return known and [t for t, _ in steps_on_workers(cluster, job) if t > (serves or killed) + 2][3:]
+
+        trains = within("it trains on", goes_on, seconds=60)
+        done = [number for _, number in steps_on_workers(cluster, job)]
+        repeated = len(done) - len(set(done)) if trains else "job lost"
+        stop(cluster, job)
+        return serves and serves - killed, {"steps_repeated": repeated}
+
+    return rounds_of(cluster, fault, rounds, say, one)
+
+
+def labd_itself(cluster, fault, rounds, say):
+    lab = cluster.lab
+    env = {**os.environ, "LABD_CONFIG": str(lab.config), "LABD_SOCKET": str(lab.socket)}
+
+    def one(_):
+        lab.wait_ready()
+        before = lab.ids()
+        lab.kill_daemon()
+        began = time.time()  # systemd would start it 1 s later
+        with open(lab.dir / "labd.log", "ab") as log:
+            subprocess.Popen([labd_binary(), "run"], env=env, stdout=log, stderr=log, start_new_session=True)
+
+        def adopted():
+            done = lab.labd("status", "--json", check=False)
+            shown = json.loads(done.stdout)["services"] if done.returncode == 0 else []
+            return shown and all(s["state"] in ("ready", "off", "unavailable") for s in shown) and time.time()
+
+        ready = within("everything adopted", adopted, 0.05)
+        return ready and ready - began, {"containers_touched": sum(lab.ids().get(n) != i for n, i in before.items())}
+
+    return rounds_of(cluster, fault, rounds, say, one)
+
+
+HOW = {"worker": worker, "only-worker": worker, "driver": driver, "head": head, "labd": labd_itself}
+
+
+def measure(make, faults, rounds, say):
+    """One cluster with two GPUs and one with a single GPU, as the faults need them."""
+    found = {}
+    for gpus, kinds in ((2, [f for f in faults if f != "only-worker"]), (1, [f for f in faults if f == "only-worker"])):
+        if not kinds:
+            continue
+        cluster = make(gpus)
+        try:
+            cluster.start()
+            for number, kind in enumerate(kinds):
+                if number and broken(found[kinds[number - 1]]):
+                    cluster.stop()
+                    cluster = make(gpus)
+                    cluster.start()
+                found[kind] = HOW[kind](cluster, kind, rounds or FAULTS[kind], say)
+        finally:
+            cluster.stop()
+    return found, cluster
+
+
+def broken(result):
+    """Whether a fault left a cluster that no other fault can be measured on."""
+    return None in result["seconds"] or "cut_short" in result or "job lost" in result.get("steps_repeated", [])
+
+
+def summary(result):
+    """With median, min and max; None where it never came in some round."""
+    times = result["seconds"]
+    whole = bool(times) and None not in times
+    return result | {"median": statistics.median(times) if whole else None, "min": min(times) if whole else None,
+                     "max": max(times) if whole else None}
+
+
+def cell(result):
+    if result is None:
+        return "-"
+    if not result["seconds"]:
+        return "not measured"
+    if result["median"] is None:
+        return f"never ({NEVER_S} s)"
+    return f"{result['median']:.2f} s ({result['min']:.2f} to {result['max']:.2f})"
 
 
 def main():
     args = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    args.add_argument("--rounds", type=int, default=5)
+    args.add_argument("--faults", default=",".join(FAULTS), help="with commas between them (default: all)")
+    args.add_argument("--rounds", type=int, help="of each fault (default: 5 of worker, 3 of the others)")
     args.add_argument("--json", action="store_true")
     args = args.parse_args()
+    faults = [f for f in FAULTS if f in args.faults.split(",")]
+    if unknown := set(args.faults.split(",")) - set(FAULTS):
+        sys.exit(f"recovery: no such fault: {', '.join(sorted(unknown))}; there are {', '.join(FAULTS)}")
     say = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
-    found = {}
-    labd = Labd()
-    try:
-        found["labd"] = measure(labd, args.rounds, say)
-    finally:
-        labd.stop()
-    bare = Bare(labd.images)
-    try:
-        found["bare"] = measure(bare, args.rounds, say)
-    finally:
-        bare.stop()
-    medians = {name: statistics.median(times) for name, times in found.items()}
-    ratio = round(medians["bare"] / medians["labd"], 2)
+    labd, lab = measure(Labd, faults, args.rounds, say)
+    plain = [f for f in faults if f != "labd"]
+    bare = measure(lambda gpus: Bare(lab.images, gpus), plain, args.rounds, say)[0] if plain else {}
+    rows = {}
+    for fault in faults:
+        ours, theirs = summary(labd[fault]), summary(bare[fault]) if fault in bare else None
+        both = theirs and ours["median"] and theirs["median"]
+        rows[fault] = {"labd": ours, "bare": theirs, "ratio": round(theirs["median"] / ours["median"], 2) if both else None}
     if args.json:
-        print(json.dumps({"seconds": found, "median": medians, "ratio": ratio}))
+        print(json.dumps({"faults": rows}))
         return
-    print(f"SIGKILL of a GPU worker to training again, median of {args.rounds}:")
-    print(f"  labd                     {medians['labd']:6.2f} s")
-    print(f"  docker --restart always  {medians['bare']:6.2f} s")
-    print(f"  labd is {ratio} times faster")
+    print(f"{'SIGKILL of':12} {'labd':28} {'docker --restart always':28} ratio")
+    for fault, row in rows.items():
+        print(f"{fault:12} {cell(row['labd']):28} {cell(row['bare']):28} {row['ratio'] or '-'}")
+    print("Median (least to most): head to its answer, labd to everything adopted, the others to training again.")
+    for fault, row in rows.items():
+        for who in ("labd", "bare"):
+            result = row[who] or {}
+            if "steps_repeated" in result:
+                print(f"{fault}, {who}: steps repeated per round: {', '.join(map(str, result['steps_repeated']))}")
+            if "containers_touched" in result:
+                print(f"{fault}, {who}: containers touched per round: {', '.join(map(str, result['containers_touched']))}")
+            if "cut_short" in result:
+                print(f"{fault}, {who}: cut short after {len(result['seconds'])} rounds: {result['cut_short']}")
+            if result.get("median") and result["max"] > WIDE * result["min"]:
+                print(f"{fault}, {who}: wide spread, the median says little: {', '.join(f'{t:.1f}' for t in result['seconds'])}")
 
 
-main()
+if __name__ == "__main__":
+    main()

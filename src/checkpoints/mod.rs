@@ -141,14 +141,14 @@ async fn run(
         };
         let took = begun.elapsed();
         let stage = stage(&ray.borrow_and_update());
-        pause = match &seen {
-            Ok(_) if stage.0 == 0 => CALM,
-            Ok(seen) if seen.runs != tell.borrow().runs => BUSY,
-            Ok(_) => (pause * 2).clamp(BUSY, CALM),
-            Err(_) if way.is_ok() => AWAY,
-            Err(_) => CALM,
+        let looked = match &seen {
+            Ok(_) if stage.0 == 0 => Looked::NothingTrains,
+            Ok(seen) if seen.runs != tell.borrow().runs => Looked::New,
+            Ok(_) => Looked::Same,
+            Err(_) if way.is_ok() => Looked::Away,
+            Err(_) => Looked::NoWay,
         };
-        pause = pause.max(took * SHARE);
+        pause = rest(&looked, pause, took);
         tell.send_modify(|view| *view = Arc::new(next(view, seen, bucket, at)));
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
@@ -163,6 +163,33 @@ async fn run(
             Ok(_) = ray.wait_for(|view| self::stage(view) != stage) => pause = BUSY / 2,
         }
     }
+}
+
+/// What a look came to.
+enum Looked {
+    /// A run trains, and left something new.
+    New,
+    /// A run trains, and left nothing new.
+    Same,
+    /// No run trains.
+    NothingTrains,
+    /// The store did not answer, or not with what was asked for.
+    Away,
+    /// labd cannot speak to such a store.
+    NoWay,
+}
+
+/// How long until the next look, after one that took so long and a pause of that length before it. Pure.
+fn rest(looked: &Looked, before: Duration, took: Duration) -> Duration {
+    let pause = match looked {
+        Looked::New => BUSY,
+        Looked::Same => (before * 2).clamp(BUSY, CALM),
+        Looked::NothingTrains => CALM,
+        // Time spent waiting is no work for the store: one that hung for 10 s is not left alone for 200 s.
+        Looked::Away => return AWAY,
+        Looked::NoWay => return CALM,
+    };
+    pause.max(took * SHARE)
 }
 
 /// How many runs are under way, and how many worker groups they had. When it changes, a run began, ended or resumes, and
@@ -228,6 +255,16 @@ fn next(before: &StoreView, seen: Result<Look, String>, bucket: &str, at: Timest
 mod tests {
     use super::*;
     use crate::ray::Ray;
+
+    #[test]
+    fn a_store_that_hung_is_asked_again_soon_and_a_large_one_is_spared() {
+        let long = Duration::from_secs(10);
+        assert_eq!(rest(&Looked::Away, BUSY, long), AWAY);
+        assert_eq!(rest(&Looked::New, AWAY, long), long * SHARE);
+        assert_eq!(rest(&Looked::New, CALM, Duration::ZERO), BUSY);
+        assert_eq!(rest(&Looked::Same, BUSY, Duration::ZERO), BUSY * 2);
+        assert_eq!(rest(&Looked::Same, CALM, Duration::ZERO), CALM);
+    }
 
     /// A store that answers every question with `answer` and says what it was asked.
     async fn store(answer: &'static str) -> (Store, tokio::sync::mpsc::UnboundedReceiver<String>) {
