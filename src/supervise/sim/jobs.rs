@@ -622,7 +622,7 @@ fn whatever_happens_no_job_is_lost_or_run_twice() {
     for seed in only.map_or(1..=histories, |seed| seed..=seed) {
         let outcome = history(seed);
         if only.is_some() {
-            outcome.trace.iter().for_each(|line| super::eprintln_(line));
+            outcome.trace.iter().for_each(|line| super::print(line));
         }
         if !outcome.violations.is_empty() {
             failed.push(format!(
