@@ -18,6 +18,7 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -354,6 +355,8 @@ def main():
     faults = [f for f in FAULTS if f in args.faults.split(",")]
     if unknown := set(args.faults.split(",")) - set(FAULTS):
         sys.exit(f"recovery: no such fault: {', '.join(sorted(unknown))}; there are {', '.join(FAULTS)}")
+    # Ended by a timeout: what it started is removed all the same.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     say = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
     labd, lab = measure(Labd, faults, args.rounds, say)
     plain = [f for f in faults if f != "labd"]
