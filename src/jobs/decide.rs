@@ -23,8 +23,8 @@ use serde::{Deserialize, Serialize};
 use super::submission::{Retry, Submission};
 use crate::{
     incident::Incident,
-    ray::{ErrorType, Jobs, RayJob, RayNode, TrainRun},
-    snapshot::{JobStatus, RunStatus},
+    ray::{ErrorType, Jobs, RayJob, RayNode},
+    snapshot::JobStatus,
     time::Timestamp,
 };
 
@@ -37,10 +37,6 @@ const ORPHANED: Duration = Duration::from_secs(10);
 /// A driver without wishes of its own gets its place within seconds; after a crash of the head, one that still waits so
 /// long was forgotten.
 const FORGOTTEN: Duration = Duration::from_mins(1);
-/// Workers that are there, and free, are a run's within seconds; and a head that is back has told everybody by then.
-const WAITED: Duration = Duration::from_mins(2);
-/// A head's death so long before a run began to wait can still be why it waits: its nodes come back one after the other.
-const BEFORE_WAIT: Duration = Duration::from_mins(5);
 /// An attempt that ran so long is no quick failure: the next one starts at once.
 const SOUND: Duration = Duration::from_mins(1);
 /// No resubmission waits longer.
@@ -157,10 +153,6 @@ pub struct World<'a> {
     pub incidents: &'a [Incident],
     /// Where services are.
     pub addresses: &'a BTreeMap<String, Ipv4Addr>,
-    /// Training runs, newest first.
-    pub runs: &'a [TrainRun],
-    /// Since when the head is ready; `None` unless every worker is, too, and nobody asks for what is not there.
-    pub calm_since: Option<Timestamp>,
 }
 
 /// What `labd.toml` says.
@@ -293,31 +285,7 @@ fn going(job: &Job, told: &RayJob, mut known: Handed, life: Life, world: &World<
             return Verdict::Lost { why: "it was being started when the Ray head died".to_owned(), dead: false };
         }
     }
-    if told.status == JobStatus::Running && is_stuck(job, world, now) {
-        let why = "its run never got its workers after the Ray head died".to_owned();
-        // One that a person stops needs no other attempt: Ray is asked to stop it, again and again.
-        if !known.stop_asked {
-            return Verdict::Lost { why, dead: false };
-        }
-    }
     Verdict::Going(known)
-}
-
-/// Whether its newest training run waits for workers that nobody keeps from it: the head died while it asked for them, and
-/// Ray never told its controller that they are there.
-fn is_stuck(job: &Job, world: &World<'_>, now: Timestamp) -> bool {
-    let Some(run) = world.runs.iter().find(|run| run.submission_id.as_ref() == Some(&job.id)) else { return false };
-    if run.status != RunStatus::Scheduling {
-        return false;
-    }
-    let since = match run.attempts.last() {
-        Some(a) if a.ended_at.is_none() && (a.running_at.is_some() || !a.workers.is_empty()) => return false,
-        Some(a) => a.ended_at.unwrap_or(a.started_at),
-        None => run.started_at,
-    };
-    let head_died = world.incidents.iter().any(|i| i.service == "ray-head" && i.died_at.plus(BEFORE_WAIT) >= since);
-    let calm = world.calm_since.is_some_and(|at| now.since(at) >= WAITED);
-    world.reachable && head_died && calm && now.since(since) > WAITED
 }
 
 /// Ray says it failed: by its own error?
@@ -526,32 +494,19 @@ mod tests {
         }
     }
 
-    type Change = fn(&mut Case);
-
     struct Case {
         job: Job,
         told: Vec<RayJob>,
         incidents: Vec<Incident>,
         nodes: Vec<RayNode>,
         reachable: bool,
-        runs: Vec<TrainRun>,
-        calm_since: Option<i64>,
         now: i64,
     }
 
     impl Case {
         fn new(told: Vec<RayJob>, incidents: Vec<Incident>) -> Self {
             let nodes = vec![node(1, DRIVER, true, "driver"), node(2, WORKER, true, "worker")];
-            Self {
-                job: job("food11", json!({})),
-                told,
-                incidents,
-                nodes,
-                reachable: true,
-                runs: Vec::new(),
-                calm_since: Some(1),
-                now: 1000,
-            }
+            Self { job: job("food11", json!({})), told, incidents, nodes, reachable: true, now: 1000 }
         }
 
         fn moves(&self) -> Vec<Move> {
@@ -565,8 +520,6 @@ mod tests {
                 nodes: &self.nodes,
                 incidents: &self.incidents,
                 addresses: &addresses,
-                runs: &self.runs,
-                calm_since: self.calm_since.map(ts),
             };
             let book = BTreeMap::from([(self.job.id.clone(), self.job.clone())]);
             decide(&book, &world, Policy { resubmissions: 10 }, ts(self.now))
@@ -719,64 +672,5 @@ mod tests {
         assert_eq!(case.moves(), [Move::Hand("food11".into())], "it goes elsewhere");
         case.reachable = false;
         assert_eq!(case.moves(), []);
-    }
-
-    fn waiting_run(status: RunStatus, since: i64) -> TrainRun {
-        let attempt = crate::ray::train::Attempt {
-            id: "a".into(),
-            started_at: ts(since),
-            running_at: None,
-            ended_at: None,
-            status: crate::ray::train::AttemptStatus::Pending,
-            error: None,
-            workers: Vec::new(),
-        };
-        TrainRun {
-            name: "food11".into(),
-            id: "r".into(),
-            submission_id: Some("food11".into()),
-            status,
-            started_at: ts(100),
-            ended_at: None,
-            storage: String::new(),
-            driver: Some(DRIVER),
-            attempts: vec![attempt],
-        }
-    }
-
-    #[test]
-    fn a_run_that_never_gets_its_workers_after_the_heads_death_is_lost_and_any_other_waits_on() {
-        let why = Some("its run never got its workers after the Ray head died");
-        let stuck = || {
-            let running = told(JobStatus::Running, None, None, "");
-            let mut case = Case::new(vec![running], vec![incident("ray-head", 614, Some(640))]);
-            (case.runs, case.calm_since) = (vec![waiting_run(RunStatus::Scheduling, 600)], Some(640));
-            case
-        };
-        assert_eq!(stuck().lost().as_deref(), why);
-        let moves = stuck().moves();
-        let Some(Move::Replace(_, _, new)) = moves.first() else { panic!("{moves:?}") };
-        assert!(matches!(&new.state, State::Kept { stop_first: Some(old), .. } if old == "food11"), "{new:?}");
-        let cases: [(&str, Option<&str>, Change); 10] = [
-            ("the head died shortly before", why, |c| c.incidents = vec![incident("ray-head", 310, Some(320))]),
-            ("the head died long before", None, |c| c.incidents = vec![incident("ray-head", 290, Some(300))]),
-            ("only a worker died", None, |c| c.incidents = vec![incident("ray-worker-0", 600, Some(605))]),
-            ("a GPU is asked for and taken", None, |c| c.calm_since = None),
-            ("the head is back only now", None, |c| c.calm_since = Some(881)),
-            ("it waits only now", None, |c| c.runs = vec![waiting_run(RunStatus::Scheduling, 881)]),
-            ("it trains", None, |c| c.runs = vec![waiting_run(RunStatus::Running, 600)]),
-            ("it has its workers", None, |c| c.runs[0].attempts[0].workers = vec![WORKER]),
-            ("another job's", None, |c| c.runs[0].submission_id = Some("other".into())),
-            ("the head is away", None, |c| c.reachable = false),
-        ];
-        for (name, want, change) in cases {
-            let mut case = stuck();
-            change(&mut case);
-            assert_eq!(case.lost().as_deref(), want, "{name}");
-        }
-        // Its newest run counts.
-        let mut case = stuck();
-        case.runs.insert(0, waiting_run(RunStatus::Running, 700));
-        assert_eq!(case.lost(), None);
     }
 }

@@ -40,7 +40,7 @@ use crate::{
     incident::Incident,
     journal::{Entry, Journal, Kind},
     ray::{Gcs, JobApi, RayView, Reply},
-    snapshot::{JobView, ServiceState, ServiceView, Snapshot},
+    snapshot::{JobView, Snapshot},
     time::Timestamp,
 };
 use decide::{Handed, Job, Move, Next, Outcome, Policy, State, World};
@@ -274,14 +274,9 @@ impl<A: JobApi> Keeper<A> {
     fn decide(&self, now: Timestamp) -> Vec<Move> {
         let ray = self.parts.ray.borrow().clone();
         let incidents = self.parts.incidents.borrow().clone();
-        let (addresses, calm): (BTreeMap<String, Ipv4Addr>, _) = {
+        let addresses: BTreeMap<String, Ipv4Addr> = {
             let snapshot = self.parts.snapshot.borrow();
-            let services = &snapshot.services;
-            let at = services.iter().filter_map(|s| Some((s.name.clone(), s.address.parse().ok()?))).collect();
-            let is_ready = |s: &&ServiceView| s.state == ServiceState::Ready;
-            let workers = services.iter().filter(|s| s.name.starts_with("ray-worker-")).all(|s| is_ready(&s));
-            let head = services.iter().find(|s| s.name == "ray-head").filter(is_ready);
-            (at, head.filter(|_| workers).map(|s| s.since))
+            snapshot.services.iter().filter_map(|s| Some((s.name.clone(), s.address.parse().ok()?))).collect()
         };
         let world = World {
             reachable: ray.gcs == Gcs::Reachable,
@@ -289,8 +284,6 @@ impl<A: JobApi> Keeper<A> {
             nodes: &ray.nodes,
             incidents: &incidents,
             addresses: &addresses,
-            runs: &ray.runs,
-            calm_since: calm.filter(|_| ray.demands.is_empty()),
         };
         let policy = Policy { resubmissions: self.parts.config.borrow().jobs.resubmissions };
         decide::decide(&self.book, &world, policy, now)

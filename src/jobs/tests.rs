@@ -167,8 +167,6 @@ impl Scene {
             nodes: &nodes,
             incidents: &self.incidents,
             addresses: &addresses,
-            runs: &[],
-            calm_since: None,
         };
         decide::decide(&self.book, &world, Policy { resubmissions: LIMIT }, self.now)
     }

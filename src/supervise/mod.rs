@@ -828,10 +828,11 @@ impl<E: Engine> Lab<E> {
     fn amend_incidents(&mut self, now: Timestamp) {
         let ray = self.p.ray.watch().borrow().clone();
         let store = self.p.checkpoints.watch().borrow().clone();
-        let entries = &self.entries;
+        let (entries, begun) = (&self.entries, self.p.daemon.started_at);
         let mut again = Vec::new();
         self.incidents.amend(|incident| {
-            if now.since(incident.died_at) > RECOVERY_WATCHED {
+            // When a run trained again is known only by who watched: this daemon, from its start on.
+            if now.since(incident.died_at) > RECOVERY_WATCHED || incident.noticed_at < begun {
                 return false;
             }
             let address = entries.get(&incident.service).and_then(|e| e.spec.as_ref()).map(|s| s.container.address);
