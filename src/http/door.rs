@@ -15,6 +15,8 @@
 //! labd's own. The same router answers on the host, and through the relay on the lab's network (`images/run/relay.py`).
 
 mod pass;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 
