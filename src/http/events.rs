@@ -37,6 +37,7 @@ impl Wanted {
             newest: self.after.is_none(),
             after_seq: self.after,
             service: self.service,
+            kind: None,
             limit: self.limit.unwrap_or(LIMIT).min(LIMIT_MAX),
         }
     }
@@ -105,7 +106,10 @@ impl Feed {
 }
 
 async fn missed(journal: &Journal, after: i64, service: Option<String>) -> VecDeque<Event> {
-    journal.events(EventQuery { after_seq: Some(after), service, limit: LIMIT_MAX, newest: true }).await.into()
+    journal
+        .events(EventQuery { after_seq: Some(after), service, kind: None, limit: LIMIT_MAX, newest: true })
+        .await
+        .into()
 }
 
 #[cfg(test)]

@@ -313,9 +313,10 @@ impl Journal {
         query.merge(stored, &lock(&self.0.shared).ring)
     }
 
-    /// The last event of a service.
-    pub async fn last(&self, service: &str) -> Option<Event> {
-        let query = EventQuery { after_seq: None, service: Some(service.to_owned()), limit: 1, newest: true };
+    /// The state that a service entered last.
+    pub async fn last_state(&self, service: &str) -> Option<Event> {
+        let service = Some(service.to_owned());
+        let query = EventQuery { after_seq: None, service, kind: Some(Kind::State), limit: 1, newest: true };
         self.events(query).await.pop()
     }
 

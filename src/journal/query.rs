@@ -8,6 +8,7 @@ use std::{
 
 use rusqlite::{Connection, OpenFlags, Row, params};
 
+use super::Kind;
 use super::Totals;
 use crate::{
     incident::{Cause, Incident, KEPT},
@@ -22,6 +23,8 @@ pub struct EventQuery {
     pub after_seq: Option<i64>,
     /// Only events of this service.
     pub service: Option<String>,
+    /// Only events of this kind.
+    pub kind: Option<Kind>,
     /// At most so many.
     pub limit: usize,
     /// When there are more than `limit`: true for the newest of them, false for the oldest.
@@ -32,6 +35,7 @@ impl EventQuery {
     fn wants(&self, event: &Event) -> bool {
         self.after_seq.is_none_or(|after| event.seq > after)
             && self.service.as_ref().is_none_or(|service| event.service.as_ref() == Some(service))
+            && self.kind.is_none_or(|kind| event.kind == kind.word())
     }
 
     /// What the database told and what memory knows, as one list in order.
@@ -55,12 +59,12 @@ pub(super) fn select(db: &Connection, query: &EventQuery) -> rusqlite::Result<Ve
     let order = if query.newest { "DESC" } else { "ASC" };
     let only = if query.service.is_some() { "service = ?2" } else { "?2 IS NULL" };
     let sql = format!(
-        "SELECT seq, at_ms, service, kind, what, reason FROM events WHERE seq > ?1 AND {only} ORDER BY seq {order} \
+        "SELECT seq, at_ms, service, kind, what, reason FROM events WHERE seq > ?1 AND {only} AND (?4 IS NULL OR kind = ?4) ORDER BY seq {order} \
          LIMIT ?3"
     );
     let after = query.after_seq.unwrap_or(i64::MIN);
     let limit = i64::try_from(query.limit).unwrap_or(i64::MAX);
-    db.prepare(&sql)?.query_map(params![after, query.service, limit], event)?.collect()
+    db.prepare(&sql)?.query_map(params![after, query.service, limit, query.kind.map(Kind::word)], event)?.collect()
 }
 
 fn event(row: &Row<'_>) -> rusqlite::Result<Event> {

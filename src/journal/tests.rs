@@ -28,7 +28,7 @@ fn entry(service: &str, kind: Kind, what: &str) -> Entry {
 }
 
 fn everything() -> EventQuery {
-    EventQuery { after_seq: None, service: None, limit: 10_000, newest: false }
+    EventQuery { after_seq: None, service: None, kind: None, limit: 10_000, newest: false }
 }
 
 fn quick() -> Options {
@@ -88,8 +88,8 @@ async fn what_is_recorded_comes_back() {
     assert_eq!(after[0].seq, 2);
     let minio = journal.events(EventQuery { service: Some("minio".into()), ..everything() }).await;
     assert_eq!(minio.iter().map(|e| e.seq).collect::<Vec<_>>(), [1, 4]);
-    assert_eq!(journal.last("minio").await.expect("an event").what, "unhealthy");
-    assert_eq!(journal.last("nobody").await, None);
+    assert_eq!(journal.last_state("minio").await.expect("an event").what, "unhealthy");
+    assert_eq!(journal.last_state("nobody").await, None);
     assert_eq!(journal.restarts(), BTreeMap::from([("ray-head".to_owned(), 1)]));
 
     drop(journal);
@@ -98,8 +98,10 @@ async fn what_is_recorded_comes_back() {
     assert_eq!(journal.memory("held").as_deref(), Some("[\"jupyter\"]"));
     assert_eq!(journal.restarts()["ray-head"], 1);
     journal.record(entry("minio", Kind::State, "ready"));
+    // What else is said of a service is no state.
+    journal.record(entry("minio", Kind::Incident, "exit"));
     journal.flush().await;
-    assert_eq!(journal.last("minio").await.expect("an event").seq, 5);
+    assert_eq!(journal.last_state("minio").await.expect("an event").seq, 5);
 }
 
 /// The other half of [`a_sigkill_loses_nothing_that_was_flushed`]; does nothing on its own.
@@ -230,7 +232,7 @@ async fn a_full_disk_is_said_and_survived() {
     for seq in 1..=60 {
         assert_eq!(live.recv().await.expect("told although not recorded").seq, seq);
     }
-    assert_eq!(journal.last("ray-head").await.expect("from memory").seq, 60);
+    assert_eq!(journal.last_state("ray-head").await.expect("from memory").seq, 60);
     journal.set_memory("held", "minio");
 
     pages.store(0, Ordering::Relaxed);

@@ -154,7 +154,7 @@ impl Writer {
         let memory = query::memory(&db)?;
         let incidents = query::incidents(&db)?;
         let totals = query::incident_totals(&db)?;
-        let newest = EventQuery { after_seq: None, service: None, limit: RING, newest: true };
+        let newest = EventQuery { after_seq: None, service: None, kind: None, limit: RING, newest: true };
         let mut stored = query::select(&db, &newest)?;
         stored.reverse();
 

@@ -342,11 +342,11 @@ impl<E: Engine> Lab<E> {
     async fn adopt(&mut self) {
         let names: Vec<String> = self.entries.keys().cloned().collect();
         for name in names {
-            let Some(last) = self.p.journal.last(&name).await else { continue };
+            let Some(last) = self.p.journal.last_state(&name).await else { continue };
             let Some(entry) = self.entries.get_mut(&name) else { continue };
             entry.reason = last.reason;
             entry.own_stop = self.p.journal.memory(&stopping_key(&name)).and_then(|text| OwnStop::parse(&text));
-            if let Some(state) = ServiceState::ALL.into_iter().find(|s| last.kind == "state" && s.word() == last.what) {
+            if let Some(state) = ServiceState::ALL.into_iter().find(|s| s.word() == last.what) {
                 entry.recorded = Some(state);
                 entry.since = last.at;
                 if matches!(state, ServiceState::Ready | ServiceState::Unhealthy) {
