@@ -4,6 +4,7 @@ import re
 from lab import docker, run
 
 JOB = "before-the-damage"
+OTHER = "before-the-upgrade"
 
 
 def put(lab, path, content):
@@ -31,9 +32,9 @@ def start_again(lab):
     lab.wait_ready(seconds=180)
 
 
-def remember_a_job(lab):
-    lab.submit(JOB, "true")
-    lab.wait_job(JOB, seconds=120)
+def remember_a_job(lab, job):
+    lab.submit(job, "true")
+    lab.wait_job(job, seconds=120)
 
 
 def said(lab, text):
@@ -44,7 +45,7 @@ def said(lab, text):
 def test_a_state_that_is_whole_is_kept(lab):
     lab.wait_ready(seconds=180)
     before = set_aside(lab)
-    remember_a_job(lab)
+    remember_a_job(lab, JOB)
     lab.labd("stop", "ray-head")
     start_again(lab)
     assert JOB in jobs(lab) and set_aside(lab) == before
@@ -64,14 +65,14 @@ def test_a_damaged_state_is_set_aside_and_a_fresh_one_begins(lab):
 
 def test_another_versions_state_is_set_aside(lab):
     before = set_aside(lab)
-    remember_a_job(lab)
+    remember_a_job(lab, OTHER)
     lab.labd("stop", "ray-head")
     put(lab, "/gcs/db.ray-version", "2.59.0\n")
     start_again(lab)
     (new,) = set(set_aside(lab)) - set(before)
     assert new.startswith("/gcs/set-aside-2.59.0-")
     assert said(lab, f"labd: the head's state of Ray 2.59.0 was set aside as {new}; a fresh one begins")
-    assert JOB not in jobs(lab)
+    assert OTHER not in jobs(lab)
     version = lab.exec("ray-head", "ray", "--version").stdout.split()[-1]
     assert lab.exec("ray-head", "cat", "/gcs/db.ray-version").stdout.strip() == version
 

@@ -472,7 +472,10 @@ impl<A: JobApi> Keeper<A> {
 
     async fn submit(&mut self, submission: Submission, reply: oneshot::Sender<Reply>) {
         let id = submission.id().map_or_else(submission::new_id, str::to_owned);
-        if self.book.contains_key(&id) {
+        let ended = self.book.get(&id).map(|job| matches!(job.state, State::Ended { .. }));
+        let told = self.parts.ray.borrow().jobs.as_ref().is_some_and(|t| t.jobs.iter().any(|j| j.submission_id == id));
+        // One that ended, and that Ray forgot with its head's state, leaves its id free, as Ray would say.
+        if ended.is_some_and(|ended| !ended || told) {
             let text = format!("Job with submission_id {id} already exists. Please use a different submission_id.");
             let _ =
                 reply.send(Reply { status: 500, content_type: "text/plain; charset=utf-8".into(), body: text.into() });

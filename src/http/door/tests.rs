@@ -254,6 +254,32 @@ async fn while_the_head_is_away_submissions_are_kept_and_reads_are_told_to_come_
 }
 
 #[tokio::test]
+async fn an_id_is_free_again_once_its_job_ended_and_ray_forgot_it() {
+    let rig = Rig::new().await;
+    let body = json!({ "entrypoint": "x", "submission_id": "a" }).to_string();
+    let jobs = |jobs| Some(Arc::new(crate::ray::Jobs { asked_at: Timestamp::now(), jobs }));
+    assert_eq!(rig.trusted(Method::POST, "/api/jobs/", body.clone()).await.0, StatusCode::OK);
+    assert_eq!(rig.trusted(Method::POST, "/api/jobs/", body.clone()).await.0, StatusCode::INTERNAL_SERVER_ERROR);
+    let done = crate::ray::RayJob {
+        submission_id: "a".into(),
+        status: JobStatus::Succeeded,
+        error: None,
+        message: String::new(),
+        entrypoint: String::new(),
+        started_at: None,
+        ended_at: None,
+        driver_node: None,
+        exit_code: Some(0),
+    };
+    rig.ray.send_modify(|view| Arc::make_mut(view).jobs = jobs(vec![done]));
+    rig.until(|v| v.jobs.first().is_some_and(|j| j.outcome.is_some())).await;
+    let (status, text) = rig.trusted(Method::POST, "/api/jobs/", body.clone()).await;
+    assert!(status == StatusCode::INTERNAL_SERVER_ERROR && text.contains("already exists"), "{text}");
+    rig.ray.send_modify(|view| Arc::make_mut(view).jobs = jobs(Vec::new()));
+    assert_eq!(rig.trusted(Method::POST, "/api/jobs/", body).await.0, StatusCode::OK);
+}
+
+#[tokio::test]
 async fn one_that_waits_is_stopped_without_the_head() {
     let rig = Rig::new().await;
     rig.away();
