@@ -2,32 +2,10 @@
 
 pub mod simulate;
 
-use serde::{Deserialize, Serialize};
+pub use labd_gpu::Vendor;
+use serde::Serialize;
 
 use crate::plan::spec::Device;
-
-/// Who made a GPU.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Vendor {
-    /// NVIDIA.
-    Nvidia,
-    /// AMD.
-    Amd,
-    /// Nobody: there is no such hardware.
-    Simulated,
-}
-
-impl Vendor {
-    /// The word in the snapshot and on the screen.
-    pub const fn word(self) -> &'static str {
-        match self {
-            Self::Nvidia => "nvidia",
-            Self::Amd => "amd",
-            Self::Simulated => "simulated",
-        }
-    }
-}
 
 /// One GPU, or one partition of it that is handed out like a GPU.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -50,4 +28,21 @@ pub struct Gpu {
     pub cpu_list: Option<String>,
     /// What a container is handed; empty for simulated ones.
     pub devices: Vec<Device>,
+}
+
+impl Gpu {
+    /// What a probe found, together with what a container is handed of it.
+    pub fn of(found: &labd_gpu::Device, devices: Vec<Device>) -> Self {
+        Self {
+            id: found.id.clone(),
+            vendor: found.vendor,
+            name: found.name.clone(),
+            memory_bytes: found.memory_bytes,
+            pci: found.pci.clone(),
+            parent: found.parent.clone(),
+            numa_node: found.numa_node,
+            cpu_list: found.cpu_list.clone(),
+            devices,
+        }
+    }
 }

@@ -1,0 +1,152 @@
+//! What labd and its GPU probes share. Small on purpose: the probes are executables of their own, since a vendor's library
+//! can hang in the kernel or take its process along, and a static program cannot load one at all.
+//!
+//! * [`line`]: what a probe prints, one JSON value per line.
+
+pub mod line;
+
+use serde::{Deserialize, Serialize};
+
+/// Who made a GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Vendor {
+    /// NVIDIA.
+    Nvidia,
+    /// AMD.
+    Amd,
+    /// Nobody: there is no such hardware.
+    Simulated,
+}
+
+impl Vendor {
+    /// The word in the snapshot and on the screen.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Nvidia => "nvidia",
+            Self::Amd => "amd",
+            Self::Simulated => "simulated",
+        }
+    }
+}
+
+/// One GPU, or one partition of it that is handed out like a GPU.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    /// Stable identifier: `GPU-<uuid>`, `MIG-<uuid>`, AMD's unique id as `0x` and 16 hexadecimal digits (with `.1`, `.2`
+    /// and so on after it for the further partitions of one GPU), or the PCI address where there is no better one.
+    pub id: String,
+    /// Who made it.
+    pub vendor: Vendor,
+    /// Product name.
+    pub name: String,
+    /// Number in its vendor's own order, from 0; partitions have their GPU's.
+    pub index: u32,
+    /// Memory in bytes.
+    pub memory_bytes: u64,
+    /// PCI address such as `0000:41:00.0`, in lower case.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pci: Option<String>,
+    /// The GPU this is a partition of, by id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
+    /// What kind of partition it is, such as `1g.10gb` (MIG) or `CPX`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partition: Option<String>,
+    /// Whether it is divided into partitions: those are handed out, and not it itself.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub divided: bool,
+    /// NUMA node it is attached to, when the machine says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub numa_node: Option<u32>,
+    /// CPUs near it in the kernel's list notation, such as `0-31,64-95`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_list: Option<String>,
+    /// The device nodes that a container needs to use it, and no other GPU's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nodes: Vec<DeviceNode>,
+}
+
+/// A device node of the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceNode {
+    /// Path, such as `/dev/dri/renderD129`.
+    pub path: String,
+    /// Numeric group that owns it: its name differs per host, and may be missing in an image.
+    pub gid: u32,
+}
+
+/// What one GPU does right now. Absent is what the source does not say.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Reading {
+    /// [`Device::id`].
+    pub id: String,
+    /// How much of the last second something ran on it, 0 to 100.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub utilisation_percent: Option<f32>,
+    /// Memory in use, in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_used_bytes: Option<u64>,
+    /// Temperature of the chip in degrees Celsius.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub temperature_c: Option<f32>,
+    /// Power drawn, in watts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub power_w: Option<f32>,
+    /// Power it may draw, in watts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub power_limit_w: Option<f32>,
+    /// Clock of its compute units in MHz.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clock_mhz: Option<u32>,
+    /// Clock of its memory in MHz.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_clock_mhz: Option<u32>,
+    /// Why it runs slower than it could.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub throttled: Vec<Throttle>,
+    /// Memory errors that were corrected, since the driver was loaded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ecc_corrected: Option<u64>,
+    /// Memory errors that were not, since the driver was loaded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ecc_uncorrected: Option<u64>,
+    /// Rows of memory (or pages) that were replaced by spare ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remapped_rows: Option<u32>,
+    /// Rows wait to be remapped: that happens at the GPU's next reset.
+    pub remap_pending: bool,
+    /// Rows could not be remapped: the spare ones are used up.
+    pub remap_failed: bool,
+    /// Processes on it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub processes: Vec<Process>,
+    /// What the vendor's library answered instead of readings, as its own symbol, such as `NVML_ERROR_GPU_IS_LOST`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// A process on a GPU.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// Its id on the host.
+    pub pid: u32,
+    /// GPU memory it holds, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+}
+
+/// Why a GPU runs slower than it could.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Throttle {
+    /// It is too hot.
+    Thermal,
+    /// It reached the power it is allowed: ordinary under load.
+    PowerCap,
+    /// The power supply asks for less (external power brake).
+    PowerBrake,
+    /// The hardware slows it down, and does not say more.
+    Hardware,
+}
