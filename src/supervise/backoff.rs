@@ -2,8 +2,9 @@
 //!
 //! The first failure of a streak is answered at once, since most crashes do not repeat and every second of delay is a
 //! second of lost training; from the second on the wait is 1 s, doubling to 60 s, each ±20 % so that services which fell
-//! together do not start together. Two minutes of health end the streak. Five failures within ten minutes are a crash
-//! loop: tried once a minute, and said so.
+//! together do not start together. Ten seconds of health end the streak: what had been working is not what a wait is for.
+//! Five failures within ten minutes are a crash loop all the same: tried once a minute, and said so. Two minutes of health
+//! end that, too.
 
 use std::time::Duration;
 
@@ -13,7 +14,9 @@ use crate::time::Timestamp;
 pub const FIRST_WAIT: Duration = Duration::from_secs(1);
 /// No wait is longer, jitter aside.
 pub const LONGEST_WAIT: Duration = Duration::from_mins(1);
-/// So much health ends a streak.
+/// So much health ends a streak: the next failure is answered at once again.
+pub const STEADY: Duration = Duration::from_secs(10);
+/// So much health lets all failures be forgotten.
 pub const HEALTHY: Duration = Duration::from_mins(2);
 /// So many failures ...
 pub const LOOP_FAILURES: usize = 5;
@@ -23,7 +26,7 @@ pub const LOOP_WINDOW: Duration = Duration::from_mins(10);
 /// What is remembered of a service's failures.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Backoff {
-    /// Failures since the last two minutes of health.
+    /// Failures since the service was steady.
     streak: u32,
     /// The newest failures, at most [`LOOP_FAILURES`], oldest first.
     recent: Vec<Timestamp>,
@@ -42,9 +45,18 @@ impl Backoff {
         self.next_try = Some(now.plus(jitter(wait, seed.wrapping_add(u64::from(self.streak)))));
     }
 
-    /// Counts two minutes of health.
-    pub fn healthy(&mut self) {
-        *self = Self::default();
+    /// Counts health for so long. Returns how much of it brings the next change; absent when nothing is remembered.
+    pub fn healthy(&mut self, so_long: Duration) -> Option<Duration> {
+        if so_long >= HEALTHY {
+            *self = Self::default();
+        } else if so_long >= STEADY {
+            self.streak = 0;
+        }
+        match (self.recent.is_empty(), self.streak) {
+            (true, _) => None,
+            (false, 0) => Some(HEALTHY),
+            (false, _) => Some(STEADY),
+        }
     }
 
     /// A person wants it now.
@@ -67,7 +79,7 @@ impl Backoff {
         self.recent.len() >= LOOP_FAILURES && self.recent.iter().all(|&at| now.since(at) <= LOOP_WINDOW)
     }
 
-    /// Failures since the last two minutes of health.
+    /// Failures since the service was steady.
     pub fn streak(&self) -> u32 {
         self.streak
     }
@@ -114,8 +126,26 @@ mod tests {
         b.fail(at(400), 1);
         assert!(b.is_loop(at(400)));
         assert!(!b.is_loop(at(601)), "the first of them is older than ten minutes");
-        b.healthy();
+        assert_eq!(b.healthy(HEALTHY), None);
         assert!(!b.is_loop(at(400)) && b.streak() == 0);
+    }
+
+    #[test]
+    fn ten_seconds_of_health_end_the_wait_but_not_the_count() {
+        let mut b = Backoff::default();
+        let at = |s: i64| Timestamp::from_millis(s * 1000);
+        b.fail(at(0), 1);
+        assert_eq!(b.healthy(Duration::from_secs(9)), Some(STEADY));
+        b.fail(at(9), 1);
+        assert!(b.next_try(at(9)).is_some(), "it hardly ran");
+        for s in [30, 60] {
+            assert_eq!(b.healthy(STEADY), Some(HEALTHY));
+            b.fail(at(s), 1);
+            assert_eq!(b.next_try(at(s)), None, "it had been working");
+        }
+        b.healthy(STEADY);
+        b.fail(at(90), 1);
+        assert!(b.is_loop(at(90)) && b.next_try(at(90)).is_some());
     }
 
     proptest! {

@@ -14,7 +14,7 @@
 
 use std::time::Duration;
 
-use super::backoff::{Backoff, HEALTHY};
+use super::backoff::Backoff;
 use crate::{
     engine::{ContainerSeen, RunState, Seen},
     incident::Cause,
@@ -601,15 +601,10 @@ fn serving(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen,
             m.ready = Some((started_at, since));
             let reason = m.explain("");
             let decision = Decision::new(Action::None, S::Ready, reason);
-            if m.backoff.streak() == 0 {
-                return decision;
+            match m.backoff.healthy(now.since(since)) {
+                Some(enough) => decision.wake_at(since.plus(enough)),
+                None => decision,
             }
-            let healthy_at = since.plus(HEALTHY);
-            if now >= healthy_at {
-                m.backoff.healthy();
-                return decision;
-            }
-            decision.wake_at(healthy_at)
         }
         (Health::Unknown, Some(_)) => {
             // What cannot be asked is not known to fail: the clock starts anew.
