@@ -171,6 +171,10 @@ fn node_env(draft: &Draft<'_>) -> BTreeMap<String, EnvValue> {
     all.extend(env([
         // A job that submits jobs finds the front door, too: this goes before what Ray would find out by itself.
         ("RAY_API_SERVER_ADDRESS", super::job_address()),
+        // How long the kernel keeps a connection whose other end does not answer (TCP_USER_TIMEOUT, set by gRPC on the
+        // answering side). With Ray's 20 s, a network that was cut for 13 to 20 s left half-open connections: the one side
+        // had given up without a word, the other asked again only after 5 min, and a training run stood still for so long.
+        ("RAY_grpc_keepalive_timeout_ms", "120000".into()),
         // How often Train looks at its workers and collects reports; 2 s by default, which made short epochs twice as long.
         ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25".into()),
         ("RAY_TRAIN_ENABLE_STATE_TRACKING", "1".into()),
