@@ -11,6 +11,8 @@
 //! * What needs a reset, a reboot or a hand takes the GPU out of service. labd never resets a GPU: a reset can take others
 //!   on the same links along, and what is on them.
 
+use std::fmt;
+
 use labd_gpu::Throttle;
 
 /// What labd does about a fault.
@@ -83,6 +85,27 @@ pub enum Sign<'a> {
     Hang,
     /// It is there on the host, and its worker's container cannot use it.
     LostInContainer,
+}
+
+impl fmt::Display for Sign<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Kernel(line) => write!(f, "`{line}`"),
+            Self::Xid(number) => write!(f, "Xid {number}"),
+            Self::Answer(symbol) => f.write_str(symbol),
+            Self::Exit(code) => write!(f, "exit {code}"),
+            Self::Throttled(Throttle::Thermal) => f.write_str("too hot"),
+            Self::Throttled(Throttle::PowerCap) => f.write_str("at its power limit"),
+            Self::Throttled(Throttle::PowerBrake) => f.write_str("power brake"),
+            Self::Throttled(Throttle::Hardware) => f.write_str("slowed by hardware"),
+            Self::EccUncorrected => f.write_str("uncorrected memory errors grow"),
+            Self::RemapPending => f.write_str("row remapping pending"),
+            Self::RemapFailed => f.write_str("row remapping failed"),
+            Self::Missing => f.write_str("missing"),
+            Self::Hang => f.write_str("no answer"),
+            Self::LostInContainer => f.write_str("lost in its container"),
+        }
+    }
 }
 
 use Action::{Nothing, Quarantine, Restart};
@@ -660,6 +683,19 @@ pub const TABLE: [Fault; ROWS] = [
     },
 ];
 
+/// The table as text, for people: code, signs, meaning, what labd does, what a person must do.
+pub fn rows() -> Vec<[String; 5]> {
+    TABLE
+        .iter()
+        .map(|fault| {
+            let signs: Vec<String> = fault.signs.iter().map(ToString::to_string).collect();
+            let signs = if signs.is_empty() { "any other Xid".to_owned() } else { signs.join(", ") };
+            let word = fault.action.word();
+            [fault.code.into(), signs, fault.meaning.into(), word.into(), fault.remedy.into()]
+        })
+        .collect()
+}
+
 /// The row for numbers that have none.
 const OTHER_XID: &str = "xid-other";
 
@@ -725,6 +761,14 @@ mod tests {
             let lifts = ["labd gpu release", "replaced"].iter().any(|way| fault.remedy.contains(way));
             assert!(fault.action != Quarantine || lifts, "{}: nothing says how a quarantine ends", fault.code);
         }
+    }
+
+    #[test]
+    fn the_table_can_be_shown() {
+        let rows = rows();
+        let row = rows.iter().find(|row| row[0] == "xid-79").expect("a row");
+        assert_eq!((row[1].as_str(), row[3].as_str()), ("Xid 79, `NVRM:*fallen off the bus`", "quarantine"));
+        assert!(rows.iter().flatten().all(|cell| !cell.is_empty()));
     }
 
     #[test]
