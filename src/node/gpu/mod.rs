@@ -1,5 +1,11 @@
 //! The GPU inventory: what there is, and how a container is given exactly one of them.
+//!
+//! * [`faults`]: the fault table: sign, meaning, what labd does, what a person must do. Pure.
+//! * [`kmsg`]: the kernel's lines about GPUs, as they come.
+//! * [`simulate`]: GPUs that are not there.
 
+pub mod faults;
+pub mod kmsg;
 pub mod simulate;
 
 pub use labd_gpu::Vendor;
