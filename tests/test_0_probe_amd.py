@@ -316,10 +316,13 @@ def test_without_the_driver_it_says_so_and_finds_the_gpu_that_comes(machine, sta
 def test_a_library_that_does_not_start_is_tried_again(machine, start):
     machine.gpu(128, "0000:23:00.0", 0xA0)
     probe = start("- init error 8")
+    assert [d["id"][-2:] for d in probe.line("inventory")] == ["a0"], "it computes without"
+    (reading,) = probe.line("readings")
+    assert reading["power_w"] == 250.0 and reading.get("temperature_c") != 41.5
     trouble = probe.line("trouble")
     assert trouble["code"] == "RSMI_STATUS_INIT_ERROR" and "the kernel lists 1" in trouble["text"]
     machine.tell()
-    assert len(probe.line("inventory")) == 1
+    probe.line("readings", until=lambda r: r[0].get("temperature_c") == 41.5)
 
 
 def test_gpus_that_are_not_the_kernels_are_a_trouble(machine, start):
@@ -328,7 +331,9 @@ def test_gpus_that_are_not_the_kernels_are_a_trouble(machine, start):
 
 
 def test_a_library_that_cannot_count_gives_its_own_code(machine, start):
-    assert start("- gpus error 16").line("trouble")["code"] == "RSMI_STATUS_BUSY"
+    probe = start("- gpus error 16")
+    assert probe.line("hello") == {"source": "rocm-smi"}
+    assert probe.line("trouble")["code"] == "RSMI_STATUS_BUSY"
 
 
 def test_a_hang_in_the_library_does_not_keep_it_from_ending(machine, start):

@@ -21,13 +21,13 @@ use std::{
 
 use labd_gpu::{
     Device, Reading,
-    line::{Line, Trouble},
+    line::{Hello, Line, Source, Trouble},
 };
 
 /// How often readings are printed.
 const PERIOD: Duration = Duration::from_secs(1);
 
-/// Rounds without a GPU after which a new process tries again, where the kernel has one.
+/// Seconds without a GPU of the library's after which a new process tries again, where the kernel has one.
 const TRY_AGAIN_AFTER: u32 = 5;
 
 /// Makes the library's locks its own. By default they lie in `/dev/shm`, shared with everything else that asks: whoever
@@ -56,6 +56,7 @@ fn run(root: &Path, to: &mut impl Write) -> io::Result<()> {
     let mut library = match rsmi::Library::start() {
         Ok(library) => library,
         Err(code) => {
+            Line::Hello(Hello { source: Source::RocmSmi, driver: None, library: None }).write(to)?;
             let text = "ROCm SMI does not start; see what `rocm-smi` says";
             return complain(root, to, &listed, &Trouble { code: rsmi::symbol(code).into(), text: text.into() });
         }
@@ -73,16 +74,17 @@ fn run(root: &Path, to: &mut impl Write) -> io::Result<()> {
     }
     Line::Inventory(devices.iter().map(|(device, _)| device.clone()).collect()).write(to)?;
     every_second(|| {
-        let kernel = kernel::readings(root, &listed);
+        let kernel = kernel::readings(root, &listed).into_iter().zip(&devices);
+        let kernel = kernel.map(|(reading, (device, _))| Reading { id: device.id.clone(), ..reading });
         if kernel::inventory(root) != listed {
             // The last word on one that is gone.
-            Line::Readings(kernel).write(to)?;
+            Line::Readings(kernel.collect()).write(to)?;
             become_new();
             return Ok(());
         }
         let readings = devices.iter().zip(kernel).map(|((device, index), kernel)| {
             let said = index.map(|index| library.reading(index)).unwrap_or_default();
-            Reading { id: device.id.clone(), ..overlay::reading(device, said, kernel) }
+            overlay::reading(device, said, kernel)
         });
         Line::Readings(readings.collect()).write(to)
     })
@@ -115,7 +117,11 @@ fn nothing(root: &Path, listed: &[Device], known: u32) -> Option<Trouble> {
 }
 
 /// Says so once a second, until the kernel's list is another one or, where the kernel has GPUs, it is time to try again.
+/// Those GPUs compute without ROCm SMI: they are listed and read as well as the kernel can.
 fn complain(root: &Path, to: &mut impl Write, listed: &[Device], trouble: &Trouble) -> io::Result<()> {
+    if !listed.is_empty() {
+        Line::Inventory(listed.to_vec()).write(to)?;
+    }
     let mut rounds = 0;
     every_second(|| {
         rounds += 1;
@@ -123,6 +129,10 @@ fn complain(root: &Path, to: &mut impl Write, listed: &[Device], trouble: &Troub
             become_new();
             rounds = 0;
         }
+        if !listed.is_empty() {
+            Line::Readings(kernel::readings(root, listed)).write(to)?;
+        }
+        // The last word of each second, so that it is not taken for over.
         Line::Trouble(trouble.clone()).write(to)
     })
 }
