@@ -27,7 +27,7 @@ echo "deb [arch=amd64 signed-by=$keys] $mirror $suite main" >"$work/sources"
 touch "$work/status"
 own=(-q -o Dir::Etc::SourceList="$work/sources" -o Dir::Etc::SourceParts=/dev/null -o Dir::State::Lists="$work/lists"
     -o Dir::State::status="$work/status" -o Dir::Cache="$work" -o Dir::Cache::Archives="$work/archives" -o APT::Architecture=amd64
-    -o APT::Architectures::=amd64 -o APT::Sandbox::User=root -o Acquire::Languages=none -o Debug::NoLocking=1
+    -o APT::Architectures::=amd64 -o APT::Sandbox::User=root -o Acquire::Languages=none -o APT::Update::Error-Mode=any -o Debug::NoLocking=1
     -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false)
 apt() { apt-get "${own[@]}" "$@" >"$work/log" 2>&1 || { tail -n 5 "$work/log" >&2; return 1; }; }
 apt update || die "cannot read $suite of $mirror; DEBIAN_MIRROR names another mirror"

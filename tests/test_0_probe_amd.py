@@ -86,11 +86,11 @@ class Machine:
         self.board(
             minor, pci, vendor="0x1002", device="0x738c", mem_info_vram_total=32 * GIB - 4096, mem_info_vram_used=4096,
             hwmon__hwmon3__power1_average=250_000_000, hwmon__hwmon3__power1_cap=290_000_000,
-        )  # fmt: skip
+        )
         node = self.properties(
             simd_count=480, location_id=location, domain=int(domain, 16), unique_id=unique_id, drm_render_minor=minor,
             gfx_target_version=90008, vendor_id=4098, device_id=0x738C,
-        )  # fmt: skip
+        )
         self.answers(**{"drm_render_minor": minor, "unique_id": unique_id, **said})
         return node
 
@@ -104,7 +104,7 @@ class Machine:
             "temp_metric.0": 41500, "temp_metric.1": 52000,
             "gpu_clk_freq.0": "2 300000000 1000000000 1502000000", "gpu_clk_freq.4": "0 1200000000",
             "ecc_count.1": "7 1", "ecc_count.4": "3 0",
-        }  # fmt: skip
+        }
         values.update({name.replace("__", "."): value for name, value in said.items()})
         self.said += [f"{index} {name} {value}" for name, value in values.items() if value is not None]
 
@@ -127,7 +127,7 @@ class Probe:
         env = {**{k: v for k, v in os.environ.items() if not k.startswith(("RSMI_", "FAKE_"))}, **env}
         self.process = subprocess.Popen(
             [str(a) for a in argv], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+        )
         self.lines, self.errors = queue.Queue(), []
         threading.Thread(target=self.read, daemon=True).start()
         threading.Thread(target=lambda: self.errors.extend(self.process.stderr), daemon=True).start()
@@ -195,7 +195,7 @@ def test_an_mi100_beside_a_bmc_that_has_the_first_render_node(machine, start):
         "id": device["id"], "utilisation_percent": 97.0, "memory_used_bytes": 5 * GIB, "temperature_c": 41.5,
         "power_w": 250.0, "power_limit_w": 290.0, "clock_mhz": 1502, "memory_clock_mhz": 1200,
         "ecc_corrected": 10, "ecc_uncorrected": 1, "remap_pending": False, "remap_failed": False,
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("count", [2, 8])
@@ -217,14 +217,14 @@ def test_the_partitions_of_an_mi300x_are_devices_of_their_own(machine, start):
     machine.board(
         128, pci, vendor="0x1002", device="0x74a1", mem_info_vram_total=192 * GIB, hwmon__hwmon3__power1_input=700_000_000,
         current_compute_partition="CPX",
-    )  # fmt: skip
+    )
     for i in range(8):
         if i > 0:
             machine.render(128 + i, machine.root / f"sys/devices/platform/amdgpu_xcp_{i}")
         machine.properties(
             simd_count=152, location_id=5 << 8 | i << 28, domain=0, unique_id=unique, drm_render_minor=128 + i,
             gfx_target_version=90402, vendor_id=4098, device_id=0x74A1, mem_banks=24 * GIB,
-        )  # fmt: skip
+        )
         # No sensor at the edge; what belongs to the whole GPU is answered by the first one.
         own = {} if i == 0 else {"memory_total__0": None, "busy_percent": None, "gpu_clk_freq__0": None}
         machine.answers(name="Aqua Vanjaram [Instinct MI300X]", drm_render_minor=128 + i, unique_id=unique, temp_metric__0=None, **own)
@@ -246,7 +246,7 @@ def test_without_a_render_node_the_pci_address_says_which(machine, start):
     machine.gpu(
         129, "0000:63:00.0", 0xA1, drm_render_minor="error 3", pci_id=0x6300, pci_bandwidth="0 16000000000", pci_throughput=1,
         busy_percent=2,
-    )  # fmt: skip
+    )
     readings = start().line("readings")
     assert [(r["id"][-2:], r["utilisation_percent"]) for r in readings] == [("a0", 1.0), ("a1", 2.0)]
 

@@ -6,9 +6,9 @@
  *     GPU * VALUE...              every function of that GPU
  *     - init VALUE... | - gpus N | - version A B C | - driver TEXT
  *
- * and instead of a value `error N` is returned as N, `hang` never returns (then there is a file FAKE_RSMI.hangs), and `abort` ends the process. What no line answers
- * is RSMI_STATUS_NOT_SUPPORTED. Types are written out here, so that the real header need not be there;
- * with REAL_HEADER its types are used, and its declarations must be those of this file. */
+ * and instead of a value `error N` is returned as N, `hang` never returns (then there is a file FAKE_RSMI.hangs), and
+ * `abort` ends the process. What no line answers is RSMI_STATUS_NOT_SUPPORTED. Types are written out here, so that the real
+ * header need not be there; with REAL_HEADER its types are used, and its declarations must be those of this file. */
 #include <inttypes.h>
 #include <stdbool.h>
 #include <stdint.h>
