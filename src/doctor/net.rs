@@ -381,7 +381,7 @@ fn judge_packages(
             "Debian mirror" => "images.build.debian_mirror",
             "PyPI" => "images.build.pip_index_url",
             "Go proxy" => "images.build.goproxy",
-            _ => "images",
+            _ => "images.NAME",
         };
         let fix =
             format!("curl -sSI -m 5 {}\n# or set `{setting}` or `images.build.https_proxy` in labd.toml", place.url);
