@@ -4,11 +4,10 @@ import os
 import pathlib
 import socket
 import subprocess
-import time
 
 import pytest
 
-from lab import docker, free_port, labd_binary, run
+from lab import docker, labd_binary, run
 
 
 @pytest.fixture
@@ -119,12 +118,10 @@ def test_an_engine_that_hangs_is_given_up(ill, tmp_path):
     silent.listen()
     ill.base = ill.base.replace("/nowhere/docker.sock", str(path))
     ill.write()
-    begun = time.monotonic()
     checks, _ = doctor(ill, 1, timeout=60)
     silent.close()
     engine = of(checks, "engine")
     assert engine["verdict"] == "fail" and "does not answer within" in engine["why"]
-    assert time.monotonic() - begun < 45, "the test's own deadline would be 60 s"
 
 
 def test_the_running_engine_and_a_leftover_of_another_lab(fresh):

@@ -7,6 +7,7 @@ use std::{
     fs,
     os::unix::fs::MetadataExt as _,
     path::Path,
+    time::Duration,
 };
 
 use super::{Check, QUESTION, Said, Scene, blocking, count, say};
@@ -21,6 +22,8 @@ const NO_NOUVEAU: &str = "printf 'blacklist nouveau\\noptions nouveau modeset=0\
                           >/etc/modprobe.d/blacklist-nouveau.conf\nupdate-initramfs -u\nreboot";
 /// Writes the list of NVIDIA GPUs for the engine.
 const MAKE_CDI: &str = "nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml";
+/// How long a vendor's command may take: without persistence mode the driver starts anew each time, a second or more per GPU.
+const COMMAND: Duration = Duration::from_secs(8);
 /// Last words of the kernel on a GPU.
 const KERNEL_LOG: &str = "dmesg | grep -iE 'nvrm|xid|amdgpu' | tail -n 30";
 
@@ -90,7 +93,7 @@ pub(super) async fn nvidia(scene: &Scene) -> Vec<Check> {
     let (driver, on_disk, smi, setup) = tokio::join!(
         blocking(move || NvidiaFiles::read(&root)),
         async { if kernel { module_version("nvidia").await } else { None } },
-        say("nvidia-smi", &["--list-gpus"], QUESTION),
+        say("nvidia-smi", &["--list-gpus"], COMMAND),
         scene.setup(),
     );
     let Some(files) = driver else {
@@ -238,8 +241,8 @@ fn judge_nvidia_driver(gpus: usize, files: &NvidiaFiles, on_disk: Option<&OnDisk
     match smi {
         Said::Hung => Check::fail(
             NAME,
-            format!("nvidia-smi does not answer within {} s: the driver or a GPU hangs", QUESTION.as_secs()),
-            format!("{KERNEL_LOG}\nreboot"),
+            format!("nvidia-smi does not answer within {} s: the driver or a GPU hangs", COMMAND.as_secs()),
+            format!("{KERNEL_LOG}\nnvidia-smi -pm 1    # where it is only slow: keeps the driver started\nreboot"),
         ),
         Said::Missing => Check::warn(
             NAME,
@@ -512,7 +515,7 @@ pub(super) async fn in_workers(scene: &Scene) -> Vec<Check> {
     }
     let ask: &[&str] = if look(scene).await.nvidia > 0 { &ASK_NVIDIA } else { &ASK_AMD };
     let seen = workers.into_iter().map(|worker| async move {
-        let said = match engine.exec(&worker, ask, QUESTION).await {
+        let said = match engine.exec(&worker, ask, COMMAND).await {
             Ok((code, text)) => Ok((code == 0, text)),
             Err(e) => Err(e.to_string()),
         };

@@ -91,7 +91,11 @@ fn judge_limits(limits: &str, rdma: bool, of_daemon: bool) -> Check {
         return Check::warn(
             NAME,
             format!("{whose} limit on open files is {nofile}: a busy Ray node needs {NOFILE}"),
-            if of_daemon { "labd install    # its unit sets LimitNOFILE=65536" } else { "ulimit -n 65536" },
+            if of_daemon {
+                "labd install    # its unit sets LimitNOFILE=65536\nsysctl fs.nr_open"
+            } else {
+                "ulimit -n 65536"
+            },
         );
     }
     if rdma && memlock < MEMLOCK {

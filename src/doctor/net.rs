@@ -126,8 +126,8 @@ fn judge_ports(
     if checks.is_empty() {
         let why = match (ours, wanted.len() - ours) {
             (0, free) => format!("all {free} are free"),
-            (ours, 0) => format!("all {ours} are this lab's"),
-            (ours, free) => format!("{ours} are this lab's, {free} are free"),
+            (ours, 0) => format!("all {ours} are held by this lab"),
+            (ours, free) => format!("{ours} held by this lab, {free} free"),
         };
         checks.push(Check::ok(NAME, why));
     }
@@ -201,9 +201,8 @@ pub(super) async fn subnet(scene: &Scene) -> Vec<Check> {
     let Ok((config, _)) = &scene.config else {
         return vec![Check::skipped(NAME, "labd.toml is wrong, see there")];
     };
-    let engine = match (&scene.engine, scene.setup().await) {
-        (Ok(engine), Ok(_)) => engine,
-        _ => return vec![Check::skipped(NAME, "the engine was not reached")],
+    let (Ok(engine), Ok(_)) = (&scene.engine, scene.setup().await) else {
+        return vec![Check::skipped(NAME, "the engine was not reached")];
     };
     let asked = async { (engine.own_subnet().await, engine.networks().await) };
     let Some((Ok(own), Ok(networks))) = within(asked).await else {
@@ -277,21 +276,21 @@ fn places(config: &Config) -> Vec<Place> {
     let goproxy = or(&build.goproxy, "https://proxy.golang.org");
     let goproxy = goproxy.split([',', '|']).next().unwrap_or_default().to_owned();
     let all = vec![ImageName::Ray, ImageName::Minio, ImageName::Prometheus];
-    let built = |names: Vec<ImageName>| -> Vec<ImageName> {
+    let not_pulled = |names: Vec<ImageName>| -> Vec<ImageName> {
         names.into_iter().filter(|n| config.images.reference(*n).is_none()).collect()
     };
     let mut found = vec![
         Place {
             what: "Debian mirror",
             url: or(&build.debian_mirror, "http://deb.debian.org/debian"),
-            images: built(all),
+            images: not_pulled(all),
         },
         Place {
             what: "PyPI",
             url: or(&build.pip_index_url, "https://pypi.org/simple"),
-            images: built(vec![ImageName::Ray]),
+            images: not_pulled(vec![ImageName::Ray]),
         },
-        Place { what: "Go proxy", url: goproxy, images: built(vec![ImageName::Minio]) },
+        Place { what: "Go proxy", url: goproxy, images: not_pulled(vec![ImageName::Minio]) },
     ];
     for name in ImageName::ALL {
         let reference = match (config.images.reference(name), name) {
@@ -518,11 +517,11 @@ mod tests {
         );
         assert!(judge(&[on(9000, LOOP, None)], &[], None).1.contains("another user"));
         let page = on(8600, LOOP, Some((12, "labd")));
-        assert_eq!(judge(&[page.clone()], &[], Some(12)).1, "1 are this lab's, 5 are free");
+        assert_eq!(judge(std::slice::from_ref(&page), &[], Some(12)).1, "1 held by this lab, 5 free");
         assert!(judge(&[page], &[], None).1.contains("taken by labd (pid 12)"), "another lab's");
         let proxy = on(8888, LOOP, Some((9, "docker-proxy")));
         let ours = container("labd-jupyter", Some("labd"), LOOP, 8888);
-        assert_eq!(judge(&[proxy.clone()], &[ours], None).0, Verdict::Ok);
+        assert_eq!(judge(std::slice::from_ref(&proxy), &[ours], None).0, Verdict::Ok);
         let other = container("x-jupyter", Some("x"), ANY, 8888);
         assert_eq!(
             judge(&[proxy], &[other], None).1,
