@@ -15,7 +15,7 @@ Exit codes:
   1   failed; the line on stderr says why
   2   the command line is wrong
   3   the daemon does not run
-  4   you may not use the daemon's socket
+  4   no permission, such as for the daemon's socket
   5   it took longer than --timeout
   6   there is no such service
   78  labd.toml is wrong";
@@ -102,6 +102,19 @@ pub(super) enum Command {
     /// Check or show the configuration
     #[command(subcommand, after_help = "Examples:\n  labd config check\n  labd config check ./new.toml")]
     Config(Config),
+    /// Look for everything that may be wrong with this machine, and say what fixes it
+    #[command(
+        after_help = "Examples:\n  sudo labd doctor\n  labd doctor --json | jq '.checks[] | select(.verdict == \"fail\")'\n\nNeeds no daemon and changes nothing. Each finding comes with the commands that fix it, for a root shell.\nExits 1 when something failed; warnings are no failure."
+    )]
+    Doctor(Json),
+    /// Install this executable, its systemd unit and a commented labd.toml, and start labd
+    #[command(
+        after_help = "Examples:\n  sudo ./labd install\n  sudo ./labd install --no-start\n  ./labd install --root ./package    # files only\n\nA second time it says `unchanged`. An upgrade restarts the daemon; containers go on running.\nA labd.toml that is there stays as it is."
+    )]
+    Install(Install),
+    /// Remove what `labd install` installed; data, labd.toml, volumes and images are kept
+    #[command(after_help = "Examples:\n  sudo labd down && sudo labd uninstall")]
+    Uninstall(Uninstall),
     /// Run the daemon in the foreground; systemd does this
     #[command(
         after_help = "Examples:\n  labd run\n  labd run --simulate-gpus 2\n\nSIGHUP reads labd.toml again. SIGTERM ends the daemon and leaves every container running."
@@ -203,6 +216,23 @@ pub(super) struct Plan {
     pub(super) run: Run,
     #[command(flatten)]
     pub(super) json: Json,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(super) struct Install {
+    /// Install below this folder, for packaging: files only, systemd is told nothing
+    #[arg(long, value_name = "DIR")]
+    pub(super) root: Option<PathBuf>,
+    /// Do not start or restart the daemon
+    #[arg(long)]
+    pub(super) no_start: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(super) struct Uninstall {
+    /// Remove from below this folder: files only, systemd is told nothing
+    #[arg(long, value_name = "DIR")]
+    pub(super) root: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Args)]

@@ -4,12 +4,14 @@
 //! * [`exit`]: exit codes and the one line on stderr.
 //! * `client`: HTTP over the daemon's Unix socket.
 //! * `status`: the snapshot as text, pure.
-//! * `up`, `follow`, `local`, `probe`, `out`: the commands.
+//! * `doctor`, `follow`, `install`, `local`, `out`, `probe`, `up`: the commands.
 
 pub mod args;
 mod client;
+mod doctor;
 pub mod exit;
 mod follow;
+mod install;
 mod local;
 mod out;
 mod probe;
@@ -102,18 +104,25 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Images(command) => local::images(&global, command, &mut out).await,
         Command::Config(command) => local::config(&global, command, &mut out),
         Command::Probe(source) => probe::run(source).await,
+        Command::Doctor(args) => doctor::doctor(&global, args.json, &mut out).await,
+        Command::Install(args) => install::install(&global, &args, &mut out).await,
+        Command::Uninstall(args) => install::uninstall(&global, &args, &mut out).await,
         Command::Version(args) => version(args.json, &mut out),
-        Command::Completions { shell } => {
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "labd", &mut script);
-            out.bytes(&script)
-        }
-        Command::Man => {
-            let mut page = Vec::new();
-            clap_mangen::Man::new(Cli::command()).render(&mut page)?;
-            out.bytes(&page)
-        }
+        Command::Completions { shell } => out.bytes(&completion(shell)),
+        Command::Man => out.bytes(&man_page()?),
     }
+}
+
+fn completion(shell: clap_complete::Shell) -> Vec<u8> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "labd", &mut script);
+    script
+}
+
+fn man_page() -> std::io::Result<Vec<u8>> {
+    let mut page = Vec::new();
+    clap_mangen::Man::new(Cli::command()).render(&mut page)?;
+    Ok(page)
 }
 
 async fn command_to(client: &Client<'_>, service: &str, verb: &str, out: &mut Out) -> Result<(), Failure> {

@@ -236,7 +236,7 @@ pub(super) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Paint {
+pub(super) enum Paint {
     Bold,
     Dim,
     Red,
@@ -257,7 +257,7 @@ const fn state_paint(state: ServiceState) -> Paint {
     }
 }
 
-fn paint(text: &str, paint: Paint, style: Style) -> String {
+pub(super) fn paint(text: &str, paint: Paint, style: Style) -> String {
     if !style.color {
         return text.to_owned();
     }
@@ -305,7 +305,7 @@ fn cut_front(text: &str, width: usize) -> String {
     ['…'].into_iter().chain(text.chars().skip(length - width.saturating_sub(1))).collect()
 }
 
-fn wrap(text: &str, width: usize) -> Vec<String> {
+pub(super) fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split(' ') {
         let line = lines.last_mut().map_or(0, |l| l.chars().count());

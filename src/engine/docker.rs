@@ -1,12 +1,14 @@
 //! The real engine, through bollard: Docker 20.10 or newer on a Unix socket.
 //!
 //! * `container`: our values to the engine's and back, pure.
+//! * `doctor`: what only `labd doctor` asks.
 //! * `explain`: the engine's errors as one line that ends in a fix, pure.
 //!
 //! A [`DockerEngine`] may be made before the engine runs, and lives through its restarts and upgrades: the connection is
 //! made, and the API version agreed on, at the first call and again after any call that found nobody there.
 
 mod container;
+mod doctor;
 pub(crate) mod explain;
 #[cfg(test)]
 mod live;
@@ -35,6 +37,8 @@ use futures_util::{
     Stream, StreamExt, TryStreamExt,
     stream::{self, BoxStream},
 };
+
+pub use doctor::{Setup, Standing};
 
 use super::{Engine, EngineError, Happened, LABEL_LAB, LABEL_SERVICE, Nudge, Seen, listen::Source};
 use crate::{

@@ -108,7 +108,7 @@ fn look(facts: &NodeFacts, address: &str, places: &[PathBuf]) -> NodeView {
     }
 }
 
-fn disks(places: &[PathBuf]) -> Vec<DiskView> {
+pub(crate) fn disks(places: &[PathBuf]) -> Vec<DiskView> {
     let Ok(disks) = Disks::new_with_refreshed_list() else { return Vec::new() };
     let mut found: Vec<DiskView> = Vec::new();
     for place in places {

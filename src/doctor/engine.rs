@@ -1,0 +1,185 @@
+//! The container engine and its settings.
+
+use std::path::Path;
+
+use super::{Check, Scene, without_fix};
+use crate::engine::{EngineError, docker::Setup};
+
+/// Where the engine's own settings are.
+const SETTINGS: &str = "/etc/docker/daemon.json";
+
+/// Whether it answers, may be used, and is new enough.
+pub(super) async fn answers(scene: &Scene) -> Vec<Check> {
+    let socket = scene.config().engine.socket;
+    let at = Install {
+        systemd: scene.systemd(),
+        installed: ["usr/bin/dockerd", "usr/sbin/dockerd", "usr/local/bin/dockerd"]
+            .iter()
+            .any(|p| scene.subject.root.join(p).exists()),
+        root_user: scene.root_user,
+    };
+    vec![judge_answer(scene.setup().await, &socket, at)]
+}
+
+/// What of an engine is on the machine.
+#[derive(Debug, Clone, Copy)]
+struct Install {
+    systemd: bool,
+    installed: bool,
+    root_user: bool,
+}
+
+fn judge_answer(setup: &Result<Setup, EngineError>, socket: &str, at: Install) -> Check {
+    const NAME: &str = "engine";
+    let error = match setup {
+        Ok(setup) => {
+            let how = if setup.rootless { ", rootless" } else { "" };
+            let socket = socket.trim_start_matches("unix://");
+            return Check::ok(NAME, format!("{} (API {}{how}) answers at {socket}", setup.version, setup.api));
+        }
+        Err(error) => error.to_string(),
+    };
+    let start = if at.systemd { "systemctl start docker" } else { "dockerd >/var/log/dockerd.log 2>&1 &" };
+    if error.contains("no permission") {
+        let why = without_fix(&error);
+        let fix = "sudo labd doctor\n# or, for good: usermod -aG docker USER, and log in again";
+        // The daemon runs as root: what this user may do says nothing about it.
+        return if at.root_user {
+            Check::fail(NAME, why, format!("ls -l {}", socket.trim_start_matches("unix://")))
+        } else {
+            Check { fix: Some(fix.to_owned()), ..Check::skipped(NAME, format!("{why} (needs root)")) }
+        };
+    }
+    let fix = if error.contains("too old") || (error.contains("no container engine") && !at.installed) {
+        "apt-get install docker.io"
+    } else if error.contains("no container engine") {
+        start
+    } else if error.contains("is not the path") {
+        "# set `engine.socket = \"unix:///var/run/docker.sock\"` in labd.toml"
+    } else if at.systemd {
+        "journalctl -u docker -n 30\nsystemctl restart docker"
+    } else {
+        "docker version"
+    };
+    Check::fail(NAME, without_fix(&error), fix)
+}
+
+/// Whether containers outlive a restart of the engine.
+pub(super) async fn live_restore(scene: &Scene) -> Vec<Check> {
+    let setup = scene.setup().await;
+    let settings = std::fs::read_to_string(scene.subject.root.join(SETTINGS.trim_start_matches('/'))).ok();
+    vec![match setup {
+        Ok(setup) => judge_live_restore(setup, settings.as_deref(), scene.systemd()),
+        Err(_) => Check::skipped("live-restore", "the engine was not reached"),
+    }]
+}
+
+fn judge_live_restore(setup: &Setup, settings: Option<&str>, systemd: bool) -> Check {
+    const NAME: &str = "live-restore";
+    if setup.live_restore {
+        return Check::ok(NAME, "containers outlive a restart of the engine");
+    }
+    if setup.swarm {
+        return Check::skipped(NAME, "the engine is part of a swarm, which cannot have it");
+    }
+    let settled = "off: a restart or upgrade of the engine ends every container, and labd starts them again";
+    let reload = if systemd { "systemctl reload docker" } else { "kill -HUP $(pidof dockerd)" };
+    Check::warn(NAME, settled, format!("{}\n{reload}", edit(settings)))
+}
+
+/// The command that switches it on in the engine's settings as they are, and keeps the rest of them.
+fn edit(settings: Option<&str>) -> String {
+    let text = settings.unwrap_or_default().trim();
+    let parsed = serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(text);
+    match parsed {
+        Ok(map) if map.contains_key("live-restore") => {
+            format!(r#"sed -i 's/"live-restore": *false/"live-restore": true/' {SETTINGS}"#)
+        }
+        Ok(map) if !map.is_empty() => format!(r#"sed -i '0,/{{/s//{{ "live-restore": true,/' {SETTINGS}"#),
+        // Not JSON: whatever it is must not be overwritten.
+        Err(_) if !text.is_empty() => format!("# {SETTINGS} is no JSON: mend it, and add \"live-restore\": true"),
+        _ => {
+            let folder = Path::new(SETTINGS).parent().unwrap_or(Path::new("/")).display();
+            format!("mkdir -p {folder}\necho '{{ \"live-restore\": true }}' >{SETTINGS}")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+    use crate::doctor::Verdict;
+
+    const AT: Install = Install { systemd: true, installed: true, root_user: true };
+
+    fn unreachable(text: &str) -> Result<Setup, EngineError> {
+        Err(EngineError::Unreachable(text.to_owned()))
+    }
+
+    #[test]
+    fn each_way_not_to_answer_has_its_own_command() {
+        let none = unreachable("no container engine answers at /s; start it with `x` or install it with `y`");
+        let verdict = |setup, at| {
+            let c = judge_answer(setup, "unix:///s", at);
+            (c.verdict, c.why, c.fix.unwrap_or_default())
+        };
+        assert_eq!(
+            verdict(&none, AT),
+            (Verdict::Fail, "no container engine answers at /s".into(), "systemctl start docker".into())
+        );
+        assert_eq!(verdict(&none, Install { installed: false, ..AT }).2, "apt-get install docker.io");
+        assert!(verdict(&none, Install { systemd: false, ..AT }).2.starts_with("dockerd"));
+        let denied = unreachable("no permission to use the container engine at /s; run labd as root or add");
+        let said = verdict(&denied, Install { root_user: false, ..AT });
+        assert_eq!(said.0, Verdict::Skipped);
+        assert!(said.1.ends_with("(needs root)") && said.2.starts_with("sudo labd doctor"), "{said:?}");
+        assert_eq!(verdict(&denied, AT).0, Verdict::Fail);
+        let old = Err(EngineError::Other("the container engine 19.03.1 (API 1.40) is too old: labd needs; x".into()));
+        assert_eq!(verdict(&old, AT).2, "apt-get install docker.io");
+        let good = Ok(Setup { version: "28.2.2".into(), api: "1.50".into(), ..Setup::default() });
+        assert_eq!(verdict(&good, AT).1, "28.2.2 (API 1.50) answers at /s");
+    }
+
+    /// The fix is run as it is, on the settings it was made for.
+    #[test]
+    fn the_edit_switches_it_on_and_keeps_the_rest() {
+        for settings in [
+            None,
+            Some(""),
+            Some("{}"),
+            Some("{\n}\n"),
+            Some("{ \"dns\": [\"192.0.2.1\"] }"),
+            Some("{\n  \"runtimes\": { \"nvidia\": { \"path\": \"x\" } }\n}\n"),
+            Some("{\"live-restore\":false, \"dns\": []}"),
+        ] {
+            let dir = tempfile::tempdir().expect("a directory");
+            let file = dir.path().join("docker/daemon.json");
+            if let Some(text) = settings {
+                std::fs::create_dir_all(dir.path().join("docker")).expect("made");
+                std::fs::write(&file, text).expect("written");
+            }
+            let fix = edit(settings).replace("/etc", dir.path().to_str().expect("ASCII"));
+            let done = Command::new("sh").args(["-c", &fix]).status().expect("a shell");
+            assert!(done.success(), "{fix}");
+            let after: serde_json::Value =
+                serde_json::from_str(&std::fs::read_to_string(&file).expect("there")).expect("JSON");
+            assert_eq!(after["live-restore"], true, "{fix}");
+            let before: serde_json::Value = serde_json::from_str(settings.unwrap_or("{}")).unwrap_or_default();
+            for (key, value) in before.as_object().into_iter().flatten().filter(|(k, _)| *k != "live-restore") {
+                assert_eq!(after[key], *value, "{fix}");
+            }
+        }
+        assert!(edit(Some("{ dns: }")).starts_with("# "), "what is no JSON is left alone");
+    }
+
+    #[test]
+    fn a_swarm_cannot_have_it() {
+        let judge = |live_restore, swarm| {
+            judge_live_restore(&Setup { live_restore, swarm, ..Setup::default() }, None, true).verdict
+        };
+        assert_eq!((judge(true, false), judge(false, false)), (Verdict::Ok, Verdict::Warn));
+        assert_eq!(judge(false, true), Verdict::Skipped);
+    }
+}

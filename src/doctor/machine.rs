@@ -1,0 +1,241 @@
+//! What the machine has to offer: memory, limits, room on its disks, the time.
+
+use std::{path::PathBuf, time::Duration};
+
+use super::{Check, QUESTION, Scene, blocking, net, say};
+use crate::{
+    config::Bytes,
+    daemon::{self, Machine, StartError},
+    node::{
+        self,
+        disk_guard::{self, Level, Levels, Users},
+    },
+    snapshot::{DiskView, Severity},
+};
+
+/// Open files that a busy Ray node needs: what labd gives each container at most.
+const NOFILE: u64 = 65_536;
+/// Memory that must be lockable for RDMA to be of use, in bytes: one NCCL channel's buffers.
+const MEMLOCK: u64 = 64 << 20;
+/// From here on a clock is wrong enough to be confusing.
+const SKEW_WARN: Duration = Duration::from_secs(5);
+/// From here on it breaks things: S3 refuses signatures that are 15 minutes off, package mirrors their own releases.
+const SKEW_FAIL: Duration = Duration::from_mins(5);
+
+/// Whether what `labd.toml` asks for fits.
+pub(super) async fn memory(scene: &Scene) -> Vec<Check> {
+    const NAME: &str = "memory";
+    let Ok((config, _)) = scene.config.clone() else {
+        return vec![Check::skipped(NAME, "labd.toml is wrong, see there")];
+    };
+    let path = scene.subject.config.clone();
+    let pretended = scene.simulated();
+    let wish = blocking(move || {
+        // Which /24 it is does not matter for sizes.
+        let simulate = (pretended > 0).then_some(pretended);
+        let machine = Machine { facts: node::facts(), simulate, subnet: [198, 18, 100] };
+        daemon::wish(config, &path, &machine, true).map(|wish| wish.view["sizes"].clone())
+    });
+    vec![match wish.await {
+        None => Check::fail(NAME, "a file that labd.toml names does not answer", "findmnt -t nfs,nfs4,cifs,fuse"),
+        Some(Err(StartError::Other(_))) if !scene.root_user => {
+            Check::skipped(NAME, "the lab's credentials cannot be read (needs root)")
+        }
+        Some(Err(e)) => {
+            let text = e.to_string();
+            let (why, what) = text.rsplit_once(": ").unwrap_or((text.as_str(), "see labd.toml"));
+            Check::fail(NAME, why, format!("# {what}\nlabd plan"))
+        }
+        Some(Ok(sizes)) => Check::ok(NAME, plan(&sizes)),
+    }]
+}
+
+fn plan(sizes: &serde_json::Value) -> String {
+    let size = |key: &str| Bytes::new(sizes[key].as_u64().unwrap_or(0));
+    let workers = usize::try_from(sizes["workers"].as_u64().unwrap_or(0)).unwrap_or(usize::MAX);
+    if workers == 0 {
+        return format!("the plan fits, without workers; {} left for the host", size("host"));
+    }
+    format!(
+        "{} of {}, their /dev/shm {}, {} left for the host",
+        super::count(workers, "worker"),
+        size("worker"),
+        size("shared_memory"),
+        size("host")
+    )
+}
+
+/// Limits of whoever makes the containers: the daemon where it runs, this shell otherwise.
+pub(super) async fn limits(scene: &Scene) -> Vec<Check> {
+    const NAME: &str = "limits";
+    let pid = scene.snapshot().map(|s| s.labd.pid);
+    let root = scene.subject.root.clone();
+    let read = blocking(move || {
+        let of = pid.map_or_else(|| "self".to_owned(), |p| p.to_string());
+        let limits = std::fs::read_to_string(format!("/proc/{of}/limits")).ok()?;
+        let rdma = std::fs::read_dir(root.join("sys/class/infiniband")).is_ok_and(|mut d| d.next().is_some());
+        Some((limits, rdma))
+    });
+    vec![match read.await.flatten() {
+        Some((limits, rdma)) => judge_limits(&limits, rdma, pid.is_some()),
+        None => Check::skipped(NAME, "the daemon's limits cannot be read (needs root)"),
+    }]
+}
+
+fn judge_limits(limits: &str, rdma: bool, of_daemon: bool) -> Check {
+    const NAME: &str = "limits";
+    let whose = if of_daemon { "the daemon's" } else { "this shell's" };
+    let nofile = hard(limits, "Max open files");
+    let memlock = hard(limits, "Max locked memory");
+    if nofile < NOFILE {
+        return Check::warn(
+            NAME,
+            format!("{whose} limit on open files is {nofile}: a busy Ray node needs {NOFILE}"),
+            if of_daemon {
+                "labd install    # its unit sets LimitNOFILE=65536\nsysctl fs.nr_open"
+            } else {
+                "ulimit -n 65536"
+            },
+        );
+    }
+    if rdma && memlock < MEMLOCK {
+        return Check::warn(
+            NAME,
+            format!("{whose} limit on locked memory is {}: InfiniBand needs more", Bytes::new(memlock)),
+            if of_daemon { "labd install    # its unit sets LimitMEMLOCK=infinity" } else { "ulimit -l unlimited" },
+        );
+    }
+    let say = |n: u64| if n == u64::MAX { "unlimited".to_owned() } else { n.to_string() };
+    let locked = if memlock == u64::MAX { "unlimited".to_owned() } else { Bytes::new(memlock).to_string() };
+    Check::ok(NAME, format!("{whose}: {} open files, {locked} of locked memory", say(nofile)))
+}
+
+/// A hard limit in the text of `/proc/PID/limits`; what is not said is not limited.
+fn hard(limits: &str, name: &str) -> u64 {
+    let line = limits.lines().find_map(|l| l.strip_prefix(name));
+    line.and_then(|l| l.split_whitespace().nth(1)?.parse().ok()).unwrap_or(u64::MAX)
+}
+
+/// How full the file systems are that matter to the lab.
+pub(super) async fn disk(scene: &Scene) -> Vec<Check> {
+    const NAME: &str = "disk";
+    let store = scene.setup().await.as_ref().map_or_else(|_| "/var/lib/docker".to_owned(), |s| s.root_dir.clone());
+    let places = vec![PathBuf::from("/"), scene.config().lab.data_dir, PathBuf::from(store)];
+    match blocking(move || node::disks(&places)).await {
+        None => vec![Check::fail(
+            NAME,
+            format!("the file systems do not answer within {} s: one of them hangs", QUESTION.as_secs()),
+            "findmnt -t nfs,nfs4,cifs,fuse",
+        )],
+        Some(disks) if disks.is_empty() => vec![Check::skipped(NAME, "the file systems' sizes cannot be read")],
+        Some(disks) => judge_disks(&disks),
+    }
+}
+
+/// One finding for each file system that is full, by the same thresholds as the page's.
+fn judge_disks(disks: &[DiskView]) -> Vec<Check> {
+    const NAME: &str = "disk";
+    let mut levels = Levels::new();
+    disk_guard::look(&mut levels, disks);
+    let notices = disk_guard::notices(&levels, disks, Users { store: None, runs: &[], bucket_bytes: 0 });
+    let fix = "docker system df\ndocker image prune\ndu -xhd1 / | sort -h | tail";
+    let found: Vec<Check> = notices
+        .into_iter()
+        .map(|n| {
+            if n.severity == Severity::Error { Check::fail(NAME, n.text, fix) } else { Check::warn(NAME, n.text, fix) }
+        })
+        .collect();
+    if !found.is_empty() {
+        return found;
+    }
+    debug_assert!(levels.values().all(|l| *l == Level::Fine));
+    let free = disks.iter().map(|d| format!("{} free on {}", Bytes::new(d.available_bytes), d.mount));
+    vec![Check::ok(NAME, free.collect::<Vec<_>>().join(", "))]
+}
+
+/// Whether the time is right, by whoever keeps it and by the package mirror.
+pub(super) async fn clock(scene: &Scene) -> Vec<Check> {
+    let systemd = scene.systemd();
+    let (kept, mirror) = tokio::join!(
+        async {
+            if !systemd {
+                return None;
+            }
+            match say("timedatectl", &["show", "-p", "NTPSynchronized", "--value"], QUESTION).await.fine() {
+                Some(text) => Some(text == "yes"),
+                None => scene.subject.root.join("run/systemd/timesync/synchronized").exists().then_some(true),
+            }
+        },
+        scene.mirror()
+    );
+    vec![judge_clock(kept, mirror)]
+}
+
+fn judge_clock(kept: Option<bool>, mirror: &net::Answer) -> Check {
+    const NAME: &str = "clock";
+    const FIX: &str = "timedatectl set-ntp true || apt-get install systemd-timesyncd\ntimedatectl timesync-status";
+    if let Some(skew) = mirror.skew_seconds {
+        let off = Duration::from_secs(skew.unsigned_abs());
+        let why = || {
+            let way = if skew > 0 { "ahead of" } else { "behind" };
+            format!("{} s {way} the clock of {}", skew.unsigned_abs(), mirror.host)
+        };
+        if off >= SKEW_FAIL {
+            return Check::fail(NAME, format!("{}: signatures and certificates are refused", why()), FIX);
+        }
+        if off >= SKEW_WARN {
+            return Check::warn(NAME, why(), FIX);
+        }
+    }
+    match (kept, mirror.skew_seconds) {
+        (Some(true), _) => Check::ok(NAME, "kept in time over the network"),
+        (Some(false), Some(_)) => Check::warn(NAME, format!("right by {}, but nothing keeps it so", mirror.host), FIX),
+        (Some(false), None) => Check::warn(NAME, "nothing keeps it in time", FIX),
+        (None, Some(_)) => Check::ok(NAME, format!("agrees with {}", mirror.host)),
+        (None, None) => Check::skipped(NAME, "neither systemd nor a package mirror says what time it is"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::Verdict;
+
+    fn disk(mount: &str, used: u64) -> DiskView {
+        DiskView { mount: mount.to_owned(), total_bytes: 1_000 << 30, available_bytes: (1_000 - used * 10) << 30 }
+    }
+
+    #[test]
+    fn disks_are_judged_as_the_page_does() {
+        let verdicts = |disks: &[DiskView]| judge_disks(disks).iter().map(|c| c.verdict).collect::<Vec<_>>();
+        assert_eq!(verdicts(&[disk("/", 84)]), [Verdict::Ok]);
+        assert_eq!(verdicts(&[disk("/", 85), disk("/data", 96)]), [Verdict::Warn, Verdict::Fail]);
+        assert_eq!(judge_disks(&[disk("/", 50)])[0].why, "500.0 GiB free on /");
+    }
+
+    #[test]
+    fn limits_are_those_of_who_makes_the_containers() {
+        let text = |nofile: &str, memlock: &str| {
+            format!(
+                "Limit\nMax open files            1024   {nofile}   files\nMax locked memory 65536 {memlock} bytes\n"
+            )
+        };
+        let judge = |nofile, memlock, rdma| judge_limits(&text(nofile, memlock), rdma, true);
+        assert_eq!(judge("65536", "unlimited", true).verdict, Verdict::Ok);
+        assert_eq!(judge("65536", "8388608", false).why, "the daemon's: 65536 open files, 8 MiB of locked memory");
+        assert!(judge("65536", "8388608", true).fix.is_some_and(|f| f.contains("LimitMEMLOCK")));
+        assert_eq!(judge("4096", "unlimited", false).verdict, Verdict::Warn);
+        assert_eq!(judge("unlimited", "unlimited", false).verdict, Verdict::Ok);
+    }
+
+    #[test]
+    fn a_clock_is_wrong_by_how_much() {
+        let mirror = |skew_seconds| net::Answer { host: "m".into(), skew_seconds, ..net::Answer::default() };
+        let judge = |kept, skew| judge_clock(kept, &mirror(skew));
+        assert_eq!(judge(Some(true), Some(4)).verdict, Verdict::Ok);
+        assert_eq!(judge(Some(true), Some(-40)).why, "40 s behind the clock of m");
+        assert_eq!(judge(Some(true), Some(4_000)).verdict, Verdict::Fail);
+        assert_eq!(judge(Some(false), Some(0)).verdict, Verdict::Warn);
+        assert_eq!((judge(None, Some(0)).verdict, judge(None, None).verdict), (Verdict::Ok, Verdict::Skipped));
+    }
+}

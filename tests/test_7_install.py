@@ -1,0 +1,203 @@
+"""`labd install`: files below a folder, and a whole machine with real systemd, which is a container."""
+import json
+import os
+import pathlib
+import stat
+import subprocess
+
+import pytest
+
+from lab import ROOT, docker, labd_binary, run, wait_for
+
+CGROUP = pathlib.Path("/sys/fs/cgroup")
+FILES = {"usr/local/bin/labd": 0o755, "etc/systemd/system/labd.service": 0o644, "etc/labd/labd.toml": 0o644}
+
+
+def labd(*argv, **kwargs):
+    return run(labd_binary(), *argv, **kwargs)
+
+
+def files(root):
+    return {str(p.relative_to(root)): (stat.S_IMODE(p.stat().st_mode), p.read_bytes()) for p in root.rglob("*") if p.is_file()}
+
+
+# ---- below a folder, as a package is made ----
+
+
+def test_files_are_installed_whole_and_only_once(tmp_path):
+    (tmp_path / "usr/share/bash-completion/completions").mkdir(parents=True)
+    (tmp_path / "usr/share/man").mkdir(parents=True)
+    before = os.umask(0o077)
+    try:
+        said = labd("install", "--root", tmp_path).stdout
+    finally:
+        os.umask(before)
+    there = files(tmp_path)
+    more = {"usr/share/bash-completion/completions/labd": 0o644, "usr/share/man/man1/labd.1": 0o644}
+    assert {path: mode for path, (mode, _) in there.items()} == FILES | more
+    assert [line.split()[0] for line in said.splitlines()] == ["installed"] * 5, "and nothing of systemd"
+    assert there["usr/local/bin/labd"][1] == pathlib.Path(labd_binary()).read_bytes()
+    assert there["etc/systemd/system/labd.service"][1] == (ROOT / "systemd/labd.service").read_bytes()
+    labd("config", "check", tmp_path / "etc/labd/labd.toml")
+
+    again = labd("install", "--root", tmp_path).stdout
+    assert [line.split()[0] for line in again.splitlines()] == ["unchanged", "unchanged", "kept", "unchanged", "unchanged"]
+    assert files(tmp_path) == there
+
+
+def test_an_upgrade_keeps_labd_toml_and_uninstalling_keeps_it_too(tmp_path):
+    labd("install", "--root", tmp_path)
+    own = tmp_path / "etc/labd/labd.toml"
+    own.write_text('[lab]\nname = "mine"\n')
+    (tmp_path / "usr/local/bin/labd").write_text("an older one")
+    said = labd("install", "--root", tmp_path).stdout.splitlines()
+    assert said[0].startswith("updated ") and said[2] == f"kept       {own}"
+    assert own.read_text() == '[lab]\nname = "mine"\n'
+    said = labd("uninstall", "--root", tmp_path).stdout
+    assert list(files(tmp_path)) == ["etc/labd/labd.toml"] and f"kept       {own}" in said
+    assert "not installed" in labd("uninstall", "--root", tmp_path).stdout
+
+
+def test_only_root_installs(tmp_path):
+    binary = "/tmp/labd-install-as-nobody"
+    run("install", "-m", "755", labd_binary(), binary)
+    for verb in ("install", "uninstall"):
+        done = subprocess.run([binary, verb], capture_output=True, text=True, user=65534, group=65534, extra_groups=[])
+        assert (done.returncode, done.stderr) == (4, f"labd: only root may {verb} labd; run `sudo labd {verb}`\n")
+    os.unlink(binary)
+
+
+# ---- a machine with systemd ----
+
+
+def image():
+    """The distribution of this machine with systemd in it, so that a dynamic labd runs there, too. Made once."""
+    release = dict(l.strip().split("=", 1) for l in open("/etc/os-release") if "=" in l)
+    suite = release.get("VERSION_CODENAME", "bookworm").strip('"')
+    name = f"labd-dev/systemd:{suite}"
+    if docker("image", "inspect", name, check=False).returncode != 0:
+        mirror = os.environ.get("LABD_DEBIAN_MIRROR") or run(ROOT / "images/base/bootstrap.sh", "--print-mirror").stdout.strip()
+        run("bash", "-c", """
+            set -eu
+            work=$(mktemp -d); trap 'rm -rf --one-file-system "$work"' EXIT
+            PATH=$PATH:/usr/sbin debootstrap --variant=minbase --include=systemd,systemd-sysv,dbus "$1" "$work" "$2" >&2
+            tar -C "$work" --numeric-owner --one-file-system -cf - . | docker import --change 'CMD ["/sbin/init"]' - "$3"
+        """, "bash", suite, mirror, name, timeout=600)
+    return name
+
+
+class Machine:
+    """No network, no engine: labd says so, and runs."""
+
+    def __init__(self, name):
+        self.name = name
+        docker("rm", "-f", name, check=False)
+        # Its systemd must not lay hands on this machine's cgroups: it would remount their folder, which is shared. On
+        # cgroup v1 it gets a folder of its own with nothing in it but the tree that it must have.
+        if (CGROUP / "systemd").is_dir():
+            cgroups = ["--tmpfs", str(CGROUP), "-v", f"{CGROUP}/systemd:{CGROUP}/systemd:rw"]
+        else:
+            cgroups = ["-v", f"{CGROUP}:{CGROUP}:rw", "--cap-add", "SYS_ADMIN"]
+        self.id = docker("run", "-d", "--name", name, "--network", "none", "--security-opt", "seccomp=unconfined",
+                         "--tmpfs", "/run", "--tmpfs", "/run/lock", "--tmpfs", "/tmp", "--cgroupns=host", *cgroups,
+                         "-e", "container=docker", "-v", f"{labd_binary()}:/mnt/labd:ro", image()).stdout.strip()
+        states = ("running", "degraded")
+        wait_for("systemd is up", lambda: self("systemctl", "is-system-running", check=False).stdout.strip() in states, 60)
+
+    def __call__(self, *argv, **kwargs):
+        return docker("exec", self.id, *argv, **kwargs)
+
+    def show(self, name):
+        return self("systemctl", "show", "labd", "-p", name, "--value").stdout.strip()
+
+    def pid(self):
+        return int(self.show("MainPID"))
+
+    def running(self):
+        """The daemon's pid as it tells it, once systemd calls it active."""
+        done = self("/usr/local/bin/labd", "status", "--json", check=False)
+        return self.show("ActiveState") == "active" and done.returncode == 0 and json.loads(done.stdout)["labd"]["pid"]
+
+    def unit(self):
+        """What doctor says of the unit."""
+        report = json.loads(self("/mnt/labd", "doctor", "--json", check=False).stdout)
+        return next(c for c in report["checks"] if c["name"] == "unit")
+
+
+@pytest.fixture(scope="module")
+def machine():
+    made = Machine("labdinstall")
+    yield made
+    docker("rm", "-f", made.id, check=False)
+
+
+def test_a_daemon_that_was_started_by_hand_is_not_fought(machine):
+    assert machine.unit()["fix"] == "labd install"
+    machine("/mnt/labd", "up", "--timeout=1", check=False)
+    done = machine("/mnt/labd", "install", check=False)
+    pid = json.loads(machine("/mnt/labd", "status", "--json").stdout)["labd"]["pid"]
+    assert done.returncode == 1 and f"`kill {pid}` ends it and leaves the containers running" in done.stderr
+    machine("bash", "-c", f"kill {pid}")
+    wait_for("it is gone", lambda: machine("/mnt/labd", "status", check=False).returncode == 3)
+    said = machine("/mnt/labd", "install").stdout
+    assert "started    labd.service" in said
+    assert machine.running() == machine.pid()
+
+
+def test_it_is_active_and_a_second_install_changes_nothing(machine):
+    pid = machine.running()
+    said = machine("/usr/local/bin/labd", "install").stdout
+    assert {line.split()[0] for line in said.splitlines()} == {"unchanged", "kept"}, said
+    assert machine.running() == pid
+    assert machine.unit() == {"name": "unit", "verdict": "ok", "why": "labd.service is enabled and active", "fix": None}
+    assert machine.show("LimitMEMLOCK") == "infinity"
+    machine("systemctl", "reload", "labd")
+
+
+def test_killed_again_and_again_it_comes_back(machine):
+    # More often than systemd's own patience, which is five times in ten seconds.
+    for _ in range(6):
+        pid = wait_for("it runs", machine.running, 30)
+        machine("bash", "-c", f"kill -9 {pid}")
+        wait_for("another one runs", lambda: (now := machine.running()) and now != pid, 30)
+    assert int(machine.show("NRestarts")) >= 6
+
+
+def test_an_upgrade_restarts_it_and_no_start_does_not(machine):
+    pid = machine.running()
+    machine("bash", "-c", "cp /mnt/labd /root/labd && echo >>/root/labd")
+    said = machine("/root/labd", "install", "--no-start").stdout
+    assert said.startswith("updated    /usr/local/bin/labd") and "runs on as it is" in said
+    assert machine.running() == pid
+    machine("bash", "-c", "echo >>/root/labd")
+    said = machine("/root/labd", "install").stdout
+    assert "restarted  labd.service" in said and "daemon-reload" not in said
+    assert machine.running() != pid
+
+
+def test_a_broken_labd_toml_is_said_and_not_tried_for_ever(machine):
+    machine("bash", "-c", "echo '[gpu]' >/etc/labd/labd.toml; systemctl restart labd", check=False)
+    wait_for("it failed", lambda: machine.show("ActiveState") == "failed", 30)
+    assert machine.show("ExecMainStatus") == "78"
+    assert machine.unit()["verdict"] == "fail"
+    machine("bash", "-c", "echo >/etc/labd/labd.toml")
+    machine("systemctl", "start", "labd")
+    assert machine.running()
+
+
+def test_down_ends_it_for_good_and_up_starts_it_by_systemd(machine):
+    machine("/usr/local/bin/labd", "down")
+    wait_for("it ended", lambda: machine.show("ActiveState") == "inactive", 30)
+    restarts = machine.show("NRestarts")
+    machine("/usr/local/bin/labd", "up", "--timeout=1", check=False)
+    assert machine.running() == machine.pid() and machine.show("NRestarts") <= restarts
+
+
+def test_uninstalling_leaves_what_is_the_labs(machine):
+    said = machine("/usr/local/bin/labd", "uninstall").stdout
+    for kept in ("/etc/labd/labd.toml", "/var/lib/labd", "volumes and images"):
+        assert f"kept       {kept}" in said, said
+    assert machine("test", "-e", "/usr/local/bin/labd", check=False).returncode == 1
+    assert machine.show("LoadState") == "not-found"
+    assert machine("test", "-s", "/var/lib/labd/secrets.json").returncode == 0
+    assert machine("/mnt/labd", "status", check=False).returncode == 3
