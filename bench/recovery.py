@@ -295,6 +295,8 @@ def labd_itself(cluster, fault, rounds, say):
             return shown and all(s["state"] in ("ready", "off", "unavailable") for s in shown) and time.time()
 
         ready = within("everything adopted", adopted, 0.05)
+        if not ready:
+            say("\n".join((lab.dir / "labd.log").read_text(errors="replace").splitlines()[-15:]))
         return ready and ready - began, {"containers_touched": sum(lab.ids().get(n) != i for n, i in before.items())}
 
     return rounds_of(cluster, fault, rounds, say, one)

@@ -16,7 +16,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{
-    StreamExt as _,
+    FutureExt as _, StreamExt as _,
     stream::{self, BoxStream},
 };
 use tokio::{
@@ -36,11 +36,16 @@ use crate::{
         listen,
     },
     http::{self, Credential, LogSource, door::Door},
+    incident::Incident,
     jobs,
     journal::{Entry, Journal, Kind},
     node::{
         self, NodeFacts, address,
-        gpu::{Gpu, simulate},
+        gpu::{
+            Inventory,
+            keeper::{self, Gpus},
+            simulate,
+        },
         routes,
     },
     plan::{self, Inputs, PlanView},
@@ -54,6 +59,9 @@ use crate::{
 /// Between two tries to listen where it was not possible: on the lab's network, which exists once its first container
 /// does, and at a taken port.
 const LISTEN_RETRY: Duration = Duration::from_secs(2);
+/// How long GPUs are looked for before the first plan is made without them: a driver that nobody holds open takes some
+/// seconds to wake its GPUs.
+const FIRST_LOOK: Duration = Duration::from_secs(15);
 
 /// What `labd run` was told.
 #[derive(Debug, Clone)]
@@ -94,6 +102,15 @@ pub struct Machine {
     pub simulate: Option<u32>,
     /// The lab's /24.
     pub subnet: [u8; 3],
+    /// The GPUs, where none are simulated.
+    pub gpus: watch::Receiver<Arc<Inventory>>,
+}
+
+impl Machine {
+    /// A machine on which no GPU is looked for.
+    pub fn without_gpus(facts: NodeFacts, simulate: Option<u32>, subnet: [u8; 3]) -> Self {
+        Self { facts, simulate, subnet, gpus: watch::channel(Arc::default()).1 }
+    }
 }
 
 /// From a configuration to everything that follows. Reads the credentials; with `pretend`, writes nothing.
@@ -102,7 +119,10 @@ pub fn wish(config: Config, path: &Path, machine: &Machine, pretend: bool) -> Re
     let secrets = secrets.map_err(StartError::Other)?;
     let misfit = |text| StartError::Plan { path: path.to_owned(), text };
     let ca = images::read_ca(config.images.build.ca_bundle.as_deref()).map_err(misfit)?;
-    let gpus = gpus(&config, machine.simulate);
+    let gpus = match machine.simulate.or(config.gpus.simulate) {
+        Some(count) => simulate::gpus(count),
+        None => machine.gpus.borrow().gpus(),
+    };
     let inputs = Inputs { node: machine.facts.clone(), gpus, secrets, subnet: machine.subnet, ca, config };
     let (plan, sizes) = plan::make(&inputs).map_err(misfit)?;
     let Inputs { config, node, gpus, secrets, .. } = inputs;
@@ -130,9 +150,42 @@ pub fn wish(config: Config, path: &Path, machine: &Machine, pretend: bool) -> Re
     })
 }
 
-/// The inventory. `--simulate-gpus` goes before `labd.toml`; real GPUs are not looked for yet.
-fn gpus(config: &Config, simulate: Option<u32>) -> Vec<Gpu> {
-    simulate::gpus(simulate.or(config.gpus.simulate).unwrap_or(0))
+/// Starts the keeper of the GPUs.
+fn keep_gpus(
+    config: &watch::Receiver<Arc<Config>>,
+    simulate: Option<u32>,
+    engine: &DockerEngine,
+    engine_view: watch::Receiver<EngineView>,
+    journal: Option<Journal>,
+    incidents: watch::Receiver<Arc<Vec<Incident>>>,
+) -> Gpus {
+    let engine = engine.clone();
+    keeper::spawn(keeper::Parts {
+        journal,
+        dir: config.borrow().lab.data_dir.join("probes"),
+        config: config.clone(),
+        simulate,
+        engine: Box::new(move || {
+            let engine = engine.clone();
+            async move { engine.devices(Path::new("/")).await.ok() }.boxed()
+        }),
+        engine_view,
+        incidents,
+        root: PathBuf::from("/"),
+    })
+}
+
+/// The GPUs as they are now, for who does not stay: found within some seconds, or not.
+pub async fn look_at_gpus(config: &Config, simulate: Option<u32>, engine: &DockerEngine) -> watch::Receiver<Arc<Inventory>> {
+    let configs = watch::channel(Arc::new(config.clone())).1;
+    let answers = match engine.check().await {
+        Ok(info) => EngineView::Reachable { version: info.version, api: info.api },
+        Err(_) => EngineView::Connecting,
+    };
+    let (incidents, all_incidents) = watch::channel(Arc::new(Vec::new()));
+    let gpus = keep_gpus(&configs, simulate, engine, watch::channel(answers).1, None, watch::channel(Arc::default()).1);
+    gpus.settled(FIRST_LOOK).await;
+    gpus.watch()
 }
 
 fn credentials(config: &Config, secrets: &plan::Secrets) -> Vec<Credential> {
@@ -193,20 +246,26 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let engine = DockerEngine::connect(&config.engine.socket, &config.lab.name).map_err(|e| other(&e))?;
     let facts = node::facts();
     let (subnet, address) = tokio::join!(subnet(&config, &engine), address::find(config.node.address.as_deref()));
-    let machine = Machine { facts, simulate: options.simulate_gpus, subnet: subnet.map_err(|e| other(&e))? };
     let data_dir = config.lab.data_dir.clone();
+    let journal = Journal::open(&data_dir.join("journal.db"), config.journal.retention()).map_err(|e| other(&e))?;
+    let heard = journal.memory(supervise::EVENTS_HEARD).and_then(|ms| ms.parse().ok()).map(Timestamp::from_millis);
+    let (engine_view, nudges) = listen::spawn(engine.clone(), heard);
+    let (tell_config, configs) = watch::channel(Arc::new(config.clone()));
+    let gpus = keep_gpus(&configs, options.simulate_gpus, &engine, engine_view.clone(), Some(journal.clone()), all_incidents.clone());
+    if gpus.watch().borrow().units.is_empty() {
+        // The first start: found now, the workers are part of what `labd up` waits for.
+        gpus.settled(FIRST_LOOK).await;
+    }
+    let subnet = subnet.map_err(|e| other(&e))?;
+    let machine = Machine { facts, simulate: options.simulate_gpus, subnet, gpus: gpus.watch() };
     let wish = wish(config, &options.config, &machine, false)?;
     make_workspace(&wish.config)?;
     make_door(&wish.config)?;
     let ledger = jobs::open(&data_dir).map_err(|e| other(&e))?;
-    let journal =
-        Journal::open(&data_dir.join("journal.db"), wish.config.journal.retention()).map_err(|e| other(&e))?;
 
     let (control, requests) = Control::channel();
     let (stop, stopped) = watch::channel(false);
     let images = Images::spawn(engine.clone(), wish.plan.images.clone(), wish.settings.clone());
-    let heard = journal.memory(supervise::EVENTS_HEARD).and_then(|ms| ms.parse().ok()).map(Timestamp::from_millis);
-    let (engine_view, nudges) = listen::spawn(engine.clone(), heard);
     let places = vec![PathBuf::from("/"), data_dir, PathBuf::from("/var/lib/docker")];
     let node = node::watch_node(machine.facts.clone(), address.clone(), places);
     let daemon = DaemonView {
@@ -226,6 +285,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         logs: Arc::new(EngineLogs(engine.clone())),
         plan: plans,
         credentials: all_credentials,
+        gpus: gpus.clone(),
         host_names: [address, machine.facts.hostname.clone()].into(),
         shutdown: stopped.clone(),
     };
@@ -240,10 +300,9 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     servers.spawn(http::serve_tcp(page, http::public_router(state), stopped.clone()));
 
     note(&journal, "started", &format!("labd {} (pid {})", daemon.version, daemon.pid));
+    let replan = replan(options.config.clone(), machine.clone());
     let reread = reread(options.config, wish.config.clone(), machine);
     let ray = Ray::spawn();
-    let (config, configs) = watch::channel(Arc::new(wish.config.clone()));
-    let (incidents, all_incidents) = watch::channel(Arc::new(Vec::new()));
     let packages = ledger.packages.clone();
     let endpoint = ray.endpoint();
     let keeper = jobs::Parts {
@@ -278,9 +337,11 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         nudges,
         engine_view,
         node,
+        gpus: gpus.watch(),
+        replan,
         jobs: ledger.watch(),
         door: door_views,
-        config,
+        config: tell_config,
         snapshot,
         incidents,
         seed: rand::random(),
@@ -392,6 +453,11 @@ fn reread(path: PathBuf, first: Config, machine: Machine) -> supervise::Reread {
     })
 }
 
+/// Plans again with the GPUs as they are.
+fn replan(path: PathBuf, machine: Machine) -> supervise::Replan {
+    Box::new(move |config| wish(config.clone(), &path, &machine, false).map_err(|e| e.to_string()))
+}
+
 /// Until the loop has looked at anything.
 fn empty(daemon: &DaemonView, node: &watch::Receiver<crate::snapshot::NodeView>) -> Snapshot {
     Snapshot {
@@ -402,6 +468,7 @@ fn empty(daemon: &DaemonView, node: &watch::Receiver<crate::snapshot::NodeView>)
         engine: EngineView::Connecting,
         services: Vec::new(),
         gpus: Vec::new(),
+        gpu_sources: Vec::new(),
         jobs: Vec::new(),
         runs: Vec::new(),
         resubmissions: 0,

@@ -44,11 +44,13 @@ pub enum Cause {
     Hang,
     /// Its container was gone: removed, or lost with the engine.
     Gone,
+    /// Its GPU cannot be worked with.
+    Gpu,
 }
 
 impl Cause {
     /// Every cause: `/metrics` shows one series for each.
-    pub const ALL: [Self; 4] = [Self::Exit, Self::Oom, Self::Hang, Self::Gone];
+    pub const ALL: [Self; 5] = [Self::Exit, Self::Oom, Self::Hang, Self::Gone, Self::Gpu];
 
     /// The word in JSON, in the journal and in `/metrics`.
     pub const fn word(self) -> &'static str {
@@ -57,6 +59,7 @@ impl Cause {
             Self::Oom => "oom",
             Self::Hang => "hang",
             Self::Gone => "gone",
+            Self::Gpu => "gpu",
         }
     }
 }

@@ -4,6 +4,7 @@
 //! The schema is versioned by [`Snapshot::schema`]: fields are added freely, and a field that changes its meaning or
 //! goes away raises the number.
 
+pub use labd_gpu::Reading;
 use serde::{Deserialize, Serialize};
 
 use crate::{incident::Incident, time::Timestamp};
@@ -28,6 +29,9 @@ pub struct Snapshot {
     pub services: Vec<ServiceView>,
     /// Every GPU, simulated ones marked.
     pub gpus: Vec<GpuView>,
+    /// Where their readings come from; empty when all are simulated.
+    #[serde(default)]
+    pub gpu_sources: Vec<GpuSource>,
     /// Jobs that Ray knows, newest first, at most 50.
     pub jobs: Vec<JobView>,
     /// Training runs and what is kept of them, newest first, at most 50.
@@ -221,8 +225,8 @@ pub struct ServiceView {
     pub address: String,
 }
 
-/// One GPU.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// One GPU, or one partition of it that is handed out like a GPU.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct GpuView {
     /// Stable identifier: the vendor's UUID, or `SIM-0` and so on.
     pub id: String,
@@ -236,6 +240,96 @@ pub struct GpuView {
     pub memory_bytes: u64,
     /// The service that has it; absent when none does.
     pub worker: Option<String>,
+    /// Whether it can be worked with.
+    #[serde(default)]
+    pub state: GpuState,
+    /// Since when it cannot, and why; absent for one in order.
+    #[serde(default)]
+    pub trouble: Option<GpuTrouble>,
+    /// PCI address such as `0000:41:00.0`, by which the slot is found.
+    #[serde(default)]
+    pub pci: Option<String>,
+    /// NUMA node it is attached to.
+    #[serde(default)]
+    pub numa_node: Option<u32>,
+    /// The GPU it is a partition of, by id.
+    #[serde(default)]
+    pub parent: Option<String>,
+    /// What kind of partition it is, such as `1g.10gb`.
+    #[serde(default)]
+    pub partition: Option<String>,
+    /// What it does right now; absent when nothing tells. Its processes are in [`Self::processes`].
+    #[serde(default)]
+    pub reading: Option<Reading>,
+    /// Processes on it.
+    #[serde(default)]
+    pub processes: Vec<GpuProcess>,
+}
+
+/// Whether a GPU can be worked with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum GpuState {
+    /// Yes.
+    #[default]
+    Ok,
+    /// It is not there: not yet after a boot, or not any more. Its worker waits for it.
+    Missing,
+    /// It is kept from work until a person releases it.
+    Quarantined,
+}
+
+impl GpuState {
+    /// The word on the screen.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Missing => "missing",
+            Self::Quarantined => "quarantined",
+        }
+    }
+
+    /// Every state: `/metrics` shows one series for each.
+    pub const ALL: [Self; 3] = [Self::Ok, Self::Missing, Self::Quarantined];
+}
+
+/// What is wrong with a GPU.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GpuTrouble {
+    /// Row of the fault table, such as `xid-79`.
+    pub code: String,
+    /// What that means, in one line.
+    pub meaning: String,
+    /// What a person must do, in one line.
+    pub remedy: String,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+/// A process on a GPU.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GpuProcess {
+    /// Its id on the host.
+    pub pid: u32,
+    /// The service in whose container it runs; absent for one outside of the lab.
+    pub service: Option<String>,
+    /// GPU memory it holds, in bytes.
+    pub memory_bytes: Option<u64>,
+}
+
+/// Where the GPUs' readings come from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GpuSource {
+    /// The source, such as `NVML`.
+    pub name: String,
+    /// Version of the kernel's driver.
+    pub driver: Option<String>,
+    /// Version of the vendor's library.
+    pub library: Option<String>,
+    /// Since when it has said nothing; absent while it does.
+    pub stale_since: Option<Timestamp>,
+    /// Why it has nothing to say, in one line.
+    pub trouble: Option<String>,
 }
 
 /// One job: what Ray says of it, and what the ledger knows beyond that.

@@ -10,6 +10,7 @@ const LOOK = {
   'off': 'idle', 'held': 'idle', 'unavailable': 'idle',
 };
 const JOB_LOOK = { SUCCEEDED: 'good', RUNNING: 'busy', PENDING: 'busy', FAILED: 'bad', STOPPED: 'idle' };
+const GPU_LOOK = { 'ok': 'good', 'missing': 'warn', 'quarantined': 'bad' };
 const RUN_LOOK = {
   FINISHED: 'good', ERRORED: 'bad', ABORTED: 'idle', RESTARTING: 'warn',
   RUNNING: 'busy', INITIALIZING: 'busy', SCHEDULING: 'busy', RESIZING: 'busy',
@@ -105,11 +106,22 @@ function service(s) {
 }
 
 function gpu(g) {
+  const r = g.reading || {};
+  const say = (value, unit) => value === undefined ? '–' : `${Math.round(value)} ${unit}`;
+  const place = [g.pci && `PCI ${g.pci}`, g.numa_node != null && `NUMA node ${g.numa_node}`, g.partition].filter(Boolean);
+  const slow = (r.throttled || []).filter((t) => t !== 'power-cap');
   return make('tr', {},
-    make('th', { scope: 'row', class: 'mono' }, g.id),
-    make('td', { class: 'wide' }, g.name, g.simulated ? make('span', { class: 'tag' }, 'simulated') : null),
-    make('td', { class: 'num' }, bytes(g.memory_bytes)),
-    make('td', {}, g.worker || '–'));
+    make('th', { scope: 'row', title: [g.id, ...place].join(', ') }, g.worker || '–',
+      make('span', { class: 'below mono id' }, g.id)),
+    make('td', {}, pill(g.state, GPU_LOOK[g.state])),
+    make('td', { class: 'wide' }, g.name, g.simulated ? make('span', { class: 'tag' }, 'simulated') : null,
+      g.trouble ? make('span', { class: 'below note' }, `${g.trouble.code}: ${g.trouble.meaning}; ${g.trouble.remedy}`) : null,
+      slow.length ? make('span', { class: 'below note' }, `slowed down: ${slow.join(', ')}`) : null),
+    make('td', { class: 'num', 'data-label': 'use' }, say(r.utilisation_percent, '%')),
+    make('td', { class: 'num', 'data-label': 'memory' },
+      r.memory_used_bytes === undefined ? bytes(g.memory_bytes) : `${bytes(r.memory_used_bytes)} of ${bytes(g.memory_bytes)}`),
+    make('td', { class: 'num', 'data-label': 'temperature' }, say(r.temperature_c, '°C')),
+    make('td', { class: 'num', 'data-label': 'power' }, say(r.power_w, 'W')));
 }
 
 function job(j) {
@@ -226,7 +238,7 @@ function render() {
   fill(byId('notices'), notices.map(notice));
 
   rows('services', s.services, 5, 'No service is planned.', service);
-  rows('gpus', s.gpus, 4, 'No GPU was found.', gpu);
+  rows('gpus', s.gpus, 7, 'No GPU was found.', gpu);
   rows('jobs', s.jobs, 5, 'No job yet.', job);
   byId('runs-section').hidden = s.runs.length === 0;
   rows('runs', s.runs, 6, '', run);

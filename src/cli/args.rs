@@ -85,6 +85,12 @@ pub(super) enum Command {
     /// Stop a service gracefully and start it again
     #[command(after_help = "Examples:\n  labd restart jupyter")]
     Restart(Service),
+    /// Show the GPUs, and release a quarantined one
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  labd gpu list\n  labd gpu release ray-worker-3\n  labd gpu faults          # what labd does about which fault, and what you must do\n  labd gpu drill SIM-0 xid-79    # only with simulated GPUs"
+    )]
+    Gpu(Gpu),
     /// Make the daemon read labd.toml again; a broken one is refused
     #[command(after_help = "Examples:\n  labd config check && labd reload")]
     Reload,
@@ -240,6 +246,26 @@ pub(super) struct Json {
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Gpu {
+    /// Which GPUs there are, what they do, and what is wrong with them
+    List(Json),
+    /// Put a quarantined GPU back to work; of one that is gone for good: forget it
+    Release {
+        /// Its id, the beginning of it, or its worker, such as `ray-worker-3`
+        gpu: String,
+    },
+    /// List the faults labd knows: what they mean, what labd does, what you must do
+    Faults(Json),
+    /// Let a simulated GPU have a fault, to see what happens
+    Drill {
+        /// Its id or its worker
+        gpu: String,
+        /// The fault, such as `xid-79`
+        fault: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]

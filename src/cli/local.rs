@@ -54,7 +54,8 @@ async fn wish(global: &Global, simulate: Option<u32>) -> Result<(Wish, DockerEng
         Ok(found) => found.map_err(|e| Failure::new(Exit::Config, e))?,
         Err(_) => [198, 18, 100],
     };
-    let machine = Machine { facts: node::facts(), simulate, subnet };
+    let gpus = daemon::look_at_gpus(&config, simulate, &engine).await;
+    let machine = Machine { facts: node::facts(), simulate, subnet, gpus };
     Ok((daemon::wish(config, &global.config, &machine, true)?, engine))
 }
 
@@ -110,7 +111,7 @@ pub(super) fn config(global: &Global, command: args::Config, out: &mut Out) -> R
             let path = file.as_ref().unwrap_or(&global.config);
             let (config, found) = Config::load(path)?;
             // What fits this machine is part of what is right; the subnet does not matter for that.
-            let machine = Machine { facts: node::facts(), simulate: None, subnet: [198, 18, 100] };
+            let machine = Machine::without_gpus(node::facts(), None, [198, 18, 100]);
             daemon::wish(config, path, &machine, true)?;
             match found {
                 Some(path) => out.line(&format!("{}: no mistake found", path.display())),

@@ -4,13 +4,14 @@
 //! * [`exit`]: exit codes and the one line on stderr.
 //! * `client`: HTTP over the daemon's Unix socket.
 //! * `status`: the snapshot as text, pure.
-//! * `doctor`, `follow`, `install`, `local`, `out`, `probe`, `up`: the commands.
+//! * `doctor`, `follow`, `gpu`, `install`, `local`, `out`, `probe`, `up`: the commands.
 
 pub mod args;
 mod client;
 mod doctor;
 pub mod exit;
 mod follow;
+mod gpu;
 mod install;
 mod local;
 mod out;
@@ -95,6 +96,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Start(args) => command_to(&client, &args.service, "start", &mut out).await,
         Command::Stop(args) => command_to(&client, &args.service, "stop", &mut out).await,
         Command::Restart(args) => command_to(&client, &args.service, "restart", &mut out).await,
+        Command::Gpu(command) => gpu::run(&client, command, &mut out).await,
         Command::Reload => {
             let line = client.command("/api/v1/reload").await?;
             out.line(&line)

@@ -34,22 +34,8 @@ pub(super) fn render(s: &Snapshot, now: Timestamp, style: Style) -> String {
     text.push('\n');
     text.push_str(&services(&s.services, now, style));
     if !s.gpus.is_empty() {
-        let rows: Vec<Vec<String>> = s
-            .gpus
-            .iter()
-            .map(|g| {
-                let vendor = if g.simulated { "simulated".to_owned() } else { g.vendor.clone() };
-                vec![
-                    cut(&clean(&g.id), 24),
-                    cut(&clean(&g.name), 26),
-                    vendor,
-                    Bytes::new(g.memory_bytes).to_string(),
-                    g.worker.clone().unwrap_or_else(|| "-".to_owned()),
-                ]
-            })
-            .collect();
         text.push('\n');
-        text.push_str(&table(&["GPU", "NAME", "VENDOR", "MEMORY", "WORKER"], &rows));
+        text.push_str(&super::gpu::render(&s.gpus, now, style));
     }
     text.push_str(&jobs(&s.jobs, now, style));
     text.push_str(&runs(&s.runs, now, style));
@@ -325,7 +311,7 @@ pub(super) fn wrap(text: &str, width: usize) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::snapshot::{CheckpointView, DaemonView, DemandView, GpuView, Link, NodeView, Notice, SCHEMA};
+    use crate::snapshot::{CheckpointView, DaemonView, DemandView, GpuState, GpuView, Link, NodeView, Notice, SCHEMA};
 
     fn snapshot() -> Snapshot {
         let at = Timestamp::from_millis(1_000_000);
@@ -367,7 +353,16 @@ mod tests {
                 simulated: true,
                 memory_bytes: 16 << 30,
                 worker: Some("ray-worker-0".into()),
+                state: GpuState::Ok,
+                trouble: None,
+                pci: None,
+                numa_node: None,
+                parent: None,
+                partition: None,
+                reading: None,
+                processes: Vec::new(),
             }],
+            gpu_sources: Vec::new(),
             jobs: vec![JobView {
                 submission_id: "raysubmit_AbCdEfGhIjKlMnOpQr".into(),
                 status: JobStatus::Running,

@@ -155,3 +155,15 @@ pub enum Throttle {
     /// The hardware slows it down, and does not say more.
     Hardware,
 }
+
+impl Throttle {
+    /// The word on the screen.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Thermal => "too hot",
+            Self::PowerCap => "power limit",
+            Self::PowerBrake => "power brake",
+            Self::Hardware => "hardware",
+        }
+    }
+}

@@ -16,12 +16,34 @@ use super::State;
 use crate::{
     incident::Cause,
     journal::{JournalHealth, Totals},
-    snapshot::{EngineView, JobStatus, ServiceState, Snapshot},
+    snapshot::{EngineView, GpuState, JobStatus, Reading, ServiceState, Snapshot},
 };
 
 /// Ray's job states, each a series of its own even at 0.
 const JOB_STATES: [JobStatus; 5] =
     [JobStatus::Pending, JobStatus::Running, JobStatus::Stopped, JobStatus::Succeeded, JobStatus::Failed];
+
+/// Name, help, and where a reading has it.
+type GpuReading = (&'static str, &'static str, fn(&Reading) -> Option<f64>);
+
+/// What a GPU does; a value that its source does not say has no series.
+const GPU_READINGS: [GpuReading; 9] = [
+    ("labd_gpu_utilisation_percent", "How much of the last second something ran on a GPU.", |r| {
+        r.utilisation_percent.map(f64::from)
+    }),
+    ("labd_gpu_memory_used_bytes", "Memory in use on a GPU.", |r| r.memory_used_bytes.map(|b| b as f64)),
+    ("labd_gpu_temperature_celsius", "Temperature of a GPU.", |r| r.temperature_c.map(f64::from)),
+    ("labd_gpu_power_watts", "Power a GPU draws.", |r| r.power_w.map(f64::from)),
+    ("labd_gpu_power_limit_watts", "Power a GPU may draw.", |r| r.power_limit_w.map(f64::from)),
+    ("labd_gpu_clock_mhz", "Clock of a GPU's compute units.", |r| r.clock_mhz.map(f64::from)),
+    ("labd_gpu_ecc_corrected", "Corrected memory errors since the driver was loaded.", |r| {
+        r.ecc_corrected.map(|n| n as f64)
+    }),
+    ("labd_gpu_ecc_uncorrected", "Uncorrected memory errors since the driver was loaded.", |r| {
+        r.ecc_uncorrected.map(|n| n as f64)
+    }),
+    ("labd_gpu_remapped_rows", "Rows of memory replaced by spare ones.", |r| r.remapped_rows.map(f64::from)),
+];
 
 /// The metrics of this moment.
 pub(super) async fn get(From(state): From<State>) -> Response {
@@ -85,6 +107,22 @@ fn render(s: &Snapshot, recording: bool, incidents: &BTreeMap<(String, Cause), T
     out.family("labd_gpu_memory_bytes", "gauge", "Memory of a GPU.");
     for gpu in &s.gpus {
         out.sample("labd_gpu_memory_bytes", &[("id", &gpu.id)], gpu.memory_bytes);
+    }
+
+    out.family("labd_gpu_state", "gauge", "1 for the state a GPU is in, 0 for the others.");
+    for gpu in &s.gpus {
+        for state in GpuState::ALL {
+            let labels = [("id", gpu.id.as_str()), ("state", state.word())];
+            out.sample("labd_gpu_state", &labels, u8::from(gpu.state == state));
+        }
+    }
+    for (name, help, value) in GPU_READINGS {
+        out.family(name, "gauge", help);
+        for gpu in &s.gpus {
+            if let Some(value) = gpu.reading.as_ref().and_then(value) {
+                out.sample(name, &[("id", &gpu.id)], value);
+            }
+        }
     }
 
     let n = &s.node;

@@ -16,6 +16,7 @@ mod credentials;
 pub mod door;
 mod error;
 mod events;
+mod gpus;
 mod healthz;
 mod host;
 mod lab;
@@ -46,7 +47,7 @@ pub use error::ApiError;
 pub use logs::LogSource;
 pub use serve::{ServeError, UnixSocket, bind_tcp, bind_unix, serve_tcp, serve_unix};
 
-use crate::{control::Control, journal::Journal, snapshot::Snapshot};
+use crate::{control::Control, journal::Journal, node::gpu::keeper::Gpus, snapshot::Snapshot};
 
 /// Everything the handlers answer from.
 #[derive(Clone)]
@@ -63,6 +64,8 @@ pub struct State {
     pub plan: watch::Receiver<Arc<serde_json::Value>>,
     /// What a person needs to log in to the services; admin only.
     pub credentials: watch::Receiver<Arc<Vec<Credential>>>,
+    /// The GPUs' keeper.
+    pub gpus: Gpus,
     /// Names, beside loopback and IP addresses, under which a browser may reach the page.
     pub host_names: Arc<[String]>,
     /// Turns true when the daemon ends: streams end then, so that no open page delays it.
@@ -74,6 +77,8 @@ pub fn admin_router(state: State) -> Router {
     let commands = Router::new()
         .route("/services/{name}/logs", get(logs::get))
         .route("/services/{name}/{verb}", post(services::post))
+        .route("/gpus/{gpu}/release", post(gpus::release))
+        .route("/gpus/{gpu}/drill/{fault}", post(gpus::drill))
         .route("/reload", post(lab::reload))
         .route("/down", post(lab::down))
         .route("/credentials", get(credentials::get));

@@ -21,9 +21,10 @@ use super::{Credential, LogSource, State};
 use crate::{
     control::{Command, Control, Refusal},
     journal::Journal,
+    node::gpu::keeper::Gpus,
     secret::Secret,
     snapshot::{
-        CheckpointView, DaemonView, EngineView, GpuView, JobStatus, JobView, NodeView, RunStatus, RunView, SCHEMA,
+        CheckpointView, DaemonView, EngineView, GpuState, GpuView, JobStatus, JobView, NodeView, RunStatus, RunView, SCHEMA,
         ServiceState, ServiceView, Snapshot,
     },
     time::Timestamp,
@@ -80,6 +81,7 @@ impl Lab {
             logs: Arc::new(Silent),
             plan: watch::channel(Arc::new(serde_json::json!({ "workers": 2 }))).1,
             credentials: watch::channel(Arc::new(vec![credential])).1,
+            gpus: Gpus::none(),
             host_names: Arc::new([]),
             shutdown: stop,
         };
@@ -124,7 +126,16 @@ fn a_snapshot() -> Snapshot {
             simulated: true,
             memory_bytes: 24 << 30,
             worker: Some("ray-worker-0".into()),
+            state: GpuState::Ok,
+            trouble: None,
+            pci: None,
+            numa_node: None,
+            parent: None,
+            partition: None,
+            reading: None,
+            processes: Vec::new(),
         }],
+        gpu_sources: Vec::new(),
         jobs: vec![JobView {
             submission_id: "raysubmit_1".into(),
             status: JobStatus::Running,

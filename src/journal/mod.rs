@@ -58,6 +58,8 @@ pub enum Kind {
     Job,
     /// A service died and is back.
     Incident,
+    /// A GPU has a fault, or is well again.
+    Gpu,
 }
 
 impl Kind {
@@ -71,6 +73,7 @@ impl Kind {
             Self::Config => "config",
             Self::Job => "job",
             Self::Incident => "incident",
+            Self::Gpu => "gpu",
         }
     }
 }

@@ -70,13 +70,13 @@ pub struct Inputs {
 /// Makes the plan. Fails in one line that names the setting to change, when sizes that were set do not fit the machine.
 pub fn make(inputs: &Inputs) -> Result<(Plan, Sizes), String> {
     let workers = inputs.gpus.len();
-    if workers > MAX_WORKERS {
+    if inputs.gpus.iter().any(|gpu| gpu.slot >= MAX_WORKERS) {
         return Err(format!("{workers} GPUs are more than the {MAX_WORKERS} that the lab's /24 has addresses for"));
     }
     let sizes = sizes::compute(&inputs.config, &inputs.node, u32::try_from(workers).unwrap_or(0))?;
     let draft = Draft { inputs, sizes: &sizes };
     let mut services = vec![storage::minio(&draft), ray::head(&draft), ray::driver(&draft)];
-    services.extend(inputs.gpus.iter().enumerate().map(|(i, gpu)| ray::worker(&draft, i, gpu)));
+    services.extend(inputs.gpus.iter().map(|gpu| ray::worker(&draft, gpu)));
     services.extend([
         jupyter::jupyter(&draft),
         door::front_door(&draft),

@@ -87,10 +87,10 @@ pub(super) fn driver(draft: &Draft<'_>) -> ServiceSpec {
     }
 }
 
-pub(super) fn worker(draft: &Draft<'_>, index: usize, gpu: &Gpu) -> ServiceSpec {
+pub(super) fn worker(draft: &Draft<'_>, gpu: &Gpu) -> ServiceSpec {
     let (config, sizes) = (draft.config(), draft.sizes);
-    let name = format!("ray-worker-{index}");
-    let host = host::FIRST_WORKER.saturating_add(u8::try_from(index).unwrap_or(u8::MAX));
+    let name = format!("ray-worker-{}", gpu.slot);
+    let host = host::FIRST_WORKER.saturating_add(u8::try_from(gpu.slot).unwrap_or(u8::MAX));
     let mut container = draft.container(&name, ImageName::Ray, host, sizes.worker);
     let labels = format!("labd.role=worker,labd.gpu={}", gpu.id);
     container.command = join(draft, &container, &labels, sizes.worker_cpus, 1, sizes.worker_object_store);

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::secret::{Secret, hex};
@@ -196,7 +196,7 @@ pub struct ContainerSpec {
 }
 
 /// A device handed to a container.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Device {
     /// A CDI name such as `nvidia.com/gpu=GPU-…`.

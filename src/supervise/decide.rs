@@ -45,6 +45,8 @@ pub enum Wanted {
     Up,
     /// That it is stopped and stays there: a person said so.
     Held(Hold),
+    /// That it does not run for as long as its GPU cannot be worked with.
+    Barred,
     /// That it has no container: switched off, no longer planned, or the lab goes down.
     Off,
 }
@@ -134,6 +136,15 @@ pub enum Turn {
     After(String),
 }
 
+/// What keeps a worker from its GPU.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bar {
+    /// Whether it is for a person to lift it; else it ends by itself, when the GPU is back.
+    pub quarantine: bool,
+    /// Why, in one line that ends in what to do.
+    pub reason: String,
+}
+
 /// Everything a decision is made from, apart from memory and time.
 #[derive(Debug, Clone)]
 pub struct Situation<'a> {
@@ -169,6 +180,8 @@ pub struct Situation<'a> {
     pub turn: Turn,
     /// Whether another GPU worker is ready and has nothing to do.
     pub spare_worker: bool,
+    /// Why its GPU cannot be worked with, for [`Wanted::Barred`].
+    pub bar: Option<&'a Bar>,
     /// Seed of the backoff's jitter.
     pub seed: u64,
 }
@@ -351,12 +364,34 @@ pub fn decide(s: &Situation<'_>, m: &mut Memory, now: Timestamp) -> Decision {
             gone(s, m);
             Decision::new(Action::None, S::Held, held(s, hold))
         }
+        (Wanted::Barred, None) => {
+            gone(s, m);
+            barred(s)
+        }
+        (Wanted::Barred, Some(c)) => end(s, m, c).map_or_else(
+            || barred(s),
+            |decision| {
+                let why = decision.reason.clone();
+                let stops = matches!(decision.action, Action::Stop { .. } | Action::Kill { .. });
+                let ended = stops.then_some(Ended { cause: Cause::Gpu, why, at: now });
+                Decision { ended, ..decision }
+            },
+        ),
         (Wanted::Off, Some(c)) => end(s, m, c)
             .unwrap_or_else(|| Decision::new(Action::Remove { id: c.id.clone() }, S::Stopping, "switched off")),
         (Wanted::Held(hold), Some(c)) => {
             end(s, m, c).unwrap_or_else(|| Decision::new(Action::None, S::Held, held(s, hold)))
         }
     }
+}
+
+fn barred(s: &Situation<'_>) -> Decision {
+    let state = if s.bar.is_some_and(|bar| bar.quarantine) { ServiceState::Held } else { ServiceState::Waiting };
+    Decision::new(Action::None, state, why_barred(s))
+}
+
+fn why_barred<'a>(s: &Situation<'a>) -> &'a str {
+    s.bar.map_or("its GPU cannot be worked with", |bar| &bar.reason)
 }
 
 fn held(s: &Situation<'_>, hold: Hold) -> String {
@@ -378,7 +413,11 @@ fn end(s: &Situation<'_>, m: &mut Memory, c: &ContainerSeen) -> Option<Decision>
     m.failing_since = None;
     m.restart = false;
     m.ran = matches!(c.run, RunState::Running { .. });
-    let why = if matches!(s.wanted, Wanted::Held(_)) { "stopped by hand" } else { "switched off" };
+    let why = match s.wanted {
+        Wanted::Held(_) => "stopped by hand",
+        Wanted::Barred => why_barred(s),
+        Wanted::Up | Wanted::Off => "switched off",
+    };
     match &c.run {
         RunState::Running { .. } => {
             m.ending = Some(Ending::Asked);

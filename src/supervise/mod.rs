@@ -46,7 +46,10 @@ use crate::{
     incident::Incident,
     jobs::LedgerView,
     journal::{Entry as Record, Journal, Kind as RecordKind},
-    node::{disk_guard, gpu::Gpu},
+    node::{
+        disk_guard,
+        gpu::{Gpu, Inventory, Unit},
+    },
     plan::{
         HEAD_PORTS, door,
         spec::{Kind, Plan, Probe, Requirement, ServiceSpec},
@@ -54,10 +57,10 @@ use crate::{
     ray::{Endpoint, Gcs, Ray, RayView},
     recovery,
     secret::Secret,
-    snapshot::{DaemonView, EngineView, NodeView, ServiceState, ServiceView, Snapshot},
+    snapshot::{DaemonView, EngineView, GpuState, GpuTrouble, NodeView, ServiceState, ServiceView, Snapshot},
     time::{Timestamp, human},
 };
-use decide::{Action, Away, Decision, Health, Hold, Image, Member, Memory, Situation, Touched, Turn, Wanted};
+use decide::{Action, Away, Bar, Decision, Health, Hold, Image, Member, Memory, Situation, Touched, Turn, Wanted};
 use incidents::Incidents;
 pub use probe::{Ask, Http};
 
@@ -99,6 +102,9 @@ pub struct Wish {
 /// Reads `labd.toml` again. The error is one line, and nothing has changed then.
 pub type Reread = Box<dyn Fn() -> Result<Wish, String> + Send + Sync>;
 
+/// Plans again from a configuration that holds, for GPUs that are others now. The error is one line.
+pub type Replan = Box<dyn Fn(&Config) -> Result<Wish, String> + Send + Sync>;
+
 /// What the loop is given.
 pub struct Parts<E> {
     /// The container engine.
@@ -127,6 +133,10 @@ pub struct Parts<E> {
     pub engine_view: watch::Receiver<EngineView>,
     /// The machine.
     pub node: watch::Receiver<NodeView>,
+    /// The GPUs.
+    pub gpus: watch::Receiver<Arc<Inventory>>,
+    /// What comes of a configuration with the GPUs as they are now.
+    pub replan: Replan,
     /// The jobs.
     pub jobs: watch::Receiver<Arc<LedgerView>>,
     /// The front door on the host.
@@ -310,6 +320,8 @@ struct Lab<E> {
     listing: bool,
     /// How full each file system is.
     disks: disk_guard::Levels,
+    /// The last GPUs that could not be planned with: said once.
+    gpus_refused: Option<Vec<Gpu>>,
 }
 
 impl<E: Engine> Lab<E> {
@@ -335,6 +347,7 @@ impl<E: Engine> Lab<E> {
             given_up: false,
             listing: false,
             disks: disk_guard::Levels::new(),
+            gpus_refused: None,
         }
     }
 
@@ -363,6 +376,7 @@ impl<E: Engine> Lab<E> {
         let mut ray = self.p.ray.watch();
         let mut checkpoints = self.p.checkpoints.watch();
         let mut node = self.p.node.clone();
+        let mut gpus = self.p.gpus.clone();
         let mut jobs = self.p.jobs.clone();
         let mut door = self.p.door.clone();
         let mut engine_view = self.p.engine_view.clone();
@@ -400,6 +414,7 @@ impl<E: Engine> Lab<E> {
                 Ok(()) = ray.changed() => self.pass_on(&mut ray),
                 Ok(()) = checkpoints.changed() => {}
                 Ok(()) = node.changed() => {}
+                Ok(()) = gpus.changed() => self.mind_gpus(),
                 Ok(()) = jobs.changed() => {}
                 Ok(()) = door.changed() => {}
                 _ = resync.tick() => self.look_at_all(),
@@ -435,6 +450,31 @@ impl<E: Engine> Lab<E> {
         }
         self.engine = answers;
         self.look_at_all();
+    }
+
+    /// Plans again when the GPUs are others than those that were planned with.
+    fn mind_gpus(&mut self) {
+        let (settled, gpus) = {
+            let inventory = self.p.gpus.borrow();
+            (inventory.settled, inventory.gpus())
+        };
+        if !settled || self.down || gpus == self.p.wish.gpus || self.gpus_refused.as_ref() == Some(&gpus) {
+            return;
+        }
+        match (self.p.replan)(&self.p.wish.config) {
+            // Simulated ones are planned whatever there is.
+            Ok(wish) if wish.gpus == self.p.wish.gpus => {}
+            Ok(wish) => {
+                let before: Vec<String> = self.p.wish.gpus.iter().map(|g| g.id.clone()).collect();
+                let line = gpu_change(&before, &wish.gpus);
+                self.note(RecordKind::Daemon, None, "gpus", &line);
+                self.replace(wish);
+            }
+            Err(reason) => {
+                self.gpus_refused = Some(gpus);
+                self.note(RecordKind::Daemon, None, "gpus", &format!("GPUs changed and cannot be planned with: {reason}"));
+            }
+        }
     }
 
     /// An event of the engine: what it says is kept with the container it is about, and the container is looked at.
@@ -698,8 +738,14 @@ impl<E: Engine> Lab<E> {
         match (self.down, enabled, self.held.get(name)) {
             (true, _, _) | (_, false, _) => Wanted::Off,
             (false, true, Some(hold)) => Wanted::Held(*hold),
+            (false, true, None) if self.bar(name).is_some() => Wanted::Barred,
             (false, true, None) => Wanted::Up,
         }
+    }
+
+    /// What keeps a worker from its GPU.
+    fn bar(&self, name: &str) -> Option<Bar> {
+        bar(self.p.gpus.borrow().of_worker(name)?)
     }
 
     /// On the way down the head and MinIO go last: a Ray node without its head waits for it until it is killed, and a
@@ -753,6 +799,7 @@ impl<E: Engine> Lab<E> {
         let gcs = self.p.ray.watch().borrow().gcs == Gcs::Reachable;
         let seed = self.p.seed ^ name.bytes().fold(0, |h: u64, b| h.wrapping_mul(31).wrapping_add(u64::from(b)));
         let image = self.image(name);
+        let bar = self.bar(name);
         let container = self.p.wish.plan.container_name(name);
         let away = self.away;
         let Some(entry) = self.entries.get_mut(name) else { return false };
@@ -775,6 +822,7 @@ impl<E: Engine> Lab<E> {
             gcs,
             turn,
             spare_worker,
+            bar: bar.as_ref(),
             seed,
         };
         if stale {
@@ -1094,6 +1142,10 @@ impl<E: Engine> Lab<E> {
             let entry = self.entries.get(service)?;
             entry.running()?.0.ports.get(&port).copied()
         };
+        let service_of = |container: &str| {
+            let of = |e: &&Entry| e.container().is_some_and(|c| c.id == container);
+            self.entries.values().find(of).and_then(|e| e.spec.as_ref()).map(|s| s.name.clone())
+        };
         let snapshot = view::snapshot(view::Known {
             now,
             daemon: &self.p.daemon,
@@ -1107,8 +1159,10 @@ impl<E: Engine> Lab<E> {
             disks: &self.disks,
             config: &self.p.wish.config,
             gpus: &self.p.wish.gpus,
+            inventory: &self.p.gpus.borrow().clone(),
             services,
             incidents: self.incidents.newest(INCIDENTS_SHOWN),
+            service_of: &service_of,
             port_of: &port_of,
         });
         self.p.snapshot.send_if_modified(|old| {
@@ -1217,6 +1271,18 @@ impl<E: Engine> Lab<E> {
             self.note(RecordKind::Config, None, "refused", &reason);
             Refusal::Invalid(reason)
         })?;
+        let changed = self.replace(wish);
+        let message = if changed.is_empty() {
+            "labd.toml was read; no container is concerned".to_owned()
+        } else {
+            format!("labd.toml was read; concerned: {}", changed.join(", "))
+        };
+        self.note(RecordKind::Config, None, "reloaded", &message);
+        Ok(message)
+    }
+
+    /// Takes over what is wanted from now on. Returns the services that are concerned.
+    fn replace(&mut self, wish: Wish) -> Vec<String> {
         let before = std::mem::replace(&mut self.p.wish, wish);
         let now = Timestamp::now();
         let mut changed = Vec::new();
@@ -1243,14 +1309,8 @@ impl<E: Engine> Lab<E> {
         self.p.config.send_replace(Arc::new(self.p.wish.config.clone()));
         self.p.plan.send_replace(Arc::new(self.p.wish.view.clone()));
         self.p.credentials.send_replace(Arc::new(self.p.wish.credentials.clone()));
-        let message = if changed.is_empty() {
-            "labd.toml was read; no container is concerned".to_owned()
-        } else {
-            format!("labd.toml was read; concerned: {}", changed.join(", "))
-        };
-        self.note(RecordKind::Config, None, "reloaded", &message);
         self.look_at_all();
-        Ok(message)
+        changed
     }
 
     /// Whether the lab is down: no container left, and the network gone.
@@ -1278,6 +1338,35 @@ impl<E: Engine> Lab<E> {
             Err(_) => tracing::warn!("the lab's network is left: the engine did not answer"),
         }
     }
+}
+
+/// What keeps a worker from this GPU.
+fn bar(unit: &Unit) -> Option<Bar> {
+    let trouble = unit.trouble.as_ref();
+    let said = |text: fn(&GpuTrouble) -> &str| trouble.map_or("", text);
+    match unit.state {
+        GpuState::Ok => None,
+        GpuState::Missing => Some(Bar { quarantine: false, reason: format!("waits for its GPU {}", unit.gpu.id) }),
+        GpuState::Quarantined => Some(Bar {
+            quarantine: true,
+            reason: format!(
+                "its GPU is quarantined: {}; {}; then `labd gpu release {}`",
+                said(|t| &t.meaning),
+                said(|t| &t.remedy),
+                unit.gpu.id
+            ),
+        }),
+    }
+}
+
+/// Which GPUs came and went, in one line.
+fn gpu_change(before: &[String], now: &[Gpu]) -> String {
+    let came: Vec<&str> = now.iter().map(|g| g.id.as_str()).filter(|id| !before.iter().any(|b| b == id)).collect();
+    let went: Vec<&str> =
+        before.iter().map(String::as_str).filter(|id| !now.iter().any(|g| g.id == *id)).collect();
+    let part = |word: &str, ids: &[&str]| (!ids.is_empty()).then(|| format!("{word} {}", ids.join(", ")));
+    let parts: Vec<String> = [part("new:", &came), part("gone:", &went)].into_iter().flatten().collect();
+    if parts.is_empty() { "what containers are handed of the GPUs changed".to_owned() } else { parts.join("; ") }
 }
 
 fn disk_key(mount: &str) -> String {

@@ -23,6 +23,7 @@ enum Event {
     Gcs(bool),
     Unmet(bool),
     Hold(bool),
+    Barred(bool),
     /// `docker stop`: the exit is seen so long before the engine's word of it.
     DockerStop(u64),
     /// `docker start`.
@@ -47,6 +48,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => any::<bool>().prop_map(Event::Gcs),
         1 => any::<bool>().prop_map(Event::Unmet),
         1 => any::<bool>().prop_map(Event::Hold),
+        1 => any::<bool>().prop_map(Event::Barred),
         1 => (0_u64..1_500).prop_map(Event::DockerStop),
         1 => Just(Event::DockerStart),
         1 => Just(Event::DockerKill),
@@ -70,6 +72,7 @@ struct World {
     touched: Option<Touched>,
     away: Option<Away>,
     off: bool,
+    barred: bool,
     version: u32,
     made: u32,
     fail_next: bool,
@@ -90,6 +93,7 @@ impl World {
             touched: None,
             away: None,
             off: false,
+            barred: false,
             version: 1,
             made: 0,
             fail_next: false,
@@ -151,6 +155,7 @@ impl World {
             Event::Image(_) => self.image = Image::Unavailable("no registry".into()),
             Event::Gcs(on) => self.gcs = *on,
             Event::Unmet(unmet) => self.unmet = *unmet,
+            Event::Barred(barred) => self.barred = *barred,
             Event::Hold(held) => {
                 self.hold = held.then_some(Hold::Asked);
                 if !held {
@@ -187,6 +192,7 @@ impl World {
         match self.hold {
             _ if self.off => Wanted::Off,
             Some(hold) => Wanted::Held(hold),
+            None if self.barred => Wanted::Barred,
             None => Wanted::Up,
         }
     }
@@ -204,6 +210,7 @@ impl World {
         let before = self.hold;
         self.hold = hold(before, &seen, self.touched.as_ref());
         let wanted = self.wanted();
+        let bar = self.barred.then(|| Bar { quarantine: true, reason: "its GPU is lost".to_owned() });
         let situation = Situation {
             name: "ray-worker-0",
             container: "lab-ray-worker-0",
@@ -221,6 +228,7 @@ impl World {
             gcs: self.gcs,
             turn: Turn::Now,
             spare_worker: false,
+            bar: bar.as_ref(),
             seed: 7,
         };
         let decision = decide(&situation, &mut self.memory, self.now);
@@ -291,6 +299,7 @@ impl World {
         self.unmet = false;
         self.image = Image::Present;
         self.hold = None;
+        self.barred = false;
         self.touched = None;
         self.fail_next = false;
         for n in 0..60 {

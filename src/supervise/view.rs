@@ -8,12 +8,12 @@ use crate::{
     journal::JournalHealth,
     node::{
         disk_guard::{self, Levels},
-        gpu::{Gpu, Vendor},
+        gpu::{self, Gpu, Inventory, Unit, Vendor},
     },
     plan,
     ray::RayView,
     snapshot::{
-        DaemonView, EngineView, GpuView, Link, NodeView, Notice, RunView, SCHEMA, ServiceState, ServiceView, Severity,
+        DaemonView, EngineView, GpuProcess, GpuState, GpuView, Link, NodeView, Notice, RunView, SCHEMA, ServiceState, ServiceView, Severity,
         Snapshot,
     },
     time::Timestamp,
@@ -36,22 +36,30 @@ pub(super) struct Known<'a> {
     pub(super) store: &'a StoreView,
     pub(super) disks: &'a Levels,
     pub(super) config: &'a Config,
+    /// The GPUs as planned with.
     pub(super) gpus: &'a [Gpu],
+    /// What is known of them now.
+    pub(super) inventory: &'a Inventory,
     pub(super) services: Vec<ServiceView>,
     pub(super) incidents: Vec<Incident>,
+    /// The service whose container has this id.
+    pub(super) service_of: &'a dyn Fn(&str) -> Option<String>,
     /// Published host port of a service's container port.
     pub(super) port_of: &'a dyn Fn(&str, u16) -> Option<u16>,
 }
 
 pub(super) fn snapshot(k: Known<'_>) -> Snapshot {
     let links = plan::links(k.config, &k.node.address, k.port_of);
+    // What is planned with, and what is known and cannot be planned with yet.
+    let unplanned = k.inventory.units.iter().map(|u| &u.gpu).filter(|g| k.gpus.iter().all(|p| p.id != g.id));
     let gpus = k
         .gpus
         .iter()
-        .enumerate()
-        .map(|(i, gpu)| {
-            let worker = format!("ray-worker-{i}");
+        .chain(unplanned)
+        .map(|gpu| {
+            let worker = format!("ray-worker-{}", gpu.slot);
             let there = k.services.iter().any(|s| s.name == worker && s.container.is_some());
+            let unit = k.inventory.units.iter().find(|unit| unit.gpu.id == gpu.id);
             GpuView {
                 id: gpu.id.clone(),
                 name: gpu.name.clone(),
@@ -59,6 +67,14 @@ pub(super) fn snapshot(k: Known<'_>) -> Snapshot {
                 simulated: gpu.vendor == Vendor::Simulated,
                 memory_bytes: gpu.memory_bytes,
                 worker: there.then_some(worker),
+                state: unit.map(|u| u.state).unwrap_or_default(),
+                trouble: unit.and_then(|u| u.trouble.clone()),
+                pci: gpu.pci.clone(),
+                numa_node: gpu.numa_node,
+                parent: gpu.parent.clone(),
+                partition: gpu.partition.clone(),
+                reading: unit.and_then(|u| u.reading.clone()),
+                processes: unit.map(|u| processes(u, k.service_of)).unwrap_or_default(),
             }
         })
         .collect();
@@ -72,6 +88,7 @@ pub(super) fn snapshot(k: Known<'_>) -> Snapshot {
         engine: k.engine,
         services: k.services,
         gpus,
+        gpu_sources: k.inventory.sources.clone(),
         jobs: k.ledger.jobs.clone(),
         runs,
         resubmissions: k.ledger.resubmissions,
@@ -80,6 +97,15 @@ pub(super) fn snapshot(k: Known<'_>) -> Snapshot {
         links,
         notices,
     }
+}
+
+fn processes(unit: &Unit, service_of: &dyn Fn(&str) -> Option<String>) -> Vec<GpuProcess> {
+    let of = |p: &gpu::Process| GpuProcess {
+        pid: p.pid,
+        service: p.container.as_deref().and_then(service_of),
+        memory_bytes: p.memory_bytes,
+    };
+    unit.processes.iter().map(of).collect()
 }
 
 fn notices(k: &Known<'_>, links: &[Link], runs: &[RunView]) -> Vec<Notice> {
@@ -115,6 +141,22 @@ fn notices(k: &Known<'_>, links: &[Link], runs: &[RunView]) -> Vec<Notice> {
             Severity::Warning,
             "no GPU was found: no worker runs; `gpus.simulate = 2` in labd.toml shows how it would be".to_owned(),
         );
+    }
+    for unit in &k.inventory.units {
+        if let Some(trouble) = &unit.trouble {
+            let (id, worker) = (&unit.gpu.id, unit.gpu.slot);
+            let text = format!("GPU {id} (ray-worker-{worker}): {}; {}", trouble.meaning, trouble.remedy);
+            say(if unit.state == GpuState::Ok { Severity::Warning } else { Severity::Error }, text);
+        }
+    }
+    for source in &k.inventory.sources {
+        if let Some(since) = source.stale_since {
+            let why = source.trouble.as_deref().map(|t| format!(": {t}")).unwrap_or_default();
+            say(Severity::Warning, format!("GPU readings stale since {} ({}){why}", since, source.name));
+        }
+    }
+    for notice in &k.inventory.notices {
+        say(notice.severity, notice.text.clone());
     }
     if k.gpus.iter().any(|g| g.vendor == Vendor::Simulated) {
         say(Severity::Info, "the GPUs are simulated: nothing here computes on a real one".to_owned());

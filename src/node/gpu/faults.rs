@@ -37,6 +37,17 @@ impl Action {
     }
 }
 
+impl Action {
+    /// What labd does, as part of a sentence.
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::Nothing => "labd goes on",
+            Self::Restart => "labd starts its worker anew",
+            Self::Quarantine => "labd keeps it from work",
+        }
+    }
+}
+
 /// One row.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Fault {

@@ -1,0 +1,616 @@
+//! Keeps the inventory: one task that hears the probes, the kernel's log, the engine and people, and tells what is known.
+//!
+//! What a worker's container was handed is remembered over restarts, since a different word would recreate it: until the
+//! probes and the engine have spoken, what was known last is what is planned with.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use labd_gpu::{Device, Reading};
+use serde::{Deserialize, Serialize};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, MissedTickBehavior, interval},
+};
+
+use super::{
+    Gpu, Inventory, Process, Unit, Vendor,
+    faults::{Fault, Sign, look_up},
+    handing::{self, EngineDevices},
+    judge::{self, Judge},
+    kmsg, simulate,
+    slots::Slots,
+};
+use crate::{
+    config::Config,
+    control::Refusal,
+    incident::Incident,
+    journal::{Entry, Journal, Kind},
+    probe::{self, ProbeView},
+    snapshot::{EngineView, GpuSource, GpuState, Notice, Severity},
+    time::Timestamp,
+};
+
+/// Whose GPUs are looked for.
+const VENDORS: [Vendor; 2] = [Vendor::Nvidia, Vendor::Amd];
+/// Where the journal remembers slots, what was handed out, and quarantines.
+const MEMORY: &str = "gpus";
+/// A probe that has said nothing for so long is not waited for any more: what is known is planned with.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Between two looks at what has no event: simulated readings, and how long something has lasted.
+const TICK: Duration = Duration::from_secs(1);
+/// Whatever happens on the kernel's log, the same fault of the same GPU is news once in this time.
+const SAID_AGAIN: Duration = Duration::from_mins(10);
+
+/// What a person asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Order {
+    /// Lift a quarantine, or forget a GPU that is gone.
+    Release {
+        /// Id, the beginning of one, or the worker.
+        gpu: String,
+    },
+    /// Let a simulated GPU have a fault.
+    Drill {
+        /// Id, the beginning of one, or the worker.
+        gpu: String,
+        /// Row of the fault table.
+        fault: String,
+    },
+}
+
+type Asked = (Order, oneshot::Sender<Result<String, Refusal>>);
+
+/// The way to the keeper.
+#[derive(Debug, Clone)]
+pub struct Gpus {
+    orders: mpsc::Sender<Asked>,
+    view: watch::Receiver<Arc<Inventory>>,
+}
+
+impl Gpus {
+    /// Keepers of nothing: every order is refused.
+    pub fn none() -> Self {
+        Self { orders: mpsc::channel(1).0, view: watch::channel(Arc::default()).1 }
+    }
+
+    /// What is known.
+    pub fn watch(&self) -> watch::Receiver<Arc<Inventory>> {
+        self.view.clone()
+    }
+
+    /// Asks, and waits for the answer.
+    pub async fn ask(&self, order: Order) -> Result<String, Refusal> {
+        let (reply, answer) = oneshot::channel();
+        self.orders.send((order, reply)).await.map_err(|_| Refusal::ShuttingDown)?;
+        answer.await.map_err(|_| Refusal::ShuttingDown)?
+    }
+
+    /// Waits until everything was looked at, `at_most` so long.
+    pub async fn settled(&self, at_most: Duration) {
+        let mut view = self.view.clone();
+        // Whoever gave up waiting plans with what there is.
+        let _ = tokio::time::timeout(at_most, view.wait_for(|inventory| inventory.settled)).await;
+    }
+}
+
+/// What the keeper is given.
+pub struct Parts {
+    /// Where it remembers; absent for one look.
+    pub journal: Option<Journal>,
+    /// Whether GPUs are simulated, and how many.
+    pub config: watch::Receiver<Arc<Config>>,
+    /// `--simulate-gpus`, before the configuration.
+    pub simulate: Option<u32>,
+    /// What the engine can hand out.
+    pub engine: Box<dyn Fn() -> EngineAnswer + Send + Sync>,
+    /// Whether the engine answers.
+    pub engine_view: watch::Receiver<EngineView>,
+    /// What died, oldest first.
+    pub incidents: watch::Receiver<Arc<Vec<Incident>>>,
+    /// Root of the file system, but for tests.
+    pub root: PathBuf,
+    /// Folder for what probes need in files.
+    pub dir: PathBuf,
+}
+
+/// The engine's answer to come: what it can hand out.
+pub type EngineAnswer = futures_util::future::BoxFuture<'static, Option<EngineDevices>>;
+
+/// What outlives the daemon.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+struct Remembered {
+    slots: Slots,
+    gpus: Vec<Gpu>,
+    judge: Judge,
+    /// Time of the newest line of the kernel: older ones were heard by the labd before.
+    heard: Timestamp,
+}
+
+/// Starts the keeper. The task ends with the last [`Gpus`] and receiver of its view.
+pub fn spawn(parts: Parts) -> Gpus {
+    let told = parts.journal.as_ref().and_then(|j| j.memory(MEMORY));
+    // What cannot be read is from another labd: the GPUs are found anew.
+    let remembered: Remembered = told.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+    let (orders, asked) = mpsc::channel(8);
+    let (tell, view) = watch::channel(Arc::new(Inventory::default()));
+    let place = probe::Place { root: parts.root.clone(), dir: parts.dir.clone() };
+    let expected = VENDORS.into_iter().filter(|&vendor| probe::present(&place.root, vendor)).collect();
+    let mut keeper = Keeper {
+        parts,
+        place,
+        remembered,
+        probes: Vec::new(),
+        expected,
+        engine: None,
+        began: Instant::now(),
+        said: BTreeMap::new(),
+        missing_since: BTreeMap::new(),
+        incidents_heard: Timestamp::now(),
+        kernel: None,
+        notices: Vec::new(),
+        tell,
+    };
+    keeper.mind_config();
+    keeper.tell_all(Timestamp::now());
+    tokio::spawn(keeper.run(asked));
+    Gpus { orders, view }
+}
+
+struct Keeper {
+    parts: Parts,
+    remembered: Remembered,
+    place: probe::Place,
+    probes: Vec<(Vendor, watch::Receiver<ProbeView>)>,
+    /// Vendors whose hardware was there at the start: their probes have something to say.
+    expected: Vec<Vendor>,
+    /// What the engine can hand out, as it said last.
+    engine: Option<EngineDevices>,
+    began: Instant,
+    /// When which fault of which GPU was last told.
+    said: BTreeMap<(String, &'static str), Timestamp>,
+    /// Since when a GPU is missing, by id.
+    missing_since: BTreeMap<String, Timestamp>,
+    /// The newest incident that was looked at.
+    incidents_heard: Timestamp,
+    /// Why the kernel's log is not read.
+    kernel: Option<String>,
+    /// What the node as a whole has.
+    notices: Vec<Notice>,
+    tell: watch::Sender<Arc<Inventory>>,
+}
+
+impl Keeper {
+    async fn run(mut self, mut asked: mpsc::Receiver<Asked>) {
+        let mut lines = match kmsg::follow(&self.parts.root.join("dev/kmsg")) {
+            Ok(lines) => Some(lines),
+            Err(reason) => {
+                self.kernel = Some(reason.to_string());
+                None
+            }
+        };
+        let mut engine_view = self.parts.engine_view.clone();
+        let mut config = self.parts.config.clone();
+        let mut incidents = self.parts.incidents.clone();
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        self.ask_engine().await;
+        loop {
+            tokio::select! {
+                () = self.tell.closed() => return,
+                order = asked.recv() => match order {
+                    Some((order, reply)) => {
+                        let answer = self.obey(&order);
+                        // Whoever asked may have gone.
+                        let _ = reply.send(answer);
+                    }
+                    None => return,
+                },
+                Ok(()) = engine_view.changed() => self.ask_engine().await,
+                Ok(()) = config.changed() => self.mind_config(),
+                Ok(()) = incidents.changed() => self.incidents_say(),
+                line = next(&mut lines) => self.kernel_says(&line),
+                () = changed(&mut self.probes) => self.probes_say(),
+                _ = tick.tick() => {}
+            }
+            self.mind_missing();
+            self.tell_all(Timestamp::now());
+        }
+    }
+
+    /// Who comes and goes.
+    fn mind_missing(&mut self) {
+        let now = Timestamp::now();
+        let ids: Vec<String> = self.remembered.slots.iter().map(|(_, d)| d.id.clone()).collect();
+        for id in ids {
+            let missing = self.settled() && self.missing(&id);
+            match (missing, self.missing_since.contains_key(&id)) {
+                (true, false) => {
+                    self.missing_since.insert(id.clone(), now);
+                    if let Some(fault) = look_up(Sign::Missing) {
+                        self.report(&id, fault, now);
+                    }
+                }
+                (false, true) => {
+                    self.missing_since.remove(&id);
+                    self.record(None, "returned", &format!("GPU {id}: is there again"));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    async fn ask_engine(&mut self) {
+        if matches!(*self.parts.engine_view.borrow(), EngineView::Reachable { .. })
+            && let Some(devices) = (self.parts.engine)().await
+        {
+            self.engine = Some(devices);
+            self.hand_out();
+        }
+    }
+
+    /// Real GPUs are looked for unless others are simulated.
+    fn mind_config(&mut self) {
+        if self.simulated().is_some() {
+            self.probes.clear();
+        } else if self.probes.is_empty() {
+            self.probes = VENDORS.map(|vendor| (vendor, probe::spawn(vendor, self.place.clone()))).into();
+        }
+    }
+
+    fn simulated(&self) -> Option<u32> {
+        self.parts.simulate.or(self.parts.config.borrow().gpus.simulate)
+    }
+
+    /// Every probe has spoken that should, and the engine.
+    fn settled(&self) -> bool {
+        if self.simulated().is_some() {
+            return true;
+        }
+        let patient = self.began.elapsed() < PATIENCE;
+        let spoken = self.probes.iter().all(|(vendor, view)| {
+            let view = view.borrow();
+            let there = view.present || self.expected.contains(vendor);
+            !there || view.inventory_at.is_some() || view.trouble.is_some() || !patient
+        });
+        spoken && (self.engine.is_some() || self.remembered.slots.iter().next().is_none())
+    }
+
+    fn found(&self) -> Vec<Device> {
+        self.probes.iter().flat_map(|(_, view)| view.borrow().devices.clone()).collect()
+    }
+
+    fn probes_say(&mut self) {
+        let now = Timestamp::now();
+        if self.probes.iter().all(|(_, view)| view.borrow().inventory_at.is_some() || !view.borrow().present) {
+            let before = self.remembered.slots.clone();
+            self.remembered.slots.update(&self.found());
+            if self.remembered.slots != before {
+                self.hand_out();
+            }
+        }
+        let readings: Vec<Reading> = self.probes.iter().flat_map(|(_, v)| v.borrow().readings.clone()).collect();
+        for reading in &readings {
+            // A partition's trouble is its own, a divided GPU's is every partition's.
+            for id in self.concerned(&reading.id) {
+                let reading = Reading { id, ..reading.clone() };
+                if let Some(fault) = self.remembered.judge.reading(&reading, now) {
+                    self.report(&reading.id, fault, now);
+                }
+            }
+        }
+    }
+
+    /// The GPUs with workers that a word about this id is about.
+    fn concerned(&self, id: &str) -> Vec<String> {
+        let about = |d: &Device| d.id == id || d.parent.as_deref() == Some(id);
+        self.remembered.slots.iter().filter(|(_, d)| about(d)).map(|(_, d)| d.id.clone()).collect()
+    }
+
+    fn kernel_says(&mut self, line: &kmsg::KernelLine) {
+        let (now, fault) = (Timestamp::now(), line.fault);
+        // The lines of this boot are read again by every labd: what they say is known, and was told.
+        let told = line.at <= self.remembered.heard;
+        self.remembered.heard = self.remembered.heard.max(line.at);
+        let Some(pci) = &line.pci else {
+            if !told {
+                self.node_has(fault);
+            }
+            return;
+        };
+        let at_pci = |d: &Device| d.pci.as_deref().is_some_and(|own| same_slot(own, pci));
+        let ids: Vec<String> =
+            self.remembered.slots.iter().filter(|(_, d)| at_pci(d)).map(|(_, d)| d.id.clone()).collect();
+        for id in ids {
+            if self.remembered.judge.fault(&id, fault, line.at) && !told {
+                self.report(&id, fault, now);
+            }
+        }
+    }
+
+    /// A worker that aborted tells of its GPU.
+    fn incidents_say(&mut self) {
+        let now = Timestamp::now();
+        let new: Vec<Incident> = {
+            let incidents = self.parts.incidents.borrow();
+            incidents.iter().filter(|i| i.noticed_at > self.incidents_heard).cloned().collect()
+        };
+        for incident in new {
+            self.incidents_heard = self.incidents_heard.max(incident.noticed_at);
+            let gpu = self.gpus().into_iter().find(|g| format!("ray-worker-{}", g.slot) == incident.service);
+            let Some((gpu, code)) = gpu.zip(exit_code(&incident.why)) else { continue };
+            // What an exit code means is AMD's runtime's word.
+            if gpu.vendor == Vendor::Amd
+                && let Some(fault) = look_up(Sign::Exit(code))
+                && self.remembered.judge.fault(&gpu.id, fault, incident.died_at)
+            {
+                self.report(&gpu.id, fault, now);
+            }
+        }
+    }
+
+    /// A fault of no GPU in particular.
+    fn node_has(&mut self, fault: &'static Fault) {
+        let text = format!("{} ({}): {}", fault.meaning, fault.code, fault.remedy);
+        if !self.notices.iter().any(|n| n.text == text) {
+            self.record(None, fault.code, &text);
+            self.notices.push(Notice { severity: Severity::Warning, text });
+        }
+    }
+
+    fn report(&mut self, id: &str, fault: &'static Fault, now: Timestamp) {
+        let key = (id.to_owned(), fault.code);
+        if self.said.get(&key).is_some_and(|&at| now.since(at) < SAID_AGAIN) {
+            return;
+        }
+        self.said.insert(key, now);
+        let gpu = self.gpus().into_iter().find(|g| g.id == id);
+        let worker = gpu.as_ref().map(|g| format!("ray-worker-{}", g.slot));
+        let remedy = fault.remedy_for(gpu.as_ref().and_then(|g| g.pci.as_deref()), Some(id));
+        let line = format!("GPU {id}: {}; {}; {remedy}", fault.meaning, fault.action.words());
+        self.record(worker.as_deref(), fault.code, &line);
+    }
+
+    fn record(&self, service: Option<&str>, what: &str, reason: &str) {
+        tracing::warn!(service, reason, "{what}");
+        let Some(journal) = &self.parts.journal else { return };
+        journal.record(Entry {
+            at: Timestamp::now(),
+            service: service.map(str::to_owned),
+            kind: Kind::Gpu,
+            what: what.to_owned(),
+            reason: reason.to_owned(),
+        });
+    }
+
+    /// How each GPU is handed to its worker's container.
+    fn hand_out(&mut self) {
+        let Some(engine) = &self.engine else { return };
+        self.notices.retain(|n| !n.text.starts_with(NOT_HANDED));
+        let mut gpus = Vec::new();
+        for (slot, device) in self.remembered.slots.iter() {
+            let devices = match handing::devices(device, engine) {
+                Ok(devices) => devices,
+                Err(reason) => {
+                    let text = format!("{NOT_HANDED}{}: {reason}", device.id);
+                    self.notices.push(Notice { severity: Severity::Error, text });
+                    // Tried all the same: the engine's own word is the last.
+                    Vec::new()
+                }
+            };
+            gpus.push(Gpu::of(slot, device, devices));
+        }
+        self.remembered.gpus = gpus;
+    }
+
+    fn gpus(&self) -> Vec<Gpu> {
+        if let Some(count) = self.simulated() {
+            return simulate::gpus(count);
+        }
+        let mut gpus = self.remembered.gpus.clone();
+        // Not handed out yet: the engine has not answered.
+        let new = self.remembered.slots.iter().filter(|(_, d)| self.remembered.gpus.iter().all(|g| g.id != d.id));
+        gpus.extend(new.map(|(slot, device)| Gpu::of(slot, device, Vec::new())));
+        gpus
+    }
+
+    fn obey(&mut self, order: &Order) -> Result<String, Refusal> {
+        let (Order::Release { gpu: name } | Order::Drill { gpu: name, .. }) = order;
+        let gpu = resolve(&self.gpus(), name).map_err(Refusal::UnknownService)?;
+        let (id, worker) = (gpu.id.clone(), format!("ray-worker-{}", gpu.slot));
+        match order {
+            Order::Release { .. } if self.remembered.judge.release(&id, Timestamp::now()) => {
+                self.said.retain(|(of, _), _| *of != id);
+                self.record(Some(&worker), "released", &format!("GPU {id}: released by hand"));
+                Ok(format!("{id}: is released; {worker} starts"))
+            }
+            Order::Release { .. } if self.missing(&id) => {
+                self.remembered.slots.forget(&id);
+                self.remembered.gpus.retain(|g| g.id != id);
+                self.record(None, "forgotten", &format!("GPU {id}: gone, and forgotten by hand"));
+                Ok(format!("{id}: is forgotten; {worker} goes"))
+            }
+            Order::Release { .. } => Ok(format!("{id}: is neither quarantined nor gone")),
+            Order::Drill { .. } if gpu.vendor != Vendor::Simulated => {
+                Err(Refusal::Invalid(format!("{id} is a real GPU; drills are for simulated ones")))
+            }
+            Order::Drill { fault, .. } => {
+                let Some(fault) = judge::by_code(fault) else {
+                    return Err(Refusal::Invalid(format!("no fault `{fault}`; `labd gpu faults` lists them")));
+                };
+                let now = Timestamp::now();
+                self.said.retain(|(of, _), _| *of != id);
+                if self.remembered.judge.fault(&id, fault, now) {
+                    self.report(&id, fault, now);
+                }
+                Ok(format!("{id}: has {} now: {}", fault.code, fault.action.words()))
+            }
+        }
+    }
+
+    fn missing(&self, id: &str) -> bool {
+        let vendor = self.remembered.slots.get(id).map(|(_, d)| d.vendor);
+        self.simulated().is_none()
+            && self.probes.iter().any(|(of, view)| {
+                let view = view.borrow();
+                // Hardware that is not there at all has no probe; one that never spoke says nothing of what is there.
+                let knows = !view.present || (view.inventory_at.is_some() && view.stale_since.is_none());
+                Some(*of) == vendor && knows && !view.devices.iter().any(|d| d.id == id)
+            })
+    }
+
+    fn unit(&self, gpu: Gpu, now: Timestamp) -> Unit {
+        let judge = &self.remembered.judge;
+        let id = gpu.id.clone();
+        let mut unit = Unit::new(gpu);
+        if let Some(trouble) = judge.quarantine(&unit.gpu) {
+            (unit.state, unit.trouble) = (GpuState::Quarantined, Some(trouble));
+        } else if self.missing(&id) {
+            unit.state = GpuState::Missing;
+            let since = self.missing_since.get(&id).copied().unwrap_or(now);
+            unit.trouble = look_up(Sign::Missing).map(|fault| judge::trouble(fault, &unit.gpu, since));
+        } else {
+            unit.trouble = judge.warning(&unit.gpu);
+        }
+        unit.restart = judge.restart(&id);
+        if unit.gpu.vendor == Vendor::Simulated {
+            unit.reading = Some(simulate::reading(&unit.gpu, now));
+            return unit;
+        }
+        let readings = |of: &str| {
+            self.probes.iter().find_map(|(_, view)| view.borrow().readings.iter().find(|r| r.id == of).cloned())
+        };
+        let parent = unit.gpu.parent.clone();
+        if let Some(mut reading) = readings(&id).or_else(|| readings(&parent?)) {
+            let processes = std::mem::take(&mut reading.processes);
+            unit.processes = processes
+                .into_iter()
+                .map(|p| Process { pid: p.pid, container: container_of(&self.parts.root, p.pid), memory_bytes: p.memory_bytes })
+                .collect();
+            unit.reading = Some(reading);
+        }
+        unit
+    }
+
+    fn tell_all(&self, now: Timestamp) {
+        if let Some(journal) = &self.parts.journal
+            && self.settled()
+            && let Ok(text) = serde_json::to_string(&self.remembered)
+            && journal.memory(MEMORY).as_deref() != Some(&text)
+        {
+            journal.set_memory(MEMORY, text);
+        }
+        let mut notices = self.notices.clone();
+        if let Some(reason) = self.kernel.as_ref().filter(|_| self.simulated().is_none()) {
+            notices.push(Notice { severity: Severity::Info, text: reason.clone() });
+        }
+        let inventory = Inventory {
+            units: self.gpus().into_iter().map(|gpu| self.unit(gpu, now)).collect(),
+            sources: self.probes.iter().filter_map(|(vendor, view)| source(*vendor, &view.borrow())).collect(),
+            notices,
+            settled: self.settled(),
+        };
+        self.tell.send_if_modified(|old| {
+            let news = **old != inventory;
+            if news {
+                *old = Arc::new(inventory);
+            }
+            news
+        });
+    }
+}
+
+/// How a notice begins that says why a container cannot be handed its GPU.
+const NOT_HANDED: &str = "no container can be given GPU ";
+
+fn source(vendor: Vendor, view: &ProbeView) -> Option<GpuSource> {
+    if !view.present {
+        return None;
+    }
+    let hello = view.hello.as_ref();
+    Some(GpuSource {
+        name: hello.map_or_else(|| vendor.word().to_owned(), |h| h.source.word().to_owned()),
+        driver: hello.and_then(|h| h.driver.clone()),
+        library: hello.and_then(|h| h.library.clone()),
+        stale_since: view.stale_since,
+        trouble: view.trouble.as_ref().map(|t| {
+            let known = look_up(Sign::Answer(&t.code));
+            known.map_or_else(|| t.text.clone(), |fault| format!("{}; {}", fault.meaning, fault.remedy))
+        }),
+    })
+}
+
+/// Resolves once any probe has something new; never without probes.
+async fn changed(probes: &mut [(Vendor, watch::Receiver<ProbeView>)]) {
+    let waits: Vec<_> = probes
+        .iter_mut()
+        .map(|(_, view)| {
+            Box::pin(async move {
+                // A probe's task lives as long as this receiver.
+                if view.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            })
+        })
+        .collect();
+    if waits.is_empty() {
+        std::future::pending::<()>().await;
+    }
+    futures_util::future::select_all(waits).await;
+}
+
+async fn next(lines: &mut Option<mpsc::Receiver<kmsg::KernelLine>>) -> kmsg::KernelLine {
+    loop {
+        match lines {
+            Some(receiver) => match receiver.recv().await {
+                Some(line) => return line,
+                None => *lines = None,
+            },
+            None => std::future::pending::<()>().await,
+        }
+    }
+}
+
+/// Whether two PCI addresses are of the same card: partitions differ in the function.
+fn same_slot(a: &str, b: &str) -> bool {
+    let card = |address: &str| address.split('.').next().unwrap_or_default().to_owned();
+    card(a) == card(b)
+}
+
+/// The GPU that a person means: by id, by the beginning of one, or by its worker. The error names those there are.
+fn resolve<'a>(gpus: &'a [Gpu], name: &str) -> Result<&'a Gpu, String> {
+    let mut begins = gpus.iter().filter(|g| g.id.starts_with(name));
+    let exact = gpus.iter().find(|g| g.id == name || format!("ray-worker-{}", g.slot) == name);
+    match (exact, begins.next(), begins.next()) {
+        (Some(gpu), _, _) | (None, Some(gpu), None) => Ok(gpu),
+        (None, Some(_), Some(_)) => Err(format!("more than one GPU begins with `{name}`; say more of its id")),
+        (None, None, _) => {
+            let ids: Vec<&str> = gpus.iter().map(|g| g.id.as_str()).collect();
+            let there = if ids.is_empty() { "no GPU is known".to_owned() } else { format!("there are: {}", ids.join(", ")) };
+            Err(format!("no GPU `{name}`; {there}"))
+        }
+    }
+}
+
+/// Id of the container that a process of the host runs in.
+fn container_of(root: &Path, pid: u32) -> Option<String> {
+    container_in(&std::fs::read_to_string(root.join(format!("proc/{pid}/cgroup"))).ok()?)
+}
+
+/// The container in the text of `/proc/PID/cgroup`: 64 hexadecimal digits, whatever the engine and cgroup version put
+/// around them.
+fn container_in(cgroup: &str) -> Option<String> {
+    cgroup
+        .split(|c: char| !c.is_ascii_hexdigit())
+        .find(|word| word.len() == 64)
+        .map(str::to_owned)
+}
+
+/// The code in an incident's words, such as `container exited 134 (SIGABRT)`.
+fn exit_code(why: &str) -> Option<i64> {
+    why.strip_prefix("container exited ")?.split(' ').next()?.parse().ok()
+}
