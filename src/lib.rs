@@ -23,6 +23,7 @@
 //! | [`jobs`] keeper | the job ledger | the front door (`mpsc`), Ray's word, incidents | the jobs (`watch`) |
 //! | [`ray`] watcher | connection to the GCS and the job API | the head's ports | nodes, jobs (`watch`) |
 //! | [`checkpoints`] watcher | what it saw | the store's address, whether a run trains | runs' checkpoints (`watch`) |
+//! | [`probe`] watcher, one per vendor | the GPU probe's process | the probe's lines | what GPUs there are and do (`watch`) |
 //! | [`journal`] writer thread | the database | entries (`mpsc`) | events (`broadcast`), its health (`watch`) |
 //! | [`http`] servers | listeners | requests | commands (`mpsc`) |
 
@@ -41,6 +42,7 @@ pub mod jobs;
 pub mod journal;
 pub mod node;
 pub mod plan;
+pub mod probe;
 pub mod ray;
 pub mod recovery;
 pub mod secret;
