@@ -120,7 +120,7 @@ pub fn wish(config: Config, path: &Path, machine: &Machine, pretend: bool) -> Re
     let misfit = |text| StartError::Plan { path: path.to_owned(), text };
     let ca = images::read_ca(config.images.build.ca_bundle.as_deref()).map_err(misfit)?;
     let gpus = match machine.simulate.or(config.gpus.simulate) {
-        Some(count) => simulate::gpus(count),
+        Some(count) => simulate::gpus(count, &machine.facts.numa),
         None => machine.gpus.borrow().gpus(),
     };
     let inputs = Inputs { node: machine.facts.clone(), gpus, secrets, subnet: machine.subnet, ca, config };
@@ -152,6 +152,7 @@ pub fn wish(config: Config, path: &Path, machine: &Machine, pretend: bool) -> Re
 
 /// Starts the keeper of the GPUs.
 fn keep_gpus(
+    facts: &NodeFacts,
     config: &watch::Receiver<Arc<Config>>,
     simulate: Option<u32>,
     engine: &DockerEngine,
@@ -165,6 +166,7 @@ fn keep_gpus(
         dir: config.borrow().lab.data_dir.join("probes"),
         config: config.clone(),
         simulate,
+        numa: facts.numa.clone(),
         engine: Box::new(move || {
             let engine = engine.clone();
             async move { engine.devices(Path::new("/")).await.ok() }.boxed()
@@ -176,14 +178,19 @@ fn keep_gpus(
 }
 
 /// The GPUs as they are now, for who does not stay: found within some seconds, or not.
-pub async fn look_at_gpus(config: &Config, simulate: Option<u32>, engine: &DockerEngine) -> watch::Receiver<Arc<Inventory>> {
+pub async fn look_at_gpus(
+    facts: &NodeFacts,
+    config: &Config,
+    simulate: Option<u32>,
+    engine: &DockerEngine,
+) -> watch::Receiver<Arc<Inventory>> {
     let configs = watch::channel(Arc::new(config.clone())).1;
     let answers = match engine.check().await {
         Ok(info) => EngineView::Reachable { version: info.version, api: info.api },
         Err(_) => EngineView::Connecting,
     };
-    let (incidents, all_incidents) = watch::channel(Arc::new(Vec::new()));
-    let gpus = keep_gpus(&configs, simulate, engine, watch::channel(answers).1, None, watch::channel(Arc::default()).1);
+    let gpus =
+        keep_gpus(facts, &configs, simulate, engine, watch::channel(answers).1, None, watch::channel(Arc::default()).1);
     gpus.settled(FIRST_LOOK).await;
     gpus.watch()
 }
@@ -251,7 +258,16 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let heard = journal.memory(supervise::EVENTS_HEARD).and_then(|ms| ms.parse().ok()).map(Timestamp::from_millis);
     let (engine_view, nudges) = listen::spawn(engine.clone(), heard);
     let (tell_config, configs) = watch::channel(Arc::new(config.clone()));
-    let gpus = keep_gpus(&configs, options.simulate_gpus, &engine, engine_view.clone(), Some(journal.clone()), all_incidents.clone());
+    let (incidents, all_incidents) = watch::channel(Arc::new(Vec::new()));
+    let gpus = keep_gpus(
+        &facts,
+        &configs,
+        options.simulate_gpus,
+        &engine,
+        engine_view.clone(),
+        Some(journal.clone()),
+        all_incidents.clone(),
+    );
     if gpus.watch().borrow().units.is_empty() {
         // The first start: found now, the workers are part of what `labd up` waits for.
         gpus.settled(FIRST_LOOK).await;

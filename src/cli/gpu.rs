@@ -60,9 +60,7 @@ pub(super) async fn run(client: &Client<'_>, command: args::Gpu, out: &mut Out) 
 }
 
 fn faults_json() -> serde_json::Value {
-    let row = |[code, signs, meaning, action, remedy]: [String; 5]| {
-        serde_json::json!({ "code": code, "signs": signs, "meaning": meaning, "action": action, "remedy": remedy })
-    };
+    let row = |[code, signs, meaning, action, remedy]: [String; 5]| serde_json::json!({ "code": code, "signs": signs, "meaning": meaning, "action": action, "remedy": remedy });
     faults::rows().into_iter().map(row).collect()
 }
 
@@ -174,7 +172,8 @@ mod tests {
             trouble: Some(GpuTrouble {
                 code: "xid-79".into(),
                 meaning: "the GPU has fallen off the bus".into(),
-                remedy: "reboot the node; when it comes back, reseat the card in slot 0000:41:00.0 and its power".into(),
+                remedy: "reboot the node; when it comes back, reseat the card in slot 0000:41:00.0 and its power"
+                    .into(),
                 since: at,
             }),
             pci: Some("0000:41:00.0".into()),

@@ -54,8 +54,9 @@ async fn wish(global: &Global, simulate: Option<u32>) -> Result<(Wish, DockerEng
         Ok(found) => found.map_err(|e| Failure::new(Exit::Config, e))?,
         Err(_) => [198, 18, 100],
     };
-    let gpus = daemon::look_at_gpus(&config, simulate, &engine).await;
-    let machine = Machine { facts: node::facts(), simulate, subnet, gpus };
+    let facts = node::facts();
+    let gpus = daemon::look_at_gpus(&facts, &config, simulate, &engine).await;
+    let machine = Machine { facts, simulate, subnet, gpus };
     Ok((daemon::wish(config, &global.config, &machine, true)?, engine))
 }
 

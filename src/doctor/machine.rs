@@ -33,7 +33,7 @@ pub(super) async fn memory(scene: &Scene) -> Vec<Check> {
     let wish = blocking(move || {
         // Which /24 it is does not matter for sizes.
         let simulate = (pretended > 0).then_some(pretended);
-        let machine = Machine { facts: node::facts(), simulate, subnet: [198, 18, 100] };
+        let machine = Machine::without_gpus(node::facts(), simulate, [198, 18, 100]);
         daemon::wish(config, &path, &machine, true).map(|wish| wish.view["sizes"].clone())
     });
     vec![match wish.await {

@@ -325,7 +325,7 @@ pub(super) async fn packages(scene: &Scene) -> Vec<Check> {
     let (asked, again) = (config.clone(), config.clone());
     let wish = blocking(move || {
         let simulate = (pretended > 0).then_some(pretended);
-        let machine = Machine { facts: node::facts(), simulate, subnet: [198, 18, 100] };
+        let machine = Machine::without_gpus(node::facts(), simulate, [198, 18, 100]);
         daemon::wish(asked, &path, &machine, true).map(|w| w.plan.images).unwrap_or_default()
     });
     let images: Vec<ImageSpec> = wish.await.unwrap_or_default();

@@ -24,8 +24,8 @@ use crate::{
     node::gpu::keeper::Gpus,
     secret::Secret,
     snapshot::{
-        CheckpointView, DaemonView, EngineView, GpuState, GpuView, JobStatus, JobView, NodeView, RunStatus, RunView, SCHEMA,
-        ServiceState, ServiceView, Snapshot,
+        CheckpointView, DaemonView, EngineView, GpuState, GpuView, JobStatus, JobView, NodeView, RunStatus, RunView,
+        SCHEMA, ServiceState, ServiceView, Snapshot,
     },
     time::Timestamp,
 };

@@ -13,8 +13,8 @@ use crate::{
     plan,
     ray::RayView,
     snapshot::{
-        DaemonView, EngineView, GpuProcess, GpuState, GpuView, Link, NodeView, Notice, RunView, SCHEMA, ServiceState, ServiceView, Severity,
-        Snapshot,
+        DaemonView, EngineView, GpuProcess, GpuState, GpuView, Link, NodeView, Notice, RunView, SCHEMA, ServiceState,
+        ServiceView, Severity, Snapshot,
     },
     time::Timestamp,
 };

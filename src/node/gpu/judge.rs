@@ -117,7 +117,8 @@ fn sign_of(r: &Reading, grown: bool) -> Option<Sign<'_>> {
     let slow = [Throttle::PowerBrake, Throttle::Thermal, Throttle::Hardware];
     let slow = slow.into_iter().find(|why| r.throttled.contains(why)).map(Sign::Throttled);
     let answer = r.error.as_deref().map(Sign::Answer);
-    let memory = [(grown, Sign::EccUncorrected), (r.remap_failed, Sign::RemapFailed), (r.remap_pending, Sign::RemapPending)];
+    let memory =
+        [(grown, Sign::EccUncorrected), (r.remap_failed, Sign::RemapFailed), (r.remap_pending, Sign::RemapPending)];
     answer.or_else(|| memory.into_iter().find(|(is, _)| *is).map(|(_, sign)| sign)).or(slow)
 }
 
@@ -150,7 +151,7 @@ mod tests {
 
     #[test]
     fn a_quarantine_lasts_until_a_person_lifts_it_and_old_signs_do_not_bring_it_back() {
-        let gpu = &simulate::gpus(1)[0];
+        let gpu = &simulate::gpus(1, &[])[0];
         let mut judge = Judge::default();
         assert!(judge.fault("SIM-0", fault("xid-79"), at(10)));
         assert!(!judge.fault("SIM-0", fault("xid-79"), at(11)), "known already");
@@ -166,7 +167,7 @@ mod tests {
     fn what_a_program_did_wrong_does_nothing_to_its_gpu() {
         let mut judge = Judge::default();
         assert!(judge.fault("SIM-0", look_up(Sign::Xid(31)).expect("a row"), at(1)));
-        assert_eq!((judge.quarantine(&simulate::gpus(1)[0]), judge.restart("SIM-0")), (None, None));
+        assert_eq!((judge.quarantine(&simulate::gpus(1, &[])[0]), judge.restart("SIM-0")), (None, None));
     }
 
     #[test]
@@ -179,7 +180,7 @@ mod tests {
 
     #[test]
     fn readings_count_when_they_change_and_end_when_they_say_otherwise() {
-        let gpu = &simulate::gpus(1)[0];
+        let gpu = &simulate::gpus(1, &[])[0];
         let mut judge = Judge::default();
         let reading = |ecc, throttled: &[Throttle], error: Option<&str>| Reading {
             id: "SIM-0".into(),

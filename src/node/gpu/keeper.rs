@@ -30,6 +30,7 @@ use crate::{
     control::Refusal,
     incident::Incident,
     journal::{Entry, Journal, Kind},
+    node::numa::NumaNode,
     probe::{self, ProbeView},
     snapshot::{EngineView, GpuSource, GpuState, Notice, Severity},
     time::Timestamp,
@@ -106,6 +107,8 @@ pub struct Parts {
     pub config: watch::Receiver<Arc<Config>>,
     /// `--simulate-gpus`, before the configuration.
     pub simulate: Option<u32>,
+    /// The machine's NUMA nodes, on which simulated GPUs are.
+    pub numa: Vec<NumaNode>,
     /// What the engine can hand out.
     pub engine: Box<dyn Fn() -> EngineAnswer + Send + Sync>,
     /// Whether the engine answers.
@@ -409,7 +412,7 @@ impl Keeper {
 
     fn gpus(&self) -> Vec<Gpu> {
         if let Some(count) = self.simulated() {
-            return simulate::gpus(count);
+            return simulate::gpus(count, &self.parts.numa);
         }
         let mut gpus = self.remembered.gpus.clone();
         // Not handed out yet: the engine has not answered.
@@ -420,7 +423,8 @@ impl Keeper {
 
     fn obey(&mut self, order: &Order) -> Result<String, Refusal> {
         let (Order::Release { gpu: name } | Order::Drill { gpu: name, .. }) = order;
-        let gpu = resolve(&self.gpus(), name).map_err(Refusal::UnknownService)?;
+        let gpus = self.gpus();
+        let gpu = resolve(&gpus, name).map_err(Refusal::UnknownService)?;
         let (id, worker) = (gpu.id.clone(), format!("ray-worker-{}", gpu.slot));
         match order {
             Order::Release { .. } if self.remembered.judge.release(&id, Timestamp::now()) => {
@@ -489,7 +493,11 @@ impl Keeper {
             let processes = std::mem::take(&mut reading.processes);
             unit.processes = processes
                 .into_iter()
-                .map(|p| Process { pid: p.pid, container: container_of(&self.parts.root, p.pid), memory_bytes: p.memory_bytes })
+                .map(|p| Process {
+                    pid: p.pid,
+                    container: container_of(&self.parts.root, p.pid),
+                    memory_bytes: p.memory_bytes,
+                })
                 .collect();
             unit.reading = Some(reading);
         }
@@ -590,7 +598,8 @@ fn resolve<'a>(gpus: &'a [Gpu], name: &str) -> Result<&'a Gpu, String> {
         (None, Some(_), Some(_)) => Err(format!("more than one GPU begins with `{name}`; say more of its id")),
         (None, None, _) => {
             let ids: Vec<&str> = gpus.iter().map(|g| g.id.as_str()).collect();
-            let there = if ids.is_empty() { "no GPU is known".to_owned() } else { format!("there are: {}", ids.join(", ")) };
+            let there =
+                if ids.is_empty() { "no GPU is known".to_owned() } else { format!("there are: {}", ids.join(", ")) };
             Err(format!("no GPU `{name}`; {there}"))
         }
     }
@@ -604,10 +613,7 @@ fn container_of(root: &Path, pid: u32) -> Option<String> {
 /// The container in the text of `/proc/PID/cgroup`: 64 hexadecimal digits, whatever the engine and cgroup version put
 /// around them.
 fn container_in(cgroup: &str) -> Option<String> {
-    cgroup
-        .split(|c: char| !c.is_ascii_hexdigit())
-        .find(|word| word.len() == 64)
-        .map(str::to_owned)
+    cgroup.split(|c: char| !c.is_ascii_hexdigit()).find(|word| word.len() == 64).map(str::to_owned)
 }
 
 /// The code in an incident's words, such as `container exited 134 (SIGABRT)`.

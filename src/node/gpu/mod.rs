@@ -5,9 +5,11 @@
 //! * [`faults`]: the fault table: sign, meaning, what labd does, what a person must do. Pure.
 //! * [`judge`]: what follows from them. Pure.
 //! * [`kmsg`]: the kernel's lines about GPUs, as they come.
+//! * [`cdi`]: which devices CDI specifications name, and what comes with them.
 //! * [`handing`]: how a container is given exactly one GPU. Pure.
 //! * [`simulate`]: GPUs that are not there.
 
+pub mod cdi;
 pub mod faults;
 pub mod handing;
 pub mod judge;
@@ -16,8 +18,8 @@ pub mod kmsg;
 pub mod simulate;
 pub mod slots;
 
-pub use labd_gpu::Vendor;
 use labd_gpu::Reading;
+pub use labd_gpu::Vendor;
 use serde::{Deserialize, Serialize};
 
 use crate::{

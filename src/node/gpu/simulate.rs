@@ -3,10 +3,11 @@
 use labd_gpu::Reading;
 
 use super::{Gpu, Vendor};
-use crate::time::Timestamp;
+use crate::{node::numa::NumaNode, time::Timestamp};
 
-/// `count` simulated GPUs, `SIM-0` and so on, on NUMA node 0.
-pub fn gpus(count: u32) -> Vec<Gpu> {
+/// `count` simulated GPUs, `SIM-0` and so on, on the machine's NUMA nodes that have CPUs in turn.
+pub fn gpus(count: u32, numa: &[NumaNode]) -> Vec<Gpu> {
+    let nodes: Vec<u32> = numa.iter().filter(|n| !n.cpus.is_empty()).map(|n| n.id).collect();
     (0..count)
         .map(|i| Gpu {
             slot: i as usize,
@@ -17,7 +18,7 @@ pub fn gpus(count: u32) -> Vec<Gpu> {
             pci: None,
             parent: None,
             partition: None,
-            numa_node: None,
+            numa_node: (!nodes.is_empty()).then(|| nodes[i as usize % nodes.len()]),
             cpu_list: None,
             devices: Vec::new(),
         })
