@@ -114,7 +114,8 @@ pub enum Health {
         /// Why, in one line.
         reason: String,
     },
-    /// Its GPU is gone inside the container, which only another container has again.
+    /// Its GPU is gone inside the container, or had a fault that it lost what the container's processes had of it: only
+    /// another container has it again.
     Gone {
         /// Why, in one line.
         reason: String,
@@ -664,7 +665,11 @@ fn serving(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen,
     m.ran = true;
     match (s.health, m.ready) {
         // Counted and backed off from like a crash: where another container does not help, it keeps failing.
-        (Health::Gone { reason, since }, _) => kill(m, c, Ending::Hung(reason.clone()), *since),
+        (Health::Gone { reason, since }, _) => {
+            let mut decision = kill(m, c, Ending::Hung(reason.clone()), *since);
+            decision.ended = decision.ended.map(|ended| Ended { cause: Cause::Gpu, ..ended });
+            decision
+        }
         (Health::Passing, ready) => {
             // Health is counted from the last trouble.
             let since = ready.filter(|_| m.failing_since.is_none()).map_or(now, |(_, since)| since);

@@ -755,6 +755,13 @@ impl<E: Engine> Lab<E> {
         bar(self.p.gpus.borrow().of_worker(name)?)
     }
 
+    /// What a worker's processes have of its GPU is void since a fault that came after its start.
+    fn void(&self, name: &str) -> Option<Health> {
+        let (since, reason) = self.p.gpus.borrow().of_worker(name)?.restart.clone()?;
+        let (_, started_at) = self.entries.get(name)?.running()?;
+        (started_at < since).then_some(Health::Gone { reason, since })
+    }
+
     /// On the way down the head and MinIO go last: a Ray node without its head waits for it until it is killed, and a
     /// run's last checkpoint needs its store.
     fn carries_others(&self, name: &str) -> bool {
@@ -807,6 +814,7 @@ impl<E: Engine> Lab<E> {
         let seed = self.p.seed ^ name.bytes().fold(0, |h: u64, b| h.wrapping_mul(31).wrapping_add(u64::from(b)));
         let image = self.image(name);
         let bar = self.bar(name);
+        let void = self.void(name);
         let container = self.p.wish.plan.container_name(name);
         let away = self.away;
         let Some(entry) = self.entries.get_mut(name) else { return false };
@@ -823,7 +831,7 @@ impl<E: Engine> Lab<E> {
             seen: &there,
             touched: entry.touched.as_ref(),
             away,
-            health: &entry.health,
+            health: void.as_ref().unwrap_or(&entry.health),
             image: &image,
             unmet,
             gcs,
@@ -920,6 +928,9 @@ impl<E: Engine> Lab<E> {
 
     fn unmet(&self, name: &str) -> Option<String> {
         let spec = self.entries.get(name)?.spec.as_ref()?;
+        if spec.kind == Kind::RayWorker && !self.p.gpus.borrow().settled {
+            return Some("waits until the GPUs are looked at".to_owned());
+        }
         spec.requires.iter().find_map(|requirement| match requirement {
             Requirement::Ready(other) => {
                 let ready = self.entries.get(other).is_some_and(Entry::ready);

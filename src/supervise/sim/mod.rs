@@ -42,6 +42,7 @@ use crate::{
     incident::Incident,
     jobs::LedgerView,
     journal::Journal,
+    node::gpu::Inventory,
     plan::{
         self,
         spec::{Device, ImageName, Requirement},
@@ -194,7 +195,7 @@ impl Labd {
             nudges,
             engine_view,
             node: watch::channel(node).1,
-            gpus: watch::channel(Arc::default()).1,
+            gpus: watch::channel(Arc::new(Inventory { settled: true, ..Inventory::default() })).1,
             replan: Box::new(|_| Err("the GPUs stay what they are".to_owned())),
             snapshot,
             incidents: tell_incidents,
