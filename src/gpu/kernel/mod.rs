@@ -70,7 +70,9 @@ fn run_until(root: &Path, input: impl Read + Send + 'static, out: &mut impl Writ
     let mut told: Option<Vec<Device>> = None;
     let mut in_trouble = false;
     loop {
-        let found = inventory(root);
+        // One look for both: a GPU that goes away in between is told as lost once.
+        let nodes = nodes::nodes(root);
+        let found: Vec<Device> = nodes.iter().map(|n| n.device.clone()).collect();
         if told.as_ref() != Some(&found) {
             let lost = told.iter().flatten().filter(|d| !found.iter().any(|f| f.id == d.id));
             let lost: Vec<Reading> = lost.map(|d| readings::gone(&d.id)).collect();
@@ -85,7 +87,7 @@ fn run_until(root: &Path, input: impl Read + Send + 'static, out: &mut impl Writ
             Line::Trouble(Trouble { code: NO_DRIVER.to_owned(), text }).write(out)?;
         }
         in_trouble = no_driver;
-        Line::Readings(readings(root, &found)).write(out)?;
+        Line::Readings(nodes.iter().map(|n| readings::reading(root, n)).collect()).write(out)?;
         told = Some(found);
         if ended.recv_timeout(period) != Err(RecvTimeoutError::Timeout) {
             return Ok(());
