@@ -119,11 +119,19 @@ pub struct NodeSettings {
 }
 
 /// `[gpus]`.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Gpus {
     /// Pretend that the machine has so many GPUs, and look for no real ones. 0 to 16.
     pub simulate: Option<u32>,
+    /// Whether each worker runs on the CPUs of its GPU's NUMA node only, where the machine has several.
+    pub bind: bool,
+}
+
+impl Default for Gpus {
+    fn default() -> Self {
+        Self { simulate: None, bind: true }
+    }
 }
 
 /// One of `[[mounts]]`.
@@ -630,6 +638,8 @@ mod tests {
             ("[lab\nname = 1", &["labd.toml:1:"]),
             ("\n[gpus]\nsimulate = \"two\"", &["labd.toml:3:", "whole number"]),
             ("[gpus]\nsimulate = 99", &["labd.toml:2:", "0 to 16"]),
+            ("[gpus]\n\nbind = \"numa\"", &["labd.toml:3:", "`true` or `false`"]),
+            ("[gpus]\nbnid = false", &["labd.toml:2:", "did you mean `bind`"]),
             (
                 "[[mounts]]\nsource = \"/a\"\ntarget = \"/mnt\"\n[[mounts]]\nsource = \"/b\"\ntarget = \"/mnt/\"",
                 &["labd.toml:6:", "mounted twice"],

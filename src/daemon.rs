@@ -102,7 +102,7 @@ pub fn wish(config: Config, path: &Path, machine: &Machine, pretend: bool) -> Re
     let secrets = secrets.map_err(StartError::Other)?;
     let misfit = |text| StartError::Plan { path: path.to_owned(), text };
     let ca = images::read_ca(config.images.build.ca_bundle.as_deref()).map_err(misfit)?;
-    let gpus = gpus(&config, machine.simulate);
+    let gpus = gpus(&config, machine);
     let inputs = Inputs { node: machine.facts.clone(), gpus, secrets, subnet: machine.subnet, ca, config };
     let (plan, sizes) = plan::make(&inputs).map_err(misfit)?;
     let Inputs { config, node, gpus, secrets, .. } = inputs;
@@ -131,8 +131,8 @@ pub fn wish(config: Config, path: &Path, machine: &Machine, pretend: bool) -> Re
 }
 
 /// The inventory. `--simulate-gpus` goes before `labd.toml`; real GPUs are not looked for yet.
-fn gpus(config: &Config, simulate: Option<u32>) -> Vec<Gpu> {
-    simulate::gpus(simulate.or(config.gpus.simulate).unwrap_or(0))
+fn gpus(config: &Config, machine: &Machine) -> Vec<Gpu> {
+    simulate::gpus(machine.simulate.or(config.gpus.simulate).unwrap_or(0), &machine.facts.numa)
 }
 
 fn credentials(config: &Config, secrets: &plan::Secrets) -> Vec<Credential> {

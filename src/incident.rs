@@ -40,7 +40,7 @@ pub enum Cause {
     Exit,
     /// The kernel killed it for memory.
     Oom,
-    /// It ran and did not answer, so labd killed it.
+    /// It ran and did not answer, or had lost its GPU, so labd killed it.
     Hang,
     /// Its container was gone: removed, or lost with the engine.
     Gone,

@@ -49,7 +49,8 @@ pub(super) fn say(message: &str) -> String {
         // Rust's names of numbers mean nothing to the person at the keyboard.
         return ["u16", "u32", "u64", "i64"]
             .iter()
-            .fold(message, |m, t| m.replace(&format!("expected {t}"), "expected a whole number"));
+            .fold(message, |m, t| m.replace(&format!("expected {t}"), "expected a whole number"))
+            .replace("expected a boolean", "expected `true` or `false`");
     };
     let Some((unknown, rest)) = rest.split_once('`') else { return message };
     let known: Vec<&str> = rest.split('`').skip(1).step_by(2).collect();

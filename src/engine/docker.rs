@@ -14,8 +14,11 @@ mod live;
 use std::{
     collections::{BTreeSet, HashMap},
     fmt,
-    path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -36,8 +39,9 @@ use futures_util::{
     stream::{self, BoxStream},
 };
 
-use super::{Engine, EngineError, Happened, LABEL_LAB, LABEL_SERVICE, Nudge, Seen, listen::Source};
+use super::{Engine, EngineError, Happened, LABEL_LAB, LABEL_SERVICE, Nudge, Ran, Seen, listen::Source};
 use crate::{
+    node::gpu::{cdi, handing::EngineDevices},
     plan::spec::{ContainerSpec, NetworkSpec},
     snapshot::EngineView,
     time::{Timestamp, human},
@@ -45,6 +49,9 @@ use crate::{
 
 /// Oldest API that has all labd uses (major, minor): Docker 20.10.
 pub(crate) const MIN_API: (usize, usize) = (1, 41);
+
+/// First API whose engines say which CDI devices they know: Docker 28.2.
+const LISTS_DEVICES: (usize, usize) = (1, 50);
 
 /// Longest wait for an answer. Creating and starting may be slow while images build on the same disk.
 const ANSWER: Duration = Duration::from_mins(2);
@@ -66,6 +73,8 @@ struct Inner {
     lab: String,
     /// Present once an engine answered; taken away when it does not any more, so that the next call agrees anew.
     client: Mutex<Option<Docker>>,
+    /// What the last [`DockerEngine::check`] said.
+    rootless: AtomicBool,
     /// Held while the network is looked for and made: the first services of a lab all want it at the same moment, and an
     /// engine that is asked for it twice says that it overlaps itself.
     network: tokio::sync::Mutex<()>,
@@ -110,6 +119,7 @@ impl DockerEngine {
             socket: path.to_owned(),
             lab: lab.to_owned(),
             client: Mutex::new(None),
+            rootless: AtomicBool::new(false),
             network: tokio::sync::Mutex::new(()),
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -133,13 +143,38 @@ impl DockerEngine {
         let version = client.version().await.map_err(|e| self.fail(&e))?;
         let info = client.info().await.map_err(|e| self.fail(&e))?;
         let options = info.security_options.unwrap_or_default();
+        let rootless = options.iter().any(|o| o.contains("rootless"));
+        self.inner.rootless.store(rootless, Ordering::Relaxed);
         Ok(EngineInfo {
             version: version.version.unwrap_or_default(),
             api: client.client_version().to_string(),
             root_dir: info.docker_root_dir.unwrap_or_else(|| "/var/lib/docker".to_owned()).into(),
             live_restore: info.live_restore_enabled.unwrap_or(false),
             cdi: info.cdi_spec_dirs.is_some_and(|d| !d.is_empty()),
-            rootless: options.iter().any(|o| o.contains("rootless")),
+            rootless,
+        })
+    }
+
+    /// What the engine can hand in. Reads CDI specifications below `root`, where the engine's file system begins.
+    pub async fn devices(&self, root: &Path) -> Result<EngineDevices, EngineError> {
+        let client = self.client().await?;
+        let info = client.info().await.map_err(|e| self.fail(&e))?;
+        let api = client.client_version();
+        // Engines have these in their answer only while CDI is on.
+        let cdi_dirs = info.cdi_spec_dirs.unwrap_or_default();
+        let cdi_devices = cdi::read(root, &cdi_dirs);
+        let cdi_names = if (api.major_version, api.minor_version) >= LISTS_DEVICES {
+            let listed = info.discovered_devices.unwrap_or_default().into_iter();
+            listed.filter(|d| d.source.as_deref() == Some("cdi")).filter_map(|d| d.id).collect()
+        } else {
+            cdi_devices.iter().map(|d| d.name.clone()).collect()
+        };
+        Ok(EngineDevices {
+            version: info.server_version.unwrap_or_default(),
+            cdi_dirs,
+            cdi_names,
+            cdi_devices,
+            runtimes: info.runtimes.unwrap_or_default().into_keys().collect(),
         })
     }
 
@@ -199,33 +234,14 @@ impl DockerEngine {
     ///
     /// Fails when the container does not run, and when the command takes longer than `timeout` (it then goes on, unseen).
     pub async fn exec(&self, service: &str, argv: &[&str], timeout: Duration) -> Result<(i64, String), EngineError> {
-        let run = async {
-            let client = self.client().await?;
-            let config = ExecConfig {
-                attach_stdout: Some(true),
-                attach_stderr: Some(true),
-                cmd: Some(argv.iter().map(|&a| a.to_owned()).collect()),
-                ..Default::default()
-            };
-            let name = self.container_name(service);
-            let id = client.create_exec(&name, config).await.map_err(|e| self.fail(&e))?.id;
-            let mut out = Vec::new();
-            if let StartExecResults::Attached { mut output, .. } =
-                client.start_exec(&id, None).await.map_err(|e| self.fail(&e))?
-            {
-                while let Some(piece) = output.try_next().await.map_err(|e| self.fail(&e))? {
-                    let piece = piece.into_bytes();
-                    let room = EXEC_OUTPUT.saturating_sub(out.len());
-                    out.extend_from_slice(&piece[..piece.len().min(room)]);
-                }
+        let words: Vec<String> = argv.iter().map(|&a| a.to_owned()).collect();
+        match self.run(&self.container_name(service), &words, timeout).await? {
+            Ran::Ended { code, output } => Ok((code, output)),
+            Ran::Unfinished => {
+                let program = argv.first().copied().unwrap_or_default();
+                Err(EngineError::Other(format!("`{program}` in {service} did not finish within {}", human(timeout))))
             }
-            let code = client.inspect_exec(&id).await.map_err(|e| self.fail(&e))?.exit_code.unwrap_or(-1);
-            Ok((code, String::from_utf8_lossy(&out).into_owned()))
-        };
-        tokio::time::timeout(timeout, run).await.unwrap_or_else(|_| {
-            let program = argv.first().copied().unwrap_or_default();
-            Err(EngineError::Other(format!("`{program}` in {service} did not finish within {}", human(timeout))))
-        })
+        }
     }
 
     /// Every network of the engine with each of its subnets in CIDR notation, the lab's own left out: what a new subnet
@@ -424,7 +440,7 @@ impl Engine for DockerEngine {
     async fn create(&self, service: &str, spec: &ContainerSpec) -> Result<(), EngineError> {
         let client = self.client().await?;
         let options = CreateContainerOptions { name: Some(self.container_name(service)), ..Default::default() };
-        let body = container::body(self.lab(), service, spec);
+        let body = container::body(self.lab(), service, spec, self.inner.rootless.load(Ordering::Relaxed));
         let id = client.create_container(Some(options), body).await.map_err(|e| self.fail(&e))?.id;
         if let Err(e) = self.upload(&client, &id, spec).await {
             // Half made is worse than absent: it would be started without its files.
@@ -459,6 +475,33 @@ impl Engine for DockerEngine {
         let options = RemoveContainerOptions { force: true, v: false, link: false };
         // 409: its removal is under way.
         client.remove_container(id, Some(options)).await.or_else(|e| self.unless_status(&e, &[404, 409]))
+    }
+
+    async fn run(&self, container: &str, argv: &[String], timeout: Duration) -> Result<Ran, EngineError> {
+        let client = self.client().await?;
+        let config = ExecConfig {
+            attach_stdout: Some(true),
+            attach_stderr: Some(true),
+            cmd: Some(argv.to_vec()),
+            ..Default::default()
+        };
+        // Up to here a slow answer is the engine's, not the command's.
+        let id = client.create_exec(container, config).await.map_err(|e| self.fail(&e))?.id;
+        let run = async {
+            let mut out = Vec::new();
+            if let StartExecResults::Attached { mut output, .. } =
+                client.start_exec(&id, None).await.map_err(|e| self.fail(&e))?
+            {
+                while let Some(piece) = output.try_next().await.map_err(|e| self.fail(&e))? {
+                    let piece = piece.into_bytes();
+                    let room = EXEC_OUTPUT.saturating_sub(out.len());
+                    out.extend_from_slice(&piece[..piece.len().min(room)]);
+                }
+            }
+            let code = client.inspect_exec(&id).await.map_err(|e| self.fail(&e))?.exit_code.unwrap_or(-1);
+            Ok(Ran::Ended { code, output: String::from_utf8_lossy(&out).into_owned() })
+        };
+        tokio::time::timeout(timeout, run).await.unwrap_or(Ok(Ran::Unfinished))
     }
 }
 

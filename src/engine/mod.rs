@@ -11,7 +11,7 @@ pub mod docker;
 pub mod images;
 pub mod listen;
 
-use std::{collections::BTreeMap, future::Future, net::Ipv4Addr};
+use std::{collections::BTreeMap, future::Future, net::Ipv4Addr, time::Duration};
 
 use crate::{
     plan::spec::{ContainerSpec, NetworkSpec},
@@ -127,6 +127,20 @@ pub enum Happened {
     Other,
 }
 
+/// What became of a command in a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ran {
+    /// It ended.
+    Ended {
+        /// Its exit code.
+        code: i64,
+        /// What it printed, both streams mixed, at most 1 MiB.
+        output: String,
+    },
+    /// It had not ended in time. It goes on, unseen.
+    Unfinished,
+}
+
 /// What supervision needs of a container engine.
 pub trait Engine: Send + Sync + 'static {
     /// What stands where `service`'s container belongs.
@@ -147,4 +161,12 @@ pub trait Engine: Send + Sync + 'static {
     fn kill(&self, id: &str) -> impl Future<Output = Result<(), EngineError>> + Send;
     /// Removes a container, never its volumes.
     fn remove(&self, id: &str) -> impl Future<Output = Result<(), EngineError>> + Send;
+    /// Runs a command in a running container, by id or name, and waits for its end, not longer than `timeout`. `argv` is
+    /// visible to everyone on the machine while it runs: no secrets.
+    fn run(
+        &self,
+        id: &str,
+        argv: &[String],
+        timeout: Duration,
+    ) -> impl Future<Output = Result<Ran, EngineError>> + Send;
 }

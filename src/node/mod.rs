@@ -1,6 +1,7 @@
 //! What the machine is: found out once at start, its loads again every few seconds.
 //!
 //! * [`facts`]: CPUs, NUMA, memory, limits. Never fails: what cannot be read has a careful default.
+//! * [`numa`]: which CPUs and how much memory each NUMA node has.
 //! * [`address`]: the address shown in links.
 //! * [`disk_guard`]: how full a file system may be. Pure.
 //! * [`routes`]: which subnets the host already knows, so that the lab's does not overlap.
@@ -9,14 +10,18 @@
 pub mod address;
 pub mod disk_guard;
 pub mod gpu;
+pub mod numa;
 pub mod routes;
 
 use std::{
     fs,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
 
+use labd_gpu::DeviceNode;
+use numa::NumaNode;
 use serde::Serialize;
 use sysinfo::{Disks, System};
 use tokio::sync::watch;
@@ -35,21 +40,70 @@ pub struct NodeFacts {
     pub cpus: u32,
     /// NUMA nodes, at least 1.
     pub numa_nodes: u32,
+    /// What each NUMA node has, by number; empty where the kernel does not say.
+    pub numa: Vec<NumaNode>,
+    /// InfiniBand's device nodes that programs use, by path; empty without such a card.
+    pub infiniband: Vec<DeviceNode>,
     /// Physical memory in bytes.
     pub memory_bytes: u64,
     /// How many open files a container may be given: the host's own hard limit.
     pub nofile_limit: u64,
+    /// Whether a container may be given unlimited locked memory: limits can be raised here, or there is none.
+    pub unlimited_memlock: bool,
 }
+
+/// For tests alone: a directory in whose `sys` and `dev` the topology is looked for, so that a machine with one NUMA node
+/// can play one with several.
+const SYS_ROOT: &str = "LABD_SYS_ROOT";
 
 /// Looks at the machine.
 pub fn facts() -> NodeFacts {
+    let root = std::env::var_os(SYS_ROOT).map_or_else(|| PathBuf::from("/"), PathBuf::from);
+    facts_under(&root)
+}
+
+/// [`facts`], with NUMA nodes and device nodes as they are under `root`.
+fn facts_under(root: &Path) -> NodeFacts {
+    let numa = numa::read(&root.join("sys/devices/system/node"));
+    let text = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let limits = text("/proc/self/limits");
     NodeFacts {
         hostname: System::host_name().unwrap_or_else(|_| "localhost".to_owned()),
         cpus: std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)),
-        numa_nodes: numa_nodes(Path::new("/sys/devices/system/node")),
+        numa_nodes: u32::try_from(numa.len()).unwrap_or(1).max(1),
+        numa,
+        infiniband: infiniband(root),
         memory_bytes: memory().0,
-        nofile_limit: nofile_limit(&fs::read_to_string("/proc/self/limits").unwrap_or_default()),
+        nofile_limit: nofile_limit(&limits),
+        unlimited_memlock: unlimited_memlock(&limits, &text("/proc/self/status")),
     }
+}
+
+/// Whether the texts of `/proc/self/limits` and `/proc/self/status` allow unlimited locked memory. The engine's own rights
+/// are what counts; labd has the same, unless one of the two is in a sandbox.
+fn unlimited_memlock(limits: &str, status: &str) -> bool {
+    const CAP_SYS_RESOURCE: u64 = 1 << 24;
+    let field = |text: &'_ str, name| text.lines().find_map(|l| Some(l.strip_prefix(name)?.trim().to_owned()));
+    let hard = field(limits, "Max locked memory").and_then(|l| l.split_whitespace().nth(1).map(str::to_owned));
+    let capabilities = field(status, "CapEff:").and_then(|hex| u64::from_str_radix(&hex, 16).ok()).unwrap_or(0);
+    hard.as_deref() == Some("unlimited") || capabilities & CAP_SYS_RESOURCE != 0
+}
+
+/// What RDMA programs open, `uverbsN` of each card and the connection manager; not what manages the fabric (`issm`, `umad`).
+fn infiniband(root: &Path) -> Vec<DeviceNode> {
+    const DIR: &str = "dev/infiniband";
+    let entries = fs::read_dir(root.join(DIR)).into_iter().flatten().flatten();
+    let mut nodes: Vec<DeviceNode> = entries
+        .filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            let number = name.strip_prefix("uverbs").unwrap_or_default();
+            let used = name == "rdma_cm" || !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
+            let gid = entry.metadata().ok()?.gid();
+            used.then(|| DeviceNode { path: format!("/{DIR}/{name}"), gid })
+        })
+        .collect();
+    nodes.sort_by(|a, b| a.path.cmp(&b.path));
+    nodes
 }
 
 /// Memory in bytes: all of it, and what can still be taken. Zero where it cannot be read.
@@ -58,16 +112,6 @@ fn memory() -> (u64, u64) {
         system.refresh_memory();
         (system.total_memory(), system.available_memory())
     })
-}
-
-fn numa_nodes(dir: &Path) -> u32 {
-    let count = fs::read_dir(dir).into_iter().flatten().flatten().filter(|e| {
-        let name = e.file_name();
-        name.to_str()
-            .and_then(|n| n.strip_prefix("node"))
-            .is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
-    });
-    u32::try_from(count.count()).unwrap_or(1).max(1)
 }
 
 /// The hard limit on open files in the text of `/proc/self/limits`; 1 Mi when there is none.
@@ -140,13 +184,35 @@ mod tests {
     }
 
     #[test]
+    fn locked_memory_is_unlimited_where_that_is_so_or_can_be_made_so() {
+        let (limited, free) =
+            ("Max locked memory  8388608  8388608  bytes\n", "Max locked memory  0  unlimited  bytes\n");
+        let (root, boxed) = ("Name:\tlabd\nCapEff:\t000001ffffffffff\n", "CapEff:\t00000000feffffff\n");
+        assert!(unlimited_memlock(limited, root) && unlimited_memlock(free, boxed));
+        assert!(!unlimited_memlock(limited, boxed) && !unlimited_memlock("", ""));
+    }
+
+    #[test]
     fn numa_nodes_are_counted_and_never_zero() {
-        let dir = tempfile::tempdir().expect("a directory");
-        assert_eq!(numa_nodes(dir.path()), 1);
-        for name in ["node0", "node1", "possible", "node"] {
-            fs::create_dir(dir.path().join(name)).expect("a directory");
+        let root = tempfile::tempdir().expect("a directory");
+        assert_eq!(facts_under(root.path()).numa_nodes, 1);
+        for name in ["node0", "node1", "power", "node"] {
+            fs::create_dir_all(root.path().join("sys/devices/system/node").join(name)).expect("a directory");
         }
-        assert_eq!(numa_nodes(dir.path()), 2);
+        assert_eq!(facts_under(root.path()).numa_nodes, 2);
+    }
+
+    #[test]
+    fn of_infiniband_only_what_programs_open_is_taken() {
+        let root = tempfile::tempdir().expect("a directory");
+        assert_eq!(facts_under(root.path()).infiniband, []);
+        let dir = root.path().join("dev/infiniband");
+        fs::create_dir_all(dir.join("by-ibdev")).expect("a directory");
+        for name in ["uverbs1", "uverbs0", "uverbs", "rdma_cm", "umad0", "issm0"] {
+            fs::write(dir.join(name), "").expect("a file");
+        }
+        let paths: Vec<String> = facts_under(root.path()).infiniband.into_iter().map(|n| n.path).collect();
+        assert_eq!(paths, ["/dev/infiniband/rdma_cm", "/dev/infiniband/uverbs0", "/dev/infiniband/uverbs1"]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! From what is wanted and what the machine is to one [`ServiceSpec`] per service. Pure: no clock, no I/O, no globals.
 //!
 //! * [`spec`]: the values.
+//! * [`placement`]: which CPUs and memory are a worker's own.
 //! * [`sizes`]: memory, `/dev/shm`, object stores and logical CPUs that fit the machine together.
 //! * [`ray`], [`door`], [`storage`], [`metrics`], [`jupyter`]: one file per kind of service.
 //! * [`images`]: which image is had from where.
@@ -9,6 +10,7 @@ pub mod door;
 mod images;
 mod jupyter;
 mod metrics;
+pub mod placement;
 mod ray;
 pub mod sizes;
 pub mod spec;
@@ -75,8 +77,9 @@ pub fn make(inputs: &Inputs) -> Result<(Plan, Sizes), String> {
     }
     let sizes = sizes::compute(&inputs.config, &inputs.node, u32::try_from(workers).unwrap_or(0))?;
     let draft = Draft { inputs, sizes: &sizes };
+    let places = placement::places(&inputs.gpus, &inputs.node, inputs.config.gpus.bind, sizes.worker.get());
     let mut services = vec![storage::minio(&draft), ray::head(&draft), ray::driver(&draft)];
-    services.extend(inputs.gpus.iter().enumerate().map(|(i, gpu)| ray::worker(&draft, i, gpu)));
+    services.extend(inputs.gpus.iter().zip(&places).enumerate().map(|(i, (gpu, at))| ray::worker(&draft, i, gpu, at)));
     services.extend([
         jupyter::jupyter(&draft),
         door::front_door(&draft),
@@ -174,6 +177,9 @@ impl Draft<'_> {
             cpu_shares: 1024,
             stop_timeout: STOP,
             nofile: self.inputs.node.nofile_limit.min(65_536),
+            unlimited_memlock: false,
+            cpuset_cpus: None,
+            cpuset_mems: None,
             devices: Vec::new(),
             user: None,
             workdir: None,

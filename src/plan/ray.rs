@@ -2,11 +2,13 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::{Draft, RAY_STOP, env, host};
+use super::{Draft, RAY_STOP, env, host, placement::Place};
 use crate::{
     config::Bytes,
     node::gpu::Gpu,
-    plan::spec::{ContainerSpec, EnvValue, ImageName, Kind, Mount, MountSource, Port, Probe, Requirement, ServiceSpec},
+    plan::spec::{
+        ContainerSpec, Device, EnvValue, ImageName, Kind, Mount, MountSource, Port, Probe, Requirement, ServiceSpec,
+    },
 };
 
 pub(super) const GCS_PORT: u16 = 6379;
@@ -87,16 +89,25 @@ pub(super) fn driver(draft: &Draft<'_>) -> ServiceSpec {
     }
 }
 
-pub(super) fn worker(draft: &Draft<'_>, index: usize, gpu: &Gpu) -> ServiceSpec {
+pub(super) fn worker(draft: &Draft<'_>, index: usize, gpu: &Gpu, place: &Place) -> ServiceSpec {
     let (config, sizes) = (draft.config(), draft.sizes);
     let name = format!("ray-worker-{index}");
     let host = host::FIRST_WORKER.saturating_add(u8::try_from(index).unwrap_or(u8::MAX));
     let mut container = draft.container(&name, ImageName::Ray, host, sizes.worker);
     let labels = format!("labd.role=worker,labd.gpu={}", gpu.id);
-    container.command = join(draft, &container, &labels, sizes.worker_cpus, 1, sizes.worker_object_store);
+    let cpus = config.ray.cpus_per_worker.or(place.logical_cpus).unwrap_or(sizes.worker_cpus);
+    container.command = join(draft, &container, &labels, cpus, 1, sizes.worker_object_store);
     container.env = node_env(draft);
+    // The only word about the GPU inside. No `*_VISIBLE_DEVICES`: what is handed in is all there is, and Ray refuses to
+    // start with `ROCR_VISIBLE_DEVICES`.
     container.env.insert("LABD_GPU_UUID".to_owned(), gpu.id.clone().into());
     container.devices.clone_from(&gpu.devices);
+    // Collective libraries find other machines through these.
+    let infiniband = draft.inputs.node.infiniband.iter();
+    container.devices.extend(infiniband.map(|node| Device::Node { path: node.path.clone(), gid: node.gid }));
+    container.unlimited_memlock = draft.inputs.node.unlimited_memlock;
+    container.cpuset_cpus.clone_from(&place.cpus);
+    container.cpuset_mems.clone_from(&place.memory);
     container.mounts = config
         .mounts
         .iter()

@@ -187,7 +187,17 @@ pub struct ContainerSpec {
     pub stop_timeout: Duration,
     /// Limit on open files, soft and hard.
     pub nofile: u64,
-    /// GPU devices handed in; empty for simulated GPUs and for services without one.
+    // What only GPU workers have is not written for the others: their fingerprints stay what they were.
+    /// Whether it may lock as much memory as it likes: RDMA and pinned transfers do.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub unlimited_memlock: bool,
+    /// The only CPUs it may run on, in the kernel's list notation such as `0-31,64-95`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpuset_cpus: Option<String>,
+    /// The only NUMA nodes it may have memory of, in the same notation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpuset_mems: Option<String>,
+    /// Devices handed in: the GPU's, and InfiniBand's. Empty for simulated GPUs and for services without one.
     pub devices: Vec<Device>,
     /// User inside, `uid:gid`; absent for the image's own.
     pub user: Option<String>,
@@ -203,6 +213,9 @@ pub enum Device {
     Cdi {
         /// The qualified name.
         name: String,
+        /// Numeric groups that own its device nodes on the host: no CDI specification says them.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        gids: Vec<u32>,
     },
     /// An NVIDIA GPU by UUID, through the engine's device requests.
     Nvidia {

@@ -7,9 +7,11 @@ use std::{
 
 use proptest::prelude::*;
 
+use labd_gpu::{DeviceNode, Vendor};
+
 use super::*;
-use crate::node::gpu::simulate;
-use spec::{Kind, MountSource, Requirement};
+use crate::node::{gpu::simulate, numa::NumaNode};
+use spec::{Device, Kind, MountSource, Requirement};
 
 pub(crate) fn secrets() -> Secrets {
     Secrets {
@@ -28,10 +30,13 @@ pub(crate) fn inputs(toml: &str, gpus: u32, memory_gib: u64) -> Inputs {
             hostname: "gpu1".into(),
             cpus: 16,
             numa_nodes: 1,
+            numa: Vec::new(),
+            infiniband: Vec::new(),
             memory_bytes: memory_gib << 30,
             nofile_limit: 20_000,
+            unlimited_memlock: true,
         },
-        gpus: simulate::gpus(gpus),
+        gpus: simulate::gpus(gpus, &[]),
         secrets: secrets(),
         subnet: [198, 18, 100],
         ca: Vec::new(),
@@ -114,6 +119,40 @@ fn sizes_that_do_not_fit_name_the_setting() {
     let error =
         make(&inputs("[ray]\nshared_memory = \"1 GiB\"\nobject_store = \"1 GiB\"", 2, 32)).expect_err("refused");
     assert!(error.contains("ray.shared_memory"), "{error}");
+}
+
+#[test]
+fn a_worker_is_near_its_gpu_and_has_what_collectives_need() {
+    let near = |toml: &str| {
+        let mut inputs = inputs(toml, 0, 512);
+        let numa = |id, cpus: &str| NumaNode { id, cpus: cpus.into(), memory_bytes: 256 << 30 };
+        inputs.node.numa = vec![numa(0, "0-15"), numa(1, "16-31")];
+        inputs.node.infiniband = vec![DeviceNode { path: "/dev/infiniband/uverbs0".into(), gid: 0 }];
+        inputs.gpus = simulate::gpus(4, &inputs.node.numa);
+        inputs.gpus[3].vendor = Vendor::Amd;
+        inputs.gpus[3].devices = vec![Device::Node { path: "/dev/kfd".into(), gid: 109 }];
+        make(&inputs).expect("a plan").0
+    };
+    let plan = near("");
+    for service in &plan.services {
+        let c = &service.container;
+        let worker = service.kind == Kind::RayWorker;
+        assert_eq!((c.cpuset_cpus.is_some(), c.cpuset_mems.is_some(), c.unlimited_memlock), (worker, worker, worker));
+        assert_eq!(c.devices.iter().any(|d| format!("{d:?}").contains("uverbs0")), worker, "{}", service.name);
+        // Ray refuses `ROCR_VISIBLE_DEVICES`, and a second filter over one GPU leaves none.
+        assert!(c.env.keys().all(|k| !k.contains("VISIBLE_DEVICES") && !k.starts_with("ROCR")), "{}", service.name);
+    }
+    let worker = |plan: &Plan, i: usize| plan.service(&format!("ray-worker-{i}")).expect("planned").container.clone();
+    let said = |i| {
+        let c = worker(&plan, i);
+        format!("{} {}", c.cpuset_cpus.unwrap_or_default(), c.cpuset_mems.unwrap_or_default())
+    };
+    assert_eq!([0, 1, 2, 3].map(said), ["0-15 0", "16-31 1", "0-15 0", "16-31 1"]);
+    assert!(worker(&plan, 3).command.contains(&"--num-cpus=8".to_owned()), "two share 16");
+    let loose = worker(&near("[gpus]\nbind = false"), 0);
+    assert_eq!((loose.cpuset_cpus, loose.cpuset_mems), (None, None));
+    let set = worker(&near("[ray]\ncpus_per_worker = 3"), 0);
+    assert!(set.command.contains(&"--num-cpus=3".to_owned()), "what is set is set");
 }
 
 proptest! {

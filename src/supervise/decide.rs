@@ -112,6 +112,36 @@ pub enum Health {
         /// Why, in one line.
         reason: String,
     },
+    /// Its GPU is gone inside the container, which only another container has again.
+    Gone {
+        /// Why, in one line.
+        reason: String,
+        /// Since when.
+        since: Timestamp,
+    },
+}
+
+/// What a look into the container says of its GPU.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Inside {
+    /// It could not be looked.
+    Unknown,
+    /// It is there.
+    There,
+    /// It is not, or does not answer; why, in one line.
+    Gone(String),
+}
+
+/// So many looks in a row that do not find the GPU mean that it is gone.
+pub const GONE_AFTER: u32 = 2;
+
+/// How many looks in a row have not found the GPU, after one more.
+pub fn missing(before: u32, inside: &Inside) -> u32 {
+    match inside {
+        Inside::There => 0,
+        Inside::Unknown => before,
+        Inside::Gone(_) => before + 1,
+    }
 }
 
 /// What is known of its image.
@@ -199,7 +229,7 @@ pub struct Memory {
 enum Ending {
     /// On a person's or the plan's behalf.
     Asked,
-    /// Because it hung; then it is made anew.
+    /// Because it hung, or its GPU was gone inside; then it is made anew.
     Hung(String),
     /// Because the cluster that it was in is no more: it is made anew, and nothing waits for what was not its fault.
     Lost(String),
@@ -594,6 +624,8 @@ fn serving(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen,
     m.untold = None;
     m.ran = true;
     match (s.health, m.ready) {
+        // Counted and backed off from like a crash: where another container does not help, it keeps failing.
+        (Health::Gone { reason, since }, _) => kill(m, c, Ending::Hung(reason.clone()), *since),
         (Health::Passing, ready) => {
             // Health is counted from the last trouble.
             let since = ready.filter(|_| m.failing_since.is_none()).map_or(now, |(_, since)| since);

@@ -4,6 +4,7 @@
 //! * [`backoff`]: when a failed service is tried again. Pure.
 //! * `incidents`: what died, and how it came back. Pure.
 //! * `probe`: whether a running container fulfils its contract; one task per container.
+//! * [`inside`]: whether its GPU is still there inside it.
 //! * `view`: the snapshot. Pure.
 //!
 //! The loop here is one task that owns every service's memory. Whatever happens (an engine event, a probe's word, a
@@ -14,6 +15,7 @@
 pub mod backoff;
 pub mod decide;
 mod incidents;
+pub mod inside;
 mod probe;
 #[cfg(test)]
 mod sim;
@@ -597,7 +599,7 @@ impl<E: Engine> Lab<E> {
     /// One prober per run of a container.
     fn mind_prober(&mut self, name: &str) {
         let view = self.p.ray.watch().borrow().clone();
-        let (tx, ask) = (self.tx.clone(), self.p.ask.clone());
+        let (tx, ask, engine) = (self.tx.clone(), self.p.ask.clone(), self.p.engine.clone());
         let Some(entry) = self.entries.get_mut(name) else { return };
         let key = entry.running().map(|(c, at)| (c.id.clone(), at));
         if entry.prober.as_ref().map(|p| &p.key) == key.as_ref() {
@@ -613,7 +615,7 @@ impl<E: Engine> Lab<E> {
             let _ = tx.send(Word::Health(service.clone(), told_key.clone(), health));
         };
         let (ray, heard) = watch::channel(view);
-        let task = tokio::spawn(probe::run(ask, spec, container, started_at, heard, tell)).abort_handle();
+        let task = tokio::spawn(probe::run(engine, ask, spec, container, started_at, heard, tell)).abort_handle();
         entry.prober = Some(Prober { key, ray, task });
     }
 

@@ -18,9 +18,9 @@ use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use rusty_s3::{Bucket, Credentials, S3Action as _, UrlStyle};
 use tokio::sync::watch;
 
-use super::decide::Health;
+use super::{decide::Health, inside};
 use crate::{
-    engine::ContainerSeen,
+    engine::{ContainerSeen, Engine},
     plan::spec::{Probe, ServiceSpec},
     ray::{Gcs, RayView},
     secret::Secret,
@@ -86,16 +86,28 @@ impl Ask for Http {
     }
 }
 
-/// Probes for ever, telling every change of health.
-pub(super) async fn run(
+/// Probes for ever, telling every change of health; when its GPU is gone inside the container, that is the last word.
+pub(super) async fn run<E: Engine>(
+    engine: Arc<E>,
     ask: Arc<dyn Ask>,
     spec: ServiceSpec,
     container: ContainerSeen,
     started_at: Timestamp,
-    mut ray: watch::Receiver<Arc<RayView>>,
+    ray: watch::Receiver<Arc<RayView>>,
     tell: impl Fn(Health),
 ) {
     let prober = Prober { ask, spec, container, started_at };
+    tokio::select! {
+        biased;
+        (reason, since) = inside::watch(&*engine, &prober.container.id, &prober.spec.container) => {
+            tell(Health::Gone { reason, since });
+        }
+        () = contract(&prober, ray, &tell) => {}
+    }
+}
+
+/// Asks for ever whether the contract holds.
+async fn contract(prober: &Prober, mut ray: watch::Receiver<Arc<RayView>>, tell: impl Fn(Health)) {
     let (mut last, mut misses) = (Answer::Unknown, 0);
     let (mut bad_since, mut joined) = (None, false);
     loop {

@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, time::Duration};
 use proptest::prelude::*;
 
 use super::decide::{
-    Action, Away, Health, Hold, Image, Member, Memory, Situation, Touched, Turn, Wanted, decide, hold, turn,
+    Action, Away, GONE_AFTER, Health, Hold, Image, Inside, Member, Memory, Situation, Touched, Turn, Wanted, decide,
+    hold, missing, turn,
 };
 use crate::{
     engine::{ContainerSeen, RunState, Seen},
@@ -30,6 +31,8 @@ enum Event {
     /// `docker kill -s TERM`: a signal, an end, and no stop.
     DockerKill,
     Lost,
+    /// Its GPU is gone inside the container.
+    Gone,
     /// The engine ends, all containers with it, and begins again.
     EngineRestart,
     Restart,
@@ -51,6 +54,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => Just(Event::DockerStart),
         1 => Just(Event::DockerKill),
         1 => Just(Event::Lost),
+        1 => Just(Event::Gone),
         1 => Just(Event::EngineRestart),
         1 => Just(Event::Restart),
         1 => Just(Event::NewSettings),
@@ -132,6 +136,7 @@ impl World {
                     self.touched = Some(Touched { id, signalled: Some(signalled), stopped: None, by_hand: None });
                 }
             }
+            Event::Gone => self.health = Health::Gone { reason: "the GPU is gone".into(), since: self.now },
             Event::Lost => self.health = Health::Lost { reason: "a new cluster".into() },
             Event::EngineRestart => {
                 let from = self.now;
@@ -477,4 +482,43 @@ fn after_labds_own_restart_one_missed_answer_of_an_old_container_is_no_hang() {
     assert_eq!(world.step().expect("safe"), (ServiceState::Starting, false));
     world.health = Health::Passing;
     assert_eq!(world.step().expect("safe"), (ServiceState::Ready, false));
+}
+
+#[test]
+fn a_gpu_that_is_gone_inside_twice_in_a_row_is_gone() {
+    let gone = || Inside::Gone("x".into());
+    for (looks, want) in [
+        (vec![Inside::There, gone()], 1),
+        (vec![gone(), Inside::There, gone()], 1),
+        (vec![gone(), gone()], 2),
+        // What could not be looked at says nothing either way.
+        (vec![gone(), Inside::Unknown, gone()], 2),
+        (vec![Inside::Unknown, Inside::Unknown], 0),
+    ] {
+        assert_eq!(looks.iter().fold(0, missing), want, "{looks:?}");
+    }
+    assert_eq!(GONE_AFTER, 2);
+}
+
+#[test]
+fn a_node_without_its_gpu_is_killed_at_once_and_made_anew_and_that_counts() {
+    let reason = "the GPU is gone inside the container (was systemctl daemon-reload run?): /dev/nvidia0: x";
+    for was_ready in [true, false] {
+        let mut world = World::new();
+        world.recover().expect("ready");
+        world.happen(&Event::Pass(600_000));
+        if !was_ready {
+            world.happen(&Event::Crash(137));
+            assert_eq!(settle(&mut world), ServiceState::Starting);
+        }
+        let (made, failures) = (world.made, world.memory.backoff.streak());
+        world.health = Health::Gone { reason: reason.into(), since: world.now };
+        assert_eq!(world.step().expect("safe"), (ServiceState::Stopping, true), "ready before: {was_ready}");
+        assert!(matches!(&world.seen, Seen::Ours(c) if matches!(c.run, RunState::Exited { .. })), "killed");
+        world.recover().expect("ready");
+        assert_eq!(world.made, made + 1, "made anew, not started again");
+        // Where another container does not help it becomes a crash loop, and not a busy one.
+        assert_eq!(world.memory.backoff.streak(), failures + 1);
+        assert_eq!(world.memory.last_failure.as_deref(), Some(reason));
+    }
 }

@@ -20,8 +20,8 @@ use crate::{
     time::Timestamp,
 };
 
-/// The creation request for a service's container on the network called like the lab.
-pub(super) fn body(lab: &str, service: &str, spec: &ContainerSpec) -> ContainerCreateBody {
+/// The creation request for a service's container on the network called like the lab. `rootless` is how the engine runs.
+pub(super) fn body(lab: &str, service: &str, spec: &ContainerSpec, rootless: bool) -> ContainerCreateBody {
     let labels = HashMap::from([
         (LABEL_LAB.to_owned(), lab.to_owned()),
         (LABEL_SERVICE.to_owned(), service.to_owned()),
@@ -43,7 +43,7 @@ pub(super) fn body(lab: &str, service: &str, spec: &ContainerSpec) -> ContainerC
         exposed_ports: Some(spec.ports.iter().map(|p| format!("{}/tcp", p.container)).collect()),
         labels: Some(labels),
         stop_timeout: Some(i64::try_from(spec.stop_timeout.as_secs()).unwrap_or(i64::MAX)),
-        host_config: Some(host_config(lab, spec)),
+        host_config: Some(host_config(lab, spec, rootless)),
         networking_config: Some(NetworkingConfig {
             endpoints_config: Some(HashMap::from([(lab.to_owned(), endpoint)])),
         }),
@@ -51,9 +51,15 @@ pub(super) fn body(lab: &str, service: &str, spec: &ContainerSpec) -> ContainerC
     }
 }
 
-fn host_config(lab: &str, spec: &ContainerSpec) -> HostConfig {
+fn host_config(lab: &str, spec: &ContainerSpec, rootless: bool) -> HostConfig {
     let memory = i64::try_from(spec.memory_bytes).unwrap_or(i64::MAX);
     let nofile = i64::try_from(spec.nofile).unwrap_or(i64::MAX);
+    let limit = |name: &str, n| ResourcesUlimits { name: Some(name.to_owned()), soft: Some(n), hard: Some(n) };
+    let mut ulimits = vec![limit("nofile", nofile)];
+    // One without root may not raise it, and would refuse to start the container.
+    if spec.unlimited_memlock && !rootless {
+        ulimits.push(limit("memlock", -1));
+    }
     let (devices, requests, groups) = devices(&spec.devices);
     HostConfig {
         memory: Some(memory),
@@ -70,11 +76,9 @@ fn host_config(lab: &str, spec: &ContainerSpec) -> HostConfig {
                 ("max-file".to_owned(), "5".to_owned()),
             ])),
         }),
-        ulimits: Some(vec![ResourcesUlimits {
-            name: Some("nofile".to_owned()),
-            soft: Some(nofile),
-            hard: Some(nofile),
-        }]),
+        ulimits: Some(ulimits),
+        cpuset_cpus: spec.cpuset_cpus.clone(),
+        cpuset_mems: spec.cpuset_mems.clone(),
         network_mode: Some(lab.to_owned()),
         port_bindings: Some(port_bindings(spec)),
         mounts: Some(spec.mounts.iter().map(|m| mount(lab, m)).collect()),
@@ -143,11 +147,15 @@ fn devices(devices: &[Device]) -> (Vec<DeviceMapping>, Vec<DeviceRequest>, Vec<S
     let (mut nodes, mut requests, mut groups) = (Vec::new(), Vec::new(), BTreeSet::new());
     for device in devices {
         match device {
-            Device::Cdi { name } => requests.push(DeviceRequest {
-                driver: Some("cdi".to_owned()),
-                device_ids: Some(vec![name.clone()]),
-                ..Default::default()
-            }),
+            Device::Cdi { name, gids } => {
+                requests.push(DeviceRequest {
+                    driver: Some("cdi".to_owned()),
+                    device_ids: Some(vec![name.clone()]),
+                    ..Default::default()
+                });
+                groups.extend(gids);
+            }
+            // Named, unlike in `docker run --gpus`: an engine may know several drivers for GPUs.
             Device::Nvidia { uuid } => requests.push(DeviceRequest {
                 driver: Some("nvidia".to_owned()),
                 device_ids: Some(vec![uuid.clone()]),
@@ -160,11 +168,12 @@ fn devices(devices: &[Device]) -> (Vec<DeviceMapping>, Vec<DeviceRequest>, Vec<S
                     path_in_container: Some(path.clone()),
                     cgroup_permissions: Some("rwm".to_owned()),
                 });
-                groups.insert(gid.to_string());
+                groups.insert(gid);
             }
         }
     }
-    (nodes, requests, groups.into_iter().collect())
+    // Root's own group opens nothing: nodes that it owns are open to everybody or to root.
+    (nodes, requests, groups.into_iter().filter(|gid| **gid != 0).map(u32::to_string).collect())
 }
 
 fn value(value: &EnvValue) -> &str {
@@ -288,8 +297,11 @@ mod tests {
             cpu_shares: 1024,
             stop_timeout: Duration::from_secs(40),
             nofile: 65_536,
+            unlimited_memlock: false,
+            cpuset_cpus: None,
+            cpuset_mems: None,
             devices: vec![
-                Device::Cdi { name: "nvidia.com/gpu=G".into() },
+                Device::Cdi { name: "nvidia.com/gpu=G".into(), gids: vec![0, 44] },
                 Device::Nvidia { uuid: "GPU-1".into() },
                 Device::Node { path: "/dev/kfd".into(), gid: 109 },
                 Device::Node { path: "/dev/dri/renderD128".into(), gid: 109 },
@@ -301,11 +313,11 @@ mod tests {
 
     #[test]
     fn the_request_says_what_the_spec_says() {
-        let b = body("lab", "s", &spec());
+        let b = body("lab", "s", &spec(), false);
         let h = b.host_config.clone().expect("always there");
         assert_eq!((h.memory, h.memory_swap, h.init), (Some(1 << 30), Some(1 << 30), Some(true)));
         assert_eq!(h.restart_policy.and_then(|p| p.name), Some(RestartPolicyNameEnum::NO));
-        assert_eq!(h.group_add, Some(vec!["109".to_owned()]));
+        assert_eq!(h.group_add, Some(vec!["44".to_owned(), "109".to_owned()]));
         assert_eq!(h.devices.map(|d| d.len()), Some(2));
         let requests = h.device_requests.expect("two");
         assert_eq!(requests[0].driver.as_deref(), Some("cdi"));
@@ -318,6 +330,65 @@ mod tests {
         assert!(b.env.expect("two").contains(&"T=s3cret".to_owned()));
         let labels = b.labels.expect("three");
         assert_eq!(labels[LABEL_SPEC], spec().hash());
+    }
+
+    /// What the docker command line sends for the same, and what is not in ours although it is in theirs.
+    #[test]
+    fn devices_and_places_are_asked_for_as_the_docker_command_does() {
+        let recorded: serde_json::Value =
+            serde_json::from_str(include_str!("testdata/docker-28.2-create.json")).expect("JSON");
+        let ours = |devices: Vec<Device>| {
+            let (cpus, mems) = (Some("0-31,64-95".to_owned()), Some("0".to_owned()));
+            let spec =
+                ContainerSpec { devices, unlimited_memlock: true, cpuset_cpus: cpus, cpuset_mems: mems, ..spec() };
+            serde_json::to_value(body("lab", "s", &spec, false).host_config).expect("serialises")
+        };
+        let node = |path: &str| Device::Node { path: path.into(), gid: 109 };
+        for (name, devices, keys) in [
+            (
+                "gpus",
+                vec![Device::Nvidia { uuid: "GPU-1b2e".into() }],
+                &["DeviceRequests", "Devices", "GroupAdd"] as &[_],
+            ),
+            (
+                "cdi",
+                vec![Device::Cdi { name: "nvidia.com/gpu=GPU-1b2e".into(), gids: vec![] }],
+                &["DeviceRequests", "Devices", "GroupAdd"],
+            ),
+            ("amd", vec![node("/dev/kfd"), node("/dev/dri/renderD129")], &["DeviceRequests", "Devices", "GroupAdd"]),
+            ("place", vec![], &["Devices", "CpusetCpus", "CpusetMems", "Ulimits"]),
+        ] {
+            let (mut ours, theirs) = (ours(devices), &recorded["requests"][name]["HostConfig"]);
+            if name == "gpus" {
+                assert_eq!(ours["DeviceRequests"][0]["Driver"], "nvidia");
+                ours["DeviceRequests"][0]["Driver"] = "".into();
+            }
+            for key in keys {
+                assert_eq!(bare(&ours[key]), bare(&theirs[key]), "{name}: {key}");
+            }
+            for key in ["Privileged", "SecurityOpt", "CapAdd"] {
+                assert_eq!(bare(&ours[key]), serde_json::Value::Null, "{name}: no more rights than `docker run` gives");
+            }
+        }
+        let rootless = host_config("lab", &ContainerSpec { unlimited_memlock: true, ..spec() }, true);
+        assert_eq!(rootless.ulimits.map(|u| u.len()), Some(1));
+    }
+
+    /// Without what says nothing: the command line writes every field.
+    fn bare(value: &serde_json::Value) -> serde_json::Value {
+        use serde_json::Value;
+        let value = match value {
+            Value::Array(all) => {
+                let mut all: Vec<Value> = all.iter().map(bare).collect();
+                all.sort_by_key(Value::to_string);
+                Value::Array(all)
+            }
+            Value::Object(map) => map.iter().map(|(k, v)| (k.clone(), bare(v))).filter(|(_, v)| !v.is_null()).collect(),
+            other => other.clone(),
+        };
+        let empty = value == serde_json::json!([]) || value == serde_json::json!({});
+        let nothing = empty || value == 0 || value == "" || value == false;
+        if nothing { Value::Null } else { value }
     }
 
     #[test]

@@ -107,10 +107,30 @@ pub(crate) fn known(text: &str) -> Option<String> {
         ));
     }
     if let Some(names) = after(text, "unresolvable CDI devices ") {
+        let anew = if names.starts_with("amd.com/") {
+            "amd-ctk cdi generate --output=/etc/cdi/amd.json"
+        } else {
+            "nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"
+        };
+        return Some(format!("the engine knows no CDI device {names}; make the list anew with `{anew}`"));
+    }
+    if let Some(node) = between(text, "error gathering device information while adding custom device \"", "\"") {
+        let module = match node {
+            node if node.starts_with("/dev/infiniband/") => "ib_uverbs",
+            node if node.starts_with("/dev/nvidia") => "nvidia",
+            _ => "amdgpu",
+        };
         return Some(format!(
-            "the engine knows no CDI device {names}; make the list anew with `nvidia-ctk cdi generate \
-             --output=/etc/cdi/nvidia.yaml`"
+            "the device node {node} is not on this machine (any more); load its driver with `modprobe {module}`, and see \
+             `dmesg` when that does not help"
         ));
+    }
+    if text.contains("Requested CPUs are not available") || text.contains("Requested memory nodes are not available") {
+        return Some(
+            "the engine may not use the CPUs or the memory near this GPU; set `gpus.bind = false` in labd.toml, or give the \
+             engine all of the machine (`systemctl show docker -p AllowedCPUs`)"
+                .to_owned(),
+        );
     }
     if text.contains("could not select device driver \"cdi\"") || text.contains("CDI is not enabled") {
         return Some(
@@ -336,6 +356,20 @@ mod tests {
                 "no CDI device nvidia.com/gpu=GPU-1;",
             ),
             ("could not select device driver \"\" with capabilities: [[gpu]]", "nvidia-container-toolkit"),
+            ("could not select device driver \"nvidia\" with capabilities: [[gpu]]", "nvidia-container-toolkit"),
+            (
+                "CDI device injection failed: unresolvable CDI devices amd.com/gpu=1: unknown",
+                "`amd-ctk cdi generate --output=/etc/cdi/amd.json`",
+            ),
+            (
+                "error gathering device information while adding custom device \"/dev/kfd\": no such file or directory",
+                "the device node /dev/kfd is not on this machine (any more); load its driver with `modprobe amdgpu`",
+            ),
+            (
+                "error gathering device information while adding custom device \"/dev/nvidia0\": no such file or directory",
+                "`modprobe nvidia`",
+            ),
+            ("Requested CPUs are not available - requested 32-63, available: 0-31", "`gpus.bind = false`"),
             ("could not select device driver \"cdi\" with capabilities: []", "daemon.json"),
             ("Pool overlaps with other one on this address space", "set a free one in labd.toml"),
             ("failed to set up container networking: Address already in use", "address is taken"),

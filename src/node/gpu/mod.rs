@@ -1,5 +1,11 @@
 //! The GPU inventory: what there is, and how a container is given exactly one of them.
+//!
+//! * [`handing`]: how a container is given exactly one. Pure.
+//! * [`cdi`]: which devices CDI specifications name, and what comes with them.
+//! * [`simulate`]: GPUs that are not there.
 
+pub mod cdi;
+pub mod handing;
 pub mod simulate;
 
 pub use labd_gpu::Vendor;

@@ -21,6 +21,8 @@ pub(super) enum Fault {
     DockerPause(String, Duration),
     /// Somebody calls a living node dead; with `true` its container goes on.
     Unregister(String, bool),
+    /// `systemctl daemon-reload`: what was handed in cannot be opened any more.
+    GpuGone(String),
     /// Its token is wrong from now on: it is out of the cluster and never joins again.
     WrongToken(String),
     /// The head's state is gone when it comes back.
@@ -59,6 +61,7 @@ impl Fault {
         match dice.between(0, 34) {
             0..=4 => Self::Crash(s, dice.pick(&[137, 1, 0, 139])),
             5 => Self::OutOfMemory(s),
+            6 if s.starts_with("ray-worker-") => Self::GpuGone(s),
             6 | 7 => Self::Freeze(s, None),
             8 => Self::Freeze(s, Some(long)),
             9 | 10 => Self::DockerStop(s),
@@ -122,6 +125,11 @@ impl Fault {
                 }
             }
             Self::Unregister(s, lingers) => w.unregister_by_hand(s, *lingers),
+            Self::GpuGone(s) => {
+                if let Some(c) = w.of_mut(s).filter(|c| c.running().is_some()) {
+                    c.blind = true;
+                }
+            }
             Self::WrongToken(s) => {
                 w.unregister_by_hand(s, true);
                 if let Some(c) = w.of_mut(s) {

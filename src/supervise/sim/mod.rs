@@ -44,7 +44,7 @@ use crate::{
     journal::Journal,
     plan::{
         self,
-        spec::{ImageName, Requirement},
+        spec::{Device, ImageName, Requirement},
     },
     ray::{Ray, RayView, Unregister},
     snapshot::{DaemonView, EngineView, NodeView, ServiceState, Snapshot},
@@ -67,7 +67,10 @@ fn wish(version: u32) -> Wish {
         "[[mounts]]\nsource = \"/data/{version}\"\ntarget = \"/mnt\"\n[services.grafana]\nenabled = false\n\
          [services.prometheus]\nenabled = false"
     );
-    let inputs = plan::tests::inputs(&toml, 2, 32);
+    let mut inputs = plan::tests::inputs(&toml, 2, 32);
+    for gpu in &mut inputs.gpus {
+        gpu.devices = vec![Device::Node { path: "/dev/kfd".into(), gid: 109 }];
+    }
     let (plan, _) = plan::make(&inputs).expect("it fits");
     Wish {
         settings: inputs.config.images.build.settings(),

@@ -1,0 +1,222 @@
+//! Whether the GPU is still there inside the container: only inside can that be seen.
+//!
+//! An engine's older ways to hand in a GPU allow its device nodes behind systemd's back. The next `systemctl daemon-reload`
+//! (each package that brings a unit does one) applies the rules that systemd knows again, and the nodes cannot be opened any
+//! more: "Failed to initialize NVML: Unknown Error". What has them open goes on, everything that begins from then on fails,
+//! and only a new container has its GPU again.
+//!
+//! What to ask and what an answer means are pure; [`watch`] asks.
+
+use std::time::Duration;
+
+use super::decide::{GONE_AFTER, Inside, missing};
+use crate::{
+    engine::{Engine, EngineError, Ran},
+    plan::spec::{ContainerSpec, Device},
+    time::{Timestamp, human},
+};
+
+/// Between two looks. A look is a shell and, for NVIDIA, an `nvidia-smi -L`.
+const EVERY: Duration = Duration::from_secs(15);
+/// How long a look may take. Two that take longer, and the time between them, are longer than half a minute: a busy
+/// machine is not a lost GPU.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Opens each device node, then asks NVIDIA's own tool where there is one. Exit code 3 means that the GPU is gone, with the
+/// reason as the last line; every other failure is the look's own.
+///
+/// Arguments: the UUID that the tool must list, or an empty one, and the nodes; one with a wildcard may match none.
+const LOOK: &str = r#"
+export LC_ALL=C
+uuid=$1
+shift
+gone() { echo "$*"; exit 3; }
+for pattern do
+    for node in $pattern; do
+        case $pattern in *'*'*) [ -e "$node" ] || continue ;; esac
+        said=$( { true <"$node"; } 2>&1 ) && continue
+        # Somebody has it for himself: it is there.
+        case $said in *busy*) continue ;; esac
+        gone "$node: ${said##*: }"
+    done
+done
+if [ -n "$uuid" ] && command -v nvidia-smi >/dev/null 2>&1; then
+    said=$(nvidia-smi -L 2>&1)
+    code=$?
+    case $code in
+        # The image has the tool, and the toolkit was not asked for its library.
+        12 | 126 | 127) exit 0 ;;
+        0) case $said in *"$uuid"*) ;; *) gone "nvidia-smi does not list $uuid" ;; esac ;;
+        *) gone "nvidia-smi exited $code: $(echo "$said" | head -n 1)" ;;
+    esac
+fi
+"#;
+
+/// The exit code of [`LOOK`] for a GPU that is gone.
+const GONE: i64 = 3;
+/// What a person reads first; the part in brackets is the usual cause.
+const WORDS: &str = "the GPU is gone inside the container (was systemctl daemon-reload run?)";
+
+/// The command that looks; `None` for a container that was handed no GPU.
+pub fn command(spec: &ContainerSpec) -> Option<Vec<String>> {
+    let mut nodes: Vec<&str> = Vec::new();
+    let mut nvidia = false;
+    for device in &spec.devices {
+        match device {
+            // A network card that is gone is another trouble.
+            Device::Node { path, .. } if path.starts_with("/dev/infiniband/") => {}
+            Device::Node { path, .. } => {
+                nvidia |= path.starts_with("/dev/nvidia");
+                nodes.push(path);
+            }
+            Device::Cdi { name, .. } if name.starts_with("amd.com/") => nodes.extend(["/dev/kfd", "/dev/dri/renderD*"]),
+            Device::Cdi { name, .. } => nvidia |= name.starts_with("nvidia.com/"),
+            Device::Nvidia { .. } => nvidia = true,
+        }
+    }
+    if nvidia {
+        // What the toolkit puts in besides is its own business.
+        nodes.extend(["/dev/nvidia[0-9]*", "/dev/nvidiactl*"]);
+    }
+    if nodes.is_empty() {
+        return None;
+    }
+    let uuid = match spec.env.get("LABD_GPU_UUID") {
+        Some(crate::plan::spec::EnvValue::Plain(id)) if id.starts_with("GPU-") || id.starts_with("MIG-") => id,
+        _ => "",
+    };
+    let words = ["sh", "-c", LOOK, "labd-gpu-check", uuid].into_iter().chain(nodes);
+    Some(words.map(str::to_owned).collect())
+}
+
+/// What an answer means.
+pub fn verdict(answer: &Result<Ran, EngineError>) -> Inside {
+    match answer {
+        Ok(Ran::Ended { code: 0, .. }) => Inside::There,
+        Ok(Ran::Ended { code: GONE, output }) => {
+            let last = output.lines().map(str::trim).rfind(|l| !l.is_empty()).unwrap_or("a device cannot be opened");
+            let last: String = last.chars().filter(|c| !c.is_control()).take(160).collect();
+            Inside::Gone(format!("{WORDS}: {last}"))
+        }
+        Ok(Ran::Unfinished) => Inside::Gone(format!("{WORDS}: no answer within {}", human(PATIENCE))),
+        // The engine is away, the container is paused or has just ended, the image has no shell: nothing about the GPU.
+        Ok(Ran::Ended { .. }) | Err(_) => Inside::Unknown,
+    }
+}
+
+/// Looks at once and then every 15 s; returns when the GPU is gone, with the reason and since when. Never for a container
+/// that was handed none.
+pub async fn watch<E: Engine>(engine: &E, id: &str, spec: &ContainerSpec) -> (String, Timestamp) {
+    let Some(command) = command(spec) else { return std::future::pending().await };
+    let (mut misses, mut since) = (0, None);
+    loop {
+        let asked = Timestamp::now();
+        let inside = verdict(&engine.run(id, &command, PATIENCE).await);
+        misses = missing(misses, &inside);
+        match inside {
+            Inside::Gone(reason) => {
+                let since = *since.get_or_insert(asked);
+                if misses >= GONE_AFTER {
+                    return (reason, since);
+                }
+            }
+            Inside::There => since = None,
+            Inside::Unknown => {}
+        }
+        tokio::time::sleep(EVERY).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, fs, process::Command};
+
+    use super::*;
+    use crate::plan::{self, tests::inputs};
+
+    fn spec(id: &str, devices: Vec<Device>) -> ContainerSpec {
+        let mut inputs = inputs("", 1, 32);
+        id.clone_into(&mut inputs.gpus[0].id);
+        inputs.gpus[0].devices = devices;
+        let (plan, _) = plan::make(&inputs).expect("a plan");
+        plan.service("ray-worker-0").expect("a worker").container.clone()
+    }
+
+    fn node(path: &str) -> Device {
+        Device::Node { path: path.into(), gid: 0 }
+    }
+
+    #[test]
+    fn what_is_looked_at_follows_from_what_was_handed_in() {
+        let cdi = |name: &str| Device::Cdi { name: name.into(), gids: vec![] };
+        for (id, devices, want) in [
+            ("SIM-0", vec![], None),
+            ("SIM-0", vec![node("/dev/infiniband/uverbs0")], None),
+            ("GPU-1", vec![cdi("nvidia.com/gpu=GPU-1")], Some("GPU-1 /dev/nvidia[0-9]* /dev/nvidiactl*")),
+            (
+                "GPU-1",
+                vec![Device::Nvidia { uuid: "GPU-1".into() }, node("/dev/nvidia3")],
+                Some("GPU-1 /dev/nvidia3 /dev/nvidia[0-9]* /dev/nvidiactl*"),
+            ),
+            ("0xab", vec![cdi("amd.com/gpu=1")], Some(" /dev/kfd /dev/dri/renderD*")),
+            ("0xab", vec![node("/dev/kfd"), node("/dev/dri/renderD129")], Some(" /dev/kfd /dev/dri/renderD129")),
+        ] {
+            let said = command(&spec(id, devices)).map(|argv| argv[4..].join(" "));
+            assert_eq!(said.as_deref(), want);
+        }
+    }
+
+    /// Runs the look on this machine, with these programs before all others.
+    fn look(uuid: &str, nodes: &[&str], tools: &BTreeMap<&str, &str>) -> Inside {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().expect("a directory");
+        for (name, script) in tools {
+            let path = dir.path().join(name);
+            fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("a file");
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("an executable");
+        }
+        let path = format!("{}:/usr/bin:/bin", dir.path().display());
+        let done = Command::new("sh").args(["-c", LOOK, "look", uuid]).args(nodes).env("PATH", path).output();
+        let done = done.expect("a shell");
+        let output = String::from_utf8_lossy(&done.stdout).into_owned();
+        verdict(&Ok(Ran::Ended { code: done.status.code().unwrap_or(-1).into(), output }))
+    }
+
+    fn gone(inside: &Inside) -> &str {
+        match inside {
+            Inside::Gone(reason) => reason.strip_prefix(WORDS).expect("begins with what it is"),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn nodes_are_opened_and_the_tool_is_asked() {
+        let none = BTreeMap::new();
+        let smi = |script| BTreeMap::from([("nvidia-smi", script)]);
+        let null = ["/dev/null"];
+        assert_eq!(look("", &["/dev/null", "/dev/zer*", "/dev/nosuch[0-9]*"], &none), Inside::There);
+        assert_eq!(gone(&look("", &["/dev/null", "/dev/nosuch"], &none)), ": /dev/nosuch: No such file");
+        assert_eq!(look("GPU-1", &null, &none), Inside::There, "no tool");
+        let lists = smi("echo 'GPU 0: H100 (UUID: GPU-1)'");
+        assert_eq!(look("GPU-1", &null, &lists), Inside::There);
+        assert_eq!(gone(&look("GPU-2", &null, &lists)), ": nvidia-smi does not list GPU-2");
+        assert_eq!(look("", &null, &smi("exit 9")), Inside::There, "no UUID to ask for");
+        assert_eq!(look("GPU-1", &null, &smi("exit 12")), Inside::There, "a tool without its library");
+        let reloaded = smi("echo 'Failed to initialize NVML: Unknown Error'; exit 255");
+        assert_eq!(
+            gone(&look("GPU-1", &null, &reloaded)),
+            ": nvidia-smi exited 255: Failed to initialize NVML: Unknown Error"
+        );
+    }
+
+    #[test]
+    fn only_what_speaks_of_the_gpu_counts() {
+        let ended = |code, output: &str| Ok(Ran::Ended { code, output: output.into() });
+        assert_eq!(verdict(&ended(0, "")), Inside::There);
+        assert_eq!(verdict(&ended(3, "x\n/dev/a: y\u{1b}\n\n")), Inside::Gone(format!("{WORDS}: /dev/a: y")));
+        assert_eq!(verdict(&Ok(Ran::Unfinished)), Inside::Gone(format!("{WORDS}: no answer within 10 s")));
+        for other in [ended(127, "sh: not found"), ended(137, ""), Err(EngineError::Unreachable("x".into()))] {
+            assert_eq!(verdict(&other), Inside::Unknown);
+        }
+    }
+}
