@@ -1,4 +1,4 @@
-"""A second, newer container engine beside the machine's own: Debian trixie's Docker in a chroot, with CDI switched on.
+"""A second, newer container engine beside the machine's own: Debian trixie's Docker in a root of its own, with CDI switched on.
 
 It lives in mount, network and process namespaces of its own, so it sees neither the other engine's bridge nor its firewall
 rules, and everything it mounted and started ends with it. Its root is made once and kept in `target/engine26`.
@@ -32,7 +32,12 @@ mount --rbind /dev "$root/dev"
 mount -t tmpfs tmpfs "$root/run"
 mount -t tmpfs tmpfs "$root/tmp"
 ip link set lo up
-exec chroot "$root" dockerd --config-file /labd/daemon.json
+# Not only `chroot`: a container's namespace would begin at the machine's own root, and `docker exec` would end up there.
+cd "$root"
+mkdir -p old
+pivot_root . old
+umount -l /old
+exec dockerd --config-file /labd/daemon.json
 """
 
 CONFIG = {
@@ -52,7 +57,7 @@ def cannot():
     """Why there can be no such engine here, or nothing."""
     if os.geteuid() != 0:
         return "needs root"
-    missing = [tool for tool in ("debootstrap", "unshare", "ip") if not shutil.which(tool, path=PATH)]
+    missing = [tool for tool in ("debootstrap", "unshare", "pivot_root", "ip") if not shutil.which(tool, path=PATH)]
     return f"needs {', '.join(missing)}" if missing else None
 
 
