@@ -2,10 +2,8 @@
 //! standard input closes. It may hang or die in the library: that is what it is a process of its own for.
 //!
 //! * `rsmi.rs`: the library. It finds its GPUs once, so a change of them is answered by becoming a new process.
-//! * `kernel.rs`: the kernel's files: which GPUs there are, their device nodes, and what the library cannot be asked.
-//! * `overlay.rs`: the two put together. Pure.
+//! * `overlay.rs`: what it says and what the kernel's own files say, put together. Pure.
 
-mod kernel;
 mod overlay;
 mod rsmi;
 
@@ -21,6 +19,7 @@ use std::{
 
 use labd_gpu::{
     Device, Reading,
+    kernel::{self, NO_DRIVER},
     line::{Hello, Line, Source, Trouble},
 };
 
@@ -92,9 +91,6 @@ fn run(root: &Path, to: &mut impl Write) -> io::Result<()> {
 
 /// The code of [`Trouble`] when there is no GPU.
 const NO_DEVICE: &str = "no-device";
-
-/// The code of [`Trouble`] when the kernel's driver is not loaded. To become `labd_gpu::kernel::NO_DRIVER`.
-const NO_DRIVER: &str = "amdgpu-not-loaded";
 
 /// Why there is nothing to read, when the kernel lists `listed` and the library counts `known`.
 fn nothing(root: &Path, listed: &[Device], known: u32) -> Option<Trouble> {
