@@ -107,6 +107,9 @@ pub(super) enum Command {
         after_help = "Examples:\n  labd run\n  labd run --simulate-gpus 2\n\nSIGHUP reads labd.toml again. SIGTERM ends the daemon and leaves every container running."
     )]
     Run(Run),
+    /// Print what a source says of the GPUs, a line a second; the daemon runs this
+    #[command(subcommand, hide = true, after_help = "Examples:\n  labd probe kernel </dev/null    # once")]
+    Probe(Probe),
     /// Print the version
     #[command(after_help = "Examples:\n  labd version --json")]
     Version(Json),
@@ -126,6 +129,12 @@ pub(super) struct Run {
     /// Pretend that the machine has N GPUs
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=16))]
     pub(super) simulate_gpus: Option<u32>,
+}
+
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub(super) enum Probe {
+    /// The kernel's own files on AMD's GPUs
+    Kernel,
 }
 
 #[derive(Debug, Clone, Args)]

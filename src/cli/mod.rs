@@ -4,7 +4,7 @@
 //! * [`exit`]: exit codes and the one line on stderr.
 //! * `client`: HTTP over the daemon's Unix socket.
 //! * `status`: the snapshot as text, pure.
-//! * `up`, `follow`, `local`, `out`: the commands.
+//! * `up`, `follow`, `local`, `probe`, `out`: the commands.
 
 pub mod args;
 mod client;
@@ -12,6 +12,7 @@ pub mod exit;
 mod follow;
 mod local;
 mod out;
+mod probe;
 mod status;
 mod up;
 
@@ -100,6 +101,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Credentials(args) => credentials(&client, args.json, &mut out).await,
         Command::Images(command) => local::images(&global, command, &mut out).await,
         Command::Config(command) => local::config(&global, command, &mut out),
+        Command::Probe(source) => probe::run(source).await,
         Command::Version(args) => version(args.json, &mut out),
         Command::Completions { shell } => {
             let mut script = Vec::new();

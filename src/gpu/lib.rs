@@ -2,8 +2,13 @@
 //! can hang in the kernel or take its process along, and a static program cannot load one at all.
 //!
 //! * [`line`]: what a probe prints, one JSON value per line.
+//! * [`kernel`]: AMD's GPUs as the kernel's own files have them, where ROCm is not on the host.
+//! * [`pci`]: addresses, and where a device is attached.
 
+mod files;
+pub mod kernel;
 pub mod line;
+pub mod pci;
 
 use serde::{Deserialize, Serialize};
 
