@@ -102,7 +102,7 @@ pub(crate) struct Rows {
 
 impl Rows {
     fn count(&self) -> Option<u32> {
-        let sum = |of: [Option<u64>; 2]| Some(of[0]? + of[1]?);
+        let sum = |of: [Option<u64>; 2]| Some(of[0]?.saturating_add(of[1]?));
         sum(self.remapped).or(sum(self.retired)).map(|n| u32::try_from(n).unwrap_or(u32::MAX))
     }
 }

@@ -22,7 +22,7 @@ use std::{
 use labd_gpu::{
     Device, Reading, Vendor,
     line::{Hello, LIBRARY_MISSING, Line, Source, Trouble},
-    pci,
+    nvidia_driver, pci,
 };
 use nvml_wrapper::{Nvml, error::NvmlError};
 
@@ -44,7 +44,7 @@ const LAST_CALL: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
     let root = env::var_os(ROOT).map_or_else(|| PathBuf::from("/"), PathBuf::from);
-    let driver = nvml::kernel_driver(&root);
+    let driver = nvidia_driver::version(&root);
     let hello = Hello { source: Source::Nvml, driver, library: None };
     let mut probe = Probe { root, told: Told::new(hello), ended: end_of_input(), inventory: Vec::new() };
     match probe.run() {
@@ -194,7 +194,7 @@ fn devices(slots: &[nvml::Slot<'_>], before: &[Device], bus: &BTreeSet<String>, 
         let mut known: Vec<Device> = before.iter().filter(new).cloned().collect();
         if known.is_empty() {
             let left = bus.iter().find(|pci| !all.iter().any(|d| d.pci.as_ref() == Some(pci)));
-            let unseen = nvml::unseen(slot.index, left.cloned(), root);
+            let unseen = nvidia_driver::unseen(root, slot.index, left.cloned());
             let id = slot.found.as_ref().map_or(unseen.id.clone(), |found| found.id.clone());
             known.push(Device { id, ..unseen });
         }

@@ -3,15 +3,13 @@
 use std::{
     env,
     ffi::{OsStr, OsString},
-    fs,
-    os::unix::fs::MetadataExt as _,
     path::Path,
 };
 
 use labd_gpu::{
-    Device, DeviceNode, Reading, Vendor,
+    Device, Reading,
     line::{Hello, Source},
-    pci,
+    nvidia_driver, pci,
 };
 use nvml_wrapper::{
     Device as Handle, Nvml,
@@ -40,11 +38,6 @@ const PATHS: [&str; 8] = [
     "/run/opengl-driver/lib/libnvidia-ml.so.1",
 ];
 
-/// Device nodes that all GPUs share. MIG devices need two more each, `/dev/nvidia-caps/nvidia-capN`, whose numbers are under
-/// `/proc/driver/nvidia/capabilities` by instance ids that `nvml-wrapper` does not ask for: CDI or NVIDIA's toolkit must hand
-/// out MIG devices, plain nodes are not enough.
-const SHARED_NODES: [&str; 4] = ["/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidia-modeset"];
-
 /// Loads and initialises the library. Each time anew, since a driver may have been installed in between. GPUs are counted
 /// here and not later, and none is touched yet.
 pub(crate) fn open() -> Result<Nvml, NvmlError> {
@@ -63,12 +56,6 @@ pub(crate) fn open() -> Result<Nvml, NvmlError> {
 /// Versions, as far as they can be had.
 pub(crate) fn hello(nvml: &Nvml) -> Hello {
     Hello { source: Source::Nvml, driver: nvml.sys_driver_version().ok(), library: nvml.sys_nvml_version().ok() }
-}
-
-/// Version of the kernel's driver as the kernel has it, which needs no library.
-pub(crate) fn kernel_driver(root: &Path) -> Option<String> {
-    let text = fs::read_to_string(root.join("sys/module/nvidia/version")).ok()?;
-    Some(text.trim().to_owned()).filter(|t| !t.is_empty())
 }
 
 /// One of NVML's GPUs, as far as it answers.
@@ -137,8 +124,8 @@ impl Found<'_> {
             name: self.handle.name()?,
             memory_bytes: memory(&self.handle)?,
             divided: self.divided,
-            nodes: nodes(root, convert::optional(self.handle.minor_number())?),
-            ..unseen(index, pci, root)
+            nodes: nvidia_driver::nodes(root, convert::optional(self.handle.minor_number())?),
+            ..nvidia_driver::unseen(root, index, pci)
         };
         let mut all = vec![gpu.clone()];
         for (id, handle) in &self.partitions {
@@ -162,41 +149,9 @@ impl Found<'_> {
     }
 }
 
-/// A GPU that NVML counts and does not let anybody see, and that was not seen before either. Its PCI address is what a person
-/// needs to find it.
-pub(crate) fn unseen(index: u32, pci: Option<String>, root: &Path) -> Device {
-    let (numa_node, cpu_list) = pci.as_deref().map_or((None, None), |pci| pci::locality(root, pci));
-    Device {
-        id: pci.clone().unwrap_or_else(|| format!("nvidia-{index}")),
-        vendor: Vendor::Nvidia,
-        name: "NVIDIA GPU".to_owned(),
-        index,
-        memory_bytes: 0,
-        pci,
-        parent: None,
-        partition: None,
-        divided: false,
-        numa_node,
-        cpu_list,
-        nodes: Vec::new(),
-    }
-}
-
 /// Bytes; 0 where the memory is the machine's own (as in DGX Spark).
 fn memory(handle: &Handle<'_>) -> Answer<u64> {
     Ok(convert::optional(handle.memory_info())?.map_or(0, |m| m.total))
-}
-
-/// Those that exist.
-fn nodes(root: &Path, minor: Option<u32>) -> Vec<DeviceNode> {
-    let own = minor.map(|minor| format!("/dev/nvidia{minor}"));
-    own.into_iter()
-        .chain(SHARED_NODES.map(str::to_owned))
-        .filter_map(|path| {
-            let gid = fs::metadata(root.join(path.trim_start_matches('/'))).ok()?.gid();
-            Some(DeviceNode { path, gid })
-        })
-        .collect()
 }
 
 fn ask(handle: &Handle<'_>) -> Answers {

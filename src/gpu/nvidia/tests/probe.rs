@@ -1,27 +1,24 @@
 //! The real probe against a stand-in for NVIDIA's library (`nvml.c`), which is compiled here.
 
+mod harness;
+
 use std::{
     fmt::Write as _,
     fs,
-    io::{BufRead as _, BufReader},
     os::unix::{fs::symlink, process::ExitStatusExt as _},
     path::{Path, PathBuf},
-    process::{Child, ChildStdin, Command, ExitStatus, Stdio},
-    sync::mpsc::{self, RecvTimeoutError},
-    thread,
-    time::{Duration, Instant},
+    process::Command,
+    sync::mpsc,
 };
 
 use labd_gpu::{
-    Device, Process, Reading, Throttle,
-    line::{Hello, LIBRARY_MISSING, Line, Source, Trouble},
+    Process, Reading, Throttle,
+    line::{Hello, LIBRARY_MISSING, Line, Source},
 };
 use tempfile::TempDir;
 
-/// Longest wait for anything that must happen.
-const DEADLINE: Duration = Duration::from_mins(1);
-/// labd kills a probe that is silent for so long.
-const SILENCE: Duration = Duration::from_secs(5);
+use self::harness::{Probe, errors, ids};
+
 const GIB: u64 = 1 << 30;
 
 /// A machine: the script of the library, and a folder that stands for `/`.
@@ -81,87 +78,6 @@ impl Machine {
     }
 }
 
-struct Probe {
-    child: Child,
-    input: Option<ChildStdin>,
-    lines: mpsc::Receiver<Line>,
-}
-
-impl Probe {
-    fn start(command: &mut Command) -> Self {
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the probe");
-        let output = child.stdout.take().expect("it is a pipe");
-        let (tell, lines) = mpsc::channel();
-        thread::spawn(move || {
-            for text in BufReader::new(output).lines() {
-                let text = text.expect("UTF-8");
-                if tell.send(Line::parse(&text).unwrap_or_else(|e| panic!("{text}: {e}"))).is_err() {
-                    return;
-                }
-            }
-        });
-        Self { input: child.stdin.take(), child, lines }
-    }
-
-    fn line(&self) -> Line {
-        self.lines.recv_timeout(DEADLINE).expect("a line in time")
-    }
-
-    /// The first line from now on that has what is looked for.
-    fn until<T>(&self, mut wanted: impl FnMut(Line) -> Option<T>) -> T {
-        let start = Instant::now();
-        while start.elapsed() < DEADLINE {
-            if let Some(found) = wanted(self.line()) {
-                return found;
-            }
-        }
-        panic!("no such line in {DEADLINE:?}");
-    }
-
-    fn inventory(&self) -> Vec<Device> {
-        self.until(|line| if let Line::Inventory(devices) = line { Some(devices) } else { None })
-    }
-
-    fn readings(&self, wanted: impl Fn(&[Reading]) -> bool) -> Vec<Reading> {
-        self.until(|line| if let Line::Readings(r) = line { Some(r).filter(|r| wanted(r)) } else { None })
-    }
-
-    fn trouble(&self) -> Trouble {
-        self.until(|line| if let Line::Trouble(trouble) = line { Some(trouble) } else { None })
-    }
-
-    /// Waits until nothing has come for as long as labd waits.
-    fn falls_silent(&self) {
-        let start = Instant::now();
-        while start.elapsed() < DEADLINE {
-            match self.lines.recv_timeout(SILENCE) {
-                Ok(_) => {}
-                Err(RecvTimeoutError::Timeout) => return,
-                Err(RecvTimeoutError::Disconnected) => panic!("it ended"),
-            }
-        }
-        panic!("it still speaks after {DEADLINE:?}");
-    }
-
-    fn ends(&mut self) -> ExitStatus {
-        let start = Instant::now();
-        while start.elapsed() < DEADLINE {
-            if let Some(status) = self.child.try_wait().expect("it is ours") {
-                return status;
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
-        panic!("it runs after {DEADLINE:?}");
-    }
-}
-
-impl Drop for Probe {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 /// So many H100s, `GPU-0` and so on.
 fn gpus(count: u32) -> String {
     let mut text = format!("driver=570.124.06\nlibrary=12.570.124.06\ncount={count}\n");
@@ -177,14 +93,6 @@ fn gpus(count: u32) -> String {
         );
     }
     text
-}
-
-fn ids<'a>(all: impl IntoIterator<Item = &'a Device>) -> Vec<&'a str> {
-    all.into_iter().map(|d| d.id.as_str()).collect()
-}
-
-fn errors(readings: &[Reading]) -> Vec<(&str, Option<&str>)> {
-    readings.iter().map(|r| (r.id.as_str(), r.error.as_deref())).collect()
 }
 
 #[test]
