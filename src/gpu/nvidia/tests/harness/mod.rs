@@ -3,6 +3,7 @@
 
 use std::{
     io::{BufRead as _, BufReader},
+    os::unix::process::CommandExt as _,
     process::{Child, ChildStdin, Command, ExitStatus, Stdio},
     sync::mpsc::{self, RecvTimeoutError},
     thread,
@@ -27,7 +28,8 @@ pub(crate) struct Probe {
 
 impl Probe {
     pub(crate) fn start(command: &mut Command) -> Self {
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the probe");
+        let mut child =
+            command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the probe");
         let output = child.stdout.take().expect("it is a pipe");
         let (tell, lines) = mpsc::channel();
         thread::spawn(move || {
@@ -95,7 +97,8 @@ impl Probe {
 
 impl Drop for Probe {
     fn drop(&mut self) {
-        let _ = self.child.kill();
+        // With what it started.
+        let _ = Command::new("kill").args(["-KILL", "--", &format!("-{}", self.child.id())]).status();
         let _ = self.child.wait();
     }
 }
