@@ -26,7 +26,7 @@ down:
 
 check:
 	@scripts/tools.sh test
-	LABD_SIM_HISTORIES=10000 LABD_SIM_SECONDS=120 cargo test --quiet
+	LABD_SIM_HISTORIES=10000 LABD_SIM_SECONDS=120 cargo test --workspace --quiet
 	python3 -m pytest tests/test_0_*.py
 
 test: check

@@ -154,6 +154,8 @@ pub(super) struct Run {
 pub(super) enum Probe {
     /// The kernel's own files on AMD's GPUs
     Kernel,
+    /// NVIDIA's command, where its library cannot be asked
+    NvidiaSmi,
 }
 
 #[derive(Debug, Clone, Args)]

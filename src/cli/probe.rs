@@ -1,5 +1,9 @@
 //! `labd probe`: the probes that need no vendor's library, in a process of their own all the same: a driver that hangs takes
 //! whoever reads its files along.
+//!
+//! * `smi`: `nvidia-smi`, once a second.
+
+mod smi;
 
 use std::{io, path::Path};
 
@@ -10,11 +14,12 @@ use super::{
 
 /// Prints lines until standard input ends or nobody reads any more; both are ordinary ends.
 pub(super) async fn run(source: Probe) -> Result<(), Failure> {
-    let probed = tokio::task::spawn_blocking(move || match source {
-        Probe::Kernel => labd_gpu::kernel::run(Path::new("/"), &mut io::stdout()),
-    });
-    match probed.await {
-        Ok(written) => Ok(written?),
-        Err(e) => Err(Failure::new(Exit::Failure, format!("the probe broke off: {e}"))),
+    let kernel = || labd_gpu::kernel::run(Path::new("/"), &mut io::stdout());
+    match source {
+        Probe::Kernel => match tokio::task::spawn_blocking(kernel).await {
+            Ok(written) => Ok(written?),
+            Err(e) => Err(Failure::new(Exit::Failure, format!("the probe broke off: {e}"))),
+        },
+        Probe::NvidiaSmi => Ok(smi::run().await?),
     }
 }

@@ -4,11 +4,15 @@
 //! * [`line`]: what a probe prints, one JSON value per line.
 //! * [`kernel`]: AMD's GPUs as the kernel's own files have them, where ROCm is not on the host.
 //! * [`pci`]: addresses, and where a device is attached.
+//! * [`smi`]: what `nvidia-smi` prints, where NVIDIA's library cannot be asked.
+//! * [`nvidia_driver`]: NVIDIA's kernel driver as the host shows it.
 
 mod files;
 pub mod kernel;
 pub mod line;
+pub mod nvidia_driver;
 pub mod pci;
+pub mod smi;
 
 use serde::{Deserialize, Serialize};
 

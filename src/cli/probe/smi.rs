@@ -1,0 +1,209 @@
+//! Runs `nvidia-smi` once a second and tells what it says; see [`labd_gpu::smi`].
+//!
+//! One at a time: one that hangs is killed, and one that hangs in the kernel, where it cannot be killed, is waited for before
+//! there is another. A line comes each second all the same.
+
+use std::{
+    env,
+    ffi::OsString,
+    io,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use labd_gpu::{
+    line::{Hello, LIBRARY_MISSING, Line, Source, Trouble},
+    nvidia_driver,
+    smi::{self, Extra, FIELDS, FORMAT, Found, Known},
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _},
+    process::Command,
+    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout},
+};
+
+/// For tests and unusual machines: the command's path. Else it is looked for in `PATH`.
+const COMMAND: &str = "LABD_NVIDIA_SMI";
+/// A folder that stands for `/`, for tests.
+const ROOT: &str = "LABD_SYS_ROOT";
+
+/// Between two rounds, and the longest time without a line.
+const PERIOD: Duration = Duration::from_secs(1);
+/// How long it may take before it is killed.
+const LIMIT: Duration = Duration::from_secs(4);
+/// The same before its first answer: it starts all GPUs where nothing else did, which takes seconds for each.
+const FIRST_LIMIT: Duration = Duration::from_mins(1);
+/// How long its last words are waited for after its death: something that it started may hold the pipe.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+/// Between two questions for remapped rows, which change once in a GPU's life if ever.
+const ROWS_EVERY: Duration = Duration::from_mins(1);
+
+/// The code of [`Trouble`] when it hangs.
+const HANGS: &str = "nvidia-smi-hangs";
+
+/// Prints lines until standard input ends. Fails when nobody reads.
+pub(super) async fn run() -> io::Result<()> {
+    let root = env::var_os(ROOT).map_or_else(|| PathBuf::from("/"), PathBuf::from);
+    let command = env::var_os(COMMAND).unwrap_or_else(|| OsString::from("nvidia-smi"));
+    let hello = Hello { source: Source::NvidiaSmi, driver: nvidia_driver::version(&root), library: None };
+    let mut probe = Probe { command, hello, answered: false, told: Instant::now() };
+    tokio::select! {
+        ended = probe.run(&root) => ended,
+        () = end_of_input() => Ok(()),
+    }
+}
+
+async fn end_of_input() {
+    let (mut input, mut buffer) = (tokio::io::stdin(), [0; 256]);
+    while matches!(input.read(&mut buffer).await, Ok(n) if n > 0) {}
+}
+
+struct Probe {
+    command: OsString,
+    hello: Hello,
+    /// Whether it ever said what was asked.
+    answered: bool,
+    /// When the last line was told.
+    told: Instant,
+}
+
+/// How one call went.
+enum Said {
+    /// What it printed, whatever its exit code: with a lost GPU it fails and still names the others.
+    Text(String),
+    /// It had to be killed.
+    Hung,
+    /// It could not be started.
+    NotStarted(io::Error),
+}
+
+impl Probe {
+    async fn run(&mut self, root: &Path) -> io::Result<()> {
+        self.hello()?;
+        let (mut fields, mut known, mut extra) = (FIELDS.to_vec(), Known::default(), Extra::default());
+        let mut rows_at: Option<Instant> = None;
+        let mut rounds = interval(PERIOD);
+        rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            rounds.tick().await;
+            let query = format!("--query-gpu={}", fields.join(","));
+            let text = match self.ask(&[&query, FORMAT]).await? {
+                Said::Text(text) => text,
+                Said::Hung => continue,
+                Said::NotStarted(e) => {
+                    let text = format!("nvidia-smi cannot be started: {e}; install NVIDIA's driver");
+                    return self.tell(&Line::Trouble(Trouble { code: LIBRARY_MISSING.to_owned(), text }));
+                }
+            };
+            if let Some(unknown) = smi::unknown_field(&text)
+                && let Some(at) = fields.iter().position(|f| *f == unknown)
+            {
+                fields.remove(at);
+                rounds.reset_immediately();
+                continue;
+            }
+            let found = match Found::parse(&fields, &text) {
+                Ok(found) => found,
+                Err(trouble) => {
+                    self.tell(&Line::Trouble(trouble))?;
+                    continue;
+                }
+            };
+            self.answered = true;
+            self.driver(found.driver.as_ref())?;
+            // What is not answered this time was answered before, or is absent.
+            if found.divided()
+                && let Said::Text(text) = self.ask(&["-L"]).await?
+                && text.contains("(UUID: ")
+            {
+                extra.partitions = smi::partitions(&text);
+            }
+            if let Said::Text(text) = self.ask(&[smi::PROCESSES, FORMAT]).await? {
+                extra.processes = smi::processes(&text);
+            }
+            if rows_at.is_none_or(|at| at.elapsed() >= ROWS_EVERY) {
+                rows_at = Some(Instant::now());
+                if let Said::Text(text) = self.ask(&[smi::ROWS, FORMAT]).await? {
+                    extra.rows = smi::rows(&text);
+                }
+            }
+            for line in known.lines(root, found, &extra) {
+                self.tell(&line)?;
+            }
+        }
+    }
+
+    fn tell(&mut self, line: &Line) -> io::Result<()> {
+        self.told = Instant::now();
+        line.write(&mut io::stdout().lock())
+    }
+
+    fn hello(&mut self) -> io::Result<()> {
+        self.tell(&Line::Hello(self.hello.clone()))
+    }
+
+    /// Says the driver's version if it is another than before.
+    fn driver(&mut self, version: Option<&String>) -> io::Result<()> {
+        if version.is_some() && self.hello.driver.as_ref() != version {
+            self.hello.driver = version.cloned();
+            self.hello()?;
+        }
+        Ok(())
+    }
+
+    /// Runs it once. Meanwhile a line is told each second: a hello, which changes nothing, and trouble once it is killed.
+    async fn ask(&mut self, args: &[&str]) -> io::Result<Said> {
+        let mut command = Command::new(&self.command);
+        command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        let mut child = match command.spawn() {
+            Ok(child) => child,
+            Err(e) => return Ok(Said::NotStarted(e)),
+        };
+        let (output, errors) = (read(child.stdout.take()), read(child.stderr.take()));
+        let limit = if self.answered { LIMIT } else { FIRST_LIMIT };
+        let kill = sleep(limit);
+        tokio::pin!(kill);
+        let mut killed = false;
+        loop {
+            tokio::select! {
+                ended = child.wait() => {
+                    ended?;
+                    break;
+                }
+                () = &mut kill, if !killed => {
+                    killed = true;
+                    // It may have ended in this moment.
+                    let _ = child.start_kill();
+                    self.tell(&hangs(limit))?;
+                }
+                () = sleep_until(self.told + PERIOD) => if killed { self.tell(&hangs(limit))? } else { self.hello()? },
+            }
+        }
+        if killed {
+            return Ok(Said::Hung);
+        }
+        let both = async { (output.await, errors.await) };
+        let (output, errors) = timeout(LAST_WORDS, both).await.unwrap_or((Ok(String::new()), Ok(String::new())));
+        Ok(Said::Text(output.unwrap_or_default() + &errors.unwrap_or_default()))
+    }
+}
+
+fn hangs(limit: Duration) -> Line {
+    let text = format!(
+        "nvidia-smi did not answer within {} s and was killed; see `dmesg | grep NVRM`, and reboot if it goes on",
+        limit.as_secs()
+    );
+    Line::Trouble(Trouble { code: HANGS.to_owned(), text })
+}
+
+/// All that comes out of a pipe.
+fn read(pipe: Option<impl AsyncRead + Unpin + Send + 'static>) -> tokio::task::JoinHandle<String> {
+    tokio::spawn(async move {
+        let mut bytes = Vec::new();
+        if let Some(mut pipe) = pipe {
+            let _ = pipe.read_to_end(&mut bytes).await;
+        }
+        String::from_utf8_lossy(&bytes).into_owned()
+    })
+}
