@@ -7,7 +7,7 @@ import signal
 import urllib.error
 import urllib.request
 
-from lab import run, wait_for
+from lab import docker, run, wait_for
 
 PLAIN = ["python", "plain.py", "--epochs"]
 
@@ -51,6 +51,39 @@ def test_an_unmodified_script_resumes_when_its_worker_is_killed(lab):
     text = lab.labd("status").stdout
     assert "resubmitted as plain-r1" in " ".join(text.split())
     assert any("plain: lost" in e["reason"] for e in lab.events() if e["kind"] == "job")
+    lab.wait_ready()
+
+
+def test_a_worker_that_is_restarted_by_hand_takes_no_run_along(lab):
+    """Ray lets it train on for 30 s, then elsewhere: by its own rule, also where no failure is allowed."""
+    lab.wait_ready()
+    lab.submit("moved", *PLAIN, "90")
+    trains(lab, "moved", 4)
+    worker = lab.worker_of("moved")
+    lab.labd("restart", worker)
+    wait_for("it is stopped", lambda: lab.service(worker)["state"] == "stopping", 20)
+    all_of_it = ends(lab, "moved")
+    assert set(epochs(lab, "moved")) == set(range(1, 91)) and len(all_of_it) <= 2
+    assert "resumed at epoch" in lab.logs(all_of_it[-1]["submission_id"])
+    lab.wait_ready()
+    told = [e["reason"] for e in lab.events(worker, 20) if e["kind"] == "incident"]
+    assert any(reason.startswith("restarted by hand; running again after") for reason in told), told
+    assert any(f"after {worker} was restarted by hand" in reason for reason in told), told
+
+
+def test_a_hurried_docker_stop_is_not_the_scripts_error(lab):
+    """Ray has no time to move the run and calls it failed; the worker stays stopped, and nothing has died."""
+    lab.wait_ready()
+    lab.submit("hurried", *PLAIN, "30")
+    trains(lab, "hurried", 4)
+    worker = lab.worker_of("hurried")
+    before = lab.snapshot()["incidents"]
+    docker("stop", "--time", "1", lab.container(worker))
+    first, second = ends(lab, "hurried")
+    assert first["outcome"] == "lost" and f"{worker}: stopped by hand (docker stop)" in first["message"]
+    assert "resumed at epoch" in lab.logs(second["submission_id"]) and set(epochs(lab, "hurried")) == set(range(1, 31))
+    assert lab.service(worker)["state"] == "held" and lab.snapshot()["incidents"] == before
+    lab.labd("start", worker)
     lab.wait_ready()
 
 

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use super::submission::{Retry, Submission};
 use crate::{
-    incident::Incident,
+    incident::{Cause, Incident},
     ray::{ErrorType, Jobs, RayJob, RayNode},
     snapshot::JobStatus,
     time::Timestamp,
@@ -150,8 +150,10 @@ pub struct World<'a> {
     pub jobs: Option<&'a Jobs>,
     /// The nodes, while the GCS answers.
     pub nodes: &'a [RayNode],
-    /// What died lately.
+    /// What ended lately.
     pub incidents: &'a [Incident],
+    /// A service that can take a job along is ending, or has ended and it is not known why: it may yet explain a failure.
+    pub ending: bool,
     /// Where services are.
     pub addresses: &'a BTreeMap<String, Ipv4Addr>,
 }
@@ -261,8 +263,10 @@ fn judge(job: &Job, handed: &Handed, world: &World<'_>, now: Timestamp) -> Verdi
 
 /// Ray says it waits or runs.
 fn going(job: &Job, told: &RayJob, mut known: Handed, life: Life, world: &World<'_>, now: Timestamp) -> Verdict {
-    // Its driver's container ended since: whatever Ray still says, it does not run any more.
-    if let Some(incident) = world.incidents.iter().find(|i| life.saw(i) && on_driver(i, &known, world)) {
+    // Its driver's container ended since: whatever Ray still says, it does not run any more. One that is only asked to end
+    // runs on for a while, and Ray says when that is over.
+    let died = |i: &&Incident| life.saw(i) && i.cause != Cause::Asked && on_driver(i, &known, world);
+    if let Some(incident) = world.incidents.iter().find(died) {
         if known.stop_asked {
             return Verdict::Ended(Outcome::Stopped);
         }
@@ -297,7 +301,7 @@ fn failed(told: &RayJob, known: &Handed, life: Life, world: &World<'_>) -> Verdi
     };
     let on_driver = |i: &Incident| on_driver(i, known, world);
     let any = |i: &Incident| is_infrastructure(&i.service);
-    let driver_died = world.incidents.iter().any(|i| life.saw(i) && on_driver(i));
+    let driver_died = world.incidents.iter().any(|i| life.saw(i) && i.cause != Cause::Asked && on_driver(i));
     match told.error {
         Some(ErrorType::JobSupervisorActorDied) => Verdict::Lost {
             why: near(&any).unwrap_or_else(|| "the process that watches its driver died".to_owned()),
@@ -312,11 +316,13 @@ fn failed(told: &RayJob, known: &Handed, life: Life, world: &World<'_>) -> Verdi
                 .find(|i| life.saw(i) && told.message.contains(&format!("labd: {}", i.why)));
             match quoted.map(in_words).or_else(|| near(&any)) {
                 Some(why) => Verdict::Lost { why, dead: true },
+                None if world.ending => Verdict::Going(known.clone()),
                 None => own(exit_words(told)),
             }
         }
         Some(_) => match near(&any) {
             Some(why) => Verdict::Lost { why, dead: driver_died },
+            None if world.ending => Verdict::Going(known.clone()),
             None => own(first_line(&told.message)),
         },
     }
@@ -335,9 +341,10 @@ impl Life {
         i.died_at >= self.began && i.died_at <= self.ended
     }
 
-    /// Whether it happened, or was not over, shortly before the job's end.
+    /// Whether it happened, or was not over, shortly before the job's end. What is held by hand may be so for days.
     fn ended_by(self, i: &Incident) -> bool {
-        i.ready_at.is_none_or(|back| self.ended <= back.plus(AFTERMATH)) || self.ended <= i.died_at.plus(AFTERMATH)
+        let lasts = i.cause != Cause::Asked && i.ready_at.is_none_or(|back| self.ended <= back.plus(AFTERMATH));
+        lasts || self.ended <= i.died_at.plus(AFTERMATH)
     }
 }
 
@@ -353,7 +360,7 @@ fn on_driver(incident: &Incident, known: &Handed, world: &World<'_>) -> bool {
 }
 
 /// Services whose death can take a job along.
-fn is_infrastructure(service: &str) -> bool {
+pub(super) fn is_infrastructure(service: &str) -> bool {
     service.starts_with("ray-") || service == "minio"
 }
 
@@ -432,7 +439,6 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::incident::Cause;
 
     const DRIVER: Ipv4Addr = Ipv4Addr::new(198, 18, 100, 11);
     const WORKER: Ipv4Addr = Ipv4Addr::new(198, 18, 100, 20);
@@ -501,13 +507,14 @@ mod tests {
         incidents: Vec<Incident>,
         nodes: Vec<RayNode>,
         reachable: bool,
+        ending: bool,
         now: i64,
     }
 
     impl Case {
         fn new(told: Vec<RayJob>, incidents: Vec<Incident>) -> Self {
             let nodes = vec![node(1, DRIVER, true, "driver"), node(2, WORKER, true, "worker")];
-            Self { job: job("food11", json!({})), told, incidents, nodes, reachable: true, now: 1000 }
+            Self { job: job("food11", json!({})), told, incidents, nodes, reachable: true, ending: false, now: 1000 }
         }
 
         fn moves(&self) -> Vec<Move> {
@@ -520,6 +527,7 @@ mod tests {
                 jobs: Some(&jobs),
                 nodes: &self.nodes,
                 incidents: &self.incidents,
+                ending: self.ending,
                 addresses: &addresses,
             };
             let book = BTreeMap::from([(self.job.id.clone(), self.job.clone())]);
@@ -580,6 +588,40 @@ mod tests {
         assert_eq!(with("x", vec![incident("ray-worker-0", 50, Some(54))]), None, "before its time");
         assert_eq!(with("x", vec![incident("ray-worker-0", 950, None)]), None, "after its end");
         assert_eq!(with("x", vec![incident("jupyter", 890, None)]), None, "not its business");
+    }
+
+    #[test]
+    fn an_end_on_request_makes_a_users_error_a_loss_for_a_minute_only() {
+        let failed = told(JobStatus::Failed, Some(ErrorType::JobEntrypointCommandError), Some(900), "x");
+        let asked = |service, at, ready| Incident {
+            cause: Cause::Asked,
+            why: "restarted by hand".into(),
+            ..incident(service, at, ready)
+        };
+        let with = |i| Case::new(vec![failed.clone()], vec![i]).lost();
+        let why = Some("ray-worker-0: restarted by hand".to_owned());
+        assert_eq!(with(asked("ray-worker-0", 860, Some(895))), why);
+        assert_eq!(with(asked("ray-worker-0", 860, None)), why, "and held");
+        assert_eq!(with(asked("ray-worker-0", 500, None)), None, "held for long");
+        assert_eq!(with(asked("ray-worker-0", 500, Some(890))), None, "it was not there for long");
+        // The driver's node: only Ray knows whether the driver has ended yet.
+        let mut case = Case::new(vec![told(JobStatus::Running, None, None, "")], vec![asked("ray-driver", 990, None)]);
+        assert_eq!(case.lost(), None);
+        case.told = vec![told(JobStatus::Failed, Some(ErrorType::JobSupervisorActorDied), Some(995), "")];
+        let moves = case.moves();
+        let Some(Move::Replace(_, _, new)) = moves.first() else { panic!("{moves:?}") };
+        assert!(matches!(&new.state, State::Kept { stop_first: Some(old), .. } if old == "food11"), "{new:?}");
+    }
+
+    #[test]
+    fn a_failure_is_judged_once_it_is_known_what_ended() {
+        let failed = told(JobStatus::Failed, Some(ErrorType::JobEntrypointCommandError), Some(900), "x");
+        let mut case = Case { ending: true, ..Case::new(vec![failed], vec![]) };
+        assert_eq!(case.outcome(), None);
+        case.incidents = vec![incident("ray-worker-0", 898, None)];
+        assert!(case.lost().is_some());
+        (case.incidents, case.ending) = (vec![], false);
+        assert!(matches!(case.outcome(), Some(Outcome::Failed { .. })));
     }
 
     #[test]

@@ -43,7 +43,7 @@ use crate::{
         images::{ImageState, Images},
     },
     http::Credential,
-    incident::Incident,
+    incident::{Cause, Incident},
     jobs::LedgerView,
     journal::{Entry as Record, Journal, Kind as RecordKind},
     node::{disk_guard, gpu::Gpu},
@@ -797,8 +797,11 @@ impl<E: Engine> Lab<E> {
 
     /// Opens an incident when the service ended, and follows the one that is open.
     fn follow(&mut self, name: &str, decision: &Decision, now: Timestamp) {
-        if let Some(ended) = decision.ended.clone()
+        if let Some(mut ended) = decision.ended.clone()
             && let Some(cut_short) = {
+                if self.down && ended.cause == Cause::Asked {
+                    "stopped with the lab".clone_into(&mut ended.why);
+                }
                 // The newest checkpoint of this moment is the one that a run resumes from.
                 self.p.checkpoints.poke();
                 self.incidents.open(name, ended, now)

@@ -17,7 +17,7 @@ use tokio::{sync::watch, task::AbortHandle, time::sleep};
 
 use super::{
     EPOCH, Fault, History, Labd, Outcome,
-    world::{Dice, Outside, Run},
+    world::{Dice, Outside},
 };
 use crate::{
     config::Config,
@@ -79,9 +79,6 @@ struct Inner {
     clusters: u64,
     /// Whether answers get lost.
     faulty: bool,
-    /// Roots that lost a worker which ended on request (a reload, a stop by hand, the engine's own end): labd opens no
-    /// incident then, and a script that allows no failure counts as failed by its own error. A known gap.
-    by_request: BTreeSet<String>,
     /// Roots that a person stopped, and was told so.
     stopped: BTreeMap<String, Timestamp>,
     asked_at: Timestamp,
@@ -294,10 +291,6 @@ impl Api {
             if job.alive && !frozen {
                 if let Some((service, container, since)) = job.worker.clone() {
                     if !w.is_run(&(container, since)) {
-                        let end = w.of(&service).map(|c| c.run.clone());
-                        if !matches!(end, Some(Run::Exited { code, .. }) if code != 143) {
-                            inner.by_request.insert(job.root.clone());
-                        }
                         job.worker = None;
                         taken.remove(&service);
                         if !job.survives_workers && job.ends.is_none() {
@@ -393,7 +386,6 @@ impl People {
             progress: BTreeMap::new(),
             clusters: outside.lock().clusters,
             faulty: true,
-            by_request: BTreeSet::new(),
             stopped: BTreeMap::new(),
             asked_at: EPOCH,
         };
@@ -583,12 +575,11 @@ impl History {
                 continue;
             };
             let stopped = people.api.lock().stopped.contains_key(root);
-            let by_request = people.api.lock().by_request.contains(root);
             let right = match last.outcome {
                 None => false,
                 Some(JobOutcome::Succeeded) => *script == Script::Succeeds,
                 Some(JobOutcome::Stopped) => stopped,
-                Some(JobOutcome::Failed) => *script == Script::Raises || by_request,
+                Some(JobOutcome::Failed) => *script == Script::Raises,
                 Some(JobOutcome::Lost) => stopped || last.attempt > Some(*limit),
             };
             if !right {
