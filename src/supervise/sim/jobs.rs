@@ -25,7 +25,7 @@ use crate::{
     journal::Journal,
     ray::{ErrorType, Gcs, JobApi, Jobs, RayJob, RayView, Reply},
     snapshot::{JobOutcome, JobStatus},
-    time::{Timestamp, simulated},
+    time::Timestamp,
 };
 
 /// From the last fault's end until every job has ended: everything is ready by [`super::BOUND`], an attempt trains for at
@@ -496,8 +496,7 @@ impl History {
         self.jobs = Some(People::new(&self.outside, &self.journal, self.seed));
         self.ready_within(Duration::from_mins(1), "the beginning").await;
         let mut dice = Dice::new(self.seed ^ 0xacce);
-        let services: Vec<String> =
-            super::wish(0).plan.services.iter().filter(|s| s.enabled).map(|s| s.name.clone()).collect();
+        let services = super::services();
         let (jobs, mut submitted) = (dice.between(1, 5) as usize, 0);
         for _ in 0..dice.between(4, 14) {
             let pause = if dice.one_in(3) { dice.ms(1, 800) } else { dice.ms(500, 45_000) };
@@ -517,17 +516,7 @@ impl History {
                 }
             }
         }
-        while !self.reliefs.is_empty() || self.labd.is_none() {
-            self.pass(Duration::from_secs(1)).await;
-        }
-        {
-            let mut w = self.outside.lock();
-            w.say("faults are over");
-            w.start_fails.clear();
-            w.create_fails.clear();
-            let now = Timestamp::now();
-            (w.slow_until, w.busy_until, w.deaf_until) = (now, now, now);
-        }
+        self.end_faults().await;
         if let Some(people) = &self.jobs {
             people.api.lock().faulty = false;
         }
@@ -543,13 +532,7 @@ impl History {
             self.pass(Duration::from_secs(1)).await;
         }
         self.judge();
-        let mut w = self.outside.lock();
-        Outcome {
-            violations: std::mem::take(&mut w.violations),
-            trace: std::mem::take(&mut w.trace),
-            recovery,
-            simulated: Timestamp::now().since(EPOCH),
-        }
+        self.outcome(recovery)
     }
 
     /// Jobs that have not ended, as the ledger shows them.
@@ -596,36 +579,12 @@ impl History {
 }
 
 fn history(seed: u64) -> Outcome {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-    runtime.expect("a runtime").block_on(async {
-        simulated::begin(Some(EPOCH));
-        let outcome = History::new(seed).run_with_jobs().await;
-        simulated::begin(None);
-        outcome
-    })
+    super::simulate(|| History::new(seed).run_with_jobs())
 }
 
 #[test]
 fn whatever_happens_no_job_is_lost_or_run_twice() {
-    let only = super::number("LABD_SIM_SEED");
-    let histories = super::number("LABD_SIM_JOB_HISTORIES").unwrap_or(100);
-    let mut failed = Vec::new();
-    for seed in only.map_or(1..=histories, |seed| seed..=seed) {
-        let outcome = history(seed);
-        if only.is_some() {
-            outcome.trace.iter().for_each(|line| super::print(line));
-        }
-        if !outcome.violations.is_empty() {
-            failed.push(format!(
-                "LABD_SIM_SEED={seed} cargo test --lib supervise::sim::jobs -- --nocapture\n    {}",
-                outcome.violations.join("\n    ")
-            ));
-        }
-        if failed.len() >= 5 {
-            break;
-        }
-    }
-    assert!(failed.is_empty(), "{}", failed.join("\n"));
+    super::run_many("supervise::sim::jobs", super::number("LABD_SIM_JOB_HISTORIES").unwrap_or(100), history);
 }
 
 #[test]
