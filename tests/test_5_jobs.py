@@ -127,6 +127,18 @@ def test_a_power_cut_is_survived_unattended(lab):
     lab.wait_ready()
 
 
+def test_a_lab_that_goes_down_takes_no_job_along(lab):
+    lab.wait_ready()
+    lab.submit("paused", *PLAIN, "16")
+    trains(lab, "paused", 4)
+    lab.labd("down", timeout=180)
+    assert not lab.ids()
+    lab.up()
+    *_, last = ends(lab, "paused")
+    assert last["attempt"] == 2 and "resumed at epoch" in lab.logs(last["submission_id"])
+    lab.wait_ready()
+
+
 def test_a_scripts_own_error_is_its_own(lab):
     lab.wait_ready()
     lab.submit("broken", "python", "-c", "raise SystemExit('no such data set')")

@@ -816,8 +816,11 @@ impl<E: Engine> Lab<E> {
         }
     }
 
-    /// One line in the journal for an incident that is over.
+    /// One line in the journal for an incident that is over. What an earlier labd ended on request is too old to tell.
     fn close(&self, incident: &Incident, now: Timestamp) {
+        if incident.cause == Cause::Asked && incident.died_at < self.p.daemon.started_at {
+            return;
+        }
         self.p.journal.record(Record {
             at: now,
             service: Some(incident.service.clone()),
