@@ -402,7 +402,7 @@ impl<A: JobApi> Keeper<A> {
         let waiting = self.waiting.remove(id);
         let now = Timestamp::now();
         let Some(State::Kept { stop_first, tries, .. }) = self.book.get(id).map(|job| job.state.clone()) else {
-            // Stopped by a person meanwhile.
+            // Stopped by a person meanwhile, or needed no more.
             if result.is_ok_and(|reply| reply.is_success()) {
                 self.ask_to_stop(id.to_owned());
             }

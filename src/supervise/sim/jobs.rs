@@ -59,6 +59,8 @@ struct Job {
     ends: Option<(Timestamp, JobStatus)>,
     /// What its driver came to, which Ray has not noted yet.
     came_to: Option<JobStatus>,
+    /// Its driver's node had left the cluster by then: whatever it came to says little.
+    orphaned: bool,
     /// When Ray notices that its supervisor is gone.
     missed: Option<Timestamp>,
     status: JobStatus,
@@ -189,7 +191,9 @@ impl Api {
                 w.deaths.iter().any(|&at| job.ended_at.is_some_and(|end| end >= at && end.since(at) <= AFTERMATH * 4));
             match job.status {
                 JobStatus::Succeeded if read => w.never(format_args!("{id} is submitted after {old} succeeded")),
-                JobStatus::Failed if read && job.script == Script::Raises && job.came_to.is_some() && !blamed => {
+                JobStatus::Failed
+                    if read && job.script == Script::Raises && job.came_to.is_some() && !job.orphaned && !blamed =>
+                {
                     w.never(format_args!("{id} is submitted after {old} failed by its own error"));
                 }
                 _ => {}
@@ -210,6 +214,7 @@ impl Api {
             began: now,
             ends: None,
             came_to: None,
+            orphaned: false,
             missed: None,
             status: JobStatus::Pending,
             error: None,
@@ -322,6 +327,7 @@ impl Api {
                 if let Some((at, end)) = job.ends.filter(|(at, _)| now >= *at) {
                     job.alive = false;
                     job.came_to = Some(end);
+                    job.orphaned = !job.node.is_some_and(|n| w.node_alive(n));
                     w.say(format_args!("the driver of {id} ends at {at}: {end:?}"));
                 }
             }
