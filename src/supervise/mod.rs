@@ -49,7 +49,7 @@ use crate::{
     node::{disk_guard, gpu::Gpu},
     plan::{
         HEAD_PORTS, door,
-        spec::{Kind, Plan, Probe, Requirement, ServiceSpec},
+        spec::{ImageName, Kind, Plan, Probe, Requirement, ServiceSpec},
     },
     ray::{Endpoint, Gcs, Ray, RayView},
     recovery,
@@ -310,6 +310,8 @@ struct Lab<E> {
     listing: bool,
     /// How full each file system is.
     disks: disk_guard::Levels,
+    /// Images that could not be had when they were last tried, and why.
+    no_image: BTreeMap<ImageName, String>,
 }
 
 impl<E: Engine> Lab<E> {
@@ -335,6 +337,7 @@ impl<E: Engine> Lab<E> {
             given_up: false,
             listing: false,
             disks: disk_guard::Levels::new(),
+            no_image: BTreeMap::new(),
         }
     }
 
@@ -370,6 +373,7 @@ impl<E: Engine> Lab<E> {
         loop {
             self.settle();
             self.guard_disks();
+            self.tell_images();
             self.publish();
             // An unwatched daemon is not told so; the error only says that nobody listens.
             let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
@@ -684,6 +688,29 @@ impl<E: Engine> Lab<E> {
         for crossing in disk_guard::look(&mut self.disks, &disks) {
             self.p.journal.set_memory(disk_key(&crossing.mount), crossing.to.word());
             self.note(RecordKind::Daemon, None, crossing.to.word(), &crossing.text);
+        }
+    }
+
+    /// Tells the journal of every image that cannot be had, once for each reason, and when it is there after all.
+    fn tell_images(&mut self) {
+        let mut news = Vec::new();
+        for (name, state) in self.p.images.watch().borrow().iter() {
+            match state {
+                ImageState::Unavailable { reason, .. } => {
+                    if self.no_image.insert(*name, reason.clone()).as_ref() != Some(reason) {
+                        news.push(("unavailable", format!("{} image: {reason}", name.word())));
+                    }
+                }
+                ImageState::Present { .. } => {
+                    if self.no_image.remove(name).is_some() {
+                        news.push(("present", format!("{} image: is there", name.word())));
+                    }
+                }
+                ImageState::Unknown | ImageState::Missing | ImageState::Preparing { .. } => {}
+            }
+        }
+        for (what, line) in news {
+            self.note(RecordKind::Image, None, what, &line);
         }
     }
 
@@ -1055,13 +1082,17 @@ impl<E: Engine> Lab<E> {
             let recorded = entry.recorded.replace(decision.state);
             if recorded != Some(decision.state) {
                 entry.since = now;
-                self.p.journal.record(Record {
-                    at: now,
-                    service: Some(name.to_owned()),
-                    kind: RecordKind::State,
-                    what: decision.state.word().to_owned(),
-                    reason: reason.clone(),
-                });
+                // An image that is tried again and again is told once, for all that need it.
+                let no_image = |s| matches!(s, ServiceState::Preparing | ServiceState::Unavailable);
+                if !(recorded.is_some_and(no_image) && no_image(decision.state)) {
+                    self.p.journal.record(Record {
+                        at: now,
+                        service: Some(name.to_owned()),
+                        kind: RecordKind::State,
+                        what: decision.state.word().to_owned(),
+                        reason: reason.clone(),
+                    });
+                }
             }
         }
         entry.reason = reason;
