@@ -45,4 +45,5 @@ pub mod secret;
 pub mod secrets;
 pub mod snapshot;
 pub mod supervise;
+mod text;
 pub mod time;

@@ -25,6 +25,7 @@ use crate::{
     incident::{Cause, Incident},
     ray::{ErrorType, Jobs, RayJob, RayNode},
     snapshot::JobStatus,
+    text::clip,
     time::Timestamp,
 };
 
@@ -390,12 +391,7 @@ fn exit_words(told: &RayJob) -> String {
 
 fn first_line(text: &str) -> String {
     const LONGEST: usize = 200;
-    let line = text.lines().find(|l| !l.trim().is_empty()).unwrap_or("Ray does not say why").trim();
-    if line.chars().count() <= LONGEST {
-        line.to_owned()
-    } else {
-        line.chars().take(LONGEST - 1).chain(['…']).collect()
-    }
+    clip(text.lines().find(|l| !l.trim().is_empty()).unwrap_or("Ray does not say why").trim(), LONGEST)
 }
 
 /// The lost job's end, and the one that takes its place.

@@ -716,8 +716,7 @@ impl<E: Engine> Lab<E> {
 
     /// Where published ports are reached from here.
     fn publish_ip(&self) -> IpAddr {
-        let ip = self.p.wish.config.network.publish;
-        if ip.is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { ip }
+        probe::reached_at(self.p.wish.config.network.publish)
     }
 
     fn wanted(&self, name: &str) -> Wanted {
