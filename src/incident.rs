@@ -1,8 +1,9 @@
 //! What died, why, and how long each step back took. Values only.
 //!
-//! The supervision loop opens an incident when it sees that a service ended without being asked to, or hung, and fills in
-//! the way back as it sees it; what concerns training is filled in from what Ray and the checkpoint store say. The job
-//! ledger reads incidents to tell a job that was lost to infrastructure from one that failed by its own error.
+//! The supervision loop opens an incident when a service ends or hangs, and fills in the way back as it sees it; what
+//! concerns training is filled in from what Ray and the checkpoint store say. The job ledger reads incidents to tell a job
+//! that was lost to infrastructure from one that failed by its own error. For that an end that somebody asked for
+//! ([`Cause::Asked`]) is an incident like any other; it is told quietly, and in no list of what died.
 
 use serde::{Deserialize, Serialize};
 
@@ -18,9 +19,10 @@ pub struct Incident {
     pub service: String,
     /// What ended it.
     pub cause: Cause,
-    /// The cause in one line, such as `container exited 137 (SIGKILL)`.
+    /// The cause in one line, such as `container exited 137 (SIGKILL)` or `restarted by hand`.
     pub why: String,
-    /// When it ended, by the engine's clock; for a hang, when it first did not answer.
+    /// When it ended, by the engine's clock; for a hang, when it first did not answer; when it was asked for, when that
+    /// was: the container ends up to its stop timeout later.
     pub died_at: Timestamp,
     /// When labd knew.
     pub noticed_at: Timestamp,
@@ -46,11 +48,13 @@ pub enum Cause {
     Gone,
     /// Its GPU cannot be worked with.
     Gpu,
+    /// A person or new settings asked for it.
+    Asked,
 }
 
 impl Cause {
     /// Every cause: `/metrics` shows one series for each.
-    pub const ALL: [Self; 5] = [Self::Exit, Self::Oom, Self::Hang, Self::Gone, Self::Gpu];
+    pub const ALL: [Self; 6] = [Self::Exit, Self::Oom, Self::Hang, Self::Gone, Self::Gpu, Self::Asked];
 
     /// The word in JSON, in the journal and in `/metrics`.
     pub const fn word(self) -> &'static str {
@@ -60,6 +64,7 @@ impl Cause {
             Self::Hang => "hang",
             Self::Gone => "gone",
             Self::Gpu => "gpu",
+            Self::Asked => "asked",
         }
     }
 }

@@ -49,4 +49,5 @@ pub mod secret;
 pub mod secrets;
 pub mod snapshot;
 pub mod supervise;
+mod text;
 pub mod time;

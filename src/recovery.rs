@@ -5,7 +5,7 @@ use std::{net::Ipv4Addr, time::Duration};
 
 use crate::{
     checkpoints::StoreView,
-    incident::{Incident, Interrupted},
+    incident::{Cause, Incident, Interrupted},
     ray::{TrainRun, train::Attempt},
     time::Timestamp,
 };
@@ -32,6 +32,11 @@ pub fn training(
             continue;
         }
         let training_at = again(run, runs, died_at);
+        if incident.cause == Cause::Asked {
+            // Ray lets it train on for a while: what it wrote meanwhile is not known here.
+            all.push(Interrupted { run: run.name.clone(), training_at, checkpoint: None, lost_ms: None });
+            continue;
+        }
         let checkpoint = newest_before(run, store, died_at);
         let resumed = training_at.and(checkpoint.clone());
         // A run without a checkpoint begins anew; whether it has one is known only from a look at its store.
@@ -98,7 +103,6 @@ mod tests {
     use super::*;
     use crate::{
         checkpoints::listing::StoredRun,
-        incident::Cause,
         ray::train::AttemptStatus,
         snapshot::{CheckpointView, RunStatus},
     };
@@ -241,6 +245,24 @@ mod tests {
         }
         let incident_elsewhere = of(WORKER, &[], &kept);
         assert!(incident_elsewhere.is_empty());
+    }
+
+    #[test]
+    fn a_worker_that_ends_on_request_says_nothing_of_lost_work() {
+        let runs = [run("a", 40, None, &[(50, Some(52), Some(130), &[WORKER]), (131, Some(134), None, &[OTHER])])];
+        let asked = Incident {
+            service: "ray-worker-0".to_owned(),
+            cause: Cause::Asked,
+            why: "restarted by hand".to_owned(),
+            died_at: at(DIED),
+            noticed_at: at(DIED),
+            running_at: None,
+            ready_at: None,
+            training: Vec::new(),
+        };
+        let told = training(&asked, Some(WORKER), &runs, &store("a", &[99, 129], 140));
+        let again = Interrupted { run: "a".to_owned(), training_at: Some(at(134)), checkpoint: None, lost_ms: None };
+        assert_eq!(told, [again]);
     }
 
     #[test]

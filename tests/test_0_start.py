@@ -2,9 +2,12 @@
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 
 import pytest
+
+from lab import wait_for
 
 START = (pathlib.Path(__file__).resolve().parent.parent / "images/run/start.sh").read_text()
 FATAL = "[2026-11-24 23:06:23,507 C 20 20] (gcs_server) rocksdb_store_client.cc:179:  Check failed: open_status.ok() "
@@ -157,6 +160,18 @@ def test_a_state_with_its_sessions_name_is_kept(node):
     (node.state / "kv").mkdir()
     (node.state / "kv/CURRENT").write_text("MANIFEST-000005\n")
     (node.state / "session_name").write_text("session_2026-11-24_23-04-52_124908_7")
+    assert "labd:" not in node.start() and not node.aside()
+
+
+def test_a_state_that_was_taken_away_is_said_once(node):
+    assert "labd:" not in node.start(), "there was none"
+    (node.state / "kv").mkdir()
+    (node.state / "kv/CURRENT").write_text("MANIFEST-000005\n")
+    (node.state / "session_name").write_text("session_2026-11-24_23-04-52_124908_7")
+    assert "labd:" not in node.start()
+    wait_for("the watch saw it", (node.folder / "gcs/db.made").exists, 20)
+    shutil.rmtree(node.state)
+    assert "is gone from" in node.start()
     assert "labd:" not in node.start() and not node.aside()
 
 

@@ -13,6 +13,8 @@ def test_up_ends_in_a_table_with_everything_ready(lab):
     assert grafana in ("ready", "unavailable")
     if grafana == "unavailable":
         assert "image cannot be pulled" in lab.service("grafana")["last_reason"]
+        told = [e["what"] for e in lab.events() if e["kind"] == "image" or e["service"] == "grafana"]
+        assert told.count("unavailable") == 1, told
     table = lab.labd("status").stdout
     assert all(len(line) <= 80 for line in table.splitlines()), table
     for word in ("ray-worker-1", "ready", "SIM-0", "simulated", "JupyterLab", "http://localhost:"):

@@ -7,7 +7,7 @@ import signal
 import urllib.error
 import urllib.request
 
-from lab import run, wait_for
+from lab import docker, run, wait_for
 
 PLAIN = ["python", "plain.py", "--epochs"]
 
@@ -54,6 +54,39 @@ def test_an_unmodified_script_resumes_when_its_worker_is_killed(lab):
     lab.wait_ready()
 
 
+def test_a_worker_that_is_restarted_by_hand_takes_no_run_along(lab):
+    """Ray lets it train on for 30 s, then elsewhere: by its own rule, also where no failure is allowed."""
+    lab.wait_ready()
+    lab.submit("moved", *PLAIN, "90")
+    trains(lab, "moved", 4)
+    worker = lab.worker_of("moved")
+    lab.labd("restart", worker)
+    wait_for("it is stopped", lambda: lab.service(worker)["state"] == "stopping", 20)
+    all_of_it = ends(lab, "moved")
+    assert set(epochs(lab, "moved")) == set(range(1, 91)) and len(all_of_it) <= 2
+    assert "resumed at epoch" in lab.logs(all_of_it[-1]["submission_id"])
+    lab.wait_ready()
+    told = [e["reason"] for e in lab.events(worker, 20) if e["kind"] == "incident"]
+    assert any(reason.startswith("restarted by hand; running again after") for reason in told), told
+    assert any(f"after {worker} was restarted by hand" in reason for reason in told), told
+
+
+def test_a_hurried_docker_stop_is_not_the_scripts_error(lab):
+    """Ray has no time to move the run and calls it failed; the worker stays stopped, and nothing has died."""
+    lab.wait_ready()
+    lab.submit("hurried", *PLAIN, "30")
+    trains(lab, "hurried", 4)
+    worker = lab.worker_of("hurried")
+    before = lab.snapshot()["incidents"]
+    docker("stop", "--time", "1", lab.container(worker))
+    first, second = ends(lab, "hurried")
+    assert first["outcome"] == "lost" and f"{worker}: stopped by hand (docker stop)" in first["message"]
+    assert "resumed at epoch" in lab.logs(second["submission_id"]) and set(epochs(lab, "hurried")) == set(range(1, 31))
+    assert lab.service(worker)["state"] == "held" and lab.snapshot()["incidents"] == before
+    lab.labd("start", worker)
+    lab.wait_ready()
+
+
 def test_a_killed_driver_node_costs_no_more_than_the_last_step(lab):
     lab.wait_ready()
     lab.submit("driverless", *PLAIN, "16")
@@ -91,6 +124,18 @@ def test_a_power_cut_is_survived_unattended(lab):
     *_, last = ends(lab, "unplugged")
     assert last["attempt"] == 2 and "resumed at epoch" in lab.logs(last["submission_id"])
     assert set(epochs(lab, "unplugged")) >= {1, 2, 3, 16}
+    lab.wait_ready()
+
+
+def test_a_lab_that_goes_down_takes_no_job_along(lab):
+    lab.wait_ready()
+    lab.submit("paused", *PLAIN, "16")
+    trains(lab, "paused", 4)
+    lab.labd("down", timeout=180)
+    assert not lab.ids()
+    lab.up()
+    *_, last = ends(lab, "paused")
+    assert last["attempt"] == 2 and "resumed at epoch" in lab.logs(last["submission_id"])
     lab.wait_ready()
 
 

@@ -11,6 +11,7 @@ done
 # damaged state nor promises to read another version's: such a state is set aside, never deleted, and a fresh one begins.
 state=${RAY_gcs_storage_path:-}
 mark=$state.ray-version # which Ray wrote it
+made=$state.made # there was one: what is missing now was taken away
 stamp=/tmp/labd-started # older than every log of this life
 
 # What a life that began at the stamp found wrong with the state, in RocksDB's words; nothing where it found nothing.
@@ -29,6 +30,7 @@ set_aside() { # REASON WORDS: the folder's name says why, and so does the log
     echo "labd: the head's state ($2) could not be set aside as $aside; mend the disk of the volume under ${state%/*}" >&2
     exit 1
   fi
+  rm -f "$made"
   echo "labd: the head's state $2 was set aside as $aside; a fresh one begins"
 }
 
@@ -54,6 +56,10 @@ if [ "${RAY_gcs_storage:-}" = rocksdb ] && [ -n "$state" ]; then
       set_aside "$writer" "of Ray $writer"
     fi
   fi
+  if [ -e "$made" ] && [ ! -e "$state/kv/CURRENT" ]; then
+    rm -f "$made"
+    echo "labd: the head's state is gone from $state although there was one; a fresh one begins, and labd hands in unfinished jobs again"
+  fi
   mkdir -p "${state%/*}"
   if [ -n "$version" ]; then echo "$version" >"$mark.new" && mv "$mark.new" "$mark"; fi
   : >"$stamp"
@@ -62,6 +68,7 @@ if [ "${RAY_gcs_storage:-}" = rocksdb ] && [ -n "$state" ]; then
   (
     for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
       sleep 1
+      [ ! -e "$state/kv/CURRENT" ] || : >"$made"
       kill -0 "$$" 2>/dev/null || break
       wrong=$(damage)
       [ -n "$wrong" ] || continue

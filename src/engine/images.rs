@@ -397,11 +397,7 @@ impl Task {
                         entry.failures += 1;
                         tracing::warn!(image = name.word(), "{reason}");
                         // A failed remake usually leaves the old image: look soon.
-                        let delay = if what == Job::Force {
-                            ENGINE_GONE
-                        } else {
-                            retry_delay(&entry.spec.source, entry.failures)
-                        };
+                        let delay = if what == Job::Force { ENGINE_GONE } else { retry_delay(entry.failures) };
                         (reason, delay)
                     }
                 };
@@ -431,15 +427,10 @@ impl Task {
     }
 }
 
-/// How long after the `failures`-th failure in a row an image is tried again. A build fails for reasons that rarely pass,
-/// and costs minutes: two more tries at once, then every 10 min. A registry may be back any time: 1 min doubling to 10.
-fn retry_delay(source: &ImageSource, failures: u32) -> Duration {
-    let minutes = match source {
-        ImageSource::Build { .. } if failures <= 2 => return Duration::from_secs(10),
-        ImageSource::Build { .. } => 10,
-        ImageSource::Pull => 1_u64.checked_shl(failures.saturating_sub(1)).unwrap_or(u64::MAX).clamp(1, 10),
-    };
-    Duration::from_secs(minutes * 60)
+/// How long after the `failures`-th failure in a row an image is tried again: 1 min doubling to 10. A registry or a mirror
+/// may be back any time, and what else makes a build fail rarely passes; `labd images build` and `labd reload` try at once.
+fn retry_delay(failures: u32) -> Duration {
+    Duration::from_mins(1_u64.checked_shl(failures.saturating_sub(1)).unwrap_or(u64::MAX).clamp(1, 10))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -453,13 +444,8 @@ mod tests {
 
     #[test]
     fn retries_grow_and_stay_bounded() {
-        let minutes = |s: &ImageSource, n| retry_delay(s, n).as_secs() / 60;
-        let pulls: Vec<u64> = (1..=6).map(|n| minutes(&ImageSource::Pull, n)).collect();
-        assert_eq!(pulls, [1, 2, 4, 8, 10, 10]);
-        assert_eq!(minutes(&ImageSource::Pull, 64), 10);
-        assert_eq!(minutes(&ImageSource::Pull, u32::MAX), 10);
-        let build = ImageSource::Build { args: BTreeMap::new() };
-        assert_eq!((retry_delay(&build, 2).as_secs(), retry_delay(&build, 3).as_secs()), (10, 600));
+        let minutes = [1, 2, 3, 4, 5, 6, 64, u32::MAX].map(|n| retry_delay(n).as_secs() / 60);
+        assert_eq!(minutes, [1, 2, 4, 8, 10, 10, 10, 10]);
     }
 
     #[tokio::test]

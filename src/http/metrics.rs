@@ -76,7 +76,8 @@ fn render(s: &Snapshot, recording: bool, incidents: &BTreeMap<(String, Cause), T
         out.sample("labd_service_restarts_total", &[("service", &service.name)], service.restarts);
     }
 
-    out.family("labd_incidents_total", "counter", "How often a service died or hung, by cause.");
+    let help = "How often a service died or hung, by cause; `asked`: it was ended by hand or for new settings.";
+    out.family("labd_incidents_total", "counter", help);
     for service in &s.services {
         for cause in Cause::ALL {
             let total = incidents.get(&(service.name.clone(), cause)).copied().unwrap_or_default();
@@ -86,7 +87,7 @@ fn render(s: &Snapshot, recording: bool, incidents: &BTreeMap<(String, Cause), T
     }
     out.family("labd_recovery_seconds", "summary", "From a service's death to its being ready again.");
     for service in &s.services {
-        let of = incidents.iter().filter(|((name, _), _)| *name == service.name);
+        let of = incidents.iter().filter(|((name, cause), _)| *name == service.name && *cause != Cause::Asked);
         let (count, sum) = of.fold((0, Duration::ZERO), |(n, d), (_, t)| (n + t.recovered, d + t.recovery));
         let labels = [("service", service.name.as_str())];
         out.sample("labd_recovery_seconds_sum", &labels, sum.as_secs_f64());

@@ -22,15 +22,19 @@ use serde::{Deserialize, Serialize};
 
 use super::submission::{Retry, Submission};
 use crate::{
-    incident::Incident,
+    incident::{Cause, Incident},
     ray::{ErrorType, Jobs, RayJob, RayNode},
     snapshot::JobStatus,
+    text::clip,
     time::Timestamp,
 };
 
 /// A training run that allows no failure ends within seconds of its worker's death in our tests; this leaves room for a
 /// busy node. Chosen, not measured.
 const AFTERMATH: Duration = Duration::from_mins(1);
+/// Whatever a job failed of is known so long after: an engine under load takes up to 3 s to say that a container ended.
+/// Chosen, not measured.
+const SETTLED: Duration = Duration::from_secs(5);
 /// Ray must say for so long that it does not know a job before that is believed.
 const MISSING: Duration = Duration::from_secs(5);
 /// A driver whose node is not ALIVE for so long is gone, whatever Ray says of the job.
@@ -150,8 +154,10 @@ pub struct World<'a> {
     pub jobs: Option<&'a Jobs>,
     /// The nodes, while the GCS answers.
     pub nodes: &'a [RayNode],
-    /// What died lately.
+    /// What ended lately.
     pub incidents: &'a [Incident],
+    /// A service that can take a job along is ending, or has ended and it is not known why: it may yet explain a failure.
+    pub ending: bool,
     /// Where services are.
     pub addresses: &'a BTreeMap<String, Ipv4Addr>,
 }
@@ -182,6 +188,9 @@ pub enum Move {
 pub fn decide(book: &BTreeMap<String, Job>, world: &World<'_>, policy: Policy, now: Timestamp) -> Vec<Move> {
     let open = book.values().filter(|job| !matches!(job.state, State::Ended { .. }));
     open.filter_map(|job| match &job.state {
+        State::Kept { stop_first: Some(old), .. } if succeeded(old, world) => {
+            Some(Move::End(job.id.clone(), Outcome::Succeeded))
+        }
         State::Kept { not_before, .. } => {
             let placed = job.submission.names_place() || driver_alive(world);
             (world.reachable && placed && now >= *not_before).then(|| Move::Hand(job.id.clone()))
@@ -210,6 +219,12 @@ pub fn wake(book: &BTreeMap<String, Job>, now: Timestamp) -> Option<Timestamp> {
         State::Ended { .. } => None,
     });
     due.min()
+}
+
+/// Whether an attempt that was given up went on all the same, and succeeded.
+fn succeeded(id: &str, world: &World<'_>) -> bool {
+    let jobs = world.jobs.map(|told| told.jobs.as_slice()).unwrap_or_default();
+    jobs.iter().any(|job| job.submission_id == id && job.status == JobStatus::Succeeded)
 }
 
 fn driver_alive(world: &World<'_>) -> bool {
@@ -254,15 +269,17 @@ fn judge(job: &Job, handed: &Handed, world: &World<'_>, now: Timestamp) -> Verdi
         JobStatus::Succeeded => Verdict::Ended(Outcome::Succeeded),
         JobStatus::Stopped => Verdict::Ended(Outcome::Stopped),
         JobStatus::Failed if handed.stop_asked => Verdict::Ended(Outcome::Stopped),
-        JobStatus::Failed => failed(told, &known, life, world),
+        JobStatus::Failed => failed(told, &known, life, world, now),
         JobStatus::Pending | JobStatus::Running => going(job, told, known, life, world, now),
     }
 }
 
 /// Ray says it waits or runs.
 fn going(job: &Job, told: &RayJob, mut known: Handed, life: Life, world: &World<'_>, now: Timestamp) -> Verdict {
-    // Its driver's container ended since: whatever Ray still says, it does not run any more.
-    if let Some(incident) = world.incidents.iter().find(|i| life.saw(i) && on_driver(i, &known, world)) {
+    // Its driver's container ended since: whatever Ray still says, it does not run any more. One that is only asked to end
+    // runs on for a while, and Ray says when that is over.
+    let died = |i: &&Incident| life.saw(i) && i.cause != Cause::Asked && on_driver(i, &known, world);
+    if let Some(incident) = world.incidents.iter().find(died) {
         if known.stop_asked {
             return Verdict::Ended(Outcome::Stopped);
         }
@@ -290,14 +307,15 @@ fn going(job: &Job, told: &RayJob, mut known: Handed, life: Life, world: &World<
 }
 
 /// Ray says it failed: by its own error?
-fn failed(told: &RayJob, known: &Handed, life: Life, world: &World<'_>) -> Verdict {
+fn failed(told: &RayJob, known: &Handed, life: Life, world: &World<'_>, now: Timestamp) -> Verdict {
+    let unsettled = world.ending || now.since(life.ended) < SETTLED;
     let own = |why: String| Verdict::Ended(Outcome::Failed { why });
     let near = |names: &dyn Fn(&Incident) -> bool| {
         world.incidents.iter().rev().find(|i| life.saw(i) && life.ended_by(i) && names(i)).map(in_words)
     };
     let on_driver = |i: &Incident| on_driver(i, known, world);
     let any = |i: &Incident| is_infrastructure(&i.service);
-    let driver_died = world.incidents.iter().any(|i| life.saw(i) && on_driver(i));
+    let driver_died = world.incidents.iter().any(|i| life.saw(i) && i.cause != Cause::Asked && on_driver(i));
     match told.error {
         Some(ErrorType::JobSupervisorActorDied) => Verdict::Lost {
             why: near(&any).unwrap_or_else(|| "the process that watches its driver died".to_owned()),
@@ -312,11 +330,13 @@ fn failed(told: &RayJob, known: &Handed, life: Life, world: &World<'_>) -> Verdi
                 .find(|i| life.saw(i) && told.message.contains(&format!("labd: {}", i.why)));
             match quoted.map(in_words).or_else(|| near(&any)) {
                 Some(why) => Verdict::Lost { why, dead: true },
+                None if unsettled => Verdict::Going(known.clone()),
                 None => own(exit_words(told)),
             }
         }
         Some(_) => match near(&any) {
             Some(why) => Verdict::Lost { why, dead: driver_died },
+            None if unsettled => Verdict::Going(known.clone()),
             None => own(first_line(&told.message)),
         },
     }
@@ -335,9 +355,10 @@ impl Life {
         i.died_at >= self.began && i.died_at <= self.ended
     }
 
-    /// Whether it happened, or was not over, shortly before the job's end.
+    /// Whether it happened, or was not over, shortly before the job's end. What is held by hand may be so for days.
     fn ended_by(self, i: &Incident) -> bool {
-        i.ready_at.is_none_or(|back| self.ended <= back.plus(AFTERMATH)) || self.ended <= i.died_at.plus(AFTERMATH)
+        let lasts = i.cause != Cause::Asked && i.ready_at.is_none_or(|back| self.ended <= back.plus(AFTERMATH));
+        lasts || self.ended <= i.died_at.plus(AFTERMATH)
     }
 }
 
@@ -353,7 +374,7 @@ fn on_driver(incident: &Incident, known: &Handed, world: &World<'_>) -> bool {
 }
 
 /// Services whose death can take a job along.
-fn is_infrastructure(service: &str) -> bool {
+pub(super) fn is_infrastructure(service: &str) -> bool {
     service.starts_with("ray-") || service == "minio"
 }
 
@@ -370,12 +391,7 @@ fn exit_words(told: &RayJob) -> String {
 
 fn first_line(text: &str) -> String {
     const LONGEST: usize = 200;
-    let line = text.lines().find(|l| !l.trim().is_empty()).unwrap_or("Ray does not say why").trim();
-    if line.chars().count() <= LONGEST {
-        line.to_owned()
-    } else {
-        line.chars().take(LONGEST - 1).chain(['…']).collect()
-    }
+    clip(text.lines().find(|l| !l.trim().is_empty()).unwrap_or("Ray does not say why").trim(), LONGEST)
 }
 
 /// The lost job's end, and the one that takes its place.
@@ -432,7 +448,6 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::incident::Cause;
 
     const DRIVER: Ipv4Addr = Ipv4Addr::new(198, 18, 100, 11);
     const WORKER: Ipv4Addr = Ipv4Addr::new(198, 18, 100, 20);
@@ -501,13 +516,14 @@ mod tests {
         incidents: Vec<Incident>,
         nodes: Vec<RayNode>,
         reachable: bool,
+        ending: bool,
         now: i64,
     }
 
     impl Case {
         fn new(told: Vec<RayJob>, incidents: Vec<Incident>) -> Self {
             let nodes = vec![node(1, DRIVER, true, "driver"), node(2, WORKER, true, "worker")];
-            Self { job: job("food11", json!({})), told, incidents, nodes, reachable: true, now: 1000 }
+            Self { job: job("food11", json!({})), told, incidents, nodes, reachable: true, ending: false, now: 1000 }
         }
 
         fn moves(&self) -> Vec<Move> {
@@ -520,6 +536,7 @@ mod tests {
                 jobs: Some(&jobs),
                 nodes: &self.nodes,
                 incidents: &self.incidents,
+                ending: self.ending,
                 addresses: &addresses,
             };
             let book = BTreeMap::from([(self.job.id.clone(), self.job.clone())]);
@@ -583,6 +600,42 @@ mod tests {
     }
 
     #[test]
+    fn an_end_on_request_makes_a_users_error_a_loss_for_a_minute_only() {
+        let failed = told(JobStatus::Failed, Some(ErrorType::JobEntrypointCommandError), Some(900), "x");
+        let asked = |service, at, ready| Incident {
+            cause: Cause::Asked,
+            why: "restarted by hand".into(),
+            ..incident(service, at, ready)
+        };
+        let with = |i| Case::new(vec![failed.clone()], vec![i]).lost();
+        let why = Some("ray-worker-0: restarted by hand".to_owned());
+        assert_eq!(with(asked("ray-worker-0", 860, Some(895))), why);
+        assert_eq!(with(asked("ray-worker-0", 860, None)), why, "and held");
+        assert_eq!(with(asked("ray-worker-0", 500, None)), None, "held for long");
+        assert_eq!(with(asked("ray-worker-0", 500, Some(890))), None, "it was not there for long");
+        // The driver's node: only Ray knows whether the driver has ended yet.
+        let mut case = Case::new(vec![told(JobStatus::Running, None, None, "")], vec![asked("ray-driver", 990, None)]);
+        assert_eq!(case.lost(), None);
+        case.told = vec![told(JobStatus::Failed, Some(ErrorType::JobSupervisorActorDied), Some(995), "")];
+        let moves = case.moves();
+        let Some(Move::Replace(_, _, new)) = moves.first() else { panic!("{moves:?}") };
+        assert!(matches!(&new.state, State::Kept { stop_first: Some(old), .. } if old == "food11"), "{new:?}");
+    }
+
+    #[test]
+    fn a_failure_is_judged_once_it_is_known_what_ended() {
+        let failed = told(JobStatus::Failed, Some(ErrorType::JobEntrypointCommandError), Some(900), "x");
+        let mut case = Case { ending: true, ..Case::new(vec![failed], vec![]) };
+        assert_eq!(case.outcome(), None);
+        case.incidents = vec![incident("ray-worker-0", 898, None)];
+        assert!(case.lost().is_some());
+        (case.incidents, case.ending) = (vec![], false);
+        assert!(matches!(case.outcome(), Some(Outcome::Failed { .. })));
+        case.now = 904;
+        assert_eq!(case.outcome(), None, "an engine may be slow");
+    }
+
+    #[test]
     fn a_dead_supervisor_is_a_loss_and_what_may_still_run_is_stopped_first() {
         let died = told(JobStatus::Failed, Some(ErrorType::JobSupervisorActorDied), Some(900), "");
         for (incidents, stop_first) in
@@ -630,6 +683,32 @@ mod tests {
         assert!(case.lost().is_some(), "it was there");
         case.nodes[0].started_at = ts(502);
         assert_eq!(case.lost(), None, "it began on the node that came back");
+    }
+
+    #[test]
+    fn one_that_was_given_up_and_succeeded_all_the_same_is_not_run_again() {
+        let kept = State::Kept { not_before: ts(0), stop_first: Some("food11".into()), tries: 0 };
+        let lost = Outcome::Lost { why: "x".into(), next: Next::As("food11-r1".into()) };
+        let new = Job { id: "food11-r1".into(), attempt: 2, state: kept, ..job("food11", json!({})) };
+        let old = Job { state: State::Ended { at: ts(950), outcome: lost }, ..job("food11", json!({})) };
+        let book = BTreeMap::from([("food11".to_owned(), old), ("food11-r1".to_owned(), new)]);
+        let nodes = [node(1, DRIVER, true, "driver")];
+        for (status, moves) in [
+            (JobStatus::Running, vec![Move::Hand("food11-r1".into())]),
+            (JobStatus::Stopped, vec![Move::Hand("food11-r1".into())]),
+            (JobStatus::Succeeded, vec![Move::End("food11-r1".into(), Outcome::Succeeded)]),
+        ] {
+            let jobs = Jobs { asked_at: ts(1000), jobs: vec![told(status, None, Some(960), "")] };
+            let world = World {
+                reachable: true,
+                jobs: Some(&jobs),
+                nodes: &nodes,
+                incidents: &[],
+                ending: false,
+                addresses: &BTreeMap::new(),
+            };
+            assert_eq!(decide(&book, &world, Policy { resubmissions: 10 }, ts(1000)), moves, "{status:?}");
+        }
     }
 
     #[test]

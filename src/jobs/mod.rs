@@ -40,7 +40,7 @@ use crate::{
     incident::Incident,
     journal::{Entry, Journal, Kind},
     ray::{Gcs, JobApi, RayView, Reply},
-    snapshot::{JobView, Snapshot},
+    snapshot::{JobView, ServiceState, Snapshot},
     time::Timestamp,
 };
 use decide::{Handed, Job, Move, Next, Outcome, Policy, State, World};
@@ -274,15 +274,16 @@ impl<A: JobApi> Keeper<A> {
     fn decide(&self, now: Timestamp) -> Vec<Move> {
         let ray = self.parts.ray.borrow().clone();
         let incidents = self.parts.incidents.borrow().clone();
-        let addresses: BTreeMap<String, Ipv4Addr> = {
-            let snapshot = self.parts.snapshot.borrow();
-            snapshot.services.iter().filter_map(|s| Some((s.name.clone(), s.address.parse().ok()?))).collect()
-        };
+        let snapshot = self.parts.snapshot.borrow().clone();
+        let services = snapshot.services.iter();
+        let addresses: BTreeMap<String, Ipv4Addr> =
+            services.clone().filter_map(|s| Some((s.name.clone(), s.address.parse().ok()?))).collect();
         let world = World {
             reachable: ray.gcs == Gcs::Reachable,
             jobs: ray.jobs.as_deref(),
             nodes: &ray.nodes,
             incidents: &incidents,
+            ending: services.clone().any(|s| s.state == ServiceState::Stopping && decide::is_infrastructure(&s.name)),
             addresses: &addresses,
         };
         let policy = Policy { resubmissions: self.parts.config.borrow().jobs.resubmissions };
@@ -401,7 +402,7 @@ impl<A: JobApi> Keeper<A> {
         let waiting = self.waiting.remove(id);
         let now = Timestamp::now();
         let Some(State::Kept { stop_first, tries, .. }) = self.book.get(id).map(|job| job.state.clone()) else {
-            // Stopped by a person meanwhile.
+            // Stopped by a person meanwhile, or needed no more.
             if result.is_ok_and(|reply| reply.is_success()) {
                 self.ask_to_stop(id.to_owned());
             }

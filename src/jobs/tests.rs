@@ -166,6 +166,7 @@ impl Scene {
             jobs: Some(&jobs),
             nodes: &nodes,
             incidents: &self.incidents,
+            ending: false,
             addresses: &addresses,
         };
         decide::decide(&self.book, &world, Policy { resubmissions: LIMIT }, self.now)

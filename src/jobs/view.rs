@@ -9,6 +9,7 @@ use super::{
 use crate::{
     ray::{Jobs, RayJob, TrainRun, run_names},
     snapshot::{JobOutcome, JobStatus, JobView},
+    text::one_line,
 };
 
 /// How many jobs the snapshot shows.
@@ -43,10 +44,10 @@ fn of_ray(job: &RayJob) -> JobView {
         submission_id: job.submission_id.clone(),
         status: job.status,
         run: None,
-        entrypoint: one_line(&job.entrypoint),
+        entrypoint: one_line(&job.entrypoint, LONGEST),
         submitted_at: job.started_at,
         ended_at: job.ended_at,
-        message: one_line(&job.message),
+        message: one_line(&job.message, LONGEST),
         outcome: None,
         attempt: None,
         resubmission_of: None,
@@ -86,21 +87,13 @@ fn of_ledger(job: &Job, told: Option<&RayJob>) -> JobView {
         submission_id: job.id.clone(),
         status,
         run: None,
-        entrypoint: one_line(job.submission.entrypoint()),
+        entrypoint: one_line(job.submission.entrypoint(), LONGEST),
         submitted_at: Some(job.submitted_at),
         ended_at,
-        message: one_line(&message),
+        message: one_line(&message, LONGEST),
         outcome,
         attempt: Some(job.attempt),
         resubmission_of: (job.attempt > 1).then(|| job.root.clone()),
         resubmitted_as: next,
     }
-}
-
-fn one_line(text: &str) -> String {
-    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    if line.chars().count() <= LONGEST {
-        return line;
-    }
-    line.chars().take(LONGEST - 1).chain(['…']).collect()
 }

@@ -39,6 +39,7 @@ pub(super) fn head(draft: &Draft<'_>) -> ServiceSpec {
         sizes.head_object_store,
     );
     container.env = node_env(draft);
+    container.env.extend(end_at_once());
     container.env.extend(env([
         // labd's page and Grafana show metrics; Ray's dashboard would look for a Grafana that visitors cannot reach.
         ("RAY_GRAFANA_HOST", "DISABLED".into()),
@@ -73,6 +74,7 @@ pub(super) fn driver(draft: &Draft<'_>) -> ServiceSpec {
     let mut container = draft.container("ray-driver", ImageName::Ray, host::DRIVER, sizes.driver);
     container.command = join(draft, &container, "labd.role=driver", sizes.driver_cpus, 0, sizes.driver_object_store);
     container.env = node_env(draft);
+    container.env.extend(end_at_once());
     container.shm_bytes = sizes.driver_object_store.get() + (64 << 20);
     container.cpu_shares = 2048;
     container.ports = vec![loopback_port(AGENT_PORT)];
@@ -194,6 +196,12 @@ fn node_env(draft: &Draft<'_>) -> BTreeMap<String, EnvValue> {
         ("RAY_DEDUP_LOGS", "0".into()),
     ]));
     all
+}
+
+/// A node that gets SIGTERM trains on for up to 30 s, so that a run can move to another. On the head and the driver node
+/// nothing can move, and Ray's own actors (Train's state, a job's supervisor) keep them busy for all of the 30 s.
+fn end_at_once() -> BTreeMap<String, EnvValue> {
+    env([("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "0".into())])
 }
 
 /// Published on loopback whatever `labd.toml` says, on a port of the engine's choice: only labd itself needs it.

@@ -84,15 +84,22 @@ pub struct Away {
     pub to: Option<Timestamp>,
 }
 
-/// A service ended without being asked to.
+/// A service ended, or is made to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ended {
     /// What ended it.
     pub cause: Cause,
     /// The cause in one line.
     pub why: String,
-    /// When; for a hang, when it first did not answer.
+    /// When; for a hang, when it first did not answer; on request, when that came.
     pub at: Timestamp,
+}
+
+impl Ended {
+    /// On a person's or the plan's behalf.
+    fn asked(why: &str, at: Timestamp) -> Self {
+        Self { cause: Cause::Asked, why: why.to_owned(), at }
+    }
 }
 
 /// What the prober says of the running container.
@@ -242,7 +249,7 @@ pub struct Memory {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Ending {
     /// On a person's or the plan's behalf.
-    Asked,
+    Asked(&'static str),
     /// Because it hung, or its GPU was gone inside; then it is made anew.
     Hung(String),
     /// Because the cluster that it was in is no more: it is made anew, and nothing waits for what was not its fault.
@@ -298,7 +305,7 @@ pub struct Decision {
     pub reason: String,
     /// When to decide again even if nothing changes.
     pub wake: Option<Timestamp>,
-    /// It has ended without being asked to, which is known as of now.
+    /// It has ended, or is about to on request, which is known as of now.
     pub ended: Option<Ended>,
 }
 
@@ -309,6 +316,11 @@ impl Decision {
 
     fn wake_at(mut self, at: Timestamp) -> Self {
         self.wake = Some(at);
+        self
+    }
+
+    fn because(mut self, ended: Ended) -> Self {
+        self.ended = Some(ended);
         self
     }
 }
@@ -399,20 +411,12 @@ pub fn decide(s: &Situation<'_>, m: &mut Memory, now: Timestamp) -> Decision {
             gone(s, m);
             barred(s)
         }
-        (Wanted::Barred, Some(c)) => end(s, m, c).map_or_else(
-            || barred(s),
-            |decision| {
-                let why = decision.reason.clone();
-                let stops = matches!(decision.action, Action::Stop { .. } | Action::Kill { .. });
-                let ended = stops.then_some(Ended { cause: Cause::Gpu, why, at: now });
-                Decision { ended, ..decision }
-            },
-        ),
-        (Wanted::Off, Some(c)) => end(s, m, c)
-            .unwrap_or_else(|| Decision::new(Action::Remove { id: c.id.clone() }, S::Stopping, "switched off")),
-        (Wanted::Held(hold), Some(c)) => {
-            end(s, m, c).unwrap_or_else(|| Decision::new(Action::None, S::Held, held(s, hold)))
+        (Wanted::Barred, Some(c)) => end(s, m, now, c, barred(s)),
+        (Wanted::Off, Some(c)) => {
+            let remove = Action::Remove { id: c.id.clone() };
+            end(s, m, now, c, Decision::new(remove, S::Stopping, "switched off"))
         }
+        (Wanted::Held(hold), Some(c)) => end(s, m, now, c, Decision::new(Action::None, S::Held, held(s, hold))),
     }
 }
 
@@ -421,8 +425,11 @@ fn barred(s: &Situation<'_>) -> Decision {
     Decision::new(Action::None, state, why_barred(s))
 }
 
+/// Why a worker is barred, in short.
+const NO_GPU: &str = "its GPU cannot be worked with";
+
 fn why_barred<'a>(s: &Situation<'a>) -> &'a str {
-    s.bar.map_or("its GPU cannot be worked with", |bar| &bar.reason)
+    s.bar.map_or(NO_GPU, |bar| &bar.reason)
 }
 
 fn held(s: &Situation<'_>, hold: Hold) -> String {
@@ -437,34 +444,44 @@ fn gone(s: &Situation<'_>, m: &mut Memory) {
     }
 }
 
-/// The way from running to not running; `None` once it does not run and the GCS knows.
-fn end(s: &Situation<'_>, m: &mut Memory, c: &ContainerSeen) -> Option<Decision> {
+/// The way from running to not running, and what follows once it does not run and the GCS knows.
+fn end(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen, then: Decision) -> Decision {
     use ServiceState as S;
     m.ready = None;
     m.failing_since = None;
     m.restart = false;
     m.ran = matches!(c.run, RunState::Running { .. });
     let why = match s.wanted {
+        Wanted::Held(Hold::ByHand) => "stopped by hand (docker stop)",
         Wanted::Held(_) => "stopped by hand",
-        Wanted::Barred => why_barred(s),
-        Wanted::Up | Wanted::Off => "switched off",
+        Wanted::Barred => NO_GPU,
+        Wanted::Off | Wanted::Up => "switched off",
+    };
+    let ended = |at| match s.wanted {
+        Wanted::Barred => Ended { cause: Cause::Gpu, why: why_barred(s).to_owned(), at },
+        _ => Ended::asked(why, at),
     };
     match &c.run {
         RunState::Running { .. } => {
-            m.ending = Some(Ending::Asked);
-            Some(Decision::new(Action::Stop { id: c.id.clone() }, S::Stopping, why))
+            m.ending = Some(Ending::Asked(why));
+            Decision::new(Action::Stop { id: c.id.clone() }, S::Stopping, why).because(ended(now))
         }
         // A paused process cannot act on SIGTERM.
-        RunState::Paused => Some(Decision::new(Action::Kill { id: c.id.clone() }, S::Stopping, why)),
-        RunState::Removing => Some(Decision::new(Action::None, S::Stopping, "is being removed")),
-        RunState::Exited { .. } => {
+        RunState::Paused => Decision::new(Action::Kill { id: c.id.clone() }, S::Stopping, why).because(ended(now)),
+        RunState::Removing => Decision::new(Action::None, S::Stopping, "is being removed"),
+        RunState::Exited { finished_at, .. } => {
+            let mut died = None;
             if m.counted != exit_of(c) {
                 m.counted = exit_of(c);
                 m.untold = s.is_ray_node.then(|| format!("labd: {why}"));
+                // What it did was over from the signal on.
+                let signal = s.touched.filter(|t| t.id == c.id).and_then(|t| t.signalled);
+                let at = signal.filter(|&at| at <= *finished_at && may_have_ended_by(s, at, *finished_at));
+                died = Some(ended(at.unwrap_or(*finished_at)));
             }
-            tell(s, m, S::Stopping, why)
+            Decision { ended: died, ..tell(s, m, S::Stopping, why).unwrap_or(then) }
         }
-        RunState::Created => None,
+        RunState::Created => then,
     }
 }
 
@@ -476,7 +493,7 @@ fn tell(s: &Situation<'_>, m: &Memory, state: ServiceState, why: &str) -> Option
 
 /// Nothing is there, and something should be.
 fn absent(s: &Situation<'_>, m: &mut Memory, now: Timestamp) -> Decision {
-    let asked = m.ending == Some(Ending::Asked);
+    let asked = matches!(m.ending, Some(Ending::Asked(_)));
     m.ready = None;
     m.failing_since = None;
     m.ending = None;
@@ -539,10 +556,11 @@ fn present(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen)
             // Whoever asked for a restart gets it by this.
             m.restart = false;
             let ending = m.ending.clone();
-            let asked = ending == Some(Ending::Asked);
+            let asked = matches!(ending, Some(Ending::Asked(_)));
             let with_engine = ending.is_none() && s.away.is_some_and(|away| away.explains(*finished_at));
             let why = match &ending {
                 Some(Ending::Hung(reason) | Ending::Lost(reason)) => reason.clone(),
+                Some(Ending::Asked(reason)) => (*reason).to_owned(),
                 _ if with_engine => format!("ended with the container engine ({})", exit_words(*code, *oom, error)),
                 _ => exit_words(*code, *oom, error),
             };
@@ -570,7 +588,8 @@ fn present(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen)
                     ended = Some(Ended { cause, why: why.clone(), at: *finished_at });
                 }
             }
-            let mut decision = if let Some(decision) = tell(s, m, S::Backoff, &why) {
+            let state = if asked { S::Stopping } else { S::Backoff };
+            let mut decision = if let Some(decision) = tell(s, m, state, &why) {
                 decision
             } else if outdated {
                 remove("its settings changed")
@@ -589,8 +608,7 @@ fn present(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen)
 fn perhaps_stopped(s: &Situation<'_>, now: Timestamp, c: &ContainerSeen, finished_at: Timestamp) -> Option<Decision> {
     let touched = s.touched.filter(|t| t.id == c.id)?;
     let stopped = touched.stopped.is_some_and(|at| at >= finished_at);
-    // A stop ends within its timeout; a signal long before was something else.
-    let signalled = touched.signalled.is_some_and(|at| finished_at.since(at) <= s.stop_timeout + STOP_WORD);
+    let signalled = touched.signalled.is_some_and(|at| may_have_ended_by(s, at, finished_at));
     let until = match (stopped, signalled) {
         (true, _) => finished_at.plus(STOP_VERDICT),
         (false, true) => finished_at.plus(STOP_WORD),
@@ -602,6 +620,12 @@ fn perhaps_stopped(s: &Situation<'_>, now: Timestamp, c: &ContainerSeen, finishe
     }
     let reason = "ended after a signal by hand; it shows in a moment whether it was stopped";
     Some(Decision::new(Action::None, ServiceState::Stopping, reason).wake_at(until))
+}
+
+/// Whether a signal at `at` can be what the container ended by: a stop ends within its timeout, one long before was
+/// something else.
+fn may_have_ended_by(s: &Situation<'_>, at: Timestamp, finished_at: Timestamp) -> bool {
+    finished_at.since(at) <= s.stop_timeout + STOP_WORD
 }
 
 impl Away {
@@ -622,14 +646,17 @@ fn running(
     use ServiceState as S;
     if m.restart {
         m.restart = false;
-        m.ending = Some(Ending::Asked);
-        return Decision::new(Action::Stop { id: c.id.clone() }, S::Stopping, "restarted by hand");
+        let why = "restarted by hand";
+        m.ending = Some(Ending::Asked(why));
+        return Decision::new(Action::Stop { id: c.id.clone() }, S::Stopping, why).because(Ended::asked(why, now));
     }
     if outdated {
         match (s.image, &s.turn) {
             (Image::Present, Turn::Now) => {
-                m.ending = Some(Ending::Asked);
-                return Decision::new(Action::Stop { id: c.id.clone() }, S::Stopping, "its settings changed");
+                let why = "recreated for its new settings";
+                m.ending = Some(Ending::Asked(why));
+                let stop = Action::Stop { id: c.id.clone() };
+                return Decision::new(stop, S::Stopping, "its settings changed").because(Ended::asked(why, now));
             }
             // The old one serves until the new one's image is there.
             (Image::Preparing(_) | Image::Unavailable(_), Turn::Now) => {
@@ -720,7 +747,7 @@ fn serving(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen,
 
 fn kill(m: &mut Memory, c: &ContainerSeen, ending: Ending, since: Timestamp) -> Decision {
     let reason = match &ending {
-        Ending::Asked => String::new(),
+        Ending::Asked(reason) => (*reason).to_owned(),
         Ending::Hung(reason) | Ending::Lost(reason) => reason.clone(),
     };
     m.ending = Some(ending);

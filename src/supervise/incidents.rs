@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fmt::Write as _, time::Duration};
 
 use super::decide::Ended;
 use crate::{
-    incident::{Incident, Interrupted, KEPT},
+    incident::{Cause, Incident, Interrupted, KEPT},
     time::{Timestamp, human},
 };
 
@@ -101,9 +101,9 @@ impl Incidents {
         Some(News { changed: self.all.iter().filter(is_new).cloned().collect(), all: self.all.clone() })
     }
 
-    /// The newest `n`, newest first.
+    /// The newest `n` that nobody asked for, newest first.
     pub(super) fn newest(&self, n: usize) -> Vec<Incident> {
-        self.all.iter().rev().take(n).cloned().collect()
+        self.all.iter().rev().filter(|i| i.cause != Cause::Asked).take(n).cloned().collect()
     }
 
     fn last(&mut self, service: &str) -> Option<&mut Incident> {
@@ -113,8 +113,9 @@ impl Incidents {
 
 /// What an incident did to one training run that trains again, in one line.
 pub(super) fn training_in_words(i: &Incident, t: &Interrupted, training_at: Timestamp) -> String {
+    let died = if i.cause == Cause::Asked { format!("was {}", i.why) } else { "died".to_owned() };
     let mut line =
-        format!("run {} trains again {} after {} died", t.run, human(training_at.since(i.died_at)), i.service);
+        format!("run {} trains again {} after {} {died}", t.run, human(training_at.since(i.died_at)), i.service);
     // Writing to a string cannot fail.
     let _ = match (&t.checkpoint, t.lost_ms) {
         (Some(checkpoint), Some(lost)) => {
@@ -131,24 +132,22 @@ pub(super) fn training_in_words(i: &Incident, t: &Interrupted, training_at: Time
 /// An incident in one line; every time counts from the death.
 pub(super) fn in_words(i: &Incident) -> String {
     let after = |at: Timestamp| human(at.since(i.died_at));
-    let mut line = format!("{}; noticed after {}", i.why, after(i.noticed_at));
-    // Writing to a string cannot fail.
-    match (i.running_at, i.ready_at) {
-        (Some(running), Some(ready)) => {
-            let _ = write!(line, ", running again after {}, ready after {}", after(running), after(ready));
-        }
-        (Some(running), None) => {
-            let _ = write!(line, ", running again after {}, ended again before it was ready", after(running));
-        }
-        (None, _) => line.push_str(", not running again yet"),
-    }
-    line
+    let noticed = (i.cause != Cause::Asked).then(|| format!("noticed after {}", after(i.noticed_at)));
+    let running = i
+        .running_at
+        .map_or_else(|| "not running again yet".to_owned(), |at| format!("running again after {}", after(at)));
+    let ready = match (i.running_at, i.ready_at) {
+        (Some(_), Some(at)) => Some(format!("ready after {}", after(at))),
+        (Some(_), None) => Some("ended again before it was ready".to_owned()),
+        (None, _) => None,
+    };
+    let steps: Vec<String> = noticed.into_iter().chain([running]).chain(ready).collect();
+    format!("{}; {}", i.why, steps.join(", "))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::incident::Cause;
 
     fn at(ms: i64) -> Timestamp {
         Timestamp::from_millis(ms)
@@ -174,6 +173,19 @@ mod tests {
         );
         assert_eq!(all.follow("w", Some(at(1_310)), true, at(9_000)), None, "said once");
         assert_eq!(all.newest(9), [over]);
+    }
+
+    #[test]
+    fn what_was_asked_for_is_told_quietly() {
+        let mut all = Incidents::default();
+        all.open("w", Ended { cause: Cause::Asked, why: "restarted by hand".into(), at: at(1_000) }, at(1_000));
+        assert_eq!(all.newest(9), [], "nothing died");
+        all.follow("w", Some(at(3_310)), false, at(3_320));
+        let over = all.follow("w", Some(at(3_310)), true, at(5_100)).expect("it is over");
+        assert_eq!(in_words(&over), "restarted by hand; running again after 2.3 s, ready after 4.1 s");
+        let run = Interrupted { run: "food11".into(), training_at: Some(at(8_000)), checkpoint: None, lost_ms: None };
+        let line = training_in_words(&over, &run, at(8_000));
+        assert_eq!(line, "run food11 trains again 7.0 s after w was restarted by hand");
     }
 
     #[test]

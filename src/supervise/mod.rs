@@ -45,7 +45,7 @@ use crate::{
         images::{ImageState, Images},
     },
     http::Credential,
-    incident::Incident,
+    incident::{Cause, Incident},
     jobs::LedgerView,
     journal::{Entry as Record, Journal, Kind as RecordKind},
     node::{
@@ -54,7 +54,7 @@ use crate::{
     },
     plan::{
         HEAD_PORTS, door,
-        spec::{Kind, Plan, Probe, Requirement, ServiceSpec},
+        spec::{ImageName, Kind, Plan, Probe, Requirement, ServiceSpec},
     },
     ray::{Endpoint, Gcs, Ray, RayView},
     recovery,
@@ -324,6 +324,8 @@ struct Lab<E> {
     disks: disk_guard::Levels,
     /// The last GPUs that could not be planned with: said once.
     gpus_refused: Option<Vec<Gpu>>,
+    /// Images that could not be had when they were last tried, and why.
+    no_image: BTreeMap<ImageName, String>,
 }
 
 impl<E: Engine> Lab<E> {
@@ -350,6 +352,7 @@ impl<E: Engine> Lab<E> {
             listing: false,
             disks: disk_guard::Levels::new(),
             gpus_refused: None,
+            no_image: BTreeMap::new(),
         }
     }
 
@@ -386,6 +389,7 @@ impl<E: Engine> Lab<E> {
         loop {
             self.settle();
             self.guard_disks();
+            self.tell_images();
             self.publish();
             // An unwatched daemon is not told so; the error only says that nobody listens.
             let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
@@ -734,10 +738,32 @@ impl<E: Engine> Lab<E> {
         }
     }
 
+    /// Tells the journal of every image that cannot be had, once for each reason, and when it is there after all.
+    fn tell_images(&mut self) {
+        let mut news = Vec::new();
+        for (name, state) in self.p.images.watch().borrow().iter() {
+            match state {
+                ImageState::Unavailable { reason, .. } => {
+                    if self.no_image.insert(*name, reason.clone()).as_ref() != Some(reason) {
+                        news.push(("unavailable", format!("{} image: {reason}", name.word())));
+                    }
+                }
+                ImageState::Present { .. } => {
+                    if self.no_image.remove(name).is_some() {
+                        news.push(("present", format!("{} image: is there", name.word())));
+                    }
+                }
+                ImageState::Unknown | ImageState::Missing | ImageState::Preparing { .. } => {}
+            }
+        }
+        for (what, line) in news {
+            self.note(RecordKind::Image, None, what, &line);
+        }
+    }
+
     /// Where published ports are reached from here.
     fn publish_ip(&self) -> IpAddr {
-        let ip = self.p.wish.config.network.publish;
-        if ip.is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { ip }
+        probe::reached_at(self.p.wish.config.network.publish)
     }
 
     fn wanted(&self, name: &str) -> Wanted {
@@ -860,8 +886,11 @@ impl<E: Engine> Lab<E> {
 
     /// Opens an incident when the service ended, and follows the one that is open.
     fn follow(&mut self, name: &str, decision: &Decision, now: Timestamp) {
-        if let Some(ended) = decision.ended.clone()
+        if let Some(mut ended) = decision.ended.clone()
             && let Some(cut_short) = {
+                if self.down && ended.cause == Cause::Asked {
+                    "stopped with the lab".clone_into(&mut ended.why);
+                }
                 // The newest checkpoint of this moment is the one that a run resumes from.
                 self.p.checkpoints.poke();
                 self.incidents.open(name, ended, now)
@@ -876,8 +905,11 @@ impl<E: Engine> Lab<E> {
         }
     }
 
-    /// One line in the journal for an incident that is over.
+    /// One line in the journal for an incident that is over. What an earlier labd ended on request is too old to tell.
     fn close(&self, incident: &Incident, now: Timestamp) {
+        if incident.cause == Cause::Asked && incident.died_at < self.p.daemon.started_at {
+            return;
+        }
         self.p.journal.record(Record {
             at: now,
             service: Some(incident.service.clone()),
@@ -1115,13 +1147,17 @@ impl<E: Engine> Lab<E> {
             let recorded = entry.recorded.replace(decision.state);
             if recorded != Some(decision.state) {
                 entry.since = now;
-                self.p.journal.record(Record {
-                    at: now,
-                    service: Some(name.to_owned()),
-                    kind: RecordKind::State,
-                    what: decision.state.word().to_owned(),
-                    reason: reason.clone(),
-                });
+                // An image that is tried again and again is told once, for all that need it.
+                let no_image = |s| matches!(s, ServiceState::Preparing | ServiceState::Unavailable);
+                if !(recorded.is_some_and(no_image) && no_image(decision.state)) {
+                    self.p.journal.record(Record {
+                        at: now,
+                        service: Some(name.to_owned()),
+                        kind: RecordKind::State,
+                        what: decision.state.word().to_owned(),
+                        reason: reason.clone(),
+                    });
+                }
             }
         }
         entry.reason = reason;

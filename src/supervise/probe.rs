@@ -236,10 +236,16 @@ impl Prober {
     fn address(&self, port: u16) -> Result<SocketAddr, Answer> {
         let published = self.spec.container.ports.iter().find(|p| p.container == port);
         let host_ip = published.and_then(|p| p.host_ip.parse().ok()).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
-        let host_ip = if host_ip.is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { host_ip };
         let host_port = self.container.ports.get(&port).copied();
-        host_port.map(|p| SocketAddr::new(host_ip, p)).ok_or_else(|| failing(format!("port {port} is not published")))
+        host_port
+            .map(|p| SocketAddr::new(reached_at(host_ip), p))
+            .ok_or_else(|| failing(format!("port {port} is not published")))
     }
+}
+
+/// Where something published on that address is reached from here: what is on every address is on loopback, too.
+pub(super) fn reached_at(published: IpAddr) -> IpAddr {
+    if published.is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { published }
 }
 
 fn failing(reason: impl Into<String>) -> Answer {

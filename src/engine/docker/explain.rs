@@ -5,7 +5,7 @@ use std::{error::Error as StdError, io};
 
 use bollard::errors::Error;
 
-use crate::engine::EngineError;
+use crate::{engine::EngineError, text};
 
 /// Longest error line, in characters; an engine may quote a whole command.
 const LONGEST: usize = 300;
@@ -247,18 +247,7 @@ pub(crate) fn shortened(text: &str) -> String {
 
 /// One line of at most 300 characters, without credentials in URLs.
 pub(crate) fn one_line(text: &str) -> String {
-    let joined = redact(&text.split_whitespace().collect::<Vec<_>>().join(" "));
-    clip(&joined, LONGEST)
-}
-
-/// At most `most` characters, with an ellipsis where some were cut.
-pub(crate) fn clip(text: &str, most: usize) -> String {
-    if text.chars().count() <= most {
-        return text.to_owned();
-    }
-    let mut out: String = text.chars().take(most.saturating_sub(1)).collect();
-    out.push('…');
-    out
+    text::one_line(&redact(text), LONGEST)
 }
 
 /// Hides `user:password@` in URLs: tools print the proxy or the index they use.

@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use crate::engine::docker::explain::{DISK_FULL, clip, is_disk_full, one_line};
+use crate::{
+    engine::docker::explain::{DISK_FULL, is_disk_full, one_line},
+    text::clip,
+};
 
 /// Lines kept for finding the one that says why a build failed.
 const KEPT: usize = 40;

@@ -6,8 +6,8 @@
 //! ([`world`]). Time is tokio's paused clock, so a history of ten minutes takes some milliseconds, and the same seed is
 //! the same history to the last call.
 //!
-//! `LABD_SIM_HISTORIES` and `LABD_SIM_SECONDS` bound how many are run (200 and no limit without them), `LABD_SIM_SEED`
-//! runs one and prints what happened.
+//! `LABD_SIM_HISTORIES`, `LABD_SIM_JOB_HISTORIES` and `LABD_SIM_SECONDS` bound how many are run (200, 100 and no limit
+//! without them), `LABD_SIM_SEED` runs one and prints what happened.
 
 mod faults;
 mod jobs;
@@ -397,8 +397,7 @@ impl History {
     async fn run(mut self) -> Outcome {
         self.ready_within(Duration::from_mins(1), "the beginning").await;
         let mut dice = Dice::new(self.seed ^ 0x5eed);
-        let services: Vec<String> =
-            wish(0).plan.services.iter().filter(|s| s.enabled).map(|s| s.name.clone()).collect();
+        let services = services();
         for _ in 0..dice.between(3, 13) {
             // Often while the last one is being dealt with, sometimes in peace.
             let pause = if dice.one_in(3) { dice.ms(1, 800) } else { dice.ms(500, 45_000) };
@@ -406,18 +405,25 @@ impl History {
             let fault = Fault::any(&mut dice, &services);
             self.strike(&fault).await;
         }
+        self.end_faults().await;
+        let recovery = self.ready_within(BOUND, "the last fault").await;
+        self.outcome(recovery)
+    }
+
+    /// Waits for the end of what ends by itself, and ends the rest.
+    async fn end_faults(&mut self) {
         while !self.reliefs.is_empty() || self.labd.is_none() {
             self.pass(Duration::from_secs(1)).await;
         }
-        {
-            let mut w = self.outside.lock();
-            w.say("faults are over");
-            w.start_fails.clear();
-            w.create_fails.clear();
-            let now = Timestamp::now();
-            (w.slow_until, w.busy_until, w.deaf_until) = (now, now, now);
-        }
-        let recovery = self.ready_within(BOUND, "the last fault").await;
+        let mut w = self.outside.lock();
+        w.say("faults are over");
+        w.start_fails.clear();
+        w.create_fails.clear();
+        let now = Timestamp::now();
+        (w.slow_until, w.busy_until, w.deaf_until) = (now, now, now);
+    }
+
+    fn outcome(&self, recovery: Duration) -> Outcome {
         let mut w = self.outside.lock();
         Outcome {
             violations: std::mem::take(&mut w.violations),
@@ -428,11 +434,21 @@ impl History {
     }
 }
 
+/// What a person has switched on.
+fn services() -> Vec<String> {
+    wish(0).plan.services.iter().filter(|s| s.enabled).map(|s| s.name.clone()).collect()
+}
+
 fn history(seed: u64) -> Outcome {
+    simulate(|| History::new(seed).run())
+}
+
+/// Lets a history happen in simulated time.
+fn simulate<F: Future<Output = Outcome>>(run: impl FnOnce() -> F) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     runtime.expect("a runtime").block_on(async {
         simulated::begin(Some(EPOCH));
-        let outcome = History::new(seed).run().await;
+        let outcome = run().await;
         simulated::begin(None);
         outcome
     })
@@ -444,6 +460,12 @@ fn number(name: &str) -> Option<u64> {
 
 #[test]
 fn whatever_happens_nothing_forbidden_is_done_and_everything_comes_back() {
+    run_many("supervise::sim", number("LABD_SIM_HISTORIES").unwrap_or(200), history);
+}
+
+/// Runs histories from seed 1 on, side by side; or the one of `LABD_SIM_SEED`, and prints what happened. `test` is how the
+/// failing ones are run again.
+fn run_many(test: &str, histories: u64, history: fn(u64) -> Outcome) {
     if let Some(seed) = number("LABD_SIM_SEED") {
         let outcome = history(seed);
         for line in &outcome.trace {
@@ -452,7 +474,6 @@ fn whatever_happens_nothing_forbidden_is_done_and_everything_comes_back() {
         assert!(outcome.violations.is_empty(), "{}", outcome.violations.join("\n"));
         return;
     }
-    let histories = number("LABD_SIM_HISTORIES").unwrap_or(200);
     let begun = Instant::now();
     let limit = number("LABD_SIM_SECONDS").map(Duration::from_secs);
     let (next, done, simulated, slowest) = (AtomicU64::new(1), AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
@@ -490,10 +511,7 @@ fn whatever_happens_nothing_forbidden_is_done_and_everything_comes_back() {
     let lines: Vec<String> = failed
         .iter()
         .map(|(seed, violations)| {
-            format!(
-                "LABD_SIM_SEED={seed} cargo test --lib supervise::sim -- --nocapture\n    {}",
-                violations.join("\n    ")
-            )
+            format!("LABD_SIM_SEED={seed} cargo test --lib {test} -- --nocapture\n    {}", violations.join("\n    "))
         })
         .collect();
     assert!(failed.is_empty(), "{}", lines.join("\n"));
