@@ -18,10 +18,7 @@
 
 use std::time::Duration;
 
-use crate::{
-    supervise::backoff::{Backoff, HEALTHY},
-    time::Timestamp,
-};
+use crate::{supervise::backoff::Backoff, time::Timestamp};
 
 /// A probe prints a line at least every second: so long without one, and it hangs.
 pub const SILENCE: Duration = Duration::from_secs(5);
@@ -155,9 +152,7 @@ impl Memory {
         if understood {
             r.spoke = true;
             r.last_line = now;
-            if now.since(r.since) >= HEALTHY {
-                self.backoff.healthy();
-            }
+            self.backoff.healthy(now.since(r.since));
         }
     }
 
@@ -248,8 +243,8 @@ mod tests {
         assert!(waits[3] <= Duration::from_secs(72));
         memory.started(0, at(now), BOTH);
         memory.line(at(now + 120_000), 10, true);
-        memory.ended(&End::Silent, at(now + 120_001), BOTH);
-        assert_eq!(wait(&memory, now + 120_001), Duration::ZERO);
+        memory.ended(&End::Silent, at(now + 125_000), BOTH);
+        assert_eq!(wait(&memory, now + 125_000), Duration::ZERO);
     }
 
     #[test]
