@@ -3,17 +3,21 @@
 # make down    leaves nothing running; volumes and images are kept
 # make test    everything that is promised, on real containers
 # make check   what needs no engine: format, lints, unit and property tests, the scripts inside the containers
+# make dist    dist/labd: one static file, the GPU probes inside, for any distribution since 2018
 # make chaos   N random faults over a running training job (N=50, SEED=...); ENGINE=1: also the engine is restarted
 # make bench   recovery and bring-up, as ratios against what a user would run instead
 SHELL := /bin/bash
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 LABD := target/release/labd
 
-.PHONY: up down test check chaos bench build
+.PHONY: up down test check chaos bench build dist
 
 build:
 	@scripts/tools.sh build
 	cargo build --release --quiet
+
+dist:
+	@scripts/dist.sh
 
 up:
 	@scripts/engine.sh start
@@ -31,8 +35,8 @@ check:
 
 test: check
 	@scripts/engine.sh start
-	cargo build --release --quiet
-	LABD=$(CURDIR)/$(LABD) python3 -m pytest
+	@$(MAKE) --no-print-directory dist
+	LABD=$(CURDIR)/dist/labd python3 -m pytest
 
 chaos:
 	@scripts/engine.sh start
@@ -45,3 +49,5 @@ bench:
 	LABD=$(CURDIR)/$(LABD) bench/recovery.py
 	LABD=$(CURDIR)/$(LABD) bench/bringup.py
 	bench/import.py
+	@$(MAKE) --no-print-directory dist
+	LABD=$(CURDIR)/dist/labd bench/footprint.py

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what building and testing labd needs and this machine lacks: a C compiler, Rust, pytest. Root, Debian.
-#   scripts/tools.sh build|test
+#   scripts/tools.sh build|test|dist
 set -euo pipefail
 die() { echo "tools: $*" >&2; exit 1; }
 
@@ -9,6 +9,10 @@ command -v cc >/dev/null || want+=(gcc libc6-dev)
 command -v make >/dev/null || want+=(make)
 if [[ ${1:-build} == test ]]; then
     python3 -c 'import pytest' 2>/dev/null || want+=(python3-pytest)
+fi
+if [[ ${1:-build} == dist ]]; then
+    command -v musl-gcc >/dev/null || want+=(musl-tools)
+    python3 -c 'import ensurepip' 2>/dev/null || want+=(python3-venv)
 fi
 # The toolchain file asks for a version; rustup brings it, where Debian's own rustc is older.
 if ! command -v cargo >/dev/null && [[ ! -x ${CARGO_HOME:-$HOME/.cargo}/bin/cargo ]]; then want+=(rustup); fi

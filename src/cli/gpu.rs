@@ -100,7 +100,10 @@ fn row(g: &GpuView) -> Vec<String> {
     let say = |value: Option<f32>, unit: &str| value.map_or_else(|| "-".to_owned(), |v| format!("{v:.0} {unit}"));
     let total = Bytes::new(g.memory_bytes).to_string();
     let memory = match reading.and_then(|r| r.memory_used_bytes) {
-        Some(used) => format!("{} of {total}", Bytes::new(used)),
+        Some(used) => {
+            let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+            format!("{:.1}/{:.1} GiB", gib(used), gib(g.memory_bytes))
+        }
         None => total,
     };
     vec![
@@ -195,7 +198,7 @@ mod tests {
         for line in text.lines() {
             assert!(line.chars().count() <= 80, "{line}");
         }
-        for part in ["quarantined", "xid-79", "reboot the node", "61 GiB of 80 GiB", "97 %", "612 W", "54 °C"] {
+        for part in ["quarantined", "xid-79", "reboot the node", "61.0/80.0 GiB", "97 %", "612 W", "54 °C"] {
             assert!(text.contains(part), "{part}\n{text}");
         }
     }

@@ -243,8 +243,8 @@ mod tests {
         assert!(waits[3] <= Duration::from_secs(72));
         memory.started(0, at(now), BOTH);
         memory.line(at(now + 120_000), 10, true);
-        memory.ended(&End::Silent, at(now + 120_001), BOTH);
-        assert_eq!(wait(&memory, now + 120_001), Duration::ZERO);
+        memory.ended(&End::Silent, at(now + 125_000), BOTH);
+        assert_eq!(wait(&memory, now + 125_000), Duration::ZERO);
     }
 
     #[test]

@@ -1,0 +1,113 @@
+#!/usr/bin/env python3
+"""What labd itself costs: the size of the file, its resident memory, and its share of one core.
+
+    bench/footprint.py [--gpus 8] [--seconds 60] [--ray] [--json]
+
+A daemon with simulated GPUs and an engine that answers. Every service is held (`labd stop`) so that nothing runs but labd:
+what is measured is watching the engine, the machine and the GPUs, and telling one reader each change, as an open page has it. With --ray the whole lab runs meanwhile, its probes of the services and of Ray included.
+
+The targets are 20 MB and 0.5 % of a core. Exits 1 when one is missed.
+"""
+import argparse
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tests"))
+from lab import Lab, labd_binary, wait_for  # noqa: E402
+
+MB = 1_000_000
+RESIDENT_MB, CORE_PERCENT = 20, 0.5
+
+
+def status(pid, field):
+    """A field of /proc/PID/status, in bytes."""
+    for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise SystemExit(f"no {field} of process {pid}")
+
+
+def cpu_seconds(pid):
+    """User and system time of the process, all its threads, without its children."""
+    # The name in parentheses may contain blanks.
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def held(lab):
+    """Holds every service, as a person would by hand, and waits until nothing runs."""
+    names = [s["name"] for s in lab.snapshot()["services"]]
+    for name in names:
+        lab.labd("stop", name, check=False)
+    wait_for("nothing runs", lambda: not [s for s in lab.snapshot()["services"] if s["state"] not in ("held", "off", "unavailable")], 180, 1)
+
+
+def reader(lab):
+    """Reads the snapshot as it changes, like an open page."""
+    client = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); s.sendall(b'GET /api/v1/stream HTTP/1.1\\r\\nHost: labd\\r\\n\\r\\n')\nwhile s.recv(65536): pass"
+    return subprocess.Popen([sys.executable, "-c", client, lab.socket])
+
+
+def measure(lab, seconds):
+    pid = lab.pid()
+    # What the start took is no part of what running takes.
+    time.sleep(10)
+    began, cpu = time.monotonic(), cpu_seconds(pid)
+    resident = []
+    while time.monotonic() - began < seconds:
+        time.sleep(1)
+        resident.append(status(pid, "VmRSS"))
+    share = (cpu_seconds(pid) - cpu) / (time.monotonic() - began)
+    return {"resident_mb": max(resident) / MB, "anonymous_mb": status(pid, "RssAnon") / MB, "core_percent": share * 100}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gpus", type=int, default=8)
+    parser.add_argument("--seconds", type=int, default=60)
+    parser.add_argument("--ray", action="store_true", help="the whole lab runs")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    lab = Lab("labdfoot", "198.18.231.0/24", gpus=args.gpus)
+    lab.sweep()
+    daemon = page = None
+    try:
+        if args.ray:
+            lab.up()
+        else:
+            env = {**os.environ, "LABD_CONFIG": str(lab.config), "LABD_SOCKET": str(lab.socket)}
+            log = open(lab.dir / "log", "w")
+            daemon = subprocess.Popen([labd_binary(), "run"], env=env, stdout=log, stderr=log)
+            wait_for("the daemon", lambda: lab.labd("status", "--json", check=False).returncode == 0, 30)
+            wait_for("its services", lambda: lab.snapshot()["services"], 30)
+            held(lab)
+        page = reader(lab)
+        found = measure(lab, args.seconds)
+        assert page.poll() is None, "the reader was sent away"
+    finally:
+        if page:
+            page.kill()
+            page.wait()
+        lab.down()
+        if daemon:
+            daemon.send_signal(signal.SIGTERM)
+            daemon.wait(30)
+    found["file_mb"] = pathlib.Path(labd_binary()).stat().st_size / MB
+    found["gpus"], found["services"] = args.gpus, "run" if args.ray else "held"
+    if args.json:
+        print(json.dumps(found))
+    else:
+        print(f"labd with {args.gpus} simulated GPUs, services {found['services']}, over {args.seconds} s ({labd_binary()}):")
+        print(f"  file       {found['file_mb']:6.1f} MB")
+        print(f"  resident   {found['resident_mb']:6.1f} MB (at most {RESIDENT_MB}); {found['anonymous_mb']:.1f} MB of it are no pages of the file")
+        print(f"  CPU        {found['core_percent']:6.2f} % of a core (at most {CORE_PERCENT})")
+    sys.exit(found["resident_mb"] > RESIDENT_MB or found["core_percent"] > CORE_PERCENT)
+
+
+if __name__ == "__main__":
+    main()
