@@ -80,15 +80,15 @@ pub(super) fn render(gpus: &[GpuView], now: Timestamp, style: Style) -> String {
         text.push_str(&format!("{line}\n"));
         let Some(trouble) = &gpu.trouble else { continue };
         let color = if gpu.state == GpuState::Ok { Paint::Yellow } else { Paint::Red };
-        let state = if gpu.state == GpuState::Ok { "" } else { gpu.state.word() };
+        let state = if gpu.state == GpuState::Ok { String::new() } else { format!("{}: ", gpu.state.word()) };
         let said = format!(
-            "{state} {} ({}, {} ago): {}",
+            "{state}{} ({}, {} ago): {}",
             trouble.meaning,
             trouble.code,
             human(now.since(trouble.since)),
             trouble.remedy
         );
-        for line in wrap(&clean(said.trim_start()), style.width - 4) {
+        for line in wrap(&clean(&said), style.width - 4) {
             text.push_str(&format!("    {}\n", paint(&line, color, style)));
         }
     }
@@ -198,8 +198,9 @@ mod tests {
         for line in text.lines() {
             assert!(line.chars().count() <= 80, "{line}");
         }
-        for part in ["quarantined", "xid-79", "reboot the node", "61.0/80.0 GiB", "97 %", "612 W", "54 °C"] {
-            assert!(text.contains(part), "{part}\n{text}");
+        let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        for part in ["quarantined: the GPU", "xid-79", "reboot the node", "61.0/80.0 GiB", "97 %", "612 W", "54 °C"] {
+            assert!(words.contains(part), "{part}\n{text}");
         }
     }
 }
