@@ -67,7 +67,7 @@ pub struct Fault {
 impl Fault {
     /// What a person must do about this very GPU.
     pub fn remedy_for(&self, pci: Option<&str>, id: Option<&str>) -> String {
-        self.remedy.replace("<pci>", pci.unwrap_or("<pci>")).replace("<id>", id.unwrap_or("<id>"))
+        self.remedy.replace("<pci>", pci.unwrap_or("its PCI address")).replace("<id>", id.unwrap_or("<id>"))
     }
 }
 
@@ -125,8 +125,8 @@ use Sign::{
 };
 
 const JOB: &str = "Nothing for the GPU: the job's own log (`ray job logs`) says where the program went wrong.";
-const RESET: &str = "While nothing runs on the GPU, reset it with `nvidia-smi --gpu-reset -i <pci>`, or reboot the machine if that \
-                     fails; then `labd gpu release <id>`.";
+const RESET: &str = "Reset it with `systemctl stop labd; nvidia-smi --gpu-reset -i <pci>; systemctl start labd` while nothing runs on it, \
+                     or reboot the machine if that fails; then `labd gpu release <id>`.";
 const REBOOT: &str = "Reboot the machine (`labd down && reboot`), then `labd gpu release <id>`.";
 const PULL: &str = "Switch the machine off and on again, then `labd gpu release <id>`; if it happens again, pull the GPU at <pci> and \
                     check its seat and its power cables.";

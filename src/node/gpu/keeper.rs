@@ -131,14 +131,21 @@ struct Remembered {
     gpus: Vec<Gpu>,
     judge: Judge,
     /// Time of the newest line of the kernel: older ones were heard by the labd before.
-    heard: Timestamp,
+    heard: Option<Timestamp>,
 }
 
 /// Starts the keeper. The task ends with the last [`Gpus`] and receiver of its view.
 pub fn spawn(parts: Parts) -> Gpus {
     let told = parts.journal.as_ref().and_then(|j| j.memory(MEMORY));
-    // What cannot be read is from another labd: the GPUs are found anew.
-    let remembered: Remembered = told.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+    let remembered: Remembered = match told.map(|text| serde_json::from_str(&text)) {
+        Some(Ok(remembered)) => remembered,
+        // From another labd: the GPUs are found anew, and a fault that lasts shows itself again.
+        Some(Err(error)) => {
+            tracing::warn!(%error, "what was remembered of the GPUs cannot be read");
+            Remembered::default()
+        }
+        None => Remembered::default(),
+    };
     let (orders, asked) = mpsc::channel(8);
     let (tell, view) = watch::channel(Arc::new(Inventory::default()));
     let place = probe::Place { root: parts.root.clone(), dir: parts.dir.clone() };
@@ -317,8 +324,8 @@ impl Keeper {
     fn kernel_says(&mut self, line: &kmsg::KernelLine) {
         let (now, fault) = (Timestamp::now(), line.fault);
         // The lines of this boot are read again by every labd: what they say is known, and was told.
-        let told = line.at <= self.remembered.heard;
-        self.remembered.heard = self.remembered.heard.max(line.at);
+        let told = self.remembered.heard.is_some_and(|heard| line.at <= heard);
+        self.remembered.heard = self.remembered.heard.max(Some(line.at));
         let Some(pci) = &line.pci else {
             if !told {
                 self.node_has(fault);
@@ -619,4 +626,55 @@ fn container_in(cgroup: &str) -> Option<String> {
 /// The code in an incident's words, such as `container exited 134 (SIGABRT)`.
 fn exit_code(why: &str) -> Option<i64> {
     why.strip_prefix("container exited ")?.split(' ').next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_remembered_is_read_back() {
+        let mut remembered = Remembered { gpus: simulate::gpus(2, &[]), ..Remembered::default() };
+        let fault = judge::by_code("xid-79").expect("a row");
+        remembered.judge.fault("SIM-0", fault, Timestamp::from_millis(1_000));
+        let text = serde_json::to_string(&remembered).expect("plain values");
+        assert_eq!(serde_json::from_str::<Remembered>(&text).expect("read back"), remembered);
+    }
+
+    #[test]
+    fn a_gpu_is_meant_by_its_id_its_beginning_or_its_worker() {
+        let gpus = simulate::gpus(12, &[]);
+        for name in ["SIM-10", "ray-worker-10"] {
+            assert_eq!(resolve(&gpus, name).map(|g| g.slot), Ok(10));
+        }
+        assert_eq!(resolve(&gpus, "SIM-2").map(|g| g.slot), Ok(2));
+        assert_eq!(resolve(&gpus, "SIM-1").map(|g| g.slot), Ok(1), "exactly that one, not SIM-10");
+        assert!(resolve(&gpus, "SIM").is_err_and(|e| e.contains("more than one")));
+        assert!(resolve(&gpus, "GPU-1").is_err_and(|e| e.contains("there are: SIM-0")));
+        assert!(resolve(&[], "GPU-1").is_err_and(|e| e.contains("no GPU is known")));
+    }
+
+    #[test]
+    fn a_process_is_placed_by_its_container() {
+        let id = "0123456789abcdef".repeat(4);
+        for text in [
+            format!("0::/system.slice/docker-{id}.scope\n"),
+            format!("12:pids:/docker/{id}\n11:cpu:/docker/{id}\n"),
+            format!("0::/user.slice/user-1000.slice/libpod-{id}.scope/container\n"),
+        ] {
+            assert_eq!(container_in(&text).as_ref(), Some(&id), "{text}");
+        }
+        assert_eq!(container_in("0::/user.slice/user-1000.slice/session-3.scope\n"), None);
+    }
+
+    #[test]
+    fn an_exit_code_is_read_from_an_incident() {
+        assert_eq!(exit_code("container exited 134 (SIGABRT)"), Some(134));
+        assert_eq!(exit_code("hung: no answer"), None);
+    }
+
+    #[test]
+    fn partitions_share_a_slot_of_the_bus() {
+        assert!(same_slot("0000:41:00.0", "0000:41:00.1") && !same_slot("0000:41:00.0", "0000:42:00.0"));
+    }
 }
