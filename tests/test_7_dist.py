@@ -115,7 +115,8 @@ def test_the_probes_are_inside_and_need_no_glibc_above_2_17(dist):
     assert sorted(p.name for p in EMBEDDED.iterdir()) == probes()
     whole = dist.read_bytes()
     for name in probes():
-        assert (EMBEDDED / name).read_bytes() in whole, f"{name} is not in {dist}"
+        # The linker leaves out what nothing uses.
+        assert whole.find((EMBEDDED / name).read_bytes()) > 0, f"{name} is not in {dist}"
         needed = re.findall(r"GLIBC_([\d.]+)", run("objdump", "-T", EMBEDDED / name).stdout)
         assert needed, f"{name} is not dynamic: it could load no library"
         newest = max(tuple(int(n) for n in version.split(".")) for version in needed)
