@@ -173,7 +173,7 @@ fn keep_gpus(
         }),
         engine_view,
         incidents,
-        root: PathBuf::from("/"),
+        root: node::root(),
     })
 }
 

@@ -9,6 +9,7 @@
 //!                                                                    |            ^
 //! engine (bollard): events, inspect ---> Seen -----------------------'            |
 //! health probes, Ray's GCS ------------> Health --------------------------------->'
+//! GPU probes (processes), /dev/kmsg --> inventory: slots, quarantine (pure) --> plan, Wanted, snapshot
 //! submissions ---> front door ---> job ledger: decide(Ray's word, incidents) (pure) ---> Ray's job API
 //! every transition ---> journal (SQLite, one writer thread)
 //! current state   ----> one Snapshot (watch channel) ---> http: API, SSE, page, /metrics ---> cli
@@ -20,6 +21,8 @@
 //! | prober, one per running container | nothing | the container it probes | health (`mpsc`) |
 //! | [`engine::listen`] | the connection for events | the engine | whether it answers (`watch`), nudges (`mpsc`) |
 //! | [`engine::images`] | image builds and pulls | which images are wanted | their state (`watch`) |
+//! | [`probe`], one per vendor | the probe's process | its lines | devices and readings (`watch`) |
+//! | [`node::gpu::keeper`] | which worker has which GPU, quarantines | probes, the kernel's log, the engine, people | the inventory (`watch`) |
 //! | [`jobs`] keeper | the job ledger | the front door (`mpsc`), Ray's word, incidents | the jobs (`watch`) |
 //! | [`ray`] watcher | connection to the GCS and the job API | the head's ports | nodes, jobs (`watch`) |
 //! | [`checkpoints`] watcher | what it saw | the store's address, whether a run trains | runs' checkpoints (`watch`) |

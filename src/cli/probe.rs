@@ -5,7 +5,7 @@
 
 mod smi;
 
-use std::{io, path::Path};
+use std::io;
 
 use super::{
     args::Probe,
@@ -14,7 +14,7 @@ use super::{
 
 /// Prints lines until standard input ends or nobody reads any more; both are ordinary ends.
 pub(super) async fn run(source: Probe) -> Result<(), Failure> {
-    let kernel = || labd_gpu::kernel::run(Path::new("/"), &mut io::stdout());
+    let kernel = || labd_gpu::kernel::run(&crate::node::root(), &mut io::stdout());
     match source {
         Probe::Kernel => match tokio::task::spawn_blocking(kernel).await {
             Ok(written) => Ok(written?),

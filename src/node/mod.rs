@@ -52,14 +52,18 @@ pub struct NodeFacts {
     pub unlimited_memlock: bool,
 }
 
-/// For tests alone: a directory in whose `sys` and `dev` the topology is looked for, so that a machine with one NUMA node
-/// can play one with several.
+/// For tests alone: a directory in whose `sys` and `dev` hardware is looked for, so that a machine without GPUs and with one
+/// NUMA node can play one with several. Probes inherit it.
 const SYS_ROOT: &str = "LABD_SYS_ROOT";
+
+/// Where hardware is looked for: `/`, but in tests.
+pub fn root() -> PathBuf {
+    std::env::var_os(SYS_ROOT).map_or_else(|| PathBuf::from("/"), PathBuf::from)
+}
 
 /// Looks at the machine.
 pub fn facts() -> NodeFacts {
-    let root = std::env::var_os(SYS_ROOT).map_or_else(|| PathBuf::from("/"), PathBuf::from);
-    facts_under(&root)
+    facts_under(&root())
 }
 
 /// [`facts`], with NUMA nodes and device nodes as they are under `root`.

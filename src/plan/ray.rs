@@ -53,8 +53,9 @@ pub(super) fn head(draft: &Draft<'_>) -> ServiceSpec {
     // The dashboard is reached through labd's front door.
     container.ports = vec![draft.port(GCS_PORT, config.ports.gcs), loopback_port(DASHBOARD_PORT)];
     container.shm_bytes = sizes.head_object_store.get() + (64 << 20);
-    // Everything waits for the GCS: it must answer while workers keep every core busy.
-    container.cpu_shares = 4096;
+    // Everything waits for the head, which runs no user code: it must answer, and be back after a crash, while workers and
+    // drivers keep every core busy.
+    container.cpu_shares = 32_768;
     container.stop_timeout = RAY_STOP;
     ServiceSpec {
         name: "ray-head".into(),

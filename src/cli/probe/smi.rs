@@ -25,8 +25,6 @@ use tokio::{
 
 /// For tests and unusual machines: the command's path. Else it is looked for in `PATH`.
 const COMMAND: &str = "LABD_NVIDIA_SMI";
-/// A folder that stands for `/`, for tests.
-const ROOT: &str = "LABD_SYS_ROOT";
 
 /// Between two rounds, and the longest time without a line.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -44,7 +42,7 @@ const HANGS: &str = "nvidia-smi-hangs";
 
 /// Prints lines until standard input ends. Fails when nobody reads.
 pub(super) async fn run() -> io::Result<()> {
-    let root = env::var_os(ROOT).map_or_else(|| PathBuf::from("/"), PathBuf::from);
+    let root = crate::node::root();
     let command = env::var_os(COMMAND).unwrap_or_else(|| OsString::from("nvidia-smi"));
     let hello = Hello { source: Source::NvidiaSmi, driver: nvidia_driver::version(&root), library: None };
     let mut probe = Probe { command, hello, answered: false, told: Instant::now() };
