@@ -286,7 +286,7 @@ fn say(tell: &watch::Sender<ProbeView>, word: &str, end: &End, goes_on: bool) {
         End::Better => ("probe-replaced", "is replaced by a better one".to_owned()),
     };
     if goes_on {
-        tracing::info!("the GPU probe ({word}) {what}; another source is asked");
+        tracing::debug!("the GPU probe ({word}) {what}; another source is asked");
         return;
     }
     let now = Timestamp::now();
