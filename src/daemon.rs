@@ -270,7 +270,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     );
     if gpus.watch().borrow().units.is_empty() {
         // The first start: found now, the workers are part of what `labd up` waits for.
-        gpus.settled(FIRST_LOOK).await;
+        gpus.found(FIRST_LOOK).await;
     }
     let subnet = subnet.map_err(|e| other(&e))?;
     let machine = Machine { facts, simulate: options.simulate_gpus, subnet, gpus: gpus.watch() };

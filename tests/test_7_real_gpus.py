@@ -26,7 +26,7 @@ class Machine:
         self.config = self.dir / "labd.toml"
         self.config.write_text(f"""
 [lab]
-name = "{self.dir.name}"
+name = "labdreal"
 data_dir = "{self.dir}/data"
 page = "127.0.0.1:{free_port()}"
 [engine]

@@ -3,14 +3,7 @@
 //! One at a time: one that hangs is killed, and one that hangs in the kernel, where it cannot be killed, is waited for before
 //! there is another. A line comes each second all the same.
 
-use std::{
-    env,
-    ffi::OsString,
-    io,
-    path::{Path, PathBuf},
-    process::Stdio,
-    time::Duration,
-};
+use std::{env, ffi::OsString, io, path::Path, process::Stdio, time::Duration};
 
 use labd_gpu::{
     line::{Hello, LIBRARY_MISSING, Line, Source, Trouble},

@@ -47,6 +47,9 @@ const TICK: Duration = Duration::from_secs(1);
 /// Whatever happens on the kernel's log, the same fault of the same GPU is news once in this time.
 const SAID_AGAIN: Duration = Duration::from_mins(10);
 
+/// So many lines of the kernel about unknown GPUs are kept.
+const UNPLACED: usize = 64;
+
 /// What a person asks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Order {
@@ -91,10 +94,17 @@ impl Gpus {
         answer.await.map_err(|_| Refusal::ShuttingDown)?
     }
 
+    /// Waits until GPUs are known or it is known that there are none, `at_most` so long.
+    pub async fn found(&self, at_most: Duration) {
+        let mut view = self.view.clone();
+        let known = view.wait_for(|inventory| inventory.settled || !inventory.units.is_empty());
+        // Whoever gave up waiting plans with what there is.
+        let _ = tokio::time::timeout(at_most, known).await;
+    }
+
     /// Waits until everything was looked at, `at_most` so long.
     pub async fn settled(&self, at_most: Duration) {
         let mut view = self.view.clone();
-        // Whoever gave up waiting plans with what there is.
         let _ = tokio::time::timeout(at_most, view.wait_for(|inventory| inventory.settled)).await;
     }
 }
@@ -159,6 +169,7 @@ pub fn spawn(parts: Parts) -> Gpus {
         engine: None,
         began: Instant::now(),
         said: BTreeMap::new(),
+        unplaced: Vec::new(),
         missing_since: BTreeMap::new(),
         incidents_heard: Timestamp::now(),
         kernel: None,
@@ -187,6 +198,8 @@ struct Keeper {
     missing_since: BTreeMap<String, Timestamp>,
     /// The newest incident that was looked at.
     incidents_heard: Timestamp,
+    /// Lines of the kernel about GPUs that are not known yet, oldest first.
+    unplaced: Vec<kmsg::KernelLine>,
     /// Why the kernel's log is not read.
     kernel: Option<String>,
     /// What the node as a whole has.
@@ -301,6 +314,7 @@ impl Keeper {
             self.remembered.slots.update(&self.found());
             if self.remembered.slots != before {
                 self.hand_out();
+                self.hear_again();
             }
         }
         let readings: Vec<Reading> = self.probes.iter().flat_map(|(_, v)| v.borrow().readings.clone()).collect();
@@ -321,20 +335,37 @@ impl Keeper {
         self.remembered.slots.iter().filter(|(_, d)| about(d)).map(|(_, d)| d.id.clone()).collect()
     }
 
+    /// Hears again what was said of GPUs that are known only now.
+    fn hear_again(&mut self) {
+        for line in std::mem::take(&mut self.unplaced) {
+            self.of_a_gpu(&line, false);
+        }
+    }
+
     fn kernel_says(&mut self, line: &kmsg::KernelLine) {
-        let (now, fault) = (Timestamp::now(), line.fault);
         // The lines of this boot are read again by every labd: what they say is known, and was told.
         let told = self.remembered.heard.is_some_and(|heard| line.at <= heard);
         self.remembered.heard = self.remembered.heard.max(Some(line.at));
-        let Some(pci) = &line.pci else {
-            if !told {
-                self.node_has(fault);
-            }
-            return;
-        };
+        if line.pci.is_some() {
+            self.of_a_gpu(line, told);
+        } else if !told {
+            self.node_has(line.fault);
+        }
+    }
+
+    /// A line about the GPU at an address.
+    fn of_a_gpu(&mut self, line: &kmsg::KernelLine, told: bool) {
+        let (now, fault) = (Timestamp::now(), line.fault);
+        let Some(pci) = &line.pci else { return };
         let at_pci = |d: &Device| d.pci.as_deref().is_some_and(|own| same_slot(own, pci));
         let ids: Vec<String> =
             self.remembered.slots.iter().filter(|(_, d)| at_pci(d)).map(|(_, d)| d.id.clone()).collect();
+        if ids.is_empty() {
+            // From before the probes found it, or of no GPU of the lab's.
+            self.unplaced.push(line.clone());
+            let excess = self.unplaced.len().saturating_sub(UNPLACED);
+            self.unplaced.drain(..excess);
+        }
         for id in ids {
             if self.remembered.judge.fault(&id, fault, line.at) && !told {
                 self.report(&id, fault, now);
@@ -513,7 +544,6 @@ impl Keeper {
 
     fn tell_all(&self, now: Timestamp) {
         if let Some(journal) = &self.parts.journal
-            && self.settled()
             && let Ok(text) = serde_json::to_string(&self.remembered)
             && journal.memory(MEMORY).as_deref() != Some(&text)
         {
