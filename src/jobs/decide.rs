@@ -34,7 +34,7 @@ use crate::{
 const AFTERMATH: Duration = Duration::from_mins(1);
 /// Whatever a job failed of is known so long after: an engine under load takes up to 3 s to say that a container ended.
 /// Chosen, not measured.
-const SETTLED: Duration = Duration::from_secs(5);
+pub(super) const SETTLED: Duration = Duration::from_secs(5);
 /// Ray must say for so long that it does not know a job before that is believed.
 const MISSING: Duration = Duration::from_secs(5);
 /// A driver whose node is not ALIVE for so long is gone, whatever Ray says of the job.
@@ -156,7 +156,8 @@ pub struct World<'a> {
     pub nodes: &'a [RayNode],
     /// What ended lately.
     pub incidents: &'a [Incident],
-    /// A service that can take a job along is ending, or has ended and it is not known why: it may yet explain a failure.
+    /// A service that can take a job along is ending, or has ended and it is not known why, or the engine that would say so
+    /// is away: that may yet explain a failure.
     pub ending: bool,
     /// Where services are.
     pub addresses: &'a BTreeMap<String, Ipv4Addr>,

@@ -40,7 +40,7 @@ use crate::{
     incident::Incident,
     journal::{Entry, Journal, Kind},
     ray::{Gcs, JobApi, RayView, Reply},
-    snapshot::{JobView, ServiceState, Snapshot},
+    snapshot::{EngineView, JobView, ServiceState, Snapshot},
     time::Timestamp,
 };
 use decide::{Handed, Job, Move, Next, Outcome, Policy, State, World};
@@ -186,6 +186,7 @@ fn start<A: JobApi>(opened: Opened, parts: Parts<A>) -> (Ledger, tokio::task::Ab
         removed: BTreeSet::new(),
         save_again: Instant::now(),
         sweep_at: Instant::now(),
+        engine_away: None,
     };
     let task = tokio::spawn(keeper.run(asked, heard)).abort_handle();
     (Ledger { ask, view }, task)
@@ -217,6 +218,8 @@ struct Keeper<A> {
     removed: BTreeSet<String>,
     save_again: Instant,
     sweep_at: Instant,
+    /// When the engine was last seen not to answer.
+    engine_away: Option<Timestamp>,
     trouble: Option<String>,
 }
 
@@ -225,6 +228,7 @@ impl<A: JobApi> Keeper<A> {
         let mut ray = self.parts.ray.clone();
         let mut incidents = self.parts.incidents.clone();
         let mut config = self.parts.config.clone();
+        let mut snapshot = self.parts.snapshot.clone();
         loop {
             self.settle().await;
             self.publish();
@@ -241,6 +245,7 @@ impl<A: JobApi> Keeper<A> {
                 Ok(()) = ray.changed() => {}
                 Ok(()) = incidents.changed() => {}
                 Ok(()) = config.changed() => {}
+                Ok(()) = snapshot.changed() => {}
                 () = tokio::time::sleep(wake.min(AGAIN)) => {}
             }
         }
@@ -250,6 +255,9 @@ impl<A: JobApi> Keeper<A> {
 
     async fn settle(&mut self) {
         let now = Timestamp::now();
+        if matches!(self.parts.snapshot.borrow().engine, EngineView::Unreachable { .. }) {
+            self.engine_away = Some(now);
+        }
         let moves = self.decide(now);
         let mut hand = Vec::new();
         for change in moves {
@@ -283,7 +291,9 @@ impl<A: JobApi> Keeper<A> {
             jobs: ray.jobs.as_deref(),
             nodes: &ray.nodes,
             incidents: &incidents,
-            ending: services.clone().any(|s| s.state == ServiceState::Stopping && decide::is_infrastructure(&s.name)),
+            ending: services.clone().any(|s| s.state == ServiceState::Stopping && decide::is_infrastructure(&s.name))
+                // What ended while the engine was away is known a moment after it is back.
+                || self.engine_away.is_some_and(|at| now.since(at) < decide::SETTLED),
             addresses: &addresses,
         };
         let policy = Policy { resubmissions: self.parts.config.borrow().jobs.resubmissions };

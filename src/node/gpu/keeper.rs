@@ -42,6 +42,8 @@ const VENDORS: [Vendor; 2] = [Vendor::Nvidia, Vendor::Amd];
 const MEMORY: &str = "gpus";
 /// A probe that has said nothing for so long is not waited for any more: what is known is planned with.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// The engine's answer is waited for so long; it is asked again when it answers anew.
+const ENGINE: Duration = Duration::from_secs(10);
 /// Between two looks at what has no event: simulated readings, and how long something has lasted.
 const TICK: Duration = Duration::from_secs(1);
 /// Whatever happens on the kernel's log, the same fault of the same GPU is news once in this time.
@@ -167,6 +169,7 @@ pub fn spawn(parts: Parts) -> Gpus {
         probes: Vec::new(),
         expected,
         engine: None,
+        ask_engine: true,
         began: Instant::now(),
         said: BTreeMap::new(),
         unplaced: Vec::new(),
@@ -191,6 +194,8 @@ struct Keeper {
     expected: Vec<Vendor>,
     /// What the engine can hand out, as it said last.
     engine: Option<EngineDevices>,
+    /// It is to be asked again.
+    ask_engine: bool,
     began: Instant,
     /// When which fault of which GPU was last told.
     said: BTreeMap<(String, &'static str), Timestamp>,
@@ -221,7 +226,6 @@ impl Keeper {
         let mut incidents = self.parts.incidents.clone();
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        self.ask_engine().await;
         loop {
             tokio::select! {
                 () = self.tell.closed() => return,
@@ -233,12 +237,15 @@ impl Keeper {
                     }
                     None => return,
                 },
-                Ok(()) = engine_view.changed() => self.ask_engine().await,
+                Ok(()) = engine_view.changed() => self.ask_engine = true,
                 Ok(()) = config.changed() => self.mind_config(),
                 Ok(()) = incidents.changed() => self.incidents_say(),
                 line = next(&mut lines) => self.kernel_says(&line),
                 () = changed(&mut self.probes) => self.probes_say(),
                 _ = tick.tick() => {}
+            }
+            if std::mem::take(&mut self.ask_engine) {
+                self.ask_engine().await;
             }
             self.mind_missing();
             self.tell_all(Timestamp::now());
@@ -269,7 +276,7 @@ impl Keeper {
 
     async fn ask_engine(&mut self) {
         if matches!(*self.parts.engine_view.borrow(), EngineView::Reachable { .. })
-            && let Some(devices) = (self.parts.engine)().await
+            && let Ok(Some(devices)) = tokio::time::timeout(ENGINE, (self.parts.engine)()).await
         {
             self.engine = Some(devices);
             self.hand_out();
@@ -309,30 +316,30 @@ impl Keeper {
 
     fn probes_say(&mut self) {
         let now = Timestamp::now();
-        if self.probes.iter().all(|(_, view)| view.borrow().inventory_at.is_some() || !view.borrow().present) {
-            let before = self.remembered.slots.clone();
-            self.remembered.slots.update(&self.found());
-            if self.remembered.slots != before {
-                self.hand_out();
-                self.hear_again();
-            }
+        let before = self.remembered.slots.clone();
+        self.remembered.slots.update(&self.found());
+        if self.remembered.slots != before {
+            // What the engine can hand out of a new one it may say only now.
+            self.ask_engine = true;
+            self.hand_out();
+            self.hear_again();
         }
-        let readings: Vec<Reading> = self.probes.iter().flat_map(|(_, v)| v.borrow().readings.clone()).collect();
-        for reading in &readings {
-            // A partition's trouble is its own, a divided GPU's is every partition's.
-            for id in self.concerned(&reading.id) {
-                let reading = Reading { id, ..reading.clone() };
-                if let Some(fault) = self.remembered.judge.reading(&reading, now) {
-                    self.report(&reading.id, fault, now);
-                }
+        let slots = self.remembered.slots.iter();
+        let readings: Vec<Reading> = slots.filter_map(|(_, d)| self.reading(&d.id, d.parent.as_deref())).collect();
+        for reading in readings {
+            if let Some(fault) = self.remembered.judge.reading(&reading, now) {
+                self.report(&reading.id, fault, now);
             }
         }
     }
 
-    /// The GPUs with workers that a word about this id is about.
-    fn concerned(&self, id: &str) -> Vec<String> {
-        let about = |d: &Device| d.id == id || d.parent.as_deref() == Some(id);
-        self.remembered.slots.iter().filter(|(_, d)| about(d)).map(|(_, d)| d.id.clone()).collect()
+    /// What is read of a GPU now; of a partition, together with what its GPU as a whole has. Nothing while it is stale.
+    fn reading(&self, id: &str, parent: Option<&str>) -> Option<Reading> {
+        let of = |id: &str| {
+            let fresh = self.probes.iter().map(|(_, view)| view.borrow()).filter(|view| view.stale_since.is_none());
+            fresh.flat_map(|view| view.readings.clone()).find(|r| r.id == id)
+        };
+        with_parent(id, of(id), parent.filter(|&parent| parent != id).and_then(of))
     }
 
     /// Hears again what was said of GPUs that are known only now.
@@ -523,11 +530,7 @@ impl Keeper {
             unit.reading = Some(simulate::reading(&unit.gpu, now));
             return unit;
         }
-        let readings = |of: &str| {
-            self.probes.iter().find_map(|(_, view)| view.borrow().readings.iter().find(|r| r.id == of).cloned())
-        };
-        let parent = unit.gpu.parent.clone();
-        if let Some(mut reading) = readings(&id).or_else(|| readings(&parent?)) {
+        if let Some(mut reading) = self.reading(&id, unit.gpu.parent.as_deref()) {
             let processes = std::mem::take(&mut reading.processes);
             unit.processes = processes
                 .into_iter()
@@ -567,6 +570,32 @@ impl Keeper {
             news
         });
     }
+}
+
+/// A partition's reading, with what only its GPU as a whole has.
+fn with_parent(id: &str, own: Option<Reading>, parent: Option<Reading>) -> Option<Reading> {
+    let (own, parent) = match (own, parent) {
+        (None, None) => return None,
+        (Some(own), None) => return Some(own),
+        (None, Some(parent)) => return Some(Reading { id: id.to_owned(), processes: Vec::new(), ..parent }),
+        (Some(own), Some(parent)) => (own, parent),
+    };
+    Some(Reading {
+        temperature_c: own.temperature_c.or(parent.temperature_c),
+        power_w: own.power_w.or(parent.power_w),
+        power_limit_w: own.power_limit_w.or(parent.power_limit_w),
+        clock_mhz: own.clock_mhz.or(parent.clock_mhz),
+        memory_clock_mhz: own.memory_clock_mhz.or(parent.memory_clock_mhz),
+        throttled: if own.throttled.is_empty() { parent.throttled } else { own.throttled },
+        // One count or the other, always the same one: which is higher would look like new errors.
+        ecc_corrected: own.ecc_corrected.or(parent.ecc_corrected),
+        ecc_uncorrected: own.ecc_uncorrected.or(parent.ecc_uncorrected),
+        remapped_rows: own.remapped_rows.or(parent.remapped_rows),
+        remap_pending: own.remap_pending || parent.remap_pending,
+        remap_failed: own.remap_failed || parent.remap_failed,
+        error: own.error.or(parent.error),
+        ..own
+    })
 }
 
 /// How a notice begins that says why a container cannot be handed its GPU.
@@ -701,6 +730,27 @@ mod tests {
     fn an_exit_code_is_read_from_an_incident() {
         assert_eq!(exit_code("container exited 134 (SIGABRT)"), Some(134));
         assert_eq!(exit_code("hung: no answer"), None);
+    }
+
+    #[test]
+    fn a_partition_has_its_own_numbers_and_its_gpus_troubles() {
+        let own =
+            Reading { id: "MIG-1".into(), ecc_uncorrected: Some(0), memory_used_bytes: Some(7), ..Reading::default() };
+        let whole = Reading {
+            id: "GPU-1".into(),
+            ecc_uncorrected: Some(5),
+            memory_used_bytes: Some(9),
+            temperature_c: Some(60.0),
+            remap_pending: true,
+            error: Some("NVML_ERROR_GPU_IS_LOST".into()),
+            ..Reading::default()
+        };
+        let both = with_parent("MIG-1", Some(own.clone()), Some(whole.clone())).expect("a reading");
+        assert_eq!((both.id.as_str(), both.ecc_uncorrected, both.memory_used_bytes), ("MIG-1", Some(0), Some(7)));
+        assert_eq!((both.temperature_c, both.remap_pending, both.error.is_some()), (Some(60.0), true, true));
+        assert_eq!(with_parent("MIG-1", None, Some(whole)).map(|r| r.id), Some("MIG-1".into()));
+        assert_eq!(with_parent("MIG-1", Some(own.clone()), None), Some(own));
+        assert_eq!(with_parent("MIG-1", None, None), None);
     }
 
     #[test]
