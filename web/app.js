@@ -115,7 +115,7 @@ function gpu(g) {
       make('span', { class: 'below mono id' }, g.id)),
     make('td', {}, pill(g.state, GPU_LOOK[g.state])),
     make('td', { class: 'wide' }, g.name, g.simulated ? make('span', { class: 'tag' }, 'simulated') : null,
-      g.trouble ? make('span', { class: 'below note' }, `${g.trouble.code}: ${g.trouble.meaning}; ${g.trouble.remedy}`) : null,
+      g.trouble ? make('span', { class: 'below note' }, `${g.trouble.code}: ${g.trouble.meaning}`) : null,
       slow.length ? make('span', { class: 'below note' }, `slowed down: ${slow.join(', ')}`) : null),
     make('td', { class: 'num', 'data-label': 'use' }, say(r.utilisation_percent, '%')),
     make('td', { class: 'num', 'data-label': 'memory' },
