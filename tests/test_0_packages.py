@@ -266,7 +266,7 @@ def test_room_is_made_by_removing_what_was_wanted_longest_ago_and_nothing_in_use
     assert store.obtain("oldest", make)[1]
 
 
-def test_room_is_made_in_the_cache_first_and_only_of_what_no_environment_has(store):
+def test_room_is_made_in_the_cache_first_where_it_has_what_no_environment_has(store):
     def archive(name):
         folder = pathlib.Path(store.cache) / "archive-v0" / name
         folder.mkdir(parents=True)
@@ -283,8 +283,17 @@ def test_room_is_made_in_the_cache_first_and_only_of_what_no_environment_has(sto
     store.shrink_cache()
     assert loose.exists(), "somebody installs from it"
     os.close(installing)
+    store.make_room(packages.disk_usage(store.root))
+    assert loose.exists()
     store.make_room(packages.disk_usage(store.root) - 1)
-    assert not loose.exists() and store.find("k")
+    assert not loose.exists() and os.path.isdir(store.cache) and store.find("k")
+    assert (pathlib.Path(held.path) / "virtualenv/lib/python3.13/site-packages/linked.py").read_text()
+    # All that is there is used by an environment: removing it would free nothing.
+    linked = pathlib.Path(store.cache) / "archive-v0/again"
+    linked.mkdir(parents=True)
+    os.link(pathlib.Path(held.path) / "virtualenv/lib/python3.13/site-packages/linked.py", linked / "x.py")
+    store.shrink_cache()
+    assert linked.exists()
 
 
 # ---- installing ----

@@ -42,7 +42,7 @@ def builds(lab):
 
 def installed_by(lab, node):
     """How often a node's agent installed something, in this life of its container or an earlier one."""
-    command = "cat /tmp/ray/session_2*/logs/runtime_env_setup-*.log /tmp/ray/session_2*/logs/old/runtime_env_setup-*.log 2>/dev/null || true"
+    command = "cat /tmp/ray/session_2*/logs/runtime_env_setup-*.log 2>/dev/null || true"
     return lab.exec(node, "sh", "-c", command).stdout.count("installed just now")
 
 
@@ -66,7 +66,7 @@ def test_packages_are_installed_once_for_all_nodes_and_outlive_a_workers_death_a
     wait_for("the worker is seen to be gone", lambda: lab.states()["ray-worker-1"] != "ready", 30)
     lab.wait_ready()
     # The environment of a job that has ended is not looked for at a node's start.
-    assert "emoji" not in lab.exec("ray-worker-1", "sh", "-c", "cat /tmp/ray/session_2*/logs/runtime_env_agent.log").stdout
+    assert "emoji" not in lab.exec("ray-worker-1", "sh", "-c", "cat /tmp/ray/session_2*/logs/runtime_env_agent*.log").stdout
     assert submit(lab, "packages-anew") == first
     assert builds(lab) == after
     assert installed_by(lab, "ray-worker-1") == 0

@@ -304,8 +304,8 @@ class Store:
             os.close(lock)
 
     def make_room(self, limit):
-        """Removes what is not used until the store is within its bound: first cached files that no environment has, then
-        environments, the one that was wanted longest ago first."""
+        """Removes what is not used until the store is within its bound: first the cache, where it holds what no environment
+        has, then environments, the one that was wanted longest ago first."""
         one = try_lock(os.path.join(self.root, "tidying"), fcntl.LOCK_EX)
         if one is None:
             return
@@ -338,18 +338,15 @@ class Store:
                 os.close(lock)
 
     def shrink_cache(self):
-        """Removes cached packages of which no environment has a file, unless somebody installs right now."""
+        """Removes the cache where that frees anything, unless somebody installs right now: environments keep their files,
+        which are links. As a whole, since uv does not look for a package again whose files alone are missing."""
         lock = try_lock(os.path.join(self.root, "builders"), fcntl.LOCK_EX)
         if lock is None:
             return
         try:
-            for name in os.listdir(self.cache):
-                if not name.startswith("archive-"):
-                    continue
-                for archive in os.scandir(os.path.join(self.cache, name)):
-                    files = (s for s in stats(archive.path) if s.st_size)
-                    if archive.is_dir(follow_symlinks=False) and all(s.st_nlink == 1 for s in files):
-                        remove(archive.path)
+            if any(s.st_size and s.st_nlink == 1 for s in stats(os.path.join(self.cache, "archive-v0"))):
+                remove(self.cache)
+                os.makedirs(self.cache, exist_ok=True)
         finally:
             os.close(lock)
 
@@ -525,6 +522,10 @@ class Installer:
                 self.pip(path, "check")
             except Failed as error:
                 raise Refused(f"pip check found conflicts in the packages of this job:\n{masked(error.output[-4000:].strip())}") from None
+        # Addresses may carry a password, and all jobs can read the store.
+        for name in ("requirements.txt", "report.json", "wheels.txt"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(path, name))
         return decided.total
 
     def overlay(self, path):
