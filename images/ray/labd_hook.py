@@ -278,13 +278,18 @@ def cpu_for_gpu(module):
 
 
 def gloo_for_nccl(module):
-    """Process groups over gloo where NCCL is asked for, as Ray Train does for each worker with a GPU."""
+    """Process groups over gloo where NCCL is asked for, as Ray Train does for each worker with a GPU. Debian's torch has no
+    libuv, which torch's store of keys wants unless told otherwise."""
+    import os
+
     for name in ("init_process_group", "new_group"):
         make = getattr(module, name, None)
         if make is None:
             continue
 
         def made(*args, make=make, place=0 if name == "init_process_group" else 2, **kwargs):
+            if not has_cuda():
+                os.environ.setdefault("USE_LIBUV", "0")
             # A backend is one word, or one for each kind of device: `cpu:gloo,cuda:nccl`.
             asked = args[place] if len(args) > place else kwargs.get("backend")
             if "nccl" in str(asked or "").lower() and not has_cuda():

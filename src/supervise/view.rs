@@ -78,7 +78,8 @@ pub(super) fn snapshot(k: Known<'_>) -> Snapshot {
             }
         })
         .collect();
-    let runs = checkpoints::view::runs(&k.ray.runs, k.store, k.now);
+    let ray_jobs = k.ray.jobs.as_deref().map_or(&[][..], |jobs| &jobs.jobs);
+    let runs = checkpoints::view::runs(&k.ray.runs, ray_jobs, k.store, k.now);
     let notices = notices(&k, &links, &runs);
     Snapshot {
         schema: SCHEMA,
