@@ -445,7 +445,9 @@ def mark_sweep(module, run_config, metadata, restored):
 
 
 def say(text):
-    print(f"labd: {text}", file=sys.stderr, flush=True)
+    # Not `print`: Ray Train puts one of its own into its workers, which says such a line twice.
+    sys.stderr.write(f"labd: {text}\n")
+    sys.stderr.flush()
 
 
 warned = set()
