@@ -3,7 +3,8 @@
     ray job submit --working-dir samples -- python tune.py
 
 When its job was lost with its driver, labd runs this script again; `Tuner.restore` then goes on where the S3 store says:
-finished trials are not run again, the others resume from their last checkpoints. A new search wants another --name.
+finished trials are not run again, the others resume from the checkpoints it knows of (Tune saves its state every 10 s). A new
+search wants another --name.
 """
 import argparse
 import json
@@ -68,12 +69,7 @@ def main():
                 num_samples=args.trials,
                 scheduler=ASHAScheduler(max_t=args.epochs, grace_period=2, reduction_factor=2),
             ),
-            run_config=tune.RunConfig(
-                name=args.name,
-                storage_path=args.storage,
-                checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
-                verbose=1,
-            ),
+            run_config=tune.RunConfig(name=args.name, storage_path=args.storage, verbose=1),
         )
     results = tuner.fit()
     for r in results:
