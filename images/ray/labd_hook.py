@@ -97,14 +97,16 @@ def when_imported(name, change):
 
 def job_metadata():
     """The metadata of the job whose driver this process may be; nothing where the hook has no business."""
-    import json
     import os
 
     # A cluster that a script starts inside its job hands the environment down to its workers.
     if any(arg.endswith("default_worker.py") for arg in sys.orig_argv):
         return {}
-    text = os.environ.get(JOB)
-    return (json.loads(text).get("metadata") if text else None) or {}
+    if not (text := os.environ.get(JOB)):
+        return {}
+    import json  # some milliseconds, which no worker process should pay
+
+    return json.loads(text).get("metadata") or {}
 
 
 class Names:
