@@ -150,7 +150,10 @@ impl Listing {
                 sum.files += folder.files;
             }
         }
-        let finish = |(root, run): (&str, Run<'_>)| StoredRun { sweeps: self.sweeps(root), ..run.finish(root, records.get(root)) };
+        let finish = |(root, run): (&str, Run<'_>)| StoredRun {
+            sweeps: self.sweeps(root),
+            ..run.finish(root, records.get(root))
+        };
         runs.into_iter().map(finish).collect()
     }
 }

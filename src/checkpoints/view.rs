@@ -84,7 +84,8 @@ fn sweep(view: &mut RunView, run: &StoredRun, jobs: &[RayJob], store: &StoreView
     view.started_at = Some(newest.at);
     view.attempts = u32::try_from(run.sweeps.len()).unwrap_or(u32::MAX);
     // An id can be used again: a job that began after the mark is another one.
-    let its = |job: &&RayJob| job.submission_id == newest.submission_id && job.started_at.is_none_or(|at| at <= newest.at);
+    let its =
+        |job: &&RayJob| job.submission_id == newest.submission_id && job.started_at.is_none_or(|at| at <= newest.at);
     // A job may have several sweeps, one after the other: only its last one has the job's state.
     let mut later = store.runs.iter().flat_map(|run| &run.sweeps);
     if later.any(|other| other.submission_id == newest.submission_id && other.at > newest.at) {
@@ -237,8 +238,12 @@ mod tests {
             known("twice", RunStatus::Running, 500),
             known("twice", RunStatus::Aborted, 300),
         ];
-        let views =
-            runs(&ray, &[], &store(vec![stored("twice", Some(520)), stored("a/only-stored", Some(950))], 1_000), at(1_000));
+        let views = runs(
+            &ray,
+            &[],
+            &store(vec![stored("twice", Some(520)), stored("a/only-stored", Some(950))], 1_000),
+            at(1_000),
+        );
         let told: Vec<_> = views.iter().map(|v| (v.name.as_str(), v.status, v.attempts)).collect();
         assert_eq!(
             told,
@@ -255,7 +260,10 @@ mod tests {
         let told = |status, looked_at, kept: Option<i64>, storage: &str| {
             let ray = [TrainRun { storage: storage.to_owned(), ..known("r", status, 100) }];
             let kept = kept.map(|s| stored("r", Some(s))).into_iter().collect();
-            runs(&ray, &[], &store(kept, looked_at), at(400)).into_iter().find(|v| v.status.is_some()).and_then(|v| v.note)
+            runs(&ray, &[], &store(kept, looked_at), at(400))
+                .into_iter()
+                .find(|v| v.status.is_some())
+                .and_then(|v| v.note)
         };
         let s3 = "s3://ray";
         let none = told(RunStatus::Running, 300, None, s3).expect("a note");
@@ -291,15 +299,24 @@ mod tests {
             let id = if last == 1 { "tune".to_owned() } else { format!("tune-r{}", last - 1) };
             let store = store(vec![marked("asha", "tune", marks)], 400);
             let view = runs(&[], &[job(&id, status, 90)], &store, at(400)).pop().expect("a run");
-            assert_eq!((view.submission_id.as_deref(), view.attempts), (Some(id.as_str()), marks.len() as u32));
+            assert_eq!(
+                (view.submission_id.as_deref(), view.attempts),
+                (Some(id.as_str()), u32::try_from(marks.len()).expect("few"))
+            );
             (view.status.expect("a state"), view.note.unwrap_or_default())
         };
         let running = JobStatus::Running;
         let would = told(&[(1, Fresh, 100)], running);
-        assert!(would.0 == RunStatus::Running && would.1.contains("would begin again") && would.1.contains("samples/tune.py"));
+        assert!(
+            would.0 == RunStatus::Running
+                && would.1.contains("would begin again")
+                && would.1.contains("samples/tune.py")
+        );
         assert!(told(&[(1, Fresh, 100), (2, Fresh, 200)], running).1.contains("began again in attempt 2"));
         assert!(told(&[(2, Asked, 100)], running).1.ends_with("Tuner.can_restore found none to resume"));
-        for resumes in [&[(1, Asked, 100)][..], &[(1, Asked, 100), (2, Restored, 200)], &[(1, Fresh, 100), (2, Restored, 200)]] {
+        for resumes in
+            [&[(1, Asked, 100)][..], &[(1, Asked, 100), (2, Restored, 200)], &[(1, Fresh, 100), (2, Restored, 200)]]
+        {
             assert_eq!(told(resumes, running), (RunStatus::Running, String::new()));
         }
         for (ended, status) in [
