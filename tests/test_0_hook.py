@@ -340,6 +340,12 @@ def test_torch_on_a_real_gpu_is_as_it_is_written(job, env):
     assert job(TORCH, FOOD, script_name="default_worker.py", **env) == (AS_WRITTEN, "")
 
 
+def test_a_process_that_had_imported_torch_before_is_changed_all_the_same(job, tmp_path):
+    early = "import torch.distributed, ray.air._internal.device_manager, lightning.pytorch.trainer.connectors.accelerator_connector"
+    (tmp_path / "fake/sitecustomize.py").write_text(early)
+    assert job(TORCH, None, LABD_SIMULATED_GPUS="1") == (ON_THE_CPU, SAYS)
+
+
 def test_only_the_first_of_several_processes_speaks_of_the_simulated_gpu(job):
     script = TORCH.replace("rank=0", "rank=1")
     assert job(script, None, LABD_SIMULATED_GPUS="1", RANK="1")[1] == ""

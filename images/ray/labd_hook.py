@@ -302,7 +302,12 @@ def gloo_for_nccl(module):
                 say_simulated(kwargs.get("rank"))
             return make(*args, **kwargs)
 
-        setattr(module, name, wrapped(make, made))
+        made = wrapped(make, made)
+        setattr(module, name, made)
+        # Where torch was imported before this module, its names are copied already.
+        package = sys.modules.get("torch.distributed")
+        if getattr(package, name, None) is make:
+            setattr(package, name, made)
 
 
 def cpu_in_lightning(connector):
