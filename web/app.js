@@ -173,11 +173,13 @@ function after(incident, iso) {
 }
 
 function incident(i) {
+  // A process in it was killed, and the container lives on: nothing had to come back.
+  const inside = i.cause === 'oom-inside';
   return make('tr', {},
     make('td', {}, time(i.died_at)),
     make('th', { scope: 'row' }, i.service),
-    make('td', { class: 'num', 'data-label': 'runs again after' }, after(i, i.running_at)),
-    make('td', { class: 'num', 'data-label': 'ready after' }, after(i, i.ready_at)),
+    make('td', { class: 'num', 'data-label': 'runs again after' }, inside ? 'lives on' : after(i, i.running_at)),
+    make('td', { class: 'num', 'data-label': 'ready after' }, inside ? 'lives on' : after(i, i.ready_at)),
     make('td', { class: 'wide' }, i.why));
 }
 

@@ -41,6 +41,8 @@ pub(super) struct Known<'a> {
     /// What is known of them now.
     pub(super) inventory: &'a Inventory,
     pub(super) services: Vec<ServiceView>,
+    /// Memory that ran out lately.
+    pub(super) shortages: Vec<Notice>,
     pub(super) incidents: Vec<Incident>,
     /// The service whose container has this id.
     pub(super) service_of: &'a dyn Fn(&str) -> Option<String>,
@@ -177,6 +179,7 @@ fn notices(k: &Known<'_>, links: &[Link], runs: &[RunView]) -> Vec<Notice> {
         bucket_bytes: k.store.total_bytes,
     };
     notices.extend(disk_guard::notices(k.disks, disks, users));
+    notices.extend(k.shortages.iter().cloned());
     notices.sort_by_key(|n| std::cmp::Reverse(n.severity));
     notices
 }
