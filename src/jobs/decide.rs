@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use super::submission::{Retry, Submission};
 use crate::{
-    incident::{Cause, Incident},
+    incident::{Cause, Incident, OOM_INSIDE},
     ray::{ErrorType, Jobs, RayJob, RayNode},
     snapshot::JobStatus,
     text::clip,
@@ -279,7 +279,7 @@ fn judge(job: &Job, handed: &Handed, world: &World<'_>, now: Timestamp) -> Verdi
 fn going(job: &Job, told: &RayJob, mut known: Handed, life: Life, world: &World<'_>, now: Timestamp) -> Verdict {
     // Its driver's container ended since: whatever Ray still says, it does not run any more. One that is only asked to end
     // runs on for a while, and Ray says when that is over.
-    let died = |i: &&Incident| life.saw(i) && i.cause != Cause::Asked && on_driver(i, &known, world);
+    let died = |i: &&Incident| life.saw(i) && i.cause != Cause::Asked && i.cause.ends() && on_driver(i, &known, world);
     if let Some(incident) = world.incidents.iter().find(died) {
         if known.stop_asked {
             return Verdict::Ended(Outcome::Stopped);
@@ -316,7 +316,8 @@ fn failed(told: &RayJob, known: &Handed, life: Life, world: &World<'_>, now: Tim
     };
     let on_driver = |i: &Incident| on_driver(i, known, world);
     let any = |i: &Incident| is_infrastructure(&i.service);
-    let driver_died = world.incidents.iter().any(|i| life.saw(i) && i.cause != Cause::Asked && on_driver(i));
+    let ended = |i: &Incident| i.cause != Cause::Asked && i.cause.ends();
+    let driver_died = world.incidents.iter().any(|i| life.saw(i) && ended(i) && on_driver(i));
     match told.error {
         Some(ErrorType::JobSupervisorActorDied) => Verdict::Lost {
             why: near(&any).unwrap_or_else(|| "the process that watches its driver died".to_owned()),
@@ -395,6 +396,17 @@ fn first_line(text: &str) -> String {
     clip(text.lines().find(|l| !l.trim().is_empty()).unwrap_or("Ray does not say why").trim(), LONGEST)
 }
 
+/// Whether this attempt took the place of one that lost a process for memory. One such loss may be another job's doing; the
+/// second in a row is its own.
+fn came_of_memory(book: &BTreeMap<String, Job>, id: &str) -> bool {
+    book.values().any(|job| match &job.state {
+        State::Ended { outcome: Outcome::Lost { why, next: Next::As(next) }, .. } => {
+            next == id && why.contains(OOM_INSIDE)
+        }
+        _ => false,
+    })
+}
+
 /// The lost job's end, and the one that takes its place.
 fn lose(
     book: &BTreeMap<String, Job>,
@@ -410,6 +422,10 @@ fn lose(
         |why: String, reason: &str| Move::End(id.clone(), Outcome::Lost { why, next: Next::Not(reason.to_owned()) });
     if handed.stop_asked {
         return Move::End(id, Outcome::Stopped);
+    }
+    if why.contains(OOM_INSIDE) && came_of_memory(book, &id) {
+        let why = format!("{why}; the attempt before ended so too: the job needs more memory than there is");
+        return Move::End(id, Outcome::Failed { why });
     }
     let (limit, by) = match job.submission.retry() {
         Retry::Default => (policy.resubmissions, "`jobs.resubmissions` in labd.toml"),
@@ -739,6 +755,60 @@ mod tests {
             case.job = Job { attempt, ..job("food11", json!({"metadata": {"labd.retry": retry}})) };
             assert_eq!(matches!(case.moves()[..], [Move::Replace(..)]), again, "{retry} {attempt}");
         }
+    }
+
+    #[test]
+    fn memory_that_ran_out_in_a_living_container_is_a_loss_once_and_then_the_jobs_own_error() {
+        let oom = |service: &str, at| Incident {
+            cause: Cause::OomInside,
+            why: format!("{OOM_INSIDE}; raise `services.ray-worker.memory` in labd.toml (now 3 GiB)"),
+            ..incident(service, at, Some(at))
+        };
+        let failed = |id: &str, error, ended| RayJob {
+            submission_id: id.into(),
+            started_at: Some(ts(ended - 100)),
+            ..told(JobStatus::Failed, error, Some(ended), "x")
+        };
+        let command = Some(ErrorType::JobEntrypointCommandError);
+        let addresses = [("ray-driver".to_owned(), DRIVER), ("ray-worker-0".to_owned(), WORKER)].into();
+        let nodes = [node(1, DRIVER, true, "driver")];
+        let after = |book: &BTreeMap<String, Job>, told: RayJob, incidents: &[Incident]| {
+            let jobs = Jobs { asked_at: ts(1000), jobs: vec![told] };
+            let world = World {
+                reachable: true,
+                jobs: Some(&jobs),
+                nodes: &nodes,
+                incidents,
+                ending: false,
+                addresses: &addresses,
+            };
+            decide(book, &world, Policy { resubmissions: 10 }, ts(1000)).pop()
+        };
+        let mut book = BTreeMap::from([("food11".to_owned(), job("food11", json!({})))]);
+        // The driver's node lives on: a job that runs there runs on.
+        let runs = RayJob { ended_at: None, ..told(JobStatus::Running, None, None, "") };
+        let going = after(&book, runs, &[oom("ray-driver", 850)]);
+        assert!(matches!(going, Some(Move::Note(..))), "{going:?}");
+        // One whose watching process was killed may still run.
+        let unwatched = failed("food11", Some(ErrorType::JobSupervisorActorDied), 500);
+        let Some(Move::Replace(_, _, new)) = after(&book, unwatched, &[oom("ray-driver", 499)]) else { panic!("lost") };
+        assert!(matches!(new.state, State::Kept { stop_first: Some(_), .. }), "{new:?}");
+        let first = after(&book, failed("food11", command, 500), &[oom("ray-worker-0", 499)]);
+        let Some(Move::Replace(id, lost, new)) = first else { panic!("{first:?}") };
+        assert!(matches!(&lost, Outcome::Lost { why, .. } if why.contains("raise `services.ray-worker.memory`")));
+        let ended = Job { state: State::Ended { at: ts(505), outcome: lost }, ..book[&id].clone() };
+        book.insert(id, ended);
+        let mut new = *new;
+        new.state = State::Handed(Handed { driver: Some(DRIVER), ..Handed::new(ts(506)) });
+        let again = BTreeMap::from([(new.id.clone(), new.clone())]);
+        book.extend(again);
+        let second = after(&book, failed("food11-r1", command, 900), &[oom("ray-worker-0", 898)]);
+        let Some(Move::End(id, Outcome::Failed { why })) = second else { panic!("{second:?}") };
+        assert_eq!(id, "food11-r1");
+        assert!(why.starts_with("ray-worker-0: out of memory") && why.contains("the attempt before"), "{why}");
+        // Lost to something else, the second attempt is as good as the first.
+        let killed = after(&book, failed("food11-r1", command, 900), &[incident("ray-worker-0", 898, None)]);
+        assert!(matches!(killed, Some(Move::Replace(..))), "{killed:?}");
     }
 
     #[test]
