@@ -35,7 +35,10 @@ use crate::{
         images::{self, Images},
         listen,
     },
-    http::{self, Credential, LogSource, door::Door},
+    http::{
+        self, Credential, LogSource,
+        door::{Door, installs},
+    },
     incident::Incident,
     jobs,
     journal::{Entry, Journal, Kind},
@@ -332,12 +335,10 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let ledger = jobs::spawn(ledger, keeper);
     let door = Door::new(ledger.clone(), packages, ray.endpoint(), ray.watch(), wish.ray_token.clone());
     let (door_view, door_views) = watch::channel(DoorView::default());
-    tokio::spawn(serve_door(configs, http::door::router(door.clone()), door_view, stopped.clone()));
-    tokio::spawn(serve_relay(
-        wish.config.door_dir().join(plan::door::SOCKET),
-        http::door::router(door),
-        stopped.clone(),
-    ));
+    let (installs, all_installs) = installs::spawn(journal.clone());
+    let front_door = http::door::router(door.clone()).merge(installs::router(door, installs));
+    tokio::spawn(serve_door(configs, front_door.clone(), door_view, stopped.clone()));
+    tokio::spawn(serve_relay(wish.config.door_dir().join(plan::door::SOCKET), front_door, stopped.clone()));
     let checkpoints = Checkpoints::spawn(ray.watch());
     let supervision = tokio::spawn(supervise::run(Parts {
         engine: Arc::new(engine),
@@ -356,6 +357,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         gpus: gpus.watch(),
         replan,
         jobs: ledger.watch(),
+        installs: all_installs,
         door: door_views,
         config: tell_config,
         snapshot,
@@ -488,6 +490,8 @@ fn empty(daemon: &DaemonView, node: &watch::Receiver<crate::snapshot::NodeView>)
         jobs: Vec::new(),
         runs: Vec::new(),
         resubmissions: 0,
+        installs: Vec::new(),
+        package_store_bytes: None,
         demands: Vec::new(),
         incidents: Vec::new(),
         links: Vec::new(),

@@ -3,7 +3,11 @@
 use super::out::Style;
 use crate::{
     config::Bytes,
-    snapshot::{EngineView, JobStatus, JobView, RunStatus, RunView, ServiceState, ServiceView, Severity, Snapshot},
+    http::door::installs::in_words,
+    snapshot::{
+        EngineView, InstallPhase, InstallView, JobStatus, JobView, RunStatus, RunView, ServiceState, ServiceView,
+        Severity, Snapshot,
+    },
     time::{Timestamp, human},
 };
 
@@ -38,6 +42,7 @@ pub(super) fn render(s: &Snapshot, now: Timestamp, style: Style) -> String {
         text.push_str(&super::gpu::render(&s.gpus, now, style));
     }
     text.push_str(&jobs(&s.jobs, now, style));
+    text.push_str(&installs(&s.installs, s.package_store_bytes, now, style));
     text.push_str(&runs(&s.runs, now, style));
     for d in &s.demands {
         let requests = if d.count == 1 { "1 request".to_owned() } else { format!("{} requests", d.count) };
@@ -160,6 +165,24 @@ fn jobs(jobs: &[JobView], now: Timestamp, style: Style) -> String {
     }
     if jobs.len() > JOBS {
         text.push_str(&format!("... and {} more: labd status --json\n", jobs.len() - JOBS));
+    }
+    text
+}
+
+/// Packages that nodes install for jobs.
+fn installs(installs: &[InstallView], store_bytes: Option<u64>, now: Timestamp, style: Style) -> String {
+    let mut text = String::new();
+    for (n, install) in installs.iter().enumerate() {
+        let color = if install.phase == InstallPhase::Failed { Paint::Red } else { Paint::Cyan };
+        let mut line = clean(&in_words(install, now));
+        if let Some(bytes) = store_bytes.filter(|_| n + 1 == installs.len()) {
+            line.push_str(&format!("; packages kept: {}", Bytes::new(bytes)));
+        }
+        text.push_str(if n == 0 { "\n" } else { "" });
+        for (i, line) in wrap(&line, style.width - 9).iter().enumerate() {
+            let lead = if i == 0 { "install:" } else { "" };
+            text.push_str(&format!("{}{line}\n", paint(&format!("{lead:<9}"), color, style)));
+        }
     }
     text
 }
@@ -408,6 +431,19 @@ mod tests {
             ],
             incidents: vec![],
             resubmissions: 0,
+            installs: [InstallPhase::Installing, InstallPhase::Failed]
+                .map(|phase| InstallView {
+                    node: "ray-worker-0".into(),
+                    job: "food11".into(),
+                    phase,
+                    since: at,
+                    ended_at: (phase == InstallPhase::Failed).then_some(at),
+                    bytes: 386 << 20,
+                    packages: 37,
+                    reason: (phase == InstallPhase::Failed).then(|| "no such package".into()),
+                })
+                .into(),
+            package_store_bytes: Some(6 << 30),
             demands: vec![DemandView {
                 asks_for: "4 GPU, 8 CPU".into(),
                 count: 1,
@@ -435,6 +471,9 @@ mod tests {
             "food11",
             "food11          RESTARTING    …_03-41-12.123456  2 min      350 MiB    700 MiB",
             "after a failure it would begin again",
+            "install: food11: installing 37 packages on ray-worker-0 for 2 min 5 s, 386 MiB",
+            "37 packages could not be installed on ray-worker-0, after 0 ms:",
+            "no such package; packages kept: 6.0 GiB",
             "can never be met; the largest",
             "http://localhost:8600/",
         ] {

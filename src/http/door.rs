@@ -14,6 +14,7 @@
 //! Ray checks its token itself; labd checks it, too, before anything is recorded, since what is recorded is handed in under
 //! labd's own. The same router answers on the host, and through the relay on the lab's network (`images/run/relay.py`).
 
+pub mod installs;
 mod pass;
 #[cfg(test)]
 mod tests;

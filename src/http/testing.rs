@@ -162,6 +162,8 @@ fn a_snapshot() -> Snapshot {
             note: None,
         }],
         resubmissions: 0,
+        installs: Vec::new(),
+        package_store_bytes: None,
         demands: vec![],
         incidents: vec![],
         links: vec![],

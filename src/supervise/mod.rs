@@ -61,7 +61,10 @@ use crate::{
     ray::{Endpoint, Gcs, Ray, RayView},
     recovery,
     secret::Secret,
-    snapshot::{DaemonView, EngineView, GpuState, GpuTrouble, NodeView, ServiceState, ServiceView, Snapshot},
+    snapshot::{
+        DaemonView, EngineView, GpuState, GpuTrouble, InstallsView, NodeView, Notice, ServiceState, ServiceView,
+        Snapshot,
+    },
     time::{Timestamp, human},
 };
 use decide::{Action, Away, Bar, Decision, Health, Hold, Image, Member, Memory, Situation, Touched, Turn, Wanted};
@@ -143,6 +146,8 @@ pub struct Parts<E> {
     pub replan: Replan,
     /// The jobs.
     pub jobs: watch::Receiver<Arc<LedgerView>>,
+    /// Packages that nodes install.
+    pub installs: watch::Receiver<Arc<InstallsView>>,
     /// The front door on the host.
     pub door: watch::Receiver<DoorView>,
     /// Where the configuration goes that a reload brought.
@@ -391,6 +396,7 @@ impl<E: Engine> Lab<E> {
         let mut node = self.p.node.clone();
         let mut gpus = self.p.gpus.clone();
         let mut jobs = self.p.jobs.clone();
+        let mut installs = self.p.installs.clone();
         let mut door = self.p.door.clone();
         let mut engine_view = self.p.engine_view.clone();
         let mut stop = self.p.stop.clone();
@@ -430,6 +436,7 @@ impl<E: Engine> Lab<E> {
                 Ok(()) = node.changed() => {}
                 Ok(()) = gpus.changed() => self.mind_gpus(),
                 Ok(()) = jobs.changed() => {}
+                Ok(()) = installs.changed() => {}
                 Ok(()) = door.changed() => {}
                 _ = resync.tick() => self.look_at_all(),
                 () = tokio::time::sleep(wake) => {}
@@ -1249,6 +1256,7 @@ impl<E: Engine> Lab<E> {
         let ray = self.p.ray.watch().borrow().clone();
         let door = self.p.door.borrow().clone();
         let ledger = self.p.jobs.borrow().clone();
+        let installs = self.p.installs.borrow().clone();
         let store = self.p.checkpoints.watch().borrow().clone();
         let port_of = |service: &str, port: u16| {
             if service == door::NAME {
@@ -1269,6 +1277,7 @@ impl<E: Engine> Lab<E> {
             journal: self.p.journal.health().borrow().clone(),
             ray: &ray,
             ledger: &ledger,
+            installs: &installs,
             door: door.trouble.as_deref(),
             store: &store,
             disks: &self.disks,

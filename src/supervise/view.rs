@@ -13,8 +13,8 @@ use crate::{
     plan,
     ray::RayView,
     snapshot::{
-        DaemonView, EngineView, GpuProcess, GpuState, GpuView, Link, NodeView, Notice, RunView, SCHEMA, ServiceState,
-        ServiceView, Severity, Snapshot,
+        DaemonView, EngineView, GpuProcess, GpuState, GpuView, InstallsView, Link, NodeView, Notice, RunView, SCHEMA,
+        ServiceState, ServiceView, Severity, Snapshot,
     },
     time::Timestamp,
 };
@@ -31,6 +31,7 @@ pub(super) struct Known<'a> {
     pub(super) journal: JournalHealth,
     pub(super) ray: &'a RayView,
     pub(super) ledger: &'a LedgerView,
+    pub(super) installs: &'a InstallsView,
     /// Why the front door does not listen.
     pub(super) door: Option<&'a str>,
     pub(super) store: &'a StoreView,
@@ -94,6 +95,8 @@ pub(super) fn snapshot(k: Known<'_>) -> Snapshot {
         jobs: k.ledger.jobs.clone(),
         runs,
         resubmissions: k.ledger.resubmissions,
+        installs: k.installs.installs.clone(),
+        package_store_bytes: k.installs.store_bytes,
         demands: k.ray.demands.clone(),
         incidents: k.incidents,
         links,
