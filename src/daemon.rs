@@ -54,7 +54,7 @@ use crate::{
     plan::{self, Inputs, PlanView},
     ray::{HttpJobs, Ray},
     secrets,
-    snapshot::{DaemonView, EngineView, Snapshot},
+    snapshot::{DaemonView, EngineView, ServiceState, Snapshot},
     supervise::{self, DoorView, Parts, Wish},
     time::Timestamp,
 };
@@ -153,22 +153,30 @@ pub fn wish(config: Config, path: &Path, machine: &Machine, pretend: bool) -> Re
     })
 }
 
+/// What the keeper of the GPUs hears of the rest.
+struct Heard {
+    engine_view: watch::Receiver<EngineView>,
+    incidents: watch::Receiver<Arc<Vec<Incident>>>,
+    loads: watch::Receiver<Arc<simulate::Loads>>,
+}
+
 /// Starts the keeper of the GPUs.
 fn keep_gpus(
     facts: &NodeFacts,
     config: &watch::Receiver<Arc<Config>>,
     simulate: Option<u32>,
     engine: &DockerEngine,
-    engine_view: watch::Receiver<EngineView>,
     journal: Option<Journal>,
-    incidents: watch::Receiver<Arc<Vec<Incident>>>,
+    heard: Heard,
 ) -> Gpus {
+    let Heard { engine_view, incidents, loads } = heard;
     let engine = engine.clone();
     keeper::spawn(keeper::Parts {
         journal,
         dir: config.borrow().lab.data_dir.join("probes"),
         config: config.clone(),
         simulate,
+        loads,
         numa: facts.numa.clone(),
         engine: Box::new(move || {
             let engine = engine.clone();
@@ -178,6 +186,29 @@ fn keep_gpus(
         incidents,
         root: node::root(),
     })
+}
+
+/// Follows what the workers of simulated GPUs do, those that run.
+async fn follow_loads(
+    engine: DockerEngine,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    tell: watch::Sender<Arc<simulate::Loads>>,
+) {
+    use ServiceState as S;
+    let running = move || {
+        let snapshot = snapshots.borrow();
+        let simulated = snapshot.gpus.iter().filter(|g| g.simulated).filter_map(|g| g.worker.clone());
+        let runs = |name: &String| {
+            let state = snapshot.services.iter().find(|s| s.name == *name).map(|s| s.state);
+            matches!(state, Some(S::Starting | S::Ready | S::Unhealthy | S::Stopping))
+        };
+        simulated.filter(runs).collect()
+    };
+    let ask = move |name: String| {
+        let engine = engine.clone();
+        async move { engine.counters(&name).await.ok() }
+    };
+    simulate::follow(running, ask, tell).await;
 }
 
 /// The GPUs as they are now, for who does not stay: found within some seconds, or not.
@@ -192,8 +223,12 @@ pub async fn look_at_gpus(
         Ok(info) => EngineView::Reachable { version: info.version, api: info.api },
         Err(_) => EngineView::Connecting,
     };
-    let gpus =
-        keep_gpus(facts, &configs, simulate, engine, watch::channel(answers).1, None, watch::channel(Arc::default()).1);
+    let heard = Heard {
+        engine_view: watch::channel(answers).1,
+        incidents: watch::channel(Arc::default()).1,
+        loads: watch::channel(Arc::default()).1,
+    };
+    let gpus = keep_gpus(facts, &configs, simulate, engine, None, heard);
     gpus.settled(FIRST_LOOK).await;
     gpus.watch()
 }
@@ -262,14 +297,14 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let (engine_view, nudges) = listen::spawn(engine.clone(), heard);
     let (tell_config, configs) = watch::channel(Arc::new(config.clone()));
     let (incidents, all_incidents) = watch::channel(Arc::new(Vec::new()));
+    let (tell_loads, loads) = watch::channel(Arc::default());
     let gpus = keep_gpus(
         &facts,
         &configs,
         options.simulate_gpus,
         &engine,
-        engine_view.clone(),
         Some(journal.clone()),
-        all_incidents.clone(),
+        Heard { engine_view: engine_view.clone(), incidents: all_incidents.clone(), loads },
     );
     if gpus.watch().borrow().units.is_empty() {
         // The first start: found now, the workers are part of what `labd up` waits for.
@@ -295,6 +330,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         config: found.map(|p| p.display().to_string()),
     };
     let (snapshot, snapshots) = watch::channel(Arc::new(empty(&daemon, &node)));
+    tokio::spawn(follow_loads(engine.clone(), snapshots.clone(), tell_loads));
     let (plan, plans) = watch::channel(Arc::new(wish.view.clone()));
     let (credentials, all_credentials) = watch::channel(Arc::new(wish.credentials.clone()));
     let state = http::State {

@@ -32,7 +32,7 @@ use bollard::{
     models::{EventMessage, ExecConfig, Ipam, IpamConfig, NetworkCreateRequest, NetworkInspect},
     query_parameters::{
         CreateContainerOptions, EventsOptions, KillContainerOptions, ListContainersOptions, ListNetworksOptions,
-        LogsOptions, RemoveContainerOptions, StopContainerOptions, UploadToContainerOptions,
+        LogsOptions, RemoveContainerOptions, StatsOptions, StopContainerOptions, UploadToContainerOptions,
     },
 };
 use bytes::Bytes;
@@ -45,7 +45,7 @@ pub use doctor::{Setup, Standing};
 
 use super::{Engine, EngineError, Happened, LABEL_LAB, LABEL_SERVICE, Nudge, Ran, Seen, listen::Source};
 use crate::{
-    node::gpu::{cdi, handing::EngineDevices},
+    node::gpu::{cdi, handing::EngineDevices, simulate::Counters},
     plan::spec::{ContainerSpec, NetworkSpec},
     snapshot::EngineView,
     time::{Timestamp, human},
@@ -246,6 +246,18 @@ impl DockerEngine {
                 Err(EngineError::Other(format!("`{program}` in {service} did not finish within {}", human(timeout))))
             }
         }
+    }
+
+    /// CPU time and memory of a service's container so far.
+    pub async fn counters(&self, service: &str) -> Result<Counters, EngineError> {
+        let client = self.client().await?;
+        // One look: without this the engine looks twice, a second apart.
+        let options = StatsOptions { stream: false, one_shot: true };
+        let mut stats = Box::pin(client.stats(&self.container_name(service), Some(options)));
+        let found = stats.try_next().await.map_err(|e| self.fail(&e))?;
+        found
+            .and_then(|stats| container::counters(&stats))
+            .ok_or_else(|| EngineError::Other(format!("the engine says nothing of what {service} uses")))
     }
 
     /// Every network of the engine with each of its subnets in CIDR notation, the lab's own left out: what a new subnet
