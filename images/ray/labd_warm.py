@@ -4,7 +4,7 @@ What a recovery waits for is Python: a worker with a runtime environment imports
 to run it; with Ray Train, PyTorch and Lightning that is seconds of CPU. So:
 
 - **The server** (`python -m labd_warm serve`, started by the container's start.sh beside `ray start`) imports numpy, pandas,
-  pyarrow, torch and the like, and keeps the compiled code of Ray's own modules. It never imports Ray: `ray._raylet` reads
+  pyarrow, torch and the like (`serve-light`: only what Ray needs), and keeps the compiled code of Ray's own modules. It never imports Ray: `ray._raylet` reads
   `RAY_*` when it is loaded, and starts threads later. It touches no GPU.
 - **The first process** is the one that Ray starts. `labd_warm.pth` brings it here when it is about to run Ray's
   `setup_worker.py` or `default_worker.py`. It hands its files, environment, arguments, directory, limits and signals to the
@@ -86,7 +86,7 @@ def set_up(argv):
         context = json.loads(text)
     folder, python, line, env = command(context, rest)
     # With nothing but a `cd` before it, bash itself can be left out.
-    if python == sys.executable and folder is not None and rest[0].endswith(WORKER) and "BASH_ENV" not in env:
+    if python == sys.executable and folder is not None and rest[0].endswith(WORKER) and "BASH_ENV" not in env and env.get("LABD_WARM", "1") != "0":
         told = {**env, "_": python}
         if folder:
             told.update(OLDPWD=env.get("PWD", os.getcwd()), PWD=folder)
@@ -435,7 +435,7 @@ def unsound():
 class Server:
     """Everything that does not change between two requests, and the children that live."""
 
-    def __init__(self, path):
+    def __init__(self, path, more):
         import gc
         import select
         import socket
@@ -446,8 +446,8 @@ class Server:
         sys.meta_path[:] = [f for f in sys.meta_path if type(f).__module__ != "labd_hook"]
         self.base = list(sys.path)
         self.dirs = self.dated()
-        first, *more = self.listed("layers")
-        self.layers = preload([first, ["numpy"], [n for names in more for n in names], *MORE])
+        first, *rest = self.listed("layers")
+        self.layers = preload([first, ["numpy", "numpy.random"], [n for names in rest for n in names], *more])
         self.blas = blas_setters()
         self.codes = ray_codes(self.listed("rays"))
         self.env = dict(os.environ)
@@ -495,13 +495,16 @@ class Server:
         return None
 
     def serve(self, conn):
+        import warnings
+
         fds, why, pid = [], None, None
         try:
             conn.settimeout(ANSWER_SECONDS)
             request, fds = receive(conn)
             why = self.refuses(request, conn)
             if why is None:
-                pid = os.fork()
+                with warnings.catch_warnings(action="ignore"):  # of its threads; `unsound` has looked at them
+                    pid = os.fork()
         except Exception as error:
             why = f"{type(error).__name__}: {error}"
         if pid == 0:
@@ -803,13 +806,15 @@ class Hidden:
             __import__(name)
 
     def numpy(self, layer):
-        if "numpy.random" in layer:
+        if "numpy.random" in layer:  # all workers would draw the same
             layer["numpy.random"].seed()
         for setter in self.blas:
             setter(threads("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
 
     @staticmethod
     def torch(module):
+        if hasattr(module, "default_generator"):
+            module.default_generator.seed()
         if number := threads("MKL_NUM_THREADS", "OMP_NUM_THREADS"):
             module.set_num_threads(number)
 
@@ -873,9 +878,9 @@ class Codes:
         return spec_from_file_location(name, file, loader=self.loader(name, file), submodule_search_locations=folders)
 
 
-def serve():
+def serve(light):
     """The server's life; in a worker it returns code and namespace."""
-    server = Server(socket_path())
+    server = Server(socket_path(), [] if light else MORE)
     if (work := server.run()) is None:
         sys.exit(1)
     request, fds = work
@@ -890,17 +895,17 @@ def serve():
 def begin():
     if sys.argv[1:2] == ["build"]:
         sys.exit(build())
-    if sys.argv[1:2] != ["serve"]:
-        sys.exit("usage: python -m labd_warm serve | build")
+    if sys.argv[1:2] not in (["serve"], ["serve-light"]):
+        sys.exit("usage: python -m labd_warm serve | serve-light | build")
     if os.environ.get("LABD_WARM", "1") == "0":
         sys.exit(0)
     if len(sys.argv) == 2:
         # Titles of processes are written over their arguments, which are looked for before the first variable.
         first = {name: os.environ[name] for name in ("LANG", "LC_ALL", "PYTHONUNBUFFERED") if name in os.environ}
-        os.execve(sys.executable, [sys.executable, os.path.abspath(__file__), "serve", " " * 1500], {**first, **os.environ})
+        os.execve(sys.executable, [sys.executable, os.path.abspath(__file__), sys.argv[1], " " * 1500], {**first, **os.environ})
     if not sys.flags.safe_path:
         del sys.path[0]
-    return sys.modules["labd_warm"].serve()
+    return sys.modules["labd_warm"].serve(sys.argv[1] == "serve-light")
 
 
 if __name__ == "__main__":

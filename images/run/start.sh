@@ -9,15 +9,15 @@ done
 
 # Worker processes are forked from a process that has imported what they will need: where workers and drivers run, beside
 # `ray start`, for as long as that lives ($$ is `ray` by then). A grandchild, so that the container's init buries it.
+kind=serve
 case " $* " in
-  *" --head "*) ;;
-  *)
-    if [ "${LABD_WARM:-1}" != 0 ] && bin=$(command -v "$1") && python=${bin%/*}/python && [ -x "$python" ]; then
-      # 0 is its own word that it is of no use here.
-      (cd / && while kill -0 "$$" 2>/dev/null && ! "$python" -m labd_warm serve; do sleep 5; done &)
-    fi
-    ;;
+  *" --head "*) kind= ;;
+  *labd.role=driver*) kind=serve-light ;; # Ray's own actors run there, and no torch
 esac
+if [ -n "$kind" ] && [ "${LABD_WARM:-1}" != 0 ] && bin=$(command -v "$1") && python=${bin%/*}/python && [ -x "$python" ]; then
+  # 0 is its own word that it is of no use here.
+  (cd / && while kill -0 "$$" 2>/dev/null && ! "$python" -m labd_warm "$kind"; do sleep 5; done &)
+fi
 
 # The rest is for a head that keeps its state (RAY_gcs_storage_path names its folder on a volume). Ray neither repairs a
 # damaged state nor promises to read another version's: such a state is set aside, never deleted, and a fresh one begins.
