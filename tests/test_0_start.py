@@ -206,3 +206,27 @@ def test_a_restarted_nodes_old_worker_logs_are_put_away_and_others_are_not(node)
     node.start(persist=False)
     assert sorted(p.name for p in (node.logs / "old").iterdir()) == ["worker-a.out", "worker-b.err"]
     assert (node.logs / "raylet.out").exists()
+
+
+@pytest.mark.parametrize(
+    "args, env, kind",
+    [
+        (["--head"], {}, None),
+        (["--address=a:1", "--labels=labd.role=driver"], {}, "serve-light"),
+        (["--address=a:1", "--labels=labd.role=worker,labd.gpu=x"], {}, "serve"),
+        (["--address=a:1", "--labels=labd.role=worker"], {"LABD_WARM": "0"}, None),
+    ],
+)
+def test_the_warm_process_starts_beside_workers_and_drivers(node, args, env, kind):
+    asked = node.folder / "asked"
+    python = node.folder / "bin/python"
+    # 0: it is of no use here, and is not started again.
+    python.write_text(f'#!/bin/sh\necho "$*" >>{asked}\nexit 0\n')
+    python.chmod(0o755)
+    node.ray("2.60.0", f"[ -z '{kind or ''}' ] || until [ -s {asked} ]; do sleep 0.05; done; exit 0")
+    env = {**os.environ, "PATH": f"{node.folder}/bin:{os.environ['PATH']}", **env}
+    env.pop("RAY_gcs_storage", None)
+    text = START.replace("/tmp/", f"{node.folder}/tmp/")
+    done = subprocess.run(["sh", "-c", text, "sh", "ray", "start", *args], env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "ran start" in done.stdout
+    assert (asked.read_text() if asked.exists() else None) == (f"-m labd_warm {kind}\n" if kind else None)
