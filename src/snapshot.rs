@@ -358,6 +358,15 @@ pub struct JobView {
     pub resubmission_of: Option<String>,
     /// The submission that took this one's place after it was lost.
     pub resubmitted_as: Option<String>,
+    /// What it waits for, in one line; absent when it does not, or nothing tells.
+    #[serde(default)]
+    pub waits_for: Option<String>,
+    /// The GPU workers that it runs on now, such as `ray-worker-0`.
+    #[serde(default)]
+    pub workers: Vec<String>,
+    /// What its owner should know of its run, in one line, such as that its id was used before.
+    #[serde(default)]
+    pub note: Option<String>,
 }
 
 /// Ray's word on a job.

@@ -125,6 +125,9 @@ fn notices(k: &Known<'_>, links: &[Link], runs: &[RunView]) -> Vec<Notice> {
     if let Some(trouble) = &k.ledger.trouble {
         say(Severity::Warning, trouble.clone());
     }
+    for notice in &k.ledger.notices {
+        say(Severity::Warning, notice.clone());
+    }
     if let JournalHealth::NotRecording { reason, .. } = &k.journal {
         say(Severity::Warning, format!("history is not recorded: {reason}"));
     }
