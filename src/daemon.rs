@@ -294,13 +294,26 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let (snapshot, snapshots) = watch::channel(Arc::new(empty(&daemon, &node)));
     let (plan, plans) = watch::channel(Arc::new(wish.view.clone()));
     let (credentials, all_credentials) = watch::channel(Arc::new(wish.credentials.clone()));
-    let state = http::State {
+    let ray = Ray::spawn();
+    let packages = ledger.packages.clone();
+    let endpoint = ray.endpoint();
+    let keeper = jobs::Parts {
+        api: Box::new(move || endpoint.borrow().clone().map(HttpJobs::new)),
+        ray: ray.watch(),
+        incidents: all_incidents,
         snapshot: snapshots.clone(),
+        config: configs.clone(),
+        journal: journal.clone(),
+    };
+    let ledger = jobs::spawn(ledger, keeper);
+    let state = http::State {
+        snapshot: snapshots,
         journal: journal.clone(),
         control: control.clone(),
         logs: Arc::new(EngineLogs(engine.clone())),
         plan: plans,
         credentials: all_credentials,
+        jobs: ledger.clone(),
         gpus: gpus.clone(),
         host_names: [address, machine.facts.hostname.clone()].into(),
         shutdown: stopped.clone(),
@@ -318,18 +331,6 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     note(&journal, "started", &format!("labd {} (pid {})", daemon.version, daemon.pid));
     let replan = replan(options.config.clone(), machine.clone());
     let reread = reread(options.config, wish.config.clone(), machine);
-    let ray = Ray::spawn();
-    let packages = ledger.packages.clone();
-    let endpoint = ray.endpoint();
-    let keeper = jobs::Parts {
-        api: Box::new(move || endpoint.borrow().clone().map(HttpJobs::new)),
-        ray: ray.watch(),
-        incidents: all_incidents,
-        snapshot: snapshots,
-        config: configs.clone(),
-        journal: journal.clone(),
-    };
-    let ledger = jobs::spawn(ledger, keeper);
     let door = Door::new(ledger.clone(), packages, ray.endpoint(), ray.watch(), wish.ray_token.clone());
     let (door_view, door_views) = watch::channel(DoorView::default());
     tokio::spawn(serve_door(configs, http::door::router(door.clone()), door_view, stopped.clone()));

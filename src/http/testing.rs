@@ -81,6 +81,7 @@ impl Lab {
             logs: Arc::new(Silent),
             plan: watch::channel(Arc::new(serde_json::json!({ "workers": 2 }))).1,
             credentials: watch::channel(Arc::new(vec![credential])).1,
+            jobs: crate::jobs::Ledger::none(),
             gpus: Gpus::none(),
             host_names: Arc::new([]),
             shutdown: stop,
@@ -148,6 +149,9 @@ fn a_snapshot() -> Snapshot {
             attempt: Some(1),
             resubmission_of: None,
             resubmitted_as: None,
+            waits_for: None,
+            workers: Vec::new(),
+            note: None,
         }],
         runs: vec![RunView {
             name: "food11".into(),
