@@ -27,7 +27,7 @@ use tokio::{
 
 use crate::{
     checkpoints::{Checkpoints, Store},
-    config::{self, Config, ConfigError},
+    config::{self, Config, ConfigError, packages},
     control::{Command, Control},
     engine::{
         EngineError,
@@ -119,11 +119,13 @@ pub fn wish(config: Config, path: &Path, machine: &Machine, pretend: bool) -> Re
     let secrets = secrets.map_err(StartError::Other)?;
     let misfit = |text| StartError::Plan { path: path.to_owned(), text };
     let ca = images::read_ca(config.images.build.ca_bundle.as_deref()).map_err(misfit)?;
+    let requirements = packages::read(config.images.build.requirements.as_deref()).map_err(misfit)?;
     let gpus = match machine.simulate.or(config.gpus.simulate) {
         Some(count) => simulate::gpus(count, &machine.facts.numa),
         None => machine.gpus.borrow().gpus(),
     };
-    let inputs = Inputs { node: machine.facts.clone(), gpus, secrets, subnet: machine.subnet, ca, config };
+    let inputs =
+        Inputs { node: machine.facts.clone(), gpus, secrets, subnet: machine.subnet, ca, requirements, config };
     let (plan, sizes) = plan::make(&inputs).map_err(misfit)?;
     let Inputs { config, node, gpus, secrets, .. } = inputs;
     let view = PlanView { node, gpus, sizes, plan };
@@ -282,7 +284,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let (control, requests) = Control::channel();
     let (stop, stopped) = watch::channel(false);
     let images = Images::spawn(engine.clone(), wish.plan.images.clone(), wish.settings.clone());
-    let places = vec![PathBuf::from("/"), data_dir, PathBuf::from("/var/lib/docker")];
+    let places = vec![PathBuf::from("/"), data_dir, PathBuf::from(node::ENGINE_DATA)];
     let node = node::watch_node(machine.facts.clone(), address.clone(), places);
     let daemon = DaemonView {
         version: env!("CARGO_PKG_VERSION").to_owned(),

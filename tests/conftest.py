@@ -1,12 +1,22 @@
 """One lab for the whole session: bringing it up is itself the first thing that is tested."""
 import pytest
 
-from lab import Lab
+from lab import ROOT, Lab
+
+# In the one lab from its start, as they would cost a recreation of its containers.
+MOUNT_AND_WORD = f"""
+[[mounts]]
+source = "{ROOT / 'samples'}"
+target = "/mnt/samples"
+read_only = true
+[ray.env]
+LABDTEST_WORD = "of the lab"
+"""
 
 
 @pytest.fixture(scope="session")
 def lab():
-    lab = Lab("labdtest", "198.18.240.0/24")
+    lab = Lab("labdtest", "198.18.240.0/24", head=MOUNT_AND_WORD)
     # What a killed run left (a volume with Ray's old jobs, say) must not be adopted as ours.
     lab.sweep()
     try:
