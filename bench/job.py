@@ -1,4 +1,5 @@
-"""A run that says when it trains: `LOOP <seconds since 1970> <node address> <step>` once per step, a checkpoint each time.
+"""A run that says when it trains: `LOOP <seconds since 1970> <node address> <step>` once per step, a checkpoint each time; and once
+at its beginning `BEGAN <its worker process> <this function> <checkpoint restored>`, each in seconds since 1970.
 
 It says so in its log and in /tmp of its worker: the way of a log to its reader leads through the head, and may take a minute
 to be found again after the head's crash.
@@ -15,11 +16,20 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 
+def born():
+    """When the kernel made this process."""
+    ticks = int(open("/proc/self/stat").read().rsplit(")", 1)[1].split()[19])
+    up = float(open("/proc/uptime").read().split()[0])
+    return time.time() - up + ticks / os.sysconf("SC_CLK_TCK")
+
+
 def loop(_):
+    began = time.time()
     step, address, name = 0, ray.util.get_node_ip_address(), ray.train.get_context().get_experiment_name()
     if (checkpoint := ray.train.get_checkpoint()) is not None:
         with checkpoint.as_directory() as folder:
             step = json.load(open(os.path.join(folder, "step.json")))
+    print(f"BEGAN {born():.3f} {began:.3f} {time.time():.3f}", flush=True)
     while True:
         line = f"LOOP {time.time():.3f} {address} {step}"
         print(line, flush=True)

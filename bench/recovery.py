@@ -13,6 +13,7 @@ images, in one run on the same machine.
 What has not happened after two minutes is called never, and not waited for again.
 """
 import argparse
+import datetime
 import json
 import os
 import pathlib
@@ -229,12 +230,39 @@ def worker(cluster, fault, rounds, say):
         killed = sigkill(cluster.container(int(address.rsplit(".", 1)[1]) - 20))
         # Another process: the first step after the kill that is not the killed one's own.
         found = within("training again", lambda: [s for s in steps(cluster, job) if s[0] > killed + 0.6])
-        return found and found[0][0] - killed, {}
+        return found and found[0][0] - killed, {"stages": stages(cluster, job, killed, found[0][0]) if found else None}
 
     try:
         return rounds_of(cluster, fault, rounds, say, one)
     finally:
         stop(cluster, job)
+
+
+STAGES = ("noticed", "asked for again", "worker process", "training function", "restored", "first step")
+
+
+def stages(cluster, job, killed, trained):
+    """Seconds from one stage of a recovery to the next, as far as they are known: labd noticed the death (and told the GCS);
+    Ray Train asked for a new worker group; its worker process was there (forked or begun); the training function ran; the
+    checkpoint was restored; the first step."""
+    at = {"first step": trained}
+    if isinstance(cluster, Labd):
+        seen = [i["noticed_at"] for i in cluster.lab.snapshot()["incidents"]]
+        seen = [t for t in (datetime.datetime.fromisoformat(text).timestamp() for text in seen) if t > killed - 0.1]
+        at["noticed"] = min(seen, default=None)
+    runs = (get(cluster, "/api/train/v2/runs/v1") or {}).get("train_runs", [])
+    groups = [a["start_time_ns"] / 1e9 for r in runs if r["name"] == job for a in r["attempts"] if a["start_time_ns"] / 1e9 > killed]
+    at["asked for again"] = min(groups, default=None)
+    logs = (get(cluster, f"/api/jobs/{job}/logs") or {}).get("logs", "")
+    begun = [[float(t) for t in found] for found in re.findall(r"BEGAN ([\d.]+) ([\d.]+) ([\d.]+)", logs)]
+    for name, time_ in zip(STAGES[2:5], min((b for b in begun if b[1] > killed), default=())):
+        at[name] = time_
+    told, last = {}, killed
+    for name in STAGES:
+        if at.get(name) is not None:
+            told[name] = round(at[name] - last, 2)
+            last = at[name]
+    return told
 
 
 def driver(cluster, fault, rounds, say):
@@ -380,6 +408,9 @@ def main():
             result = row[who] or {}
             if "steps_repeated" in result:
                 print(f"{fault}, {who}: steps repeated per round: {', '.join(map(str, result['steps_repeated']))}")
+            for name in STAGES if result.get("stages") else ():
+                if took := [one[name] for one in result["stages"] if one and name in one]:
+                    print(f"{fault}, {who}: to {name:18} {statistics.median(took):6.2f} s ({min(took):.2f} to {max(took):.2f})")
             if "containers_touched" in result:
                 print(f"{fault}, {who}: containers touched per round: {', '.join(map(str, result['containers_touched']))}")
             if "cut_short" in result:

@@ -4,7 +4,9 @@
 //! cannot say. Both kinds of error carry file and line, what is wrong, and what would be right. An absent file is the
 //! default configuration; an unreadable one is an error.
 
+pub mod environment;
 mod line;
+pub mod packages;
 mod size;
 
 use std::{
@@ -37,7 +39,7 @@ pub struct Config {
     pub node: NodeSettings,
     /// `[gpus]`: which GPUs are used.
     pub gpus: Gpus,
-    /// `[[mounts]]`: host directories in every GPU worker.
+    /// `[[mounts]]`: host directories in every GPU worker, the driver node and JupyterLab.
     pub mounts: Vec<HostMount>,
     /// `[ray]`: Ray's own settings.
     pub ray: Ray,
@@ -140,9 +142,9 @@ impl Default for Gpus {
 pub struct HostMount {
     /// Directory of the host; must exist.
     pub source: PathBuf,
-    /// Where workers see it, such as `/mnt/food11`.
+    /// Where workers, drivers and notebooks see it, such as `/mnt/food11`.
     pub target: String,
-    /// Whether workers may only read.
+    /// Whether they may only read.
     #[serde(default)]
     pub read_only: bool,
 }
@@ -163,6 +165,10 @@ pub struct Ray {
     pub object_store: Option<Bytes>,
     /// Size of the `/dev/shm` that all workers share; computed when absent.
     pub shared_memory: Option<Bytes>,
+    /// Environment of every Ray container and of JupyterLab, beside what labd sets there itself.
+    pub env: BTreeMap<String, String>,
+    /// Bound on the packages of jobs that are kept for their next use; computed when absent. At least 1 GiB.
+    pub packages_limit: Option<Bytes>,
 }
 
 impl Default for Ray {
@@ -174,6 +180,8 @@ impl Default for Ray {
             driver_cpus: None,
             object_store: None,
             shared_memory: None,
+            env: BTreeMap::new(),
+            packages_limit: None,
         }
     }
 }
@@ -299,11 +307,15 @@ impl Images {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Build {
-    /// Where torch comes from: `pypi` (CUDA), the URL of an index such as `https://download.pytorch.org/whl/rocm7.0`, or
-    /// `none`. Absent: `none` for simulated GPUs, `pypi` otherwise.
+    /// Where torch comes from: `pypi` (CUDA), the URL of an index such as `https://download.pytorch.org/whl/rocm7.0`,
+    /// `debian` (its build for the CPU), or `none`. Absent: `none` for simulated GPUs, `pypi` otherwise.
     pub torch: Option<String>,
     /// Version of torch; the newest when absent.
     pub torch_version: Option<String>,
+    /// The lab's own Python packages, in the Ray image: requirements as pip reads them, such as `lightning==2.5.0`.
+    pub packages: Vec<String>,
+    /// File of this machine with more of them, read when the plan is made.
+    pub requirements: Option<PathBuf>,
     /// Extra certificates (PEM) for builds and containers, as a package mirror or proxy needs them.
     pub ca_bundle: Option<PathBuf>,
     /// Proxy for HTTP.
@@ -482,6 +494,14 @@ impl Config {
         if self.ray.object_store.is_some_and(|b| b.get() < 75 << 20) {
             return wrong(&["ray", "object_store"], "Ray needs at least `\"75 MiB\"`".into());
         }
+        if self.ray.packages_limit.is_some_and(|b| b.get() < 1 << 30) {
+            return wrong(&["ray", "packages_limit"], "holds no environment of a job; use at least `\"1 GiB\"`".into());
+        }
+        for (name, value) in &self.ray.env {
+            if let Err(text) = environment::check(name, value) {
+                return wrong(&["ray", "env", name], text);
+            }
+        }
         if self.ray.version.is_empty() || !self.ray.version.chars().all(|c| c.is_ascii_alphanumeric() || c == '.') {
             return wrong(&["ray", "version"], "must be a version such as `\"2.60.0\"`".into());
         }
@@ -522,15 +542,22 @@ impl Config {
             return wrong(&["s3", "endpoint"], "must begin with `http://` or `https://`".into());
         }
         if let Some(torch) = &self.images.build.torch
-            && !(matches!(torch.as_str(), "none" | "pypi")
+            && !(matches!(torch.as_str(), "none" | "pypi" | "debian")
                 || torch.starts_with("https://")
                 || torch.starts_with("http://"))
         {
             return wrong(
                 &["images", "build", "torch"],
-                format!("{torch:?} is no index; use \"pypi\", \"none\", or the URL of one"),
+                format!("{torch:?} is no index; use \"pypi\", \"debian\", \"none\", or the URL of one"),
             );
         }
+        if self.images.build.torch.as_deref() == Some("debian") && self.images.build.torch_version.is_some() {
+            return wrong(
+                &["images", "build", "torch_version"],
+                "Debian has one version alone; remove this line".into(),
+            );
+        }
+        self.check_packages()?;
         if self.jobs.resubmissions > 1000 {
             return wrong(&["jobs", "resubmissions"], "must be 0 to 1000".into());
         }
@@ -538,6 +565,28 @@ impl Config {
             return wrong(&["journal", "retention_days"], "must be 1 to 3650".into());
         }
         Ok(())
+    }
+
+    fn check_packages(&self) -> Result<(), (Vec<String>, String)> {
+        let build = &self.images.build;
+        let at = |key: &str| vec!["images".to_owned(), "build".to_owned(), key.to_owned()];
+        for entry in &build.packages {
+            packages::check_entry(entry).map_err(|text| (at("packages"), text))?;
+        }
+        if build.packages.iter().map(|entry| entry.len() + 1).sum::<usize>() > packages::LONGEST {
+            return Err((at("packages"), "is too long; put fewer packages into the image".into()));
+        }
+        if build.requirements.as_ref().is_some_and(|path| !path.is_absolute()) {
+            return Err((at("requirements"), "must be an absolute path, beginning with `/`".into()));
+        }
+        let set = [("packages", !build.packages.is_empty()), ("requirements", build.requirements.is_some())];
+        match set.into_iter().find(|(_, set)| *set) {
+            Some((key, _)) if self.images.ray.is_some() => Err((
+                at(key),
+                "goes into labd's own Ray image, and `images.ray` names another; remove one of the two".into(),
+            )),
+            _ => Ok(()),
+        }
     }
 
     fn check_mounts(&self) -> Result<(), (Vec<String>, String)> {
@@ -551,7 +600,30 @@ impl Config {
             if !target.starts_with('/') || target.split('/').any(|part| part == "..") {
                 return Err((at("target"), "must be an absolute path, such as `/mnt/data`".into()));
             }
-            let own = ["/", "/dev", "/dev/shm", "/opt", "/opt/ray", "/proc", "/sys", "/tmp", "/tmp/ray", "/usr"];
+            let own = [
+                "/",
+                "/bin",
+                "/dev",
+                "/dev/shm",
+                "/etc",
+                "/lib",
+                "/opt",
+                "/opt/labd",
+                "/opt/ray",
+                "/packages",
+                "/proc",
+                "/root",
+                "/root/work",
+                "/run",
+                "/sys",
+                "/tmp",
+                "/tmp/ray",
+                "/usr",
+                "/usr/local",
+                "/usr/local/bin",
+                "/var",
+                "/workspace",
+            ];
             if target.is_empty() || own.contains(&target) {
                 return Err((
                     at("target"),
@@ -624,10 +696,16 @@ mod tests {
         let text = include_str!("../systemd/labd.toml");
         let config = Config::parse(Path::new("labd.toml"), text).expect("valid");
         assert_eq!(config, Config::default());
-        // Every commented setting is a real one.
-        let uncommented: String =
-            text.lines().map(|l| l.strip_prefix("#:").map_or(l, str::trim_start)).collect::<Vec<_>>().join("\n");
-        Config::parse(Path::new("labd.toml"), &uncommented).expect("every example is valid");
+        // Every commented setting is a real one. Packages go into labd's own image, so they exclude another one.
+        for but in ["ray = \"rayproject", "packages = "] {
+            let exclusive = |l: &&str| match but {
+                "ray = \"rayproject" => !l.starts_with(&format!("#: {but}")),
+                _ => !l.starts_with("#: packages = ") && !l.starts_with("#: requirements = "),
+            };
+            let lines = text.lines().filter(exclusive).map(|l| l.strip_prefix("#:").map_or(l, str::trim_start));
+            let uncommented = lines.collect::<Vec<_>>().join("\n");
+            Config::parse(Path::new("labd.toml"), &uncommented).expect("every example is valid");
+        }
     }
 
     #[test]
@@ -654,6 +732,18 @@ mod tests {
             ("[ports]\njupyter = 8265", &["labd.toml:2:", "dashboard"]),
             ("[ports]\njupyter = 88888", &["labd.toml:2:"]),
             ("[ray]\nobject_store = \"1 MiB\"", &["labd.toml:2:", "75 MiB"]),
+            ("[ray]\npackages_limit = \"1 MiB\"", &["labd.toml:2:", "`ray.packages_limit`", "1 GiB"]),
+            ("[ray]\nenv = { \"A-B\" = \"\" }", &["labd.toml:2:", "A-B", "letters"]),
+            ("[ray.env]\nOK = \"1\"\nRAY_ADDRESS = \"auto\"", &["labd.toml:3:", "`RAY_ADDRESS`", "labd itself"]),
+            ("[ray.env]\nNUMBER = 1", &["labd.toml:2:", "string"]),
+            (
+                "[images.build]\npackages = [\"a\", \"-r x.txt\"]",
+                &["labd.toml:2:", "`images.build.packages`", "-r x.txt"],
+            ),
+            ("[images.build]\nrequirements = \"x.txt\"", &["labd.toml:2:", "`images.build.requirements`", "absolute"]),
+            ("[images]\nray = \"r:1\"\n[images.build]\npackages = [\"a\"]", &["labd.toml:4:", "`images.ray`"]),
+            ("[images.build]\ntorch = \"conda\"", &["labd.toml:2:", "\"debian\""]),
+            ("[images.build]\ntorch = \"debian\"\ntorch_version = \"2\"", &["labd.toml:3:", "one version"]),
             ("[s3]\nendpoint = \"s3.example.edu\"", &["labd.toml:2:"]),
         ] {
             let line = refused(text);

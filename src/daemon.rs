@@ -27,7 +27,7 @@ use tokio::{
 
 use crate::{
     checkpoints::{Checkpoints, Store},
-    config::{self, Config, ConfigError},
+    config::{self, Config, ConfigError, packages},
     control::{Command, Control},
     engine::{
         EngineError,
@@ -35,7 +35,10 @@ use crate::{
         images::{self, Images},
         listen,
     },
-    http::{self, Credential, LogSource, door::Door},
+    http::{
+        self, Credential, LogSource,
+        door::{Door, installs},
+    },
     incident::Incident,
     jobs,
     journal::{Entry, Journal, Kind},
@@ -51,7 +54,7 @@ use crate::{
     plan::{self, Inputs, PlanView},
     ray::{HttpJobs, Ray},
     secrets,
-    snapshot::{DaemonView, EngineView, Snapshot},
+    snapshot::{DaemonView, EngineView, ServiceState, Snapshot},
     supervise::{self, DoorView, Parts, Wish},
     time::Timestamp,
 };
@@ -119,11 +122,13 @@ pub fn wish(config: Config, path: &Path, machine: &Machine, pretend: bool) -> Re
     let secrets = secrets.map_err(StartError::Other)?;
     let misfit = |text| StartError::Plan { path: path.to_owned(), text };
     let ca = images::read_ca(config.images.build.ca_bundle.as_deref()).map_err(misfit)?;
+    let requirements = packages::read(config.images.build.requirements.as_deref()).map_err(misfit)?;
     let gpus = match machine.simulate.or(config.gpus.simulate) {
         Some(count) => simulate::gpus(count, &machine.facts.numa),
         None => machine.gpus.borrow().gpus(),
     };
-    let inputs = Inputs { node: machine.facts.clone(), gpus, secrets, subnet: machine.subnet, ca, config };
+    let inputs =
+        Inputs { node: machine.facts.clone(), gpus, secrets, subnet: machine.subnet, ca, requirements, config };
     let (plan, sizes) = plan::make(&inputs).map_err(misfit)?;
     let Inputs { config, node, gpus, secrets, .. } = inputs;
     let view = PlanView { node, gpus, sizes, plan };
@@ -150,22 +155,30 @@ pub fn wish(config: Config, path: &Path, machine: &Machine, pretend: bool) -> Re
     })
 }
 
+/// What the keeper of the GPUs hears of the rest.
+struct Heard {
+    engine_view: watch::Receiver<EngineView>,
+    incidents: watch::Receiver<Arc<Vec<Incident>>>,
+    loads: watch::Receiver<Arc<simulate::Loads>>,
+}
+
 /// Starts the keeper of the GPUs.
 fn keep_gpus(
     facts: &NodeFacts,
     config: &watch::Receiver<Arc<Config>>,
     simulate: Option<u32>,
     engine: &DockerEngine,
-    engine_view: watch::Receiver<EngineView>,
     journal: Option<Journal>,
-    incidents: watch::Receiver<Arc<Vec<Incident>>>,
+    heard: Heard,
 ) -> Gpus {
+    let Heard { engine_view, incidents, loads } = heard;
     let engine = engine.clone();
     keeper::spawn(keeper::Parts {
         journal,
         dir: config.borrow().lab.data_dir.join("probes"),
         config: config.clone(),
         simulate,
+        loads,
         numa: facts.numa.clone(),
         engine: Box::new(move || {
             let engine = engine.clone();
@@ -175,6 +188,29 @@ fn keep_gpus(
         incidents,
         root: node::root(),
     })
+}
+
+/// Follows what the workers of simulated GPUs do, those that run.
+async fn follow_loads(
+    engine: DockerEngine,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    tell: watch::Sender<Arc<simulate::Loads>>,
+) {
+    use ServiceState as S;
+    let running = move || {
+        let snapshot = snapshots.borrow();
+        let simulated = snapshot.gpus.iter().filter(|g| g.simulated).filter_map(|g| g.worker.clone());
+        let runs = |name: &String| {
+            let state = snapshot.services.iter().find(|s| s.name == *name).map(|s| s.state);
+            matches!(state, Some(S::Starting | S::Ready | S::Unhealthy | S::Stopping))
+        };
+        simulated.filter(runs).collect()
+    };
+    let ask = move |name: String| {
+        let engine = engine.clone();
+        async move { engine.counters(&name).await.ok() }
+    };
+    simulate::follow(running, ask, tell).await;
 }
 
 /// The GPUs as they are now, for who does not stay: found within some seconds, or not.
@@ -189,8 +225,12 @@ pub async fn look_at_gpus(
         Ok(info) => EngineView::Reachable { version: info.version, api: info.api },
         Err(_) => EngineView::Connecting,
     };
-    let gpus =
-        keep_gpus(facts, &configs, simulate, engine, watch::channel(answers).1, None, watch::channel(Arc::default()).1);
+    let heard = Heard {
+        engine_view: watch::channel(answers).1,
+        incidents: watch::channel(Arc::default()).1,
+        loads: watch::channel(Arc::default()).1,
+    };
+    let gpus = keep_gpus(facts, &configs, simulate, engine, None, heard);
     gpus.settled(FIRST_LOOK).await;
     gpus.watch()
 }
@@ -259,14 +299,14 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let (engine_view, nudges) = listen::spawn(engine.clone(), heard);
     let (tell_config, configs) = watch::channel(Arc::new(config.clone()));
     let (incidents, all_incidents) = watch::channel(Arc::new(Vec::new()));
+    let (tell_loads, loads) = watch::channel(Arc::default());
     let gpus = keep_gpus(
         &facts,
         &configs,
         options.simulate_gpus,
         &engine,
-        engine_view.clone(),
         Some(journal.clone()),
-        all_incidents.clone(),
+        Heard { engine_view: engine_view.clone(), incidents: all_incidents.clone(), loads },
     );
     if gpus.watch().borrow().units.is_empty() {
         // The first start: found now, the workers are part of what `labd up` waits for.
@@ -282,7 +322,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let (control, requests) = Control::channel();
     let (stop, stopped) = watch::channel(false);
     let images = Images::spawn(engine.clone(), wish.plan.images.clone(), wish.settings.clone());
-    let places = vec![PathBuf::from("/"), data_dir, PathBuf::from("/var/lib/docker")];
+    let places = vec![PathBuf::from("/"), data_dir, PathBuf::from(node::ENGINE_DATA)];
     let node = node::watch_node(machine.facts.clone(), address.clone(), places);
     let daemon = DaemonView {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -292,15 +332,29 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         config: found.map(|p| p.display().to_string()),
     };
     let (snapshot, snapshots) = watch::channel(Arc::new(empty(&daemon, &node)));
+    tokio::spawn(follow_loads(engine.clone(), snapshots.clone(), tell_loads));
     let (plan, plans) = watch::channel(Arc::new(wish.view.clone()));
     let (credentials, all_credentials) = watch::channel(Arc::new(wish.credentials.clone()));
-    let state = http::State {
+    let ray = Ray::spawn();
+    let packages = ledger.packages.clone();
+    let endpoint = ray.endpoint();
+    let keeper = jobs::Parts {
+        api: Box::new(move || endpoint.borrow().clone().map(HttpJobs::new)),
+        ray: ray.watch(),
+        incidents: all_incidents,
         snapshot: snapshots.clone(),
+        config: configs.clone(),
+        journal: journal.clone(),
+    };
+    let ledger = jobs::spawn(ledger, keeper);
+    let state = http::State {
+        snapshot: snapshots,
         journal: journal.clone(),
         control: control.clone(),
         logs: Arc::new(EngineLogs(engine.clone())),
         plan: plans,
         credentials: all_credentials,
+        jobs: ledger.clone(),
         gpus: gpus.clone(),
         host_names: [address, machine.facts.hostname.clone()].into(),
         shutdown: stopped.clone(),
@@ -318,26 +372,12 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     note(&journal, "started", &format!("labd {} (pid {})", daemon.version, daemon.pid));
     let replan = replan(options.config.clone(), machine.clone());
     let reread = reread(options.config, wish.config.clone(), machine);
-    let ray = Ray::spawn();
-    let packages = ledger.packages.clone();
-    let endpoint = ray.endpoint();
-    let keeper = jobs::Parts {
-        api: Box::new(move || endpoint.borrow().clone().map(HttpJobs::new)),
-        ray: ray.watch(),
-        incidents: all_incidents,
-        snapshot: snapshots,
-        config: configs.clone(),
-        journal: journal.clone(),
-    };
-    let ledger = jobs::spawn(ledger, keeper);
     let door = Door::new(ledger.clone(), packages, ray.endpoint(), ray.watch(), wish.ray_token.clone());
     let (door_view, door_views) = watch::channel(DoorView::default());
-    tokio::spawn(serve_door(configs, http::door::router(door.clone()), door_view, stopped.clone()));
-    tokio::spawn(serve_relay(
-        wish.config.door_dir().join(plan::door::SOCKET),
-        http::door::router(door),
-        stopped.clone(),
-    ));
+    let (installs, all_installs) = installs::spawn(journal.clone());
+    let front_door = http::door::router(door.clone()).merge(installs::router(door, installs));
+    tokio::spawn(serve_door(configs, front_door.clone(), door_view, stopped.clone()));
+    tokio::spawn(serve_relay(wish.config.door_dir().join(plan::door::SOCKET), front_door, stopped.clone()));
     let checkpoints = Checkpoints::spawn(ray.watch());
     let supervision = tokio::spawn(supervise::run(Parts {
         engine: Arc::new(engine),
@@ -356,6 +396,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         gpus: gpus.watch(),
         replan,
         jobs: ledger.watch(),
+        installs: all_installs,
         door: door_views,
         config: tell_config,
         snapshot,
@@ -488,6 +529,8 @@ fn empty(daemon: &DaemonView, node: &watch::Receiver<crate::snapshot::NodeView>)
         jobs: Vec::new(),
         runs: Vec::new(),
         resubmissions: 0,
+        installs: Vec::new(),
+        package_store_bytes: None,
         demands: Vec::new(),
         incidents: Vec::new(),
         links: Vec::new(),

@@ -12,6 +12,9 @@ use crate::time::Timestamp;
 /// Incidents kept in memory and shown by the API; the journal has all of them.
 pub const KEPT: usize = 100;
 
+/// How the reason of every [`Cause::OomInside`] begins: the job ledger, which keeps reasons only, knows it again by this.
+pub const OOM_INSIDE: &str = "out of memory: a process in it was killed";
+
 /// One service's death and its way back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Incident {
@@ -42,6 +45,8 @@ pub enum Cause {
     Exit,
     /// The kernel killed it for memory.
     Oom,
+    /// The kernel killed a process in its container for memory, and the container lives on.
+    OomInside,
     /// It ran and did not answer, or had lost its GPU, so labd killed it.
     Hang,
     /// Its container was gone: removed, or lost with the engine.
@@ -54,13 +59,19 @@ pub enum Cause {
 
 impl Cause {
     /// Every cause: `/metrics` shows one series for each.
-    pub const ALL: [Self; 6] = [Self::Exit, Self::Oom, Self::Hang, Self::Gone, Self::Gpu, Self::Asked];
+    pub const ALL: [Self; 7] = [Self::Exit, Self::Oom, Self::OomInside, Self::Hang, Self::Gone, Self::Gpu, Self::Asked];
+
+    /// Whether the service's container ended by it.
+    pub const fn ends(self) -> bool {
+        !matches!(self, Self::OomInside)
+    }
 
     /// The word in JSON, in the journal and in `/metrics`.
     pub const fn word(self) -> &'static str {
         match self {
             Self::Exit => "exit",
             Self::Oom => "oom",
+            Self::OomInside => "oom-inside",
             Self::Hang => "hang",
             Self::Gone => "gone",
             Self::Gpu => "gpu",

@@ -153,7 +153,14 @@ mod tests {
             .rev()
             .map(|&s| CheckpointView { name: format!("checkpoint_{s}"), at: at(s), bytes: 1 })
             .collect();
-        let stored = StoredRun { prefix: run.to_owned(), newest: seen.first().cloned(), count: 2, used_bytes: 2, seen };
+        let stored = StoredRun {
+            prefix: run.to_owned(),
+            newest: seen.first().cloned(),
+            count: 2,
+            used_bytes: 2,
+            seen,
+            sweeps: Vec::new(),
+        };
         StoreView {
             bucket: "ray".to_owned(),
             looked_at: Some(at(looked_at)),

@@ -39,6 +39,12 @@ pub struct Snapshot {
     pub runs: Vec<RunView>,
     /// Lost jobs that labd submitted again, since the ledger began.
     pub resubmissions: u64,
+    /// Packages that nodes install for jobs now, or did a moment ago, oldest first.
+    #[serde(default)]
+    pub installs: Vec<InstallView>,
+    /// Size of the lab's package store in bytes; absent until a node reported it.
+    #[serde(default)]
+    pub package_store_bytes: Option<u64>,
     /// What is asked of Ray and cannot be given now.
     pub demands: Vec<DemandView>,
     /// What died and how it came back, newest first, at most 20.
@@ -358,6 +364,15 @@ pub struct JobView {
     pub resubmission_of: Option<String>,
     /// The submission that took this one's place after it was lost.
     pub resubmitted_as: Option<String>,
+    /// What it waits for, in one line; absent when it does not, or nothing tells.
+    #[serde(default)]
+    pub waits_for: Option<String>,
+    /// The GPU workers that it runs on now, such as `ray-worker-0`.
+    #[serde(default)]
+    pub workers: Vec<String>,
+    /// What its owner should know of its run, in one line, such as that its id was used before.
+    #[serde(default)]
+    pub note: Option<String>,
 }
 
 /// Ray's word on a job.
@@ -489,6 +504,53 @@ impl RunStatus {
     pub const fn is_active(self) -> bool {
         matches!(self, Self::Initializing | Self::Scheduling | Self::Running | Self::Restarting | Self::Resizing)
     }
+}
+
+/// The packages of one job's environment on one node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstallView {
+    /// The node's service, such as `ray-worker-0`.
+    pub node: String,
+    /// The job that needs them; empty when the node does not know.
+    pub job: String,
+    /// How far it is.
+    pub phase: InstallPhase,
+    /// When it began.
+    pub since: Timestamp,
+    /// When it was over.
+    #[serde(default)]
+    pub ended_at: Option<Timestamp>,
+    /// What was written so far, in bytes.
+    pub bytes: u64,
+    /// Number of packages; 0 while that is not known.
+    pub packages: u32,
+    /// What is special about it, or why it failed, in one line.
+    pub reason: Option<String>,
+}
+
+/// What nodes report of packages.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct InstallsView {
+    /// Installations under way or just over, oldest first.
+    pub installs: Vec<InstallView>,
+    /// Size of the lab's package store in bytes, as a node reported it last.
+    pub store_bytes: Option<u64>,
+}
+
+/// How far an installation is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum InstallPhase {
+    /// The packages are being chosen.
+    Resolving,
+    /// They are fetched and written.
+    Installing,
+    /// Another node writes the same ones.
+    Waiting,
+    /// They are there.
+    Done,
+    /// They could not be installed.
+    Failed,
 }
 
 /// Resources that are asked for and not there.

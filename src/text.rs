@@ -13,6 +13,27 @@ pub(crate) fn one_line(text: &str, most: usize) -> String {
     clip(&text.split_whitespace().collect::<Vec<_>>().join(" "), most)
 }
 
+/// A segment of a URL's path: everything but unreserved characters is percent-encoded (RFC 3986, section 2.3).
+pub(crate) fn path_segment(text: &str) -> String {
+    use std::fmt::Write as _;
+    let mut segment = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            segment.push(char::from(byte));
+        } else {
+            // Writing to a string cannot fail.
+            let _ = write!(segment, "%{byte:02X}");
+        }
+    }
+    segment
+}
+
+/// Characters that no screen shows, or that turn the text around them: an id with them looks like another one.
+pub(crate) fn is_invisible(c: char) -> bool {
+    matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}')
+        || matches!(c, '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -22,5 +43,11 @@ mod tests {
         assert_eq!(one_line(" a\n\tb ", 3), "a b");
         assert_eq!(one_line("äöüß", 3), "äö…");
         assert_eq!((clip("", 0), clip("ab", 0)), (String::new(), "…".to_owned()));
+    }
+
+    #[test]
+    fn a_segment_of_a_path_is_encoded() {
+        assert_eq!(path_segment("torch-2.9.0+cpu.whl"), "torch-2.9.0%2Bcpu.whl");
+        assert_eq!(path_segment("lr 0.01/ä%"), "lr%200.01%2F%C3%A4%25");
     }
 }

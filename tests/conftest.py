@@ -1,12 +1,24 @@
 """One lab for the whole session: bringing it up is itself the first thing that is tested."""
+import sys
+
 import pytest
 
-from lab import Lab
+from lab import ROOT, Lab, build_settings, run
+
+# In the one lab from its start, as they would cost a recreation of its containers.
+MOUNT_AND_WORD = f"""
+[[mounts]]
+source = "{ROOT / 'samples'}"
+target = "/mnt/samples"
+read_only = true
+[ray.env]
+LABDTEST_WORD = "of the lab"
+"""
 
 
 @pytest.fixture(scope="session")
 def lab():
-    lab = Lab("labdtest", "198.18.240.0/24")
+    lab = Lab("labdtest", "198.18.240.0/24", head=MOUNT_AND_WORD)
     # What a killed run left (a volume with Ray's old jobs, say) must not be adopted as ours.
     lab.sweep()
     try:
@@ -29,4 +41,19 @@ def fresh(request):
 
     yield make
     for lab in made:
+        lab.down()
+
+
+@pytest.fixture(scope="session")
+def course_lab():
+    """A lab with Debian's torch in its Ray image and the pictures of samples/course where the course's runtime.json has them."""
+    lab = Lab("labdcourse", "198.18.170.0/24", build=f'{build_settings()}\ntorch = "debian"')
+    pictures = lab.dir / "pictures"
+    lab.write(f'[[mounts]]\nsource = "{pictures}"\ntarget = "/mnt/pictures"\nread_only = true\n')
+    run(sys.executable, ROOT / "samples/course/make_pictures.py", pictures)
+    lab.sweep()
+    try:
+        lab.up()
+        yield lab
+    finally:
         lab.down()

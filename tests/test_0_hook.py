@@ -1,4 +1,4 @@
-"""The hook that names a job's unnamed runs, against a Ray that is three small files. No engine needed."""
+"""labd's hook in Python processes, against a Ray, a Torch and a Lightning that are a few small files. No engine needed."""
 import json
 import os
 import pathlib
@@ -27,16 +27,103 @@ class RunConfig:
 """
 
 
+# What the hook changes besides, as small as it can be.
+FAKES = {
+    # A version as torch has it: text of a class that only torch's own environment can unpickle.
+    "ray/train/v2/_internal/state/state_manager.py": """
+class TrainStateManager:
+    def update_train_run_framework_versions(self, run_id, framework_versions):
+        self.sent = run_id, framework_versions
+""",
+    "torch/__init__.py": """
+import os
+
+class cuda:
+    is_available = staticmethod(lambda: "FAKE_CUDA" in os.environ)
+""",
+    "torch/distributed/__init__.py": "from torch.distributed.distributed_c10d import *",
+    "torch/distributed/distributed_c10d.py": """
+def init_process_group(backend=None, init_method=None, timeout=None, world_size=-1, rank=-1):
+    return f"{backend} {rank}"
+
+def new_group(ranks=None, timeout=None, backend=None):
+    return backend
+""",
+    "ray/air/_internal/device_manager/__init__.py": """
+class CPUTorchDeviceManager:
+    pass
+
+class CUDATorchDeviceManager:
+    pass
+
+SUPPORTED_ACCELERATOR_TORCH_DEVICE_MANAGER = {"GPU": CUDATorchDeviceManager, "HPU": int}
+
+def get_torch_device_manager_by_context():
+    return SUPPORTED_ACCELERATOR_TORCH_DEVICE_MANAGER["GPU"]()
+""",
+    "lightning/pytorch/trainer/connectors/accelerator_connector.py": """
+class _AcceleratorConnector:
+    def __init__(self, devices="auto", accelerator="auto"):
+        self.chosen = f"{accelerator}:{devices}"
+""",
+    "ray/train/v2/api/data_parallel_trainer.py": """
+class DataParallelTrainer:
+    pass
+
+class TorchTrainer(DataParallelTrainer):
+    pass
+""",
+    "ray/tune/impl/tuner_internal.py": """
+class FileSystem:
+    type_name = "s3"
+
+    def open_output_stream(self, path):
+        print("mark", path)
+        return open("/dev/null", "wb")
+
+def get_fs_and_path(path, fs=None):
+    return FileSystem(), path.removeprefix("s3://")
+
+class RunConfig:
+    name, storage_path, storage_filesystem = "sweep", "s3://ray/team", None
+
+class TunerInternal:
+    def __init__(self, restore_path=None, trainable=None, _entrypoint=None):
+        self._trainable, self._run_config = trainable, RunConfig()
+        if trainable == "refused":
+            raise ValueError("Improper 'run'")
+
+    def fit(self):
+        if not callable(self._trainable):
+            raise ValueError("Improper 'run'")
+        return "fitted"
+""",
+    "ray/tune/tuner.py": """
+from ray.tune.impl.tuner_internal import TunerInternal
+
+class Tuner:
+    @classmethod
+    def can_restore(cls, path):
+        return "there" in path
+""",
+}
+
+
 @pytest.fixture
 def job(tmp_path):
     """Runs a script as the driver of a job with this metadata (None: not a job at all)."""
     fake = tmp_path / "fake"
-    for package in ("ray", "ray/train", "ray/train/v2", "ray/train/v2/api", "ray/tune"):
-        (fake / package).mkdir(parents=True)
-        (fake / package / "__init__.py").write_text("")
-    (fake / "ray/train/v2/api/config.py").write_text(CONFIG)
-    (fake / "ray/train/__init__.py").write_text("from ray.train.v2.api.config import RunConfig\n")
-    (fake / "ray/tune/__init__.py").write_text(CONFIG)
+    config = {
+        "ray/train/v2/api/config.py": CONFIG,
+        "ray/train/__init__.py": "from ray.train.v2.api.config import RunConfig\n",
+        "ray/tune/__init__.py": CONFIG,
+    }
+    for name, text in {**FAKES, **config}.items():
+        path = fake / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    for folder in [folder for folder in fake.rglob("*") if folder.is_dir()]:
+        (folder / "__init__.py").touch()
 
     def run(script, metadata, script_name="train.py", shell=None, **env):
         path = tmp_path / script_name
@@ -129,10 +216,12 @@ def test_ray_is_not_imported_early_and_the_import_hook_goes_away(job):
         print("ray" in sys.modules)
         import ray.train
         print(finders - len(sys.meta_path), type(ray.train.v2.api.config.__loader__).__name__)
+        import ray.train.v2._internal.state.state_manager, ray.tune.impl.tuner_internal
+        print(finders - len(sys.meta_path))
         """,
         FOOD,
     )
-    assert out == ["False", "1", "SourceFileLoader"]
+    assert out == ["False", "0", "SourceFileLoader", "1"]
 
 
 def test_what_the_hook_does_not_understand_never_breaks_a_script(job, tmp_path):
@@ -191,7 +280,120 @@ class Worker:
 @pytest.mark.parametrize("metadata, heard", [({"labd.run": "", "labd.root": "food11"}, "again"), ({"labd.run": "", "mine": "x"}, "once")])
 def test_the_log_is_subscribed_to_again_in_jobs_of_the_front_door(job, tmp_path, metadata, heard):
     (tmp_path / "fake/ray/_private").mkdir()
-    (tmp_path / "fake/ray/_private/__init__.py").write_text("")
+    (tmp_path / "fake/ray/_private/__init__.py").touch()
     (tmp_path / "fake/ray/_private/worker.py").write_text(WORKER if heard == "again" else WORKER.replace("wait(30)", "wait(3)"))
     out, _ = job("from ray._private.worker import Worker\nWorker().print_logs()", metadata)
     assert out == [heard]
+
+
+VERSIONS = """
+from ray.train.v2._internal.state.state_manager import TrainStateManager
+
+class TorchVersion(str):
+    pass
+
+manager = TrainStateManager()
+manager.update_train_run_framework_versions("run", {"ray": "2.60.0", "torch": TorchVersion("2.6.0")})
+print(manager.sent[0], *(f"{name}={version}/{type(version).__name__}" for name, version in manager.sent[1].items()))
+"""
+
+
+@pytest.mark.parametrize("script_name, metadata", [("default_worker.py", None), ("train.py", FOOD)])
+def test_versions_are_sent_to_the_head_as_plain_text(job, script_name, metadata):
+    out, err = job(VERSIONS, metadata, script_name=script_name)
+    assert (out, err) == (["run", "ray=2.60.0/str", "torch=2.6.0/str"], "")
+
+
+def test_versions_of_a_kind_nobody_foresaw_go_as_they_are(job):
+    out, err = job(VERSIONS.replace('{"ray": "2.60.0", "torch": TorchVersion("2.6.0")}', "[]").split("print")[0], None, "default_worker.py")
+    assert out == [] and err.startswith("labd: labd does not follow this run (AttributeError")
+
+
+TORCH = """
+import os
+import torch.distributed as dist
+from ray.air._internal.device_manager import get_torch_device_manager_by_context
+from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector as Choice
+
+print(dist.init_process_group(backend="nccl", rank=0).replace(" ", ":"))
+print(dist.init_process_group("cpu:gloo,cuda:nccl", None, rank=1).replace(" ", ":"), dist.new_group([0], backend="nccl"))
+print(dist.init_process_group("mpi", rank=0).replace(" ", ":"), dist.new_group(), dist.new_group([0], None, "NCCL"))
+print(type(get_torch_device_manager_by_context()).__name__)
+for choice in ({}, {"accelerator": "gpu"}, {"accelerator": "cuda", "devices": [0]}, {"devices": -1}, {"devices": 2}):
+    print(Choice(**choice).chosen)
+print(Choice(accelerator="tpu", devices=-1).chosen)
+"""
+ON_THE_CPU = "gloo:0 gloo:1 gloo mpi:0 None gloo CPUTorchDeviceManager auto:auto cpu:auto cpu:1 auto:1 auto:2 tpu:-1".split()
+AS_WRITTEN = (
+    "nccl:0 cpu:gloo,cuda:nccl:1 nccl mpi:0 None NCCL CUDATorchDeviceManager auto:auto gpu:auto cuda:[0] auto:-1 auto:2 tpu:-1".split()
+)
+SAYS = "labd: simulated GPU: torch runs on the CPU (gloo)\n"
+
+
+@pytest.mark.parametrize("script_name", ["default_worker.py", "train.py"])
+def test_torch_on_a_simulated_gpu_runs_on_the_cpu_and_says_so_once(job, script_name):
+    assert job(TORCH, None, script_name=script_name, LABD_SIMULATED_GPUS="1") == (ON_THE_CPU, SAYS)
+
+
+@pytest.mark.parametrize("env", [{}, {"LABD_SIMULATED_GPUS": ""}, {"LABD_SIMULATED_GPUS": "1", "FAKE_CUDA": "1"}])
+def test_torch_on_a_real_gpu_is_as_it_is_written(job, env):
+    assert job(TORCH, FOOD, script_name="default_worker.py", **env) == (AS_WRITTEN, "")
+
+
+def test_a_process_that_had_imported_torch_before_is_changed_all_the_same(job, tmp_path):
+    early = "import torch.distributed, ray.air._internal.device_manager, lightning.pytorch.trainer.connectors.accelerator_connector"
+    (tmp_path / "fake/sitecustomize.py").write_text(early)
+    assert job(TORCH, None, LABD_SIMULATED_GPUS="1") == (ON_THE_CPU, SAYS)
+
+
+def test_only_the_first_of_several_processes_speaks_of_the_simulated_gpu(job):
+    script = TORCH.replace("rank=0", "rank=1")
+    assert job(script, None, LABD_SIMULATED_GPUS="1", RANK="1")[1] == ""
+    quiet = "from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector as Choice\nChoice()"
+    assert job(quiet, None, LABD_SIMULATED_GPUS="1")[1] == "", "a process that was given no GPU"
+    assert job(quiet, None, LABD_SIMULATED_GPUS="1", CUDA_VISIBLE_DEVICES="0")[1] == SAYS
+
+
+TUNER = """
+from ray.train.v2.api.data_parallel_trainer import TorchTrainer
+from ray.tune.impl.tuner_internal import TunerInternal
+{before}
+try:
+    print(TunerInternal({given}).fit())
+except ValueError as error:
+    print(str(error).split()[0])
+"""
+
+
+@pytest.mark.parametrize("metadata, script_name", [(FOOD, "train.py"), (None, "default_worker.py"), (None, "train.py")])
+def test_a_tuner_over_a_trainer_of_train_v2_gets_a_hint_and_its_own_error(job, metadata, script_name):
+    out, err = job(TUNER.format(before="import labd_hook", given="trainable=TorchTrainer()"), metadata, script_name)
+    assert out == ["Improper"]
+    assert err.count("labd:") == 1 and "TorchTrainer" in err and '"RAY_TRAIN_V2_ENABLED": "0"' in err and "a function" in err
+    assert job(TUNER.format(before="import labd_hook", given='trainable="refused"'), metadata, script_name) == (["Improper"], "")
+    assert job(TUNER.format(before="import labd_hook", given="trainable=print"), metadata, script_name) == (["fitted"], "")
+
+
+@pytest.mark.parametrize(
+    "attempt, before, given, mark, says",
+    [
+        ("1", "", "trainable=print", "1.fresh.food11-r1", ""),
+        ("2", "", "trainable=print", "2.fresh.food11-r1", "attempt 2 of this job begins its Tune sweep again"),
+        ("2", ASKS := "from ray.tune.tuner import Tuner; assert Tuner.can_restore('there')", "trainable=print", "2.asked.food11-r1", ""),
+        ("2", ASKS, "restore_path='s3://there', trainable=print", "2.restored.food11-r1", ""),
+    ],
+)
+def test_a_sweep_leaves_a_mark_that_says_whether_it_resumes(job, attempt, before, given, mark, says):
+    metadata = {**FOOD, "labd.root": "food11", "labd.attempt": attempt}
+    out, err = job(TUNER.format(before=before, given=given), metadata)
+    assert out == ["mark", f"ray/team/sweep/.labd/{mark}", "fitted"]
+    assert says in err and err.count("labd:") == bool(says)
+
+
+def test_a_mark_names_its_job_whatever_its_id_is_and_trials_leave_none(job):
+    metadata = {"labd.run": "", "labd.root": "a/b c", "labd.attempt": "1", "job_submission_id": "a/b c"}
+    out, _ = job(TUNER.format(before="", given="trainable=print"), metadata)
+    assert out == ["mark", "ray/team/sweep/.labd/1.fresh.a%2Fb%20c", "fitted"]
+    assert job(TUNER.format(before="", given="trainable=print"), metadata, script_name="default_worker.py") == (["fitted"], "")
+    train_v1 = "trainable=print, _entrypoint=type('Entrypoint', (), {'name': 'TRAINER'})"
+    assert job(TUNER.format(before="", given=train_v1), metadata) == (["fitted"], "")

@@ -3,6 +3,7 @@ import os
 import pathlib
 import re
 import shutil
+import socket
 import subprocess
 
 import pytest
@@ -206,3 +207,74 @@ def test_a_restarted_nodes_old_worker_logs_are_put_away_and_others_are_not(node)
     node.start(persist=False)
     assert sorted(p.name for p in (node.logs / "old").iterdir()) == ["worker-a.out", "worker-b.err"]
     assert (node.logs / "raylet.out").exists()
+
+
+@pytest.fixture
+def agent():
+    """Stands for Ray's environment agent, whose port says that the node is up."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def connections(node, agent, monkeypatch, ends):
+    """The driver node's start with a Python that notes how it was called; Ray lives until it was called twice."""
+    (node.folder / "tmp/ray/session_latest").symlink_to(node.logs.parent)
+    calls = node.folder / "calls"
+    python = node.folder / "bin/python"
+    python.write_text(f'#!/bin/sh\necho "$* fork $GRPC_ENABLE_FORK_SUPPORT oom $(cat /proc/self/oom_score_adj) ${{LABD_CONNECTIONS:-gone}}" >>{calls}\n{ends}\n')
+    python.chmod(0o755)
+    node.ray("2.60.0", f"for i in $(seq 300); do [ $(cat {calls} | wc -l) -ge 2 ] && exit 0; sleep 0.1; done 2>/dev/null; exit 5")
+    monkeypatch.setenv("LABD_CONNECTIONS", f"10.0.0.10:6379 10.0.0.11 10001 {agent}")
+    said = node.start(persist=False)
+    return said, calls.read_text().splitlines()
+
+
+def test_the_server_of_notebooks_connections_comes_back_and_dies_first(node, agent, monkeypatch):
+    said, calls = connections(node, agent, monkeypatch, "exit 3")
+    assert calls[0] == (
+        "-m ray.util.client.server --address=10.0.0.10:6379 --host=10.0.0.11 --port=10001 --mode=proxy"
+        f" --runtime-env-agent-address=http://10.0.0.11:{agent} fork 0 oom 1000 gone"
+    )
+    assert calls[1] == calls[0]
+    assert "connections ended with exit code 3; the next one starts in 1 s" in said
+
+
+def test_nobody_serves_connections_before_the_node_is_up(node, agent, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        nobody = server.getsockname()[1]
+    called = node.folder / "calls"
+    python = node.folder / "bin/python"
+    python.write_text(f"#!/bin/sh\ntouch {called}\n")
+    python.chmod(0o755)
+    node.ray("2.60.0", "sleep 3")
+    monkeypatch.setenv("LABD_CONNECTIONS", f"10.0.0.10:6379 10.0.0.11 10001 {nobody}")
+    node.start(persist=False)
+    assert not called.exists()
+
+
+@pytest.mark.parametrize(
+    "args, env, kind",
+    [
+        (["--head"], {}, None),
+        (["--head"], {"LABD_WARM": "1"}, None),
+        (["--address=a:1", "--labels=labd.role=driver"], {"LABD_WARM": "1"}, "serve-light"),
+        (["--address=a:1", "--labels=labd.role=worker,labd.gpu=x"], {"LABD_WARM": "1"}, "serve"),
+        (["--address=a:1", "--labels=labd.role=worker"], {}, None),
+    ],
+)
+def test_the_warm_process_starts_beside_workers_and_drivers(node, args, env, kind):
+    asked = node.folder / "asked"
+    python = node.folder / "bin/python"
+    # 0: it is of no use here, and is not started again.
+    python.write_text(f'#!/bin/sh\necho "$*" >>{asked}\nexit 0\n')
+    python.chmod(0o755)
+    module = node.folder / "lib/python3.13/site-packages/labd_warm.py"
+    module.parent.mkdir(parents=True, exist_ok=True)
+    module.touch()
+    node.ray("2.60.0", f"[ -z '{kind or ''}' ] || until [ -s {asked} ]; do sleep 0.05; done; exit 0")
+    env = {**os.environ, "PATH": f"{node.folder}/bin:{os.environ['PATH']}", **env}
+    env.pop("RAY_gcs_storage", None)
+    text = START.replace("/tmp/", f"{node.folder}/tmp/")
+    done = subprocess.run(["sh", "-c", text, "sh", "ray", "start", *args], env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "ran start" in done.stdout
+    assert (asked.read_text() if asked.exists() else None) == (f"-m labd_warm {kind}\n" if kind else None)

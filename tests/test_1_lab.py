@@ -44,7 +44,7 @@ def test_each_worker_sees_one_gpu_and_not_the_same(lab):
 def test_jupyter_has_no_gpu_and_knows_ray(lab):
     env = lab.exec("jupyter", "env").stdout
     assert "LABD_GPU_UUID" not in env
-    for name in ("RAY_ADDRESS=http://front-door:8265", "RAY_AUTH_TOKEN=", "AWS_ENDPOINT_URL=", "AWS_ACCESS_KEY_ID="):
+    for name in ("RAY_ADDRESS=ray://ray-driver:10001", "RAY_API_SERVER_ADDRESS=http://front-door:8265", "RAY_AUTH_TOKEN=", "AWS_ENDPOINT_URL=", "AWS_ACCESS_KEY_ID="):
         assert name in env
     versions = lab.exec("jupyter", "sh", "-c", "jupyter lab --version && jupyter kernelspec list && python -c 'import ray; print(ray.__version__)'").stdout
     assert "2.60.0" in versions and "python3" in versions

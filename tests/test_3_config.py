@@ -1,7 +1,7 @@
 """labd.toml while the lab runs."""
 from lab import wait_for
 
-def test_one_more_mount_recreates_exactly_the_workers_one_at_a_time(lab):
+def test_one_more_mount_recreates_what_runs_peoples_code_and_the_workers_one_at_a_time(lab):
     lab.wait_ready()
     data = lab.dir / "dataset"
     data.mkdir()
@@ -10,6 +10,7 @@ def test_one_more_mount_recreates_exactly_the_workers_one_at_a_time(lab):
     lab.write(f'[[mounts]]\nsource = "{data}"\ntarget = "/mnt/dataset"\nread_only = true\n')
     said = lab.labd("reload").stdout
     assert "ray-worker-0, ray-worker-1" in said
+    code = {"ray-driver", "ray-worker-0", "ray-worker-1", "jupyter"}
     both_away = []
 
     def done():
@@ -18,12 +19,12 @@ def test_one_more_mount_recreates_exactly_the_workers_one_at_a_time(lab):
             both_away.append(states)
         ids = lab.ids()
         changed = {n for n in before if ids.get(n, ("",))[0] != before[n][0]}
-        return changed == {"ray-worker-0", "ray-worker-1"} and states["ray-worker-0"] == states["ray-worker-1"] == "ready"
+        return changed == code and all(states[service] == "ready" for service in code)
 
-    wait_for("both workers are new and ready", done, 180)
+    wait_for("all of them are new and ready", done, 240)
     assert not both_away, "never both at once"
-    for worker in ("ray-worker-0", "ray-worker-1"):
-        assert lab.exec(worker, "cat", "/mnt/dataset/hello.txt").stdout == "from the host\n"
+    for service in code:
+        assert lab.exec(service, "cat", "/mnt/dataset/hello.txt").stdout == "from the host\n"
     lab.write()
     lab.labd("reload")
 

@@ -23,7 +23,13 @@ def epochs(lab, job):
 
 
 def trains(lab, job, epoch):
-    wait_for(f"{job} trains", lambda: lab.job(job) and f"epoch {epoch}/" in lab.logs(job), 90, every=0.3)
+    def does():
+        try:
+            return lab.job(job) and f"epoch {epoch}/" in lab.logs(job)
+        except urllib.error.HTTPError:
+            return False  # Ray does not have it yet
+
+    wait_for(f"{job} trains", does, 90, every=0.3)
 
 
 def ends(lab, job, status="SUCCEEDED", seconds=180):

@@ -75,11 +75,11 @@ def test_packages_are_installed_once_for_all_nodes_and_outlive_a_workers_death_a
 def test_what_pip_refuses_is_the_jobs_own_error_in_pips_words(lab):
     lab.wait_ready()
     lab.put_samples()
-    lab.submit("refused", "true", options=("--runtime-env-json", json.dumps({"pip": ["emoji==0.0.0.1"]})))
+    lab.submit("unknown-version", "true", options=("--runtime-env-json", json.dumps({"pip": ["emoji==0.0.0.1"]})))
 
     def over():
-        found = lab.job("refused")
-        return found and found["status"] == "FAILED" and found
+        found = lab.job("unknown-version")
+        return found and found["outcome"] == "failed" and found
 
     assert "No matching distribution found for emoji==0.0.0.1" in wait_for("the job fails", over, 120, every=0.5)["message"]
 

@@ -15,6 +15,7 @@ const RUN_LOOK = {
   FINISHED: 'good', ERRORED: 'bad', ABORTED: 'idle', RESTARTING: 'warn',
   RUNNING: 'busy', INITIALIZING: 'busy', SCHEDULING: 'busy', RESIZING: 'busy',
 };
+const INSTALL_LOOK = { resolving: 'busy', installing: 'busy', waiting: 'busy', done: 'good', failed: 'bad' };
 const EVENTS_SHOWN = 30;
 const INCIDENTS_SHOWN = 8;
 // labd says `alive`, with its time, every 5 s; three missed ones mean that nobody is there.
@@ -135,6 +136,23 @@ function job(j) {
       j.message ? make('span', { class: 'below' }, j.message) : null));
 }
 
+function took(ms) {
+  const s = Math.max(0, Math.floor(ms / 1000));
+  return s < 60 ? `${s} s` : `${Math.floor(s / 60)} min ${s % 60} s`;
+}
+
+function install(i) {
+  const until = i.ended_at ? Date.parse(i.ended_at) : Date.now() + clockOffset;
+  return make('tr', {},
+    make('th', { scope: 'row', class: 'mono' }, i.job || '–'),
+    make('td', {}, pill(i.phase, INSTALL_LOOK[i.phase])),
+    make('td', { 'data-label': 'on', class: 'wide' }, i.node,
+      i.reason ? make('span', { class: i.phase === 'failed' ? 'below note' : 'below' }, i.reason) : null),
+    make('td', { class: 'num', 'data-label': 'packages' }, i.packages ? String(i.packages) : '–'),
+    make('td', { class: 'num', 'data-label': 'size' }, i.bytes ? bytes(i.bytes) : '–'),
+    make('td', { class: 'num', 'data-label': 'takes', title: `since ${exact(i.since)}` }, took(until - Date.parse(i.since))));
+}
+
 function run(r) {
   const c = r.checkpoint;
   const looked = r.looked_at ? `looked at ${exact(r.looked_at)}` : 'not looked at';
@@ -173,11 +191,13 @@ function after(incident, iso) {
 }
 
 function incident(i) {
+  // A process in it was killed, and the container lives on: nothing had to come back.
+  const inside = i.cause === 'oom-inside';
   return make('tr', {},
     make('td', {}, time(i.died_at)),
     make('th', { scope: 'row' }, i.service),
-    make('td', { class: 'num', 'data-label': 'runs again after' }, after(i, i.running_at)),
-    make('td', { class: 'num', 'data-label': 'ready after' }, after(i, i.ready_at)),
+    make('td', { class: 'num', 'data-label': 'runs again after' }, inside ? 'lives on' : after(i, i.running_at)),
+    make('td', { class: 'num', 'data-label': 'ready after' }, inside ? 'lives on' : after(i, i.ready_at)),
     make('td', { class: 'wide' }, i.why));
 }
 
@@ -240,6 +260,10 @@ function render() {
   rows('services', s.services, 5, 'No service is planned.', service);
   rows('gpus', s.gpus, 7, 'No GPU was found.', gpu);
   rows('jobs', s.jobs, 5, 'No job yet.', job);
+  const installs = s.installs || [];
+  byId('installs-section').hidden = installs.length === 0;
+  rows('installs', installs, 6, '', install);
+  setText('package-store', s.package_store_bytes ? `${bytes(s.package_store_bytes)} of packages are kept for later jobs.` : '');
   byId('runs-section').hidden = s.runs.length === 0;
   rows('runs', s.runs, 6, '', run);
   byId('demands-section').hidden = s.demands.length === 0;

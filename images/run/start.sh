@@ -7,6 +7,69 @@ for logs in /tmp/ray/session_2*/logs; do
   [ -d "$logs" ] && mkdir -p "$logs/old" && find "$logs" -maxdepth 1 -name 'worker-*' -exec mv -t "$logs/old" {} +
 done
 
+# What follows runs beside Ray, as grandchildren, so that the container's init buries them; $$ is `ray` by then.
+bin=$(command -v "$1") && python=$(dirname "$bin")/python
+[ -x "$python" ] || python=python3
+
+# Logs that Ray does not rotate.
+if [ -f /opt/labd/janitor.py ]; then
+  (
+    while sleep 15 && kill -0 "$$" 2>/dev/null; do "$python" -I -S /opt/labd/janitor.py; done &
+  )
+fi
+
+# Ray's server for connections from notebooks (`ray.init()` in JupyterLab). It runs what people write there, so Ray's own
+# way of having it in the head would put the head at stake: it is here, where drivers of jobs are.
+connections() { # GCS HOST PORT PORT-OF-RAY'S-ENVIRONMENT-AGENT
+  # Killed first when memory runs out, before drivers of jobs (300) and Ray itself (0); processes made for each notebook
+  # inherit it.
+  echo 1000 >/proc/self/oom_score_adj
+  listens=$(printf ':%04X [0-9A-F]*:0000 0A' "$4")
+  pause=1
+  # Only once the node is up: before, it would cost the node time, and fail.
+  until grep -qE "$listens" /proc/net/tcp /proc/net/tcp6 2>/dev/null; do
+    sleep 1
+    kill -0 "$$" 2>/dev/null || return
+  done
+  while kill -0 "$$" 2>/dev/null; do
+    began=$(date +%s)
+    # No fork handlers of gRPC: with them, one in four of its children died before it ran. The log is in a file of its own,
+    # since it may hold what people pass as their environment.
+    GRPC_ENABLE_FORK_SUPPORT=0 "$python" -m ray.util.client.server --address="$1" --host="$2" --port="$3" --mode=proxy \
+      --runtime-env-agent-address="http://$2:$4" >>/tmp/ray/session_latest/logs/ray_client_server.log 2>&1
+    code=$?
+    [ $(($(date +%s) - began)) -lt 60 ] || pause=1
+    echo "labd: the server for notebooks' Ray connections ended with exit code $code; the next one starts in $pause s"
+    sleep "$pause"
+    pause=$((pause * 2))
+    [ "$pause" -le 30 ] || pause=30
+  done
+}
+if [ -n "${LABD_CONNECTIONS:-}" ]; then
+  arguments=$LABD_CONNECTIONS
+  unset LABD_CONNECTIONS
+  (
+    connections $arguments &
+  )
+fi
+# The head would start one, too.
+if [ -d /opt/labd/head ]; then
+  export RAY_START_HOOK=labd_head.without_connections PYTHONPATH="/opt/labd/head${PYTHONPATH:+:$PYTHONPATH}"
+fi
+
+# Worker processes are forked from a process that has imported what they will need, where LABD_WARM=1: beside workers and
+# drivers, for as long as Ray lives. An image that is not labd's has no such module.
+warm=$(ls "${bin%/bin/*}"/lib/python3*/site-packages/labd_warm.py 2>/dev/null)
+kind=serve
+case " $* " in
+  *" --head "*) kind= ;;
+  *labd.role=driver*) kind=serve-light ;; # Ray's own actors run there, and no torch
+esac
+if [ -n "$warm" ] && [ -n "$kind" ] && [ "${LABD_WARM:-0}" = 1 ]; then
+  # 0 is its own word that it is of no use here.
+  (cd / && while kill -0 "$$" 2>/dev/null && ! "$python" -m labd_warm "$kind"; do sleep 5; done &)
+fi
+
 # The rest is for a head that keeps its state (RAY_gcs_storage_path names its folder on a volume). Ray neither repairs a
 # damaged state nor promises to read another version's: such a state is set aside, never deleted, and a fresh one begins.
 state=${RAY_gcs_storage_path:-}
@@ -63,8 +126,7 @@ if [ "${RAY_gcs_storage:-}" = rocksdb ] && [ -n "$state" ]; then
   mkdir -p "${state%/*}"
   if [ -n "$version" ]; then echo "$version" >"$mark.new" && mv "$mark.new" "$mark"; fi
   : >"$stamp"
-  # Ray's state server gives up at once, but `ray start` goes on asking it for 40 s, deaf to SIGTERM meanwhile. The watch
-  # is a grandchild, so that the container's init buries it; $$ is `ray` by then.
+  # Ray's state server gives up at once, but `ray start` goes on asking it for 40 s, deaf to SIGTERM meanwhile.
   (
     for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
       sleep 1

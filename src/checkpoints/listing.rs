@@ -3,7 +3,8 @@
 //! Ray Train V2 keeps `<run>/checkpoint_manager_snapshot.json`, which names the checkpoints it knows and the one it resumes
 //! from, and `<run>/checkpoint_<time>/...`, or another folder if the script names it. A folder that the file does not name is
 //! being written, or was torn by a crash: it is no checkpoint. Ray Tune keeps no such file, only
-//! `<run>/<trial>/checkpoint_<number>/...`.
+//! `<run>/<trial>/checkpoint_<number>/...`. The hook in labd's Ray image leaves a mark for each job that begins or resumes a
+//! sweep: the empty object `<run>/.labd/<attempt>.<how>.<submission id>`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,6 +14,8 @@ use crate::{snapshot::CheckpointView, time::Timestamp};
 
 /// What Ray Train calls its own record of a run.
 pub(super) const RECORD: &str = "checkpoint_manager_snapshot.json";
+/// Folder of the marks that the hook in labd's Ray image leaves in a sweep's.
+const MARKS: &str = "/.labd";
 /// How many checkpoints of a run are remembered one by one; the newest ones.
 pub(super) const REMEMBERED: usize = 64;
 
@@ -47,6 +50,32 @@ pub struct StoredRun {
     pub count: u32,
     /// Everything under its prefix, in bytes.
     pub used_bytes: u64,
+    /// The jobs that began or resumed it, when it is a Tune sweep; newest first, at most 64.
+    pub sweeps: Vec<Sweep>,
+}
+
+/// One job's use of a Tune sweep, as its driver marked it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sweep {
+    /// The job.
+    pub submission_id: String,
+    /// 1 for a person's submission, 2 for its first resubmission, and so on.
+    pub attempt: u32,
+    /// Whether it resumed.
+    pub start: SweepStart,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// How a job's driver came to its Tune sweep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SweepStart {
+    /// `Tuner.restore`: finished trials are not run again.
+    Restored,
+    /// A new `Tuner`, after `Tuner.can_restore` was asked: the next attempt resumes.
+    Asked,
+    /// A new `Tuner`, and so would each further attempt.
+    Fresh,
 }
 
 /// Objects, folder by folder.
@@ -57,6 +86,8 @@ pub(super) struct Listing {
     pub(super) records: BTreeMap<String, String>,
     /// Folders of Ray Tune's experiments.
     experiments: BTreeSet<String>,
+    /// Marks in such folders.
+    sweeps: BTreeMap<String, Vec<Sweep>>,
     pub(super) total_bytes: u64,
 }
 
@@ -83,6 +114,11 @@ impl Listing {
             }
             _ => {}
         }
+        if let Some(root) = folder.strip_suffix(MARKS)
+            && let Some(sweep) = mark(file, object.at)
+        {
+            self.sweeps.entry(root.to_owned()).or_default().push(sweep);
+        }
         let seen = self.folders.entry(folder.to_owned()).or_default();
         seen.bytes = seen.bytes.saturating_add(object.bytes);
         // `folder/` alone is how a folder is made in S3; it says nothing of what is in it.
@@ -94,7 +130,8 @@ impl Listing {
 
     /// Runs by prefix.
     pub(super) fn runs(&self, records: &BTreeMap<String, Record>) -> Vec<StoredRun> {
-        let mut roots: BTreeSet<&str> = self.records.keys().chain(&self.experiments).map(String::as_str).collect();
+        let known = self.records.keys().chain(&self.experiments).chain(self.sweeps.keys());
+        let mut roots: BTreeSet<&str> = known.map(String::as_str).collect();
         roots.extend(self.folders.keys().filter_map(|folder| {
             let (start, _) = numbered(folder)?;
             Some(folder[..start].trim_end_matches('/')).filter(|root| !root.is_empty())
@@ -113,8 +150,36 @@ impl Listing {
                 sum.files += folder.files;
             }
         }
-        runs.into_iter().map(|(root, run)| run.finish(root, records.get(root))).collect()
+        let finish = |(root, run): (&str, Run<'_>)| StoredRun {
+            sweeps: self.sweeps(root),
+            ..run.finish(root, records.get(root))
+        };
+        runs.into_iter().map(finish).collect()
     }
+}
+
+impl Listing {
+    fn sweeps(&self, root: &str) -> Vec<Sweep> {
+        let mut sweeps = self.sweeps.get(root).cloned().unwrap_or_default();
+        sweeps.sort_by(|a, b| (b.at, b.attempt).cmp(&(a.at, a.attempt)));
+        sweeps.truncate(REMEMBERED);
+        sweeps
+    }
+}
+
+/// What a mark's name says; `None` when it is none.
+fn mark(file: &str, at: Timestamp) -> Option<Sweep> {
+    let mut parts = file.splitn(3, '.');
+    let attempt = parts.next()?.parse().ok()?;
+    let start = match parts.next()? {
+        "restored" => SweepStart::Restored,
+        "asked" => SweepStart::Asked,
+        "fresh" => SweepStart::Fresh,
+        _ => return None,
+    };
+    // The hook quotes every byte that means something here.
+    let (submission_id, _) = url::form_urlencoded::parse(parts.next()?.as_bytes()).next()?;
+    Some(Sweep { submission_id: submission_id.into_owned(), attempt, start, at })
 }
 
 #[derive(Default)]
@@ -136,7 +201,7 @@ impl Run<'_> {
         let newest = seen.iter().find(|c| Some(&c.name) == latest).or(seen.first()).cloned();
         let count = u32::try_from(seen.len()).unwrap_or(u32::MAX);
         seen.truncate(REMEMBERED);
-        StoredRun { prefix: root.to_owned(), seen, newest, count, used_bytes: self.used_bytes }
+        StoredRun { prefix: root.to_owned(), seen, newest, count, used_bytes: self.used_bytes, sweeps: Vec::new() }
     }
 }
 
@@ -287,6 +352,31 @@ mod tests {
         );
         assert_eq!(runs[2].newest.as_ref().map(|c| (c.at, c.bytes)), Some((at(6), 30)));
         assert!(listing.total_bytes > 1 << 30);
+    }
+
+    #[test]
+    fn the_jobs_of_a_sweep_are_read_from_its_marks() {
+        let listing = listing(&[
+            ("asha/tuner.pkl", 5, 1),
+            ("asha/.labd/1.asked.asha%20one%2F%C3%A4", 0, 2),
+            ("asha/.labd/2.restored.asha%20one%2F%C3%A4-r1", 0, 9),
+            ("asha/.labd/", 0, 2),
+            ("asha/.labd/nonsense", 0, 2),
+            ("asha/.labd/1.unheard-of.x", 0, 2),
+            ("asha/.labd/x.fresh.x", 0, 2),
+            ("asha/.labd/1.fresh.", 0, 2),
+            ("asha/train_0/checkpoint_000000/s.json", 1, 2),
+            ("team/new/.labd/1.fresh.lr%2B1.5", 0, 3),
+        ]);
+        let runs = listing.runs(&BTreeMap::new());
+        let told = |run: &StoredRun| -> Vec<(String, u32, SweepStart)> {
+            run.sweeps.iter().map(|s| (s.submission_id.clone(), s.attempt, s.start)).collect()
+        };
+        assert_eq!(runs.iter().map(|r| r.prefix.as_str()).collect::<Vec<_>>(), ["asha", "team/new"]);
+        let one = "asha one/ä".to_owned();
+        assert_eq!(told(&runs[0]), [(format!("{one}-r1"), 2, SweepStart::Restored), (one, 1, SweepStart::Asked)]);
+        assert_eq!((runs[0].count, runs[0].used_bytes), (1, 6));
+        assert_eq!(told(&runs[1]), [("lr+1.5".to_owned(), 1, SweepStart::Fresh)]);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! * [`listing`]: from objects to runs and checkpoints. Pure.
 //! * [`view`]: what Ray says of runs and what the store has of them, as one. Pure.
 //!
-//! One task lists the bucket: every 10 s while a run trains and leaves something there, every 60 s otherwise, and at once
+//! One task lists the bucket: every 10 s while a run trains or a job runs that leaves something there, every 60 s otherwise, and at once
 //! when it is poked. It reads nothing but names, sizes and Ray's own small record of each run. A store that is away leaves
 //! what was known, with its time; nobody waits for it.
 
@@ -17,7 +17,12 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::sync::{Notify, watch};
 use url::Url;
 
-use crate::{ray::RayView, secret::Secret, time::Timestamp};
+use crate::{
+    ray::{RayJob, RayView},
+    secret::Secret,
+    snapshot::JobStatus,
+    time::Timestamp,
+};
 use listing::{Listing, Record, StoredRun};
 use store::S3;
 
@@ -142,7 +147,7 @@ async fn run(
         let took = begun.elapsed();
         let stage = stage(&ray.borrow_and_update());
         let looked = match &seen {
-            Ok(_) if stage.0 == 0 => Looked::NothingTrains,
+            Ok(_) if stage.runs + stage.jobs == 0 => Looked::NothingTrains,
             Ok(seen) if seen.runs != tell.borrow().runs => Looked::New,
             Ok(_) => Looked::Same,
             Err(_) if way.is_ok() => Looked::Away,
@@ -167,11 +172,11 @@ async fn run(
 
 /// What a look came to.
 enum Looked {
-    /// A run trains, and left something new.
+    /// A run trains or a job runs, and left something new.
     New,
-    /// A run trains, and left nothing new.
+    /// A run trains or a job runs, and left nothing new.
     Same,
-    /// No run trains.
+    /// No run trains, no job runs.
     NothingTrains,
     /// The store did not answer, or not with what was asked for.
     Away,
@@ -192,11 +197,26 @@ fn rest(looked: &Looked, before: Duration, took: Duration) -> Duration {
     pause.max(took * SHARE)
 }
 
-/// How many runs are under way, and how many worker groups they had. When it changes, a run began, ended or resumes, and
-/// the checkpoint of that moment matters.
-fn stage(ray: &RayView) -> (usize, usize) {
+/// What is under way. When it changes, a run began, ended or resumes, and the checkpoint of that moment matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Stage {
+    /// Runs.
+    runs: usize,
+    /// The worker groups they had.
+    attempts: usize,
+    /// Jobs: Ray does not list a Tune sweep as a run.
+    jobs: usize,
+}
+
+fn stage(ray: &RayView) -> Stage {
+    let running = |job: &&RayJob| job.status == JobStatus::Running;
+    let jobs = ray.jobs.as_ref().map_or(0, |jobs| jobs.jobs.iter().filter(running).count());
     let active = ray.runs.iter().filter(|run| run.status.is_active());
-    active.fold((0, 0), |(runs, attempts), run| (runs + 1, attempts + run.attempts.len()))
+    active.fold(Stage { jobs, ..Stage::default() }, |stage, run| Stage {
+        runs: stage.runs + 1,
+        attempts: stage.attempts + run.attempts.len(),
+        ..stage
+    })
 }
 
 /// What one look brought.

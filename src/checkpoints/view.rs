@@ -2,13 +2,16 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::{StoreView, StoredRun};
+use super::{
+    StoreView, StoredRun,
+    listing::{Sweep, SweepStart},
+};
 use crate::{
     ray::{
-        TrainRun,
+        RayJob, TrainRun,
         train::{Attempt, AttemptStatus},
     },
-    snapshot::{RunStatus, RunView},
+    snapshot::{JobStatus, RunStatus, RunView},
     time::Timestamp,
 };
 
@@ -20,7 +23,7 @@ const SOON: Duration = Duration::from_mins(2);
 const FAILURES: usize = 3;
 
 /// Runs, newest first. A run is one place in the store, however many jobs continued it.
-pub fn runs(known: &[TrainRun], store: &StoreView, now: Timestamp) -> Vec<RunView> {
+pub fn runs(known: &[TrainRun], jobs: &[RayJob], store: &StoreView, now: Timestamp) -> Vec<RunView> {
     let stored: BTreeMap<&str, &StoredRun> = store.runs.iter().map(|run| (run.prefix.as_str(), run)).collect();
     let mut views: BTreeMap<String, RunView> = BTreeMap::new();
     // `known` is newest first: the first entry of a name is what the run is now, those after it add their attempts.
@@ -43,7 +46,11 @@ pub fn runs(known: &[TrainRun], store: &StoreView, now: Timestamp) -> Vec<RunVie
         views.insert(place, view);
     }
     for run in &store.runs {
-        let view = || RunView { looked_at: store.looked_at, ..of_store(run.prefix.clone(), Some(run)) };
+        let view = || {
+            let mut view = RunView { looked_at: store.looked_at, ..of_store(run.prefix.clone(), Some(run)) };
+            sweep(&mut view, run, jobs, store);
+            view
+        };
         views.entry(run.prefix.clone()).or_insert_with(view);
     }
     let mut views: Vec<RunView> = views.into_values().collect();
@@ -67,6 +74,41 @@ fn of_store(name: String, kept: Option<&StoredRun>) -> RunView {
         used_bytes: kept.map_or(0, |run| run.used_bytes),
         looked_at: None,
         note: None,
+    }
+}
+
+/// Adds what the marks of a Tune sweep say, which Ray's list of runs does not know.
+fn sweep(view: &mut RunView, run: &StoredRun, jobs: &[RayJob], store: &StoreView) {
+    let Some(newest) = run.sweeps.first() else { return };
+    view.submission_id = Some(newest.submission_id.clone());
+    view.started_at = Some(newest.at);
+    view.attempts = u32::try_from(run.sweeps.len()).unwrap_or(u32::MAX);
+    // An id can be used again: a job that began after the mark is another one.
+    let its =
+        |job: &&RayJob| job.submission_id == newest.submission_id && job.started_at.is_none_or(|at| at <= newest.at);
+    // A job may have several sweeps, one after the other: only its last one has the job's state.
+    let mut later = store.runs.iter().flat_map(|run| &run.sweeps);
+    if later.any(|other| other.submission_id == newest.submission_id && other.at > newest.at) {
+        return;
+    }
+    view.status = jobs.iter().find(its).map(|job| match job.status {
+        JobStatus::Pending | JobStatus::Running => RunStatus::Running,
+        JobStatus::Succeeded => RunStatus::Finished,
+        JobStatus::Failed => RunStatus::Errored,
+        JobStatus::Stopped => RunStatus::Aborted,
+    });
+    view.note = view.status.filter(|status| status.is_active()).and_then(|_| resumes(newest));
+}
+
+/// Why a sweep does not resume, or did not; `None` when it does.
+fn resumes(sweep: &Sweep) -> Option<String> {
+    let again = format!("a Tune sweep that began again in attempt {} of its job", sweep.attempt);
+    let advice = "its script does not ask Tuner.can_restore; see samples/tune.py for how to resume";
+    match (sweep.start, sweep.attempt) {
+        (SweepStart::Restored, _) | (SweepStart::Asked, ..=1) => None,
+        (SweepStart::Asked, _) => Some(format!("{again}: Tuner.can_restore found none to resume")),
+        (SweepStart::Fresh, ..=1) => Some(format!("a Tune sweep that would begin again after a failure: {advice}")),
+        (SweepStart::Fresh, _) => Some(format!("{again}: {advice}")),
     }
 }
 
@@ -150,7 +192,32 @@ mod tests {
             count: u32::from(newest.is_some()),
             newest,
             used_bytes: 20,
+            sweeps: Vec::new(),
         }
+    }
+
+    fn job(id: &str, status: JobStatus, started_at: i64) -> RayJob {
+        RayJob {
+            submission_id: id.to_owned(),
+            status,
+            error: None,
+            message: String::new(),
+            entrypoint: String::new(),
+            started_at: Some(at(started_at)),
+            ended_at: None,
+            driver_node: None,
+            exit_code: None,
+        }
+    }
+
+    fn marked(prefix: &str, id: &str, marks: &[(u32, SweepStart, i64)]) -> StoredRun {
+        let sweep = |&(attempt, start, s): &(u32, SweepStart, i64)| Sweep {
+            submission_id: if attempt == 1 { id.to_owned() } else { format!("{id}-r{}", attempt - 1) },
+            attempt,
+            start,
+            at: at(s),
+        };
+        StoredRun { sweeps: marks.iter().rev().map(sweep).collect(), ..stored(prefix, None) }
     }
 
     fn store(runs: Vec<StoredRun>, looked_at: i64) -> StoreView {
@@ -171,8 +238,12 @@ mod tests {
             known("twice", RunStatus::Running, 500),
             known("twice", RunStatus::Aborted, 300),
         ];
-        let views =
-            runs(&ray, &store(vec![stored("twice", Some(520)), stored("a/only-stored", Some(950))], 1_000), at(1_000));
+        let views = runs(
+            &ray,
+            &[],
+            &store(vec![stored("twice", Some(520)), stored("a/only-stored", Some(950))], 1_000),
+            at(1_000),
+        );
         let told: Vec<_> = views.iter().map(|v| (v.name.as_str(), v.status, v.attempts)).collect();
         assert_eq!(
             told,
@@ -189,7 +260,10 @@ mod tests {
         let told = |status, looked_at, kept: Option<i64>, storage: &str| {
             let ray = [TrainRun { storage: storage.to_owned(), ..known("r", status, 100) }];
             let kept = kept.map(|s| stored("r", Some(s))).into_iter().collect();
-            runs(&ray, &store(kept, looked_at), at(400)).into_iter().find(|v| v.status.is_some()).and_then(|v| v.note)
+            runs(&ray, &[], &store(kept, looked_at), at(400))
+                .into_iter()
+                .find(|v| v.status.is_some())
+                .and_then(|v| v.note)
         };
         let s3 = "s3://ray";
         let none = told(RunStatus::Running, 300, None, s3).expect("a note");
@@ -212,14 +286,66 @@ mod tests {
         };
         run.attempts = vec![failed(100), failed(110), failed(120)];
         let note =
-            |kept| runs(std::slice::from_ref(&run), &store(vec![stored("r", kept)], 130), at(130))[0].note.clone();
+            |kept| runs(std::slice::from_ref(&run), &[], &store(vec![stored("r", kept)], 130), at(130))[0].note.clone();
         assert_eq!(note(None).as_deref(), Some("failed 3 times without a new checkpoint: ValueError: 120"));
         assert_eq!(note(Some(105)), None, "it came further after the first failure");
     }
 
     #[test]
+    fn a_sweep_that_does_not_resume_is_told_of_while_it_runs() {
+        use SweepStart::{Asked, Fresh, Restored};
+        let told = |marks: &[(u32, SweepStart, i64)], status| {
+            let last = marks.last().map_or(1, |m| m.0);
+            let id = if last == 1 { "tune".to_owned() } else { format!("tune-r{}", last - 1) };
+            let store = store(vec![marked("asha", "tune", marks)], 400);
+            let view = runs(&[], &[job(&id, status, 90)], &store, at(400)).pop().expect("a run");
+            assert_eq!(
+                (view.submission_id.as_deref(), view.attempts),
+                (Some(id.as_str()), u32::try_from(marks.len()).expect("few"))
+            );
+            (view.status.expect("a state"), view.note.unwrap_or_default())
+        };
+        let running = JobStatus::Running;
+        let would = told(&[(1, Fresh, 100)], running);
+        assert!(
+            would.0 == RunStatus::Running
+                && would.1.contains("would begin again")
+                && would.1.contains("samples/tune.py")
+        );
+        assert!(told(&[(1, Fresh, 100), (2, Fresh, 200)], running).1.contains("began again in attempt 2"));
+        assert!(told(&[(2, Asked, 100)], running).1.ends_with("Tuner.can_restore found none to resume"));
+        for resumes in
+            [&[(1, Asked, 100)][..], &[(1, Asked, 100), (2, Restored, 200)], &[(1, Fresh, 100), (2, Restored, 200)]]
+        {
+            assert_eq!(told(resumes, running), (RunStatus::Running, String::new()));
+        }
+        for (ended, status) in [
+            (JobStatus::Succeeded, RunStatus::Finished),
+            (JobStatus::Failed, RunStatus::Errored),
+            (JobStatus::Stopped, RunStatus::Aborted),
+        ] {
+            assert_eq!(told(&[(1, Fresh, 100)], ended), (status, String::new()));
+        }
+    }
+
+    #[test]
+    fn a_sweeps_state_is_that_of_the_job_that_is_at_it() {
+        let states = |runs_of_store: Vec<StoredRun>, jobs: &[RayJob]| -> Vec<(String, Option<RunStatus>)> {
+            runs(&[], jobs, &store(runs_of_store, 400), at(400)).into_iter().map(|v| (v.name, v.status)).collect()
+        };
+        let running = [job("tune", JobStatus::Running, 90)];
+        let mark = |prefix, s| marked(prefix, "tune", &[(1, SweepStart::Fresh, s)]);
+        // The second sweep of one job, an id that was used again, a job that Ray forgot, a run without marks.
+        let two = vec![mark("first", 100), mark("second", 200)];
+        assert_eq!(states(two, &running), [("second".into(), Some(RunStatus::Running)), ("first".into(), None)]);
+        assert_eq!(states(vec![mark("old", 80)], &running), [("old".into(), None)]);
+        assert_eq!(states(vec![mark("old", 100)], &[]), [("old".into(), None)]);
+        assert_eq!(states(vec![stored("plain", None)], &running), [("plain".into(), None)]);
+    }
+
+    #[test]
     fn an_unknown_store_is_no_reason_for_words() {
-        let views = runs(&[known("r", RunStatus::Running, 100)], &StoreView::default(), at(9_000));
+        let views = runs(&[known("r", RunStatus::Running, 100)], &[], &StoreView::default(), at(9_000));
         assert_eq!((views.len(), views[0].looked_at, &views[0].note), (1, None, &None));
     }
 }

@@ -17,7 +17,7 @@ Exit codes:
   3   the daemon does not run
   4   no permission, such as for the daemon's socket
   5   it took longer than --timeout
-  6   there is no such service
+  6   there is no such service or job
   78  labd.toml is wrong";
 
 /// Runs a lab's GPU machine: Ray, MinIO, metrics and Jupyter are up and stay up.
@@ -70,6 +70,11 @@ pub(super) enum Command {
         after_help = "Examples:\n  labd status\n  labd status --watch\n  labd status --json | jq '.services[] | {name, state}'"
     )]
     Status(Status),
+    /// Show jobs with every attempt at them, or one job; stop one
+    #[command(
+        after_help = "Examples:\n  labd jobs\n  labd jobs food11\n  labd jobs food11 --json | jq '.attempts[] | {submission_id, message}'\n  labd jobs stop food11    # whichever attempt runs, also one that waits for resources\n\nA job that was lost and resubmitted is one job: its first id stands for it."
+    )]
+    Jobs(Jobs),
     /// Show what a service prints
     #[command(after_help = "Examples:\n  labd logs ray-head\n  labd logs ray-worker-0 -f\n  labd logs minio -n 20")]
     Logs(Logs),
@@ -182,6 +187,27 @@ pub(super) struct Status {
     /// Keep showing it
     #[arg(long, short)]
     pub(super) watch: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(super) struct Jobs {
+    /// One job, by the id of any of its attempts; all when absent
+    pub(super) id: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+    #[command(subcommand)]
+    pub(super) command: Option<JobsCommand>,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub(super) enum JobsCommand {
+    /// Stop a job for good, whichever of its attempts runs
+    Stop {
+        /// Its id
+        id: String,
+    },
 }
 
 #[derive(Debug, Clone, Args)]

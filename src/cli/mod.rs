@@ -4,7 +4,7 @@
 //! * [`exit`]: exit codes and the one line on stderr.
 //! * `client`: HTTP over the daemon's Unix socket.
 //! * `status`: the snapshot as text, pure.
-//! * `doctor`, `follow`, `gpu`, `install`, `local`, `out`, `probe`, `up`: the commands.
+//! * `doctor`, `follow`, `gpu`, `install`, `jobs`, `local`, `out`, `probe`, `up`: the commands.
 
 pub mod args;
 mod client;
@@ -13,6 +13,7 @@ pub mod exit;
 mod follow;
 mod gpu;
 mod install;
+mod jobs;
 mod local;
 mod out;
 mod probe;
@@ -91,6 +92,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
             let text = status::render(&snapshot, crate::time::Timestamp::now(), out.style());
             out.text(&text)
         }
+        Command::Jobs(args) => jobs::run(&client, &args, &mut out).await,
         Command::Logs(args) => follow::logs(&client, &args, &mut out).await,
         Command::Events(args) => follow::events(&client, &args, &mut out).await,
         Command::Start(args) => command_to(&client, &args.service, "start", &mut out).await,

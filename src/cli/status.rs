@@ -3,12 +3,19 @@
 use super::out::Style;
 use crate::{
     config::Bytes,
-    snapshot::{EngineView, JobStatus, JobView, RunStatus, RunView, ServiceState, ServiceView, Severity, Snapshot},
+    http::door::installs::in_words,
+    snapshot::{
+        EngineView, InstallPhase, InstallView, JobStatus, JobView, RunStatus, RunView, ServiceState, ServiceView,
+        Severity, Snapshot,
+    },
+    text::is_invisible,
     time::{Timestamp, human},
 };
 
 /// Jobs shown; `--json` has all of them.
 const JOBS: usize = 8;
+/// Room for an id beside the rest of its line: Ray's own have 26 characters.
+const ID: usize = 28;
 /// Runs shown; `--json` has all of them.
 const RUNS: usize = 8;
 /// Lines a service's reason may take; `--json` and `labd events` have all of it.
@@ -38,6 +45,7 @@ pub(super) fn render(s: &Snapshot, now: Timestamp, style: Style) -> String {
         text.push_str(&super::gpu::render(&s.gpus, now, style));
     }
     text.push_str(&jobs(&s.jobs, now, style));
+    text.push_str(&installs(&s.installs, s.package_store_bytes, now, style));
     text.push_str(&runs(&s.runs, now, style));
     for d in &s.demands {
         let requests = if d.count == 1 { "1 request".to_owned() } else { format!("{} requests", d.count) };
@@ -130,38 +138,69 @@ fn jobs(jobs: &[JobView], now: Timestamp, style: Style) -> String {
     if jobs.is_empty() {
         return String::new();
     }
-    let id_width = jobs.iter().take(JOBS).map(|j| j.submission_id.chars().count()).max().unwrap_or(3).clamp(3, 24);
-    let fixed = id_width + 2 + 9 + 2 + 14 + 2 + 9 + 2;
-    let room = style.width.saturating_sub(fixed).max(16);
-    let mut text = format!("\n{:<id_width$}  {:<9}  {:<14}  {:<9}  ENTRYPOINT\n", "JOB", "STATUS", "RUN", "SINCE");
+    // An id is never cut: it is copied into commands. One that is longer than Ray's has lines of its own.
+    let lengths = jobs.iter().take(JOBS).map(|j| clean(&j.submission_id).chars().count());
+    let id_width = lengths.filter(|n| *n <= ID).max().unwrap_or(3).max(3);
+    let fixed = id_width + 2 + 9 + 2 + 12 + 2 + 9 + 2;
+    let room = style.width.saturating_sub(fixed).max(14);
+    let mut text = format!("\n{:<id_width$}  {:<9}  {:<12}  {:<9}  ENTRYPOINT\n", "JOB", "STATUS", "RUN", "SINCE");
     for job in jobs.iter().take(JOBS) {
-        let color = match job.status {
-            JobStatus::Succeeded => Paint::Green,
-            // What labd runs again is no bad news.
-            JobStatus::Failed if job.resubmitted_as.is_some() => Paint::Dim,
-            JobStatus::Failed => Paint::Red,
-            JobStatus::Running | JobStatus::Pending => Paint::Cyan,
-            JobStatus::Stopped => Paint::Dim,
-        };
-        let status = paint(&format!("{:<9}", job.status.word()), color, style);
+        let status = paint(&format!("{:<9}", job.status.word()), job_paint(job), style);
+        let mut id = clean(&job.submission_id);
+        if id.chars().count() > id_width {
+            hard_wrap(&id, style.width).iter().for_each(|line| text.push_str(&format!("{line}\n")));
+            id.clear();
+        }
         let since = job.ended_at.or(job.submitted_at).map_or_else(|| "-".to_owned(), |at| age(now, at));
         text.push_str(&format!(
-            "{:<id_width$}  {status}  {:<14}  {since:<9}  {}\n",
-            cut(&clean(&job.submission_id), id_width),
-            cut(&clean(job.run.as_deref().unwrap_or("-")), 14),
+            "{id:<id_width$}  {status}  {:<12}  {since:<9}  {}\n",
+            cut(&clean(job.run.as_deref().unwrap_or("-")), 12),
             cut(&clean(&job.entrypoint), room)
         ));
+        let on = (!job.workers.is_empty()).then(|| format!("on {}", job.workers.join(", ")));
         // The ledger's word; Ray's own would be pages.
-        if job.attempt.is_some() && !job.message.is_empty() {
-            for line in wrap(&clean(&job.message), style.width - 4) {
+        let message = Some(&job.message).filter(|message| job.attempt.is_some() && !message.is_empty());
+        let note = job.note.as_ref().filter(|_| !job.status.is_final());
+        for what in [on.as_ref(), message, job.waits_for.as_ref(), note].into_iter().flatten() {
+            for line in wrap(&clean(what), style.width - 4) {
                 text.push_str(&format!("    {line}\n"));
             }
         }
     }
     if jobs.len() > JOBS {
-        text.push_str(&format!("... and {} more: labd status --json\n", jobs.len() - JOBS));
+        text.push_str(&format!("... and {} more: labd jobs\n", jobs.len() - JOBS));
     }
     text
+}
+
+/// Packages that nodes install for jobs.
+fn installs(installs: &[InstallView], store_bytes: Option<u64>, now: Timestamp, style: Style) -> String {
+    let mut text = String::new();
+    for (n, install) in installs.iter().enumerate() {
+        let color = if install.phase == InstallPhase::Failed { Paint::Red } else { Paint::Cyan };
+        let mut line = clean(&in_words(install, now));
+        if let Some(bytes) = store_bytes.filter(|_| n + 1 == installs.len()) {
+            line.push_str(&format!("; packages kept: {}", Bytes::new(bytes)));
+        }
+        text.push_str(if n == 0 { "\n" } else { "" });
+        for (i, line) in wrap(&line, style.width - 9).iter().enumerate() {
+            let lead = if i == 0 { "install:" } else { "" };
+            text.push_str(&format!("{}{line}\n", paint(&format!("{lead:<9}"), color, style)));
+        }
+    }
+    text
+}
+
+/// The colour of a job's status.
+pub(super) const fn job_paint(job: &JobView) -> Paint {
+    match job.status {
+        JobStatus::Succeeded => Paint::Green,
+        // What labd runs again is no bad news.
+        JobStatus::Failed if job.resubmitted_as.is_some() => Paint::Dim,
+        JobStatus::Failed => Paint::Red,
+        JobStatus::Running | JobStatus::Pending => Paint::Cyan,
+        JobStatus::Stopped => Paint::Dim,
+    }
 }
 
 fn runs(runs: &[RunView], now: Timestamp, style: Style) -> String {
@@ -259,7 +298,7 @@ pub(super) fn paint(text: &str, paint: Paint, style: Style) -> String {
 }
 
 /// `3 min`, in one unit: the table has nine columns for it.
-fn age(now: Timestamp, at: Timestamp) -> String {
+pub(super) fn age(now: Timestamp, at: Timestamp) -> String {
     let s = now.since(at).as_secs();
     match s {
         0..60 => format!("{s} s"),
@@ -269,9 +308,16 @@ fn age(now: Timestamp, at: Timestamp) -> String {
     }
 }
 
-/// Text from jobs and containers must not steer the terminal.
+/// Text from jobs and containers must not steer the terminal, nor turn the text around it.
 pub(super) fn clean(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    text.chars().map(|c| if c.is_control() || is_invisible(c) { ' ' } else { c }).collect()
+}
+
+/// Lines of at most `width` characters, cut between any two of them: what must stay whole has no better place.
+pub(super) fn hard_wrap(text: &str, width: usize) -> Vec<String> {
+    let all: Vec<char> = text.chars().collect();
+    let lines: Vec<String> = all.chunks(width.max(1)).map(|line| line.iter().collect()).collect();
+    if lines.is_empty() { vec![String::new()] } else { lines }
 }
 
 /// At most `width` characters.
@@ -375,6 +421,9 @@ mod tests {
                 attempt: Some(1),
                 resubmission_of: None,
                 resubmitted_as: None,
+                waits_for: Some("waits for 2 GPU, 8 CPU, which no node has: the largest has 1 GPU, 8 CPU".into()),
+                workers: vec!["ray-worker-0".into()],
+                note: None,
             }],
             runs: vec![
                 RunView {
@@ -408,6 +457,19 @@ mod tests {
             ],
             incidents: vec![],
             resubmissions: 0,
+            installs: [InstallPhase::Installing, InstallPhase::Failed]
+                .map(|phase| InstallView {
+                    node: "ray-worker-0".into(),
+                    job: "food11".into(),
+                    phase,
+                    since: at,
+                    ended_at: (phase == InstallPhase::Failed).then_some(at),
+                    bytes: 386 << 20,
+                    packages: 37,
+                    reason: (phase == InstallPhase::Failed).then(|| "no such package".into()),
+                })
+                .into(),
+            package_store_bytes: Some(6 << 30),
             demands: vec![DemandView {
                 asks_for: "4 GPU, 8 CPU".into(),
                 count: 1,
@@ -431,10 +493,15 @@ mod tests {
             "ray-head       ready        2 min             3  ready 3.9 s",
             "backoff",
             "SIM-0",
-            "raysubmit_AbCdEfGhIjKlM",
+            "raysubmit_AbCdEfGhIjKlMnOpQr  RUNNING",
+            "    on ray-worker-0",
+            "    waits for 2 GPU, 8 CPU",
             "food11",
             "food11          RESTARTING    …_03-41-12.123456  2 min      350 MiB    700 MiB",
             "after a failure it would begin again",
+            "install: food11: installing 37 packages on ray-worker-0 for 2 min 5 s, 386 MiB",
+            "37 packages could not be installed on ray-worker-0, after 0 ms:",
+            "no such package; packages kept: 6.0 GiB",
             "can never be met; the largest",
             "http://localhost:8600/",
         ] {
@@ -442,5 +509,15 @@ mod tests {
         }
         assert!(!text.contains('\x1b'), "no colours, and none from a job");
         assert!(render(&snapshot(), now, Style { color: true, width: 80 }).contains("\x1b[32mready"));
+    }
+
+    #[test]
+    fn an_id_of_any_length_is_shown_whole() {
+        let mut snapshot = snapshot();
+        snapshot.jobs[0].submission_id = format!("{}end", "0123456789".repeat(12));
+        let text = render(&snapshot, Timestamp::from_millis(1_000_000), Style { color: false, width: 80 });
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+        let whole = format!("{}\n{}end\n", "0123456789".repeat(8), "0123456789".repeat(4));
+        assert!(text.contains(&whole), "{text}");
     }
 }

@@ -32,7 +32,7 @@ use bollard::{
     models::{EventMessage, ExecConfig, Ipam, IpamConfig, NetworkCreateRequest, NetworkInspect},
     query_parameters::{
         CreateContainerOptions, EventsOptions, KillContainerOptions, ListContainersOptions, ListNetworksOptions,
-        LogsOptions, RemoveContainerOptions, StopContainerOptions, UploadToContainerOptions,
+        LogsOptions, RemoveContainerOptions, StatsOptions, StopContainerOptions, UploadToContainerOptions,
     },
 };
 use bytes::Bytes;
@@ -45,7 +45,7 @@ pub use doctor::{Setup, Standing};
 
 use super::{Engine, EngineError, Happened, LABEL_LAB, LABEL_SERVICE, Nudge, Ran, Seen, listen::Source};
 use crate::{
-    node::gpu::{cdi, handing::EngineDevices},
+    node::gpu::{cdi, handing::EngineDevices, simulate::Counters},
     plan::spec::{ContainerSpec, NetworkSpec},
     snapshot::EngineView,
     time::{Timestamp, human},
@@ -246,6 +246,18 @@ impl DockerEngine {
                 Err(EngineError::Other(format!("`{program}` in {service} did not finish within {}", human(timeout))))
             }
         }
+    }
+
+    /// CPU time and memory of a service's container so far.
+    pub async fn counters(&self, service: &str) -> Result<Counters, EngineError> {
+        let client = self.client().await?;
+        // One look: without this the engine looks twice, a second apart.
+        let options = StatsOptions { stream: false, one_shot: true };
+        let mut stats = Box::pin(client.stats(&self.container_name(service), Some(options)));
+        let found = stats.try_next().await.map_err(|e| self.fail(&e))?;
+        found
+            .and_then(|stats| container::counters(&stats))
+            .ok_or_else(|| EngineError::Other(format!("the engine says nothing of what {service} uses")))
     }
 
     /// Every network of the engine with each of its subnets in CIDR notation, the lab's own left out: what a new subnet
@@ -536,6 +548,7 @@ fn nudge(event: EventMessage) -> Option<Nudge> {
     let what = match event.action.as_deref() {
         Some("kill") => Happened::Signal(attributes.get("signal").and_then(|s| s.parse().ok()).unwrap_or_default()),
         Some("stop") => Happened::Stopped,
+        Some("oom") => Happened::OutOfMemory,
         _ => Happened::Other,
     };
     let ms = event.time_nano.map(|n| n / 1_000_000).or(event.time.map(|s| s * 1000)).unwrap_or_default();
@@ -567,6 +580,27 @@ mod tests {
         let engine = DockerEngine::connect(path.to_str().expect("ASCII"), "lab").expect("a path");
         let Err(EngineError::Unreachable(line)) = engine.observe("s").await else { panic!("something answered") };
         assert!(line.starts_with("no container engine answers at"), "{line}");
+    }
+
+    #[test]
+    fn an_event_is_known_by_its_action() {
+        let of = |action: &str, attributes: &str| {
+            let text = format!(
+                r#"{{"Action": "{action}", "Actor": {{"ID": "c1", "Attributes": {{"{LABEL_SERVICE}": "ray-driver"{attributes}}}}},
+                   "time": 1795760253, "timeNano": 1795760253528027881}}"#
+            );
+            nudge(serde_json::from_str(&text).expect("an event"))
+        };
+        let told = of("oom", "").expect("of a service");
+        assert_eq!((told.service.as_str(), told.id.as_str(), told.what), ("ray-driver", "c1", Happened::OutOfMemory));
+        assert_eq!(told.at, Timestamp::from_millis(1_795_760_253_528));
+        for (action, attributes, what) in [
+            ("kill", r#", "signal": "15""#, Happened::Signal(15)),
+            ("stop", "", Happened::Stopped),
+            ("die", "", Happened::Other),
+        ] {
+            assert_eq!(of(action, attributes).map(|n| n.what), Some(what), "{action}");
+        }
     }
 
     /// Answers every request with `body`, until the test ends.

@@ -123,7 +123,9 @@ pub enum Happened {
     Stopped,
     /// It was stopped, and the engine lives on: somebody wanted it stopped.
     StoppedByHand,
-    /// Anything else: `start`, `die`, `oom`, `destroy`, ...
+    /// The kernel killed one of its processes for memory, its first one or another.
+    OutOfMemory,
+    /// Anything else: `start`, `die`, `destroy`, ...
     Other,
 }
 

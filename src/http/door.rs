@@ -6,6 +6,9 @@
 //! |---|---|---|
 //! | `POST /api/jobs/` | recorded, handed in, Ray's answer | recorded, answered as Ray answers, handed in later |
 //! | `POST /api/jobs/{id}/stop` | noted, passed on for the attempt that runs | noted, passed on later |
+//! | `GET /api/jobs/{id}` | Ray's word on the newest attempt, or the ledger's | the ledger's, or held for a minute |
+//! | `DELETE /api/jobs/{id}` | passed on, and noted with Ray's last word | `503` with `Retry-After` |
+//! | `GET /api/jobs/{id}/logs/tail` | the log, attempt after attempt | waits |
 //! | `PUT /api/packages/gcs/{name}` | passed on while a copy is kept | kept, handed in with its job |
 //! | `GET /api/packages/gcs/{name}` | passed on, unless no copy is kept | answered from what is kept |
 //! | `GET /api/version` | passed on | the last answer, which every client asks for first |
@@ -14,7 +17,10 @@
 //! Ray checks its token itself; labd checks it, too, before anything is recorded, since what is recorded is handed in under
 //! labd's own. The same router answers on the host, and through the relay on the lab's network (`images/run/relay.py`).
 
+pub mod installs;
+mod job;
 mod pass;
+mod tail;
 #[cfg(test)]
 mod tests;
 
@@ -26,7 +32,7 @@ use axum::{
     extract::{Path, Request, State as From},
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
-    routing::{any, delete, get, post},
+    routing::{any, get, post},
 };
 use http_body_util::{BodyExt as _, Limited};
 use hyper_util::{
@@ -38,17 +44,19 @@ use tokio::sync::watch;
 use crate::{
     jobs::{
         Ledger, Stop,
-        packages::{Incoming, Packages},
-        submission::Submission,
+        packages::Packages,
+        submission::{self, Submission},
     },
-    ray::{Endpoint, Gcs, RayView, Reply},
+    ray::{Endpoint, Gcs, HttpJobs, RayView, Reply},
     secret::Secret,
+    text::path_segment,
 };
 
-/// Ray's own limit for a request's body (`DASHBOARD_CLIENT_MAX_SIZE`) is 100 MiB; a submission is a few KiB.
-const LARGEST_SUBMISSION: usize = 100 << 20;
-/// A head that is there answers within this; longer waits are streams, which have begun by then.
+/// Silence after which a request is given up: an upload that brings no byte for so long, and, from the last byte of the
+/// request on, a head that does not answer. Longer waits are streams, which have begun by then.
 const ANSWER: Duration = Duration::from_mins(1);
+/// So long a question for one job waits for the head: a client that waits for a job's end gives up at the first error.
+const HOLD: Duration = Duration::from_mins(1);
 /// When a client should ask again: a head that died is back in about 5 s.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("2");
 
@@ -107,6 +115,24 @@ impl Door {
         self.is_trusted(headers) && !Self::is_browser(headers)
     }
 
+    /// Says that the ledger has no copy of an uploaded package.
+    async fn unkept(&self, name: &str, why: &str) {
+        let name = crate::text::one_line(name, 100);
+        let what = format!(
+            "the package {name} is not kept ({why}): a job that needs it cannot be resubmitted after the \
+                            head's state is lost"
+        );
+        self.ledger.unkept(what).await;
+    }
+
+    /// Waits until the head is there, or for long enough.
+    async fn wait_for_head(&self) {
+        let until = tokio::time::Instant::now() + HOLD;
+        while self.head().is_none() && tokio::time::Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
     async fn pass(&self, request: Request) -> Response {
         match self.head() {
             Some(head) => pass::pass(&self.client, head.dashboard, request, ANSWER).await.unwrap_or_else(|e| away(&e)),
@@ -122,7 +148,8 @@ pub fn router(door: Door) -> Router {
         .route("/api/version", get(version))
         .route("/api/jobs", post(submit).fallback(any(pass_on)))
         .route("/api/jobs/", post(submit).fallback(any(pass_on)))
-        .route("/api/jobs/{id}", delete(remove).fallback(any(pass_on)))
+        .route("/api/jobs/{id}", get(job::get).delete(remove).fallback(any(pass_on)))
+        .route("/api/jobs/{id}/logs/tail", get(tail::get).fallback(any(pass_on)))
         .route("/api/jobs/{id}/stop", post(stop).fallback(any(pass_on)))
         .route("/api/packages/gcs/{name}", get(has_package).put(put_package).fallback(any(pass_on)))
         .fallback(any(pass_on))
@@ -148,14 +175,21 @@ async fn submit(From(door): From<Door>, request: Request) -> Response {
         return door.pass(request).await;
     }
     let (parts, body) = request.into_parts();
-    let Ok(body) = Limited::new(body, LARGEST_SUBMISSION).collect().await else {
-        return (StatusCode::PAYLOAD_TOO_LARGE, "a submission of more than 100 MiB is none\n").into_response();
+    let body = match Limited::new(body, submission::LARGEST).collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(e) if e.is::<http_body_util::LengthLimitError>() => {
+            let text = "a submission must be at most 1 MiB: put larger data into a file of `working_dir`\n";
+            return (StatusCode::PAYLOAD_TOO_LARGE, text).into_response();
+        }
+        Err(_) => return (StatusCode::BAD_REQUEST, "the submission broke off\n").into_response(),
     };
-    let body = body.to_bytes();
     match Submission::parse(&body) {
-        Some(submission) => match door.ledger.submit(submission).await {
-            Some(reply) => answer(reply),
-            None => away("labd is shutting down"),
+        Some(submission) => match submission.check() {
+            Err(line) => (StatusCode::BAD_REQUEST, format!("{line}\n")).into_response(),
+            Ok(()) => match door.ledger.submit(submission).await {
+                Some(reply) => answer(reply),
+                None => away("labd is shutting down"),
+            },
         },
         // What is wrong with it, Ray says best.
         None if door.head().is_some() => door.pass(Request::from_parts(parts, Body::from(body))).await,
@@ -175,7 +209,7 @@ async fn stop(From(door): From<Door>, Path(id): Path<String>, mut request: Reque
         Some(Stop::Done) => stopped(),
         Some(Stop::Pass(now)) if now != id => {
             // The attempt that runs now is meant, whichever of its ids a person remembers.
-            if let Ok(uri) = format!("/api/jobs/{now}/stop").parse() {
+            if let Ok(uri) = format!("/api/jobs/{}/stop", path_segment(&now)).parse() {
                 *request.uri_mut() = uri;
             }
             stop_at(&door, request, stopped).await
@@ -191,10 +225,30 @@ async fn stop_at(door: &Door, request: Request, stopped: impl Fn() -> Response) 
 }
 
 async fn remove(From(door): From<Door>, Path(id): Path<String>, request: Request) -> Response {
-    let ours = door.is_ours(request.headers());
+    if !door.is_ours(request.headers()) {
+        return door.pass(request).await;
+    }
+    let (Some(attempts), Some(head)) = (door.ledger.attempts(&id).await, door.head()) else {
+        return away("the Ray head is away");
+    };
+    let api = HttpJobs::new(head);
+    // The attempt that took its place is the same job: it is deleted with it, and not while it runs.
+    let newest = attempts.last().map_or(id.clone(), |job| job.id.clone());
+    if newest != id && attempts.last().is_some_and(|job| !job.is_over()) {
+        let text = format!("Attempted to delete job '{id}', but {newest}, which took its place, has not ended.\n");
+        return (StatusCode::INTERNAL_SERVER_ERROR, text).into_response();
+    }
+    let last = api.status(&newest).await.ok().flatten();
+    if let Some(last) = last {
+        door.ledger.deleting(&newest, last).await;
+    }
     let answer = door.pass(request).await;
-    if ours && answer.status().is_success() {
-        door.ledger.forget(&id).await;
+    if answer.status().is_success() {
+        door.ledger.forget(&id, last).await;
+        for other in attempts.iter().filter(|job| job.id != id) {
+            // Ray may have forgotten it.
+            let _ = api.delete(&other.id).await;
+        }
     }
     answer
 }
@@ -218,10 +272,13 @@ async fn put_package(From(door): From<Door>, Path(name): Path<String>, request: 
     let mut incoming = match door.packages.receive(&name).await {
         Some(Ok(incoming)) => incoming,
         Some(Err(e)) => {
-            tracing::warn!("the package {name} is not kept: {e}");
+            door.unkept(&name, &e.to_string()).await;
             return door.pass(request).await;
         }
-        None => return door.pass(request).await,
+        None => {
+            door.unkept(&name, "its name can name no file").await;
+            return door.pass(request).await;
+        }
     };
     if door.head().is_some() {
         let (parts, body) = request.into_parts();
@@ -231,13 +288,22 @@ async fn put_package(From(door): From<Door>, Path(name): Path<String>, request: 
         if answer.status().is_success()
             && let Ok(Some(incoming)) = copy.await
         {
-            finish(incoming, &name).await;
+            if let Err(e) = incoming.finish().await {
+                door.unkept(&name, &e.to_string()).await;
+            }
         }
         return answer;
     }
     let mut body = request.into_body().into_data_stream();
-    while let Some(piece) = futures_util::StreamExt::next(&mut body).await {
-        let Ok(piece) = piece else { return StatusCode::BAD_REQUEST.into_response() };
+    loop {
+        let piece = match tokio::time::timeout(ANSWER, futures_util::StreamExt::next(&mut body)).await {
+            Ok(Some(Ok(piece))) => piece,
+            Ok(None) => break,
+            Ok(Some(Err(_))) => return (StatusCode::BAD_REQUEST, "the upload broke off\n").into_response(),
+            Err(_) => {
+                return (StatusCode::REQUEST_TIMEOUT, "the upload brought nothing for a minute\n").into_response();
+            }
+        };
         if let Err(e) = incoming.write(&piece).await {
             return (StatusCode::INSUFFICIENT_STORAGE, format!("the package cannot be kept: {e}\n")).into_response();
         }
@@ -245,12 +311,6 @@ async fn put_package(From(door): From<Door>, Path(name): Path<String>, request: 
     match incoming.finish().await {
         Ok(()) => StatusCode::OK.into_response(),
         Err(e) => (StatusCode::INSUFFICIENT_STORAGE, format!("the package cannot be kept: {e}\n")).into_response(),
-    }
-}
-
-async fn finish(incoming: Incoming, name: &str) {
-    if let Err(e) = incoming.finish().await {
-        tracing::warn!("the package {name} is not kept: {e}");
     }
 }
 

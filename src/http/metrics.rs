@@ -87,7 +87,9 @@ fn render(s: &Snapshot, recording: bool, incidents: &BTreeMap<(String, Cause), T
     }
     out.family("labd_recovery_seconds", "summary", "From a service's death to its being ready again.");
     for service in &s.services {
-        let of = incidents.iter().filter(|((name, cause), _)| *name == service.name && *cause != Cause::Asked);
+        let of = incidents
+            .iter()
+            .filter(|((name, cause), _)| *name == service.name && *cause != Cause::Asked && cause.ends());
         let (count, sum) = of.fold((0, Duration::ZERO), |(n, d), (_, t)| (n + t.recovered, d + t.recovery));
         let labels = [("service", service.name.as_str())];
         out.sample("labd_recovery_seconds_sum", &labels, sum.as_secs_f64());

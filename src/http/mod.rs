@@ -19,6 +19,7 @@ mod events;
 mod gpus;
 mod healthz;
 mod host;
+mod jobs;
 mod lab;
 mod logs;
 mod metrics;
@@ -64,6 +65,8 @@ pub struct State {
     pub plan: watch::Receiver<Arc<serde_json::Value>>,
     /// What a person needs to log in to the services; admin only.
     pub credentials: watch::Receiver<Arc<Vec<Credential>>>,
+    /// The way to the job ledger.
+    pub jobs: crate::jobs::Ledger,
     /// The GPUs' keeper.
     pub gpus: Gpus,
     /// Names, beside loopback and IP addresses, under which a browser may reach the page.
@@ -77,6 +80,7 @@ pub fn admin_router(state: State) -> Router {
     let commands = Router::new()
         .route("/services/{name}/logs", get(logs::get))
         .route("/services/{name}/{verb}", post(services::post))
+        .route("/jobs/{id}/stop", post(jobs::stop))
         .route("/gpus/{gpu}/release", post(gpus::release))
         .route("/gpus/{gpu}/drill/{fault}", post(gpus::drill))
         .route("/reload", post(lab::reload))

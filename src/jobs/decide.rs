@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use super::submission::{Retry, Submission};
 use crate::{
-    incident::{Cause, Incident},
+    incident::{Cause, Incident, OOM_INSIDE},
     ray::{ErrorType, Jobs, RayJob, RayNode},
     snapshot::JobStatus,
     text::clip,
@@ -44,6 +44,9 @@ const ORPHANED: Duration = Duration::from_secs(10);
 const FORGOTTEN: Duration = Duration::from_mins(1);
 /// An attempt that ran so long is no quick failure: the next one starts at once.
 const SOUND: Duration = Duration::from_mins(1);
+/// For so long after its hand-in an entry that began before the submission came is not taken for this one. Ray takes no id
+/// twice, so what it tells after that is this one, on a clock that was set back.
+const NAMESAKE: Duration = Duration::from_mins(1);
 /// No resubmission waits longer.
 const LONGEST_WAIT: Duration = Duration::from_mins(1);
 
@@ -60,8 +63,19 @@ pub struct Job {
     pub submission: Submission,
     /// When it came, or was made.
     pub submitted_at: Timestamp,
+    /// What its training run is called when the script gives it no name.
+    pub run: String,
+    /// One line for whoever reads its log, such as that its id was used before.
+    pub note: Option<String>,
     /// How far it is.
     pub state: State,
+}
+
+impl Job {
+    /// Whether nothing more happens to it.
+    pub const fn is_over(&self) -> bool {
+        matches!(self.state, State::Ended { .. })
+    }
 }
 
 /// How far a submission is.
@@ -104,12 +118,23 @@ pub struct Handed {
     pub missing_since: Option<Timestamp>,
     /// Since when its driver's node is not ALIVE.
     pub orphaned_since: Option<Timestamp>,
+    /// Ray's last word before its owner's request to delete it was passed on: one that Ray forgets after that was deleted.
+    #[serde(default)]
+    pub deleting: Option<JobStatus>,
 }
 
 impl Handed {
     /// Just taken.
     pub fn new(at: Timestamp) -> Self {
-        Self { at, stop_asked: false, driver: None, driver_since: None, missing_since: None, orphaned_since: None }
+        Self {
+            at,
+            stop_asked: false,
+            driver: None,
+            driver_since: None,
+            missing_since: None,
+            orphaned_since: None,
+            deleting: None,
+        }
     }
 }
 
@@ -189,7 +214,7 @@ pub enum Move {
 pub fn decide(book: &BTreeMap<String, Job>, world: &World<'_>, policy: Policy, now: Timestamp) -> Vec<Move> {
     let open = book.values().filter(|job| !matches!(job.state, State::Ended { .. }));
     open.filter_map(|job| match &job.state {
-        State::Kept { stop_first: Some(old), .. } if succeeded(old, world) => {
+        State::Kept { stop_first: Some(old), .. } if succeeded(book, old, world) => {
             Some(Move::End(job.id.clone(), Outcome::Succeeded))
         }
         State::Kept { not_before, .. } => {
@@ -202,7 +227,7 @@ pub fn decide(book: &BTreeMap<String, Job>, world: &World<'_>, policy: Policy, n
             }
             Verdict::Going(known) => Some(Move::Note(job.id.clone(), known)),
             Verdict::Ended(outcome) => Some(Move::End(job.id.clone(), outcome)),
-            Verdict::Lost { why, dead } => Some(lose(book, job, handed, why, dead, policy, now)),
+            Verdict::Lost { why, dead } => Some(lose(book, job, handed, why, dead, world, policy, now)),
         },
         State::Ended { .. } => None,
     })
@@ -222,10 +247,15 @@ pub fn wake(book: &BTreeMap<String, Job>, now: Timestamp) -> Option<Timestamp> {
     due.min()
 }
 
-/// Whether an attempt that was given up went on all the same, and succeeded.
-fn succeeded(id: &str, world: &World<'_>) -> bool {
+/// Whether an attempt that was given up went on all the same, and succeeded; not one that had its id before.
+fn succeeded(book: &BTreeMap<String, Job>, id: &str, world: &World<'_>) -> bool {
     let jobs = world.jobs.map(|told| told.jobs.as_slice()).unwrap_or_default();
-    jobs.iter().any(|job| job.submission_id == id && job.status == JobStatus::Succeeded)
+    let since = book.get(id).map(|job| job.submitted_at);
+    jobs.iter().any(|job| {
+        job.submission_id == id
+            && job.status == JobStatus::Succeeded
+            && job.started_at.is_none_or(|began| since.is_none_or(|since| began >= since))
+    })
 }
 
 fn driver_alive(world: &World<'_>) -> bool {
@@ -242,14 +272,49 @@ enum Verdict {
     },
 }
 
+/// Ray's word on this very submission: `Err` while there is none, `Ok(None)` when Ray does not know it. An id may have been
+/// used before: a list that was asked for before Ray took this one, and an entry that began before this one came, are about
+/// a namesake.
+fn word<'a>(job: &Job, handed: &Handed, told: Option<&'a Jobs>, now: Timestamp) -> Result<Option<&'a RayJob>, ()> {
+    // When the clock was set back since, nothing is known of what came first.
+    let Some(told) = told.filter(|told| told.asked_at > handed.at || now < handed.at) else { return Err(()) };
+    match told.jobs.iter().find(|j| j.submission_id == job.id) {
+        Some(entry)
+            if entry.started_at.is_some_and(|began| began < job.submitted_at)
+                && told.asked_at.since(handed.at) < NAMESAKE =>
+        {
+            Err(())
+        }
+        entry => Ok(entry),
+    }
+}
+
+/// What became of a job whose owner deleted it, which Ray allows once it has ended: its own end where the ledger knows it,
+/// else as Ray said last. `None` when nobody knows.
+pub fn deleted(job: &Job, told: Option<JobStatus>) -> Option<Outcome> {
+    let stop_asked = match &job.state {
+        State::Ended { outcome, .. } => return Some(outcome.clone()),
+        State::Handed(handed) => handed.stop_asked,
+        State::Kept { .. } => false,
+    };
+    match told? {
+        JobStatus::Succeeded => Some(Outcome::Succeeded),
+        JobStatus::Stopped => Some(Outcome::Stopped),
+        JobStatus::Failed if stop_asked => Some(Outcome::Stopped),
+        JobStatus::Failed => Some(Outcome::Failed { why: "its owner deleted it after it failed".to_owned() }),
+        JobStatus::Pending | JobStatus::Running => None,
+    }
+}
+
 fn judge(job: &Job, handed: &Handed, world: &World<'_>, now: Timestamp) -> Verdict {
     let mut known = handed.clone();
-    let told = world.jobs.and_then(|jobs| jobs.jobs.iter().find(|j| j.submission_id == job.id));
+    let Ok(told) = word(job, handed, world.jobs, now) else { return Verdict::Going(known) };
     let Some(told) = told else {
-        // A list that was asked for before Ray took the job tells nothing of it.
-        let asked_later = world.jobs.is_some_and(|jobs| jobs.asked_at > handed.at);
-        if !(asked_later && world.reachable) {
+        if !world.reachable {
             return Verdict::Going(known);
+        }
+        if let Some(outcome) = known.deleting.and_then(|last| deleted(job, Some(last))) {
+            return Verdict::Ended(outcome);
         }
         let since = *known.missing_since.get_or_insert(now);
         if now.since(since) < MISSING {
@@ -279,7 +344,7 @@ fn judge(job: &Job, handed: &Handed, world: &World<'_>, now: Timestamp) -> Verdi
 fn going(job: &Job, told: &RayJob, mut known: Handed, life: Life, world: &World<'_>, now: Timestamp) -> Verdict {
     // Its driver's container ended since: whatever Ray still says, it does not run any more. One that is only asked to end
     // runs on for a while, and Ray says when that is over.
-    let died = |i: &&Incident| life.saw(i) && i.cause != Cause::Asked && on_driver(i, &known, world);
+    let died = |i: &&Incident| life.saw(i) && i.cause != Cause::Asked && i.cause.ends() && on_driver(i, &known, world);
     if let Some(incident) = world.incidents.iter().find(died) {
         if known.stop_asked {
             return Verdict::Ended(Outcome::Stopped);
@@ -316,7 +381,8 @@ fn failed(told: &RayJob, known: &Handed, life: Life, world: &World<'_>, now: Tim
     };
     let on_driver = |i: &Incident| on_driver(i, known, world);
     let any = |i: &Incident| is_infrastructure(&i.service);
-    let driver_died = world.incidents.iter().any(|i| life.saw(i) && i.cause != Cause::Asked && on_driver(i));
+    let ended = |i: &Incident| i.cause != Cause::Asked && i.cause.ends();
+    let driver_died = world.incidents.iter().any(|i| life.saw(i) && ended(i) && on_driver(i));
     match told.error {
         Some(ErrorType::JobSupervisorActorDied) => Verdict::Lost {
             why: near(&any).unwrap_or_else(|| "the process that watches its driver died".to_owned()),
@@ -395,13 +461,26 @@ fn first_line(text: &str) -> String {
     clip(text.lines().find(|l| !l.trim().is_empty()).unwrap_or("Ray does not say why").trim(), LONGEST)
 }
 
+/// Whether this attempt took the place of one that lost a process for memory. One such loss may be another job's doing; the
+/// second in a row is its own.
+fn came_of_memory(book: &BTreeMap<String, Job>, id: &str) -> bool {
+    book.values().any(|job| match &job.state {
+        State::Ended { outcome: Outcome::Lost { why, next: Next::As(next) }, .. } => {
+            next == id && why.contains(OOM_INSIDE)
+        }
+        _ => false,
+    })
+}
+
 /// The lost job's end, and the one that takes its place.
+#[expect(clippy::too_many_arguments, reason = "everything that is known of the loss, once")]
 fn lose(
     book: &BTreeMap<String, Job>,
     job: &Job,
     handed: &Handed,
     why: String,
     dead: bool,
+    world: &World<'_>,
     policy: Policy,
     now: Timestamp,
 ) -> Move {
@@ -410,6 +489,14 @@ fn lose(
         |why: String, reason: &str| Move::End(id.clone(), Outcome::Lost { why, next: Next::Not(reason.to_owned()) });
     if handed.stop_asked {
         return Move::End(id, Outcome::Stopped);
+    }
+    // Its owner is deleting it: nobody wants it again.
+    if let Some(outcome) = handed.deleting.and_then(|last| deleted(job, Some(last))) {
+        return Move::End(id, outcome);
+    }
+    if why.contains(OOM_INSIDE) && came_of_memory(book, &id) {
+        let why = format!("{why}; the attempt before ended so too: the job needs more memory than there is");
+        return Move::End(id, Outcome::Failed { why });
     }
     let (limit, by) = match job.submission.retry() {
         Retry::Default => (policy.resubmissions, "`jobs.resubmissions` in labd.toml"),
@@ -424,7 +511,9 @@ fn lose(
         };
         return not(why, &reason);
     }
-    let taken: BTreeSet<&str> = book.keys().map(String::as_str).collect();
+    // Ray may still know an attempt that its owner deleted from the ledger.
+    let told = world.jobs.iter().flat_map(|told| &told.jobs).map(|job| job.submission_id.as_str());
+    let taken: BTreeSet<&str> = book.keys().map(String::as_str).chain(told).collect();
     let next = (done + 1..u32::MAX).map(|n| format!("{}-r{n}", job.root)).find(|name| !taken.contains(name.as_str()));
     // There are more numbers than jobs.
     let Some(next) = next else { return not(why, "no id is left") };
@@ -439,6 +528,8 @@ fn lose(
         attempt: job.attempt.saturating_add(1),
         submission: job.submission.clone(),
         submitted_at: now,
+        run: job.run.clone(),
+        note: None,
         state: State::Kept { not_before: now.plus(wait), stop_first: (!dead).then(|| id.clone()), tries: 0 },
     };
     Move::Replace(id, Outcome::Lost { why, next: Next::As(next) }, Box::new(replacement))
@@ -466,6 +557,8 @@ mod tests {
             attempt: 1,
             submission: Submission::parse(request.to_string().as_bytes()).expect("a submission"),
             submitted_at: ts(100),
+            run: id.into(),
+            note: None,
             state: State::Handed(Handed { driver: Some(DRIVER), ..Handed::new(ts(100)) }),
         }
     }
@@ -729,6 +822,67 @@ mod tests {
     }
 
     #[test]
+    fn what_is_told_of_an_ids_former_job_is_no_word_on_this_one() {
+        let done = RayJob { started_at: Some(ts(10)), ..told(JobStatus::Succeeded, None, Some(20), "") };
+        let handed = |at| State::Handed(Handed::new(ts(at)));
+        // In a list that was asked for before this one was taken, and in one that was answered late.
+        let mut case = Case::new(vec![done.clone()], vec![]);
+        (case.job.state, case.now) = (handed(1000), 1000);
+        assert_eq!(case.moves(), []);
+        (case.job.state, case.now) = (handed(990), 1000);
+        assert_eq!(case.moves(), [], "it began before this one came");
+        case.told = vec![RayJob { started_at: Some(ts(100)), ..done.clone() }];
+        assert_eq!(case.outcome(), Some(Outcome::Succeeded), "this one");
+        // Ray takes no id twice: what it tells for long is this one, whatever its clock said.
+        (case.told, case.now) = (vec![done.clone()], 1051);
+        assert_eq!(case.outcome(), Some(Outcome::Succeeded));
+        // The clock was set back since.
+        (case.told, case.job.state, case.now) =
+            (vec![told(JobStatus::Succeeded, None, Some(900), "")], handed(2000), 1000);
+        assert_eq!(case.outcome(), Some(Outcome::Succeeded));
+        // A failure of the former one does not end this one either.
+        let failed = RayJob { started_at: Some(ts(10)), ..told(JobStatus::Failed, None, Some(20), "") };
+        let mut case = Case::new(vec![failed], vec![]);
+        case.job.state = handed(990);
+        assert_eq!(case.moves(), []);
+    }
+
+    #[test]
+    fn one_that_its_owner_deleted_is_not_lost() {
+        for (last, outcome) in [(JobStatus::Succeeded, Outcome::Succeeded), (JobStatus::Stopped, Outcome::Stopped)] {
+            let mut case = Case::new(vec![], vec![]);
+            case.job.state = State::Handed(Handed { deleting: Some(last), ..Handed::new(ts(100)) });
+            assert_eq!(case.outcome(), Some(outcome.clone()), "labd was killed before it heard that Ray did it");
+            assert_eq!(deleted(&case.job, Some(last)), Some(outcome));
+        }
+        // It was judged before Ray had done it.
+        let died = told(JobStatus::Failed, Some(ErrorType::JobSupervisorActorDied), Some(900), "");
+        let mut case = Case::new(vec![died], vec![]);
+        case.job.state = State::Handed(Handed { deleting: Some(JobStatus::Failed), ..Handed::new(ts(100)) });
+        assert!(matches!(case.outcome(), Some(Outcome::Failed { .. })), "{:?}", case.moves());
+        // Ray refused: it is still there.
+        let mut case = Case::new(vec![told(JobStatus::Running, None, None, "")], vec![]);
+        case.job.state = State::Handed(Handed { deleting: Some(JobStatus::Failed), ..Handed::new(ts(100)) });
+        assert_eq!(case.outcome(), None);
+        let job = |state| Job { state, ..job("food11", json!({})) };
+        let running = job(State::Handed(Handed::new(ts(100))));
+        assert!(matches!(deleted(&running, Some(JobStatus::Failed)), Some(Outcome::Failed { .. })));
+        assert_eq!((deleted(&running, Some(JobStatus::Running)), deleted(&running, None)), (None, None));
+        let stopped = job(State::Handed(Handed { stop_asked: true, ..Handed::new(ts(100)) }));
+        assert_eq!(deleted(&stopped, Some(JobStatus::Failed)), Some(Outcome::Stopped));
+        let lost = Outcome::Lost { why: "x".into(), next: Next::Not("y".into()) };
+        assert_eq!(deleted(&job(State::Ended { at: ts(5), outcome: lost.clone() }), None), Some(lost));
+    }
+
+    #[test]
+    fn an_attempt_takes_no_id_that_ray_still_knows() {
+        let died = told(JobStatus::Failed, Some(ErrorType::JobSupervisorActorDied), Some(900), "");
+        let old = RayJob { submission_id: "food11-r1".into(), ..told(JobStatus::Failed, None, Some(50), "") };
+        let moves = Case::new(vec![died, old], vec![]).moves();
+        assert!(matches!(moves.first(), Some(Move::Replace(_, _, new)) if new.id == "food11-r2"), "{moves:?}");
+    }
+
+    #[test]
     fn a_stop_is_a_stop_and_limits_are_kept() {
         let failed = told(JobStatus::Failed, Some(ErrorType::JobSupervisorActorDied), Some(900), "");
         let mut case = Case::new(vec![failed.clone()], vec![incident("ray-driver", 890, None)]);
@@ -739,6 +893,60 @@ mod tests {
             case.job = Job { attempt, ..job("food11", json!({"metadata": {"labd.retry": retry}})) };
             assert_eq!(matches!(case.moves()[..], [Move::Replace(..)]), again, "{retry} {attempt}");
         }
+    }
+
+    #[test]
+    fn memory_that_ran_out_in_a_living_container_is_a_loss_once_and_then_the_jobs_own_error() {
+        let oom = |service: &str, at| Incident {
+            cause: Cause::OomInside,
+            why: format!("{OOM_INSIDE}; raise `services.ray-worker.memory` in labd.toml (now 3 GiB)"),
+            ..incident(service, at, Some(at))
+        };
+        let failed = |id: &str, error, ended| RayJob {
+            submission_id: id.into(),
+            started_at: Some(ts(ended - 100)),
+            ..told(JobStatus::Failed, error, Some(ended), "x")
+        };
+        let command = Some(ErrorType::JobEntrypointCommandError);
+        let addresses = [("ray-driver".to_owned(), DRIVER), ("ray-worker-0".to_owned(), WORKER)].into();
+        let nodes = [node(1, DRIVER, true, "driver")];
+        let after = |book: &BTreeMap<String, Job>, told: RayJob, incidents: &[Incident]| {
+            let jobs = Jobs { asked_at: ts(1000), jobs: vec![told] };
+            let world = World {
+                reachable: true,
+                jobs: Some(&jobs),
+                nodes: &nodes,
+                incidents,
+                ending: false,
+                addresses: &addresses,
+            };
+            decide(book, &world, Policy { resubmissions: 10 }, ts(1000)).pop()
+        };
+        let mut book = BTreeMap::from([("food11".to_owned(), job("food11", json!({})))]);
+        // The driver's node lives on: a job that runs there runs on.
+        let runs = RayJob { ended_at: None, ..told(JobStatus::Running, None, None, "") };
+        let going = after(&book, runs, &[oom("ray-driver", 850)]);
+        assert!(matches!(going, Some(Move::Note(..))), "{going:?}");
+        // One whose watching process was killed may still run.
+        let unwatched = failed("food11", Some(ErrorType::JobSupervisorActorDied), 500);
+        let Some(Move::Replace(_, _, new)) = after(&book, unwatched, &[oom("ray-driver", 499)]) else { panic!("lost") };
+        assert!(matches!(new.state, State::Kept { stop_first: Some(_), .. }), "{new:?}");
+        let first = after(&book, failed("food11", command, 500), &[oom("ray-worker-0", 499)]);
+        let Some(Move::Replace(id, lost, new)) = first else { panic!("{first:?}") };
+        assert!(matches!(&lost, Outcome::Lost { why, .. } if why.contains("raise `services.ray-worker.memory`")));
+        let ended = Job { state: State::Ended { at: ts(505), outcome: lost }, ..book[&id].clone() };
+        book.insert(id, ended);
+        let mut new = *new;
+        new.state = State::Handed(Handed { driver: Some(DRIVER), ..Handed::new(ts(506)) });
+        let again = BTreeMap::from([(new.id.clone(), new.clone())]);
+        book.extend(again);
+        let second = after(&book, failed("food11-r1", command, 900), &[oom("ray-worker-0", 898)]);
+        let Some(Move::End(id, Outcome::Failed { why })) = second else { panic!("{second:?}") };
+        assert_eq!(id, "food11-r1");
+        assert!(why.starts_with("ray-worker-0: out of memory") && why.contains("the attempt before"), "{why}");
+        // Lost to something else, the second attempt is as good as the first.
+        let killed = after(&book, failed("food11-r1", command, 900), &[incident("ray-worker-0", 898, None)]);
+        assert!(matches!(killed, Some(Move::Replace(..))), "{killed:?}");
     }
 
     #[test]

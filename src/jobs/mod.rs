@@ -6,6 +6,7 @@
 //!
 //! * [`submission`]: a request, as sent and as handed in. Pure.
 //! * [`decide`]: what a job's end means and what follows. Pure.
+//! * [`past`]: ids that are used again. Pure.
 //! * [`store`]: the file.
 //! * [`packages`]: uploaded code, kept beside it.
 //!
@@ -15,6 +16,7 @@
 
 pub mod decide;
 pub mod packages;
+pub mod past;
 pub mod store;
 pub mod submission;
 #[cfg(test)]
@@ -32,6 +34,7 @@ use std::{
 use bytes::Bytes;
 use tokio::{
     sync::{mpsc, oneshot, watch},
+    task::AbortHandle,
     time::Instant,
 };
 
@@ -40,13 +43,14 @@ use crate::{
     incident::Incident,
     journal::{Entry, Journal, Kind},
     ray::{Gcs, JobApi, RayView, Reply},
-    snapshot::{EngineView, JobView, ServiceState, Snapshot},
+    snapshot::{EngineView, JobStatus, JobView, ServiceState, ServiceView, Snapshot},
     time::Timestamp,
 };
 use decide::{Handed, Job, Move, Next, Outcome, Policy, State, World};
 use packages::Packages;
+use past::{End, Past};
 use store::{Found, LedgerError, Store};
-use submission::Submission;
+use submission::{Named, Submission};
 
 /// Ray kills what a stopped job left after 3 s (`RAY_JOB_STOP_WAIT_TIME_S`), and a moment more.
 const STOPPED: Duration = Duration::from_secs(4);
@@ -68,6 +72,8 @@ pub struct LedgerView {
     pub jobs: Vec<JobView>,
     /// What is wrong with the ledger itself.
     pub trouble: Option<String>,
+    /// What people should know of jobs together, in a line each.
+    pub notices: Vec<String>,
     /// Jobs handed in again since the ledger began.
     pub resubmissions: u64,
 }
@@ -92,10 +98,19 @@ pub struct Ledger {
 enum Ask {
     Submit { submission: Submission, reply: oneshot::Sender<Reply> },
     Stop { id: String, reply: oneshot::Sender<Stop> },
-    Forget { id: String },
+    Deleting { id: String, last: JobStatus, reply: oneshot::Sender<()> },
+    Forget { id: String, last: Option<JobStatus>, reply: oneshot::Sender<()> },
+    Attempts { id: String, reply: oneshot::Sender<Vec<Job>> },
+    Unkept { what: String },
 }
 
 impl Ledger {
+    /// The way to a keeper that has ended.
+    #[cfg(test)]
+    pub(crate) fn none() -> Self {
+        Self { ask: mpsc::channel(1).0, view: watch::channel(Arc::default()).1 }
+    }
+
     /// Keeps a submission and hands it in: Ray's answer, or, while the head is away, one as Ray gives it.
     pub async fn submit(&self, submission: Submission) -> Option<Reply> {
         let (reply, answer) = oneshot::channel();
@@ -110,9 +125,34 @@ impl Ledger {
         answer.await.ok()
     }
 
-    /// Notes that a person deleted a job.
-    pub async fn forget(&self, id: &str) {
-        let _ = self.ask.send(Ask::Forget { id: id.to_owned() }).await;
+    /// Notes that a person's request to delete a job is about to be passed on, and what Ray said of the job last: should it
+    /// be gone after that, it was deleted, also when labd is killed before [`Self::forget`]. Whether it was noted: not
+    /// while labd ends.
+    pub async fn deleting(&self, id: &str, last: JobStatus) -> bool {
+        let (reply, noted) = oneshot::channel();
+        let sent = self.ask.send(Ask::Deleting { id: id.to_owned(), last, reply }).await;
+        sent.is_ok() && noted.await.is_ok()
+    }
+
+    /// Notes that Ray deleted a job, which it does for ended ones only. `last` is what Ray said of it last, where that is
+    /// known. Whether it was noted: not while labd ends.
+    pub async fn forget(&self, id: &str, last: Option<JobStatus>) -> bool {
+        let (reply, noted) = oneshot::channel();
+        let sent = self.ask.send(Ask::Forget { id: id.to_owned(), last, reply }).await;
+        sent.is_ok() && noted.await.is_ok()
+    }
+
+    /// A job and the attempts that took its place, oldest first; empty for an id that the ledger does not know. `None`
+    /// while labd ends.
+    pub async fn attempts(&self, id: &str) -> Option<Vec<Job>> {
+        let (reply, answer) = oneshot::channel();
+        self.ask.send(Ask::Attempts { id: id.to_owned(), reply }).await.ok()?;
+        answer.await.ok()
+    }
+
+    /// Notes in the journal that a copy of an uploaded package was not kept, and why.
+    pub async fn unkept(&self, what: String) {
+        let _ = self.ask.send(Ask::Unkept { what }).await;
     }
 
     /// What the ledger shows, whenever it changes.
@@ -161,18 +201,20 @@ pub fn spawn<A: JobApi>(opened: Opened, parts: Parts<A>) -> Ledger {
 
 /// The keeper over a simulated file, and how it is killed.
 #[cfg(test)]
-pub(crate) fn simulated<A: JobApi>(shelf: &store::Shelf, parts: Parts<A>) -> (Ledger, tokio::task::AbortHandle) {
+pub(crate) fn simulated<A: JobApi>(shelf: &store::Shelf, parts: Parts<A>) -> (Ledger, AbortHandle) {
     let (store, found) = Store::simulated(shelf);
     start(Opened { store, found, packages: Packages::none() }, parts)
 }
 
-fn start<A: JobApi>(opened: Opened, parts: Parts<A>) -> (Ledger, tokio::task::AbortHandle) {
+fn start<A: JobApi>(opened: Opened, parts: Parts<A>) -> (Ledger, AbortHandle) {
     let Opened { store, found, packages } = opened;
     let (ask, asked) = mpsc::channel(64);
     let (tell, view) = watch::channel(Arc::new(LedgerView::default()));
     let (words, heard) = mpsc::unbounded_channel();
     let keeper = Keeper {
         book: found.book,
+        used: found.used,
+        unsaved_used: BTreeSet::new(),
         trouble: found.note,
         store,
         packages,
@@ -180,6 +222,7 @@ fn start<A: JobApi>(opened: Opened, parts: Parts<A>) -> (Ledger, tokio::task::Ab
         words,
         tell,
         in_flight: BTreeSet::new(),
+        replaced: BTreeMap::new(),
         waiting: BTreeMap::new(),
         stops: BTreeMap::new(),
         unsaved: BTreeSet::new(),
@@ -196,11 +239,17 @@ fn start<A: JobApi>(opened: Opened, parts: Parts<A>) -> (Ledger, tokio::task::Ab
 #[derive(Debug)]
 struct HandedIn {
     id: String,
+    /// Which job of that id it is.
+    submitted_at: Timestamp,
     result: Result<Reply, String>,
 }
 
 struct Keeper<A> {
     book: BTreeMap<String, Job>,
+    /// Ids of jobs that ended, deleted ones included.
+    used: BTreeMap<String, Past>,
+    /// Those of them that are not on disk.
+    unsaved_used: BTreeSet<String>,
     store: Store,
     packages: Packages,
     parts: Parts<A>,
@@ -208,10 +257,12 @@ struct Keeper<A> {
     tell: watch::Sender<Arc<LedgerView>>,
     /// Being handed in now.
     in_flight: BTreeSet<String>,
+    /// Ended jobs whose ids are used again, until Ray has said that it takes the new one.
+    replaced: BTreeMap<String, Job>,
     /// People who wait for Ray's answer.
     waiting: BTreeMap<String, oneshot::Sender<Reply>>,
     /// When Ray was last asked to stop a job.
-    stops: BTreeMap<String, Instant>,
+    stops: BTreeMap<String, (Instant, AbortHandle)>,
     /// Jobs whose newest state is not on disk.
     unsaved: BTreeSet<String>,
     /// Jobs that are on disk and should not be.
@@ -230,14 +281,19 @@ impl<A: JobApi> Keeper<A> {
         let mut config = self.parts.config.clone();
         let mut snapshot = self.parts.snapshot.clone();
         loop {
-            self.settle().await;
+            if self.settle().await {
+                // What takes a lost one's place is handed in at once, whoever else has nothing to say for a while.
+                self.settle().await;
+            }
             self.publish();
             self.sweep();
             let now = Timestamp::now();
             let wake = decide::wake(&self.book, now).map_or(AGAIN, |at| at.since(now).max(Duration::from_millis(20)));
             tokio::select! {
                 biased;
-                Some(HandedIn { id, result }) = heard.recv() => self.handed_in(&id, result).await,
+                Some(HandedIn { id, submitted_at, result }) = heard.recv() => {
+                    self.handed_in(&id, submitted_at, result).await;
+                }
                 ask = asked.recv() => match ask {
                     Some(ask) => self.hear(ask).await,
                     None => return,
@@ -253,13 +309,15 @@ impl<A: JobApi> Keeper<A> {
 
     // ---- deciding ----
 
-    async fn settle(&mut self) {
+    /// Does what follows from what is known. Whether more follows from that.
+    async fn settle(&mut self) -> bool {
         let now = Timestamp::now();
         if matches!(self.parts.snapshot.borrow().engine, EngineView::Unreachable { .. }) {
             self.engine_away = Some(now);
         }
         let moves = self.decide(now);
         let mut hand = Vec::new();
+        let again = moves.iter().any(|change| matches!(change, Move::Replace(..)));
         for change in moves {
             match change {
                 Move::Hand(id) => hand.push(id),
@@ -277,6 +335,7 @@ impl<A: JobApi> Keeper<A> {
         for id in hand {
             self.hand_in(id);
         }
+        again
     }
 
     fn decide(&self, now: Timestamp) -> Vec<Move> {
@@ -318,7 +377,25 @@ impl<A: JobApi> Keeper<A> {
             Outcome::Lost { why, next: Next::Not(reason) } => ("lost", format!("{id}: lost ({why}); {reason}")),
         };
         self.note(what, reason);
+        if !matches!(outcome, Outcome::Lost { next: Next::As(_), .. })
+            && let Some(job) = self.book.get(id)
+        {
+            let past = Past { run: job.run.clone(), end: End::of(Some(&outcome)), at: now };
+            self.remember(job.root.clone(), past);
+        }
         self.set(id, State::Ended { at: now, outcome });
+    }
+
+    /// Remembers how an id was used, over the job's deletion.
+    fn remember(&mut self, id: String, past: Past) {
+        self.unsaved_used.insert(id.clone());
+        self.used.insert(id, past);
+        if self.used.len() > past::REMEMBERED + past::REMEMBERED / 10 {
+            let mut ages: Vec<Timestamp> = self.used.values().map(|past| past.at).collect();
+            ages.sort_unstable();
+            let oldest = ages[ages.len() - past::REMEMBERED];
+            self.used.retain(|_, past| past.at >= oldest);
+        }
     }
 
     fn note(&self, what: &str, reason: String) {
@@ -333,7 +410,7 @@ impl<A: JobApi> Keeper<A> {
     }
 
     async fn save(&mut self) {
-        if self.unsaved.is_empty() && self.removed.is_empty() {
+        if self.unsaved.is_empty() && self.removed.is_empty() && self.unsaved_used.is_empty() {
             return;
         }
         // A disk that is full now is full a millisecond later, too.
@@ -342,9 +419,11 @@ impl<A: JobApi> Keeper<A> {
         }
         let jobs = self.unsaved.iter().filter_map(|id| self.book.get(id).cloned()).collect();
         let removed = self.removed.iter().cloned().collect();
-        match self.store.save(jobs, removed).await {
+        let used = self.unsaved_used.iter().filter_map(|id| Some((id.clone(), self.used.get(id)?.clone()))).collect();
+        match self.store.save(jobs, removed, used).await {
             Ok(()) => {
                 self.unsaved.clear();
+                self.unsaved_used.clear();
                 self.removed.clear();
                 self.trouble = None;
             }
@@ -374,7 +453,10 @@ impl<A: JobApi> Keeper<A> {
     fn publish(&self) {
         let view = {
             let ray = self.parts.ray.borrow();
-            view::view(&self.book, ray.jobs.as_deref(), &ray.runs, self.trouble.as_deref())
+            let snapshot = self.parts.snapshot.borrow();
+            let at = |s: &ServiceView| Some((s.address.parse().ok()?, s.name.clone()));
+            let services = snapshot.services.iter().filter_map(at).collect();
+            view::view(&self.book, &ray, &services, self.trouble.as_deref())
         };
         self.tell.send_if_modified(|old| {
             let changed = **old != view;
@@ -396,25 +478,41 @@ impl<A: JobApi> Keeper<A> {
         let (packages, words) = (self.packages.clone(), self.words.clone());
         tokio::spawn(async move {
             let result = hand_in(&api, &packages, &job, name_runs).await;
-            let _ = words.send(HandedIn { id, result });
+            let _ = words.send(HandedIn { id, submitted_at: job.submitted_at, result });
         });
     }
 
     fn ask_to_stop(&mut self, id: String) {
-        let due = self.stops.get(&id).is_none_or(|at| at.elapsed() >= AGAIN);
+        let due = self.stops.get(&id).is_none_or(|(at, _)| at.elapsed() >= AGAIN);
         let Some(api) = (self.parts.api)().filter(|_| due) else { return };
-        self.stops.insert(id.clone(), Instant::now());
-        tokio::spawn(async move { api.stop(&id).await });
+        let stopped = id.clone();
+        let task = tokio::spawn(async move {
+            let _ = api.stop(&id).await;
+            // Ray's stop reaches a job that waits for resources only once it has them.
+            if let Err(reason) = api.stop_waiting(&id).await {
+                tracing::debug!(job = id, reason, "not stopped while it waits");
+            }
+        });
+        self.stops.insert(stopped, (Instant::now(), task.abort_handle()));
     }
 
-    async fn handed_in(&mut self, id: &str, result: Result<Reply, String>) {
+    async fn handed_in(&mut self, id: &str, submitted_at: Timestamp, result: Result<Reply, String>) {
         self.in_flight.remove(id);
+        if self.book.get(id).is_some_and(|job| job.submitted_at != submitted_at) {
+            // Its owner deleted it meanwhile and used its id again: that one is handed in next.
+            return;
+        }
         let waiting = self.waiting.remove(id);
         let now = Timestamp::now();
         let Some(State::Kept { stop_first, tries, .. }) = self.book.get(id).map(|job| job.state.clone()) else {
             // Stopped by a person meanwhile, or needed no more.
-            if result.is_ok_and(|reply| reply.is_success()) {
-                self.ask_to_stop(id.to_owned());
+            if let Ok(reply) = result {
+                if reply.is_success() {
+                    self.ask_to_stop(id.to_owned());
+                }
+                if let Some(waiting) = waiting {
+                    let _ = waiting.send(reply);
+                }
             }
             return;
         };
@@ -434,9 +532,7 @@ impl<A: JobApi> Keeper<A> {
             }
             Ok(reply) if waiting.is_some() && !is_transient(&reply) => {
                 // Ray's answer is the person's; what Ray refuses is no job.
-                self.book.remove(id);
-                self.unsaved.remove(id);
-                self.removed.insert(id.to_owned());
+                self.withdraw(id);
                 reply
             }
             Ok(reply) if !is_transient(&reply) || tries >= TRIES => {
@@ -455,9 +551,22 @@ impl<A: JobApi> Keeper<A> {
                 kept(id)
             }
         };
+        self.replaced.remove(id);
         self.save().await;
         if let Some(waiting) = waiting {
             let _ = waiting.send(answer);
+        }
+    }
+
+    /// Takes a submission out again; one that ended and had its id before stands again.
+    fn withdraw(&mut self, id: &str) {
+        if let Some(old) = self.replaced.remove(id) {
+            self.book.insert(id.to_owned(), old);
+            self.unsaved.insert(id.to_owned());
+        } else {
+            self.book.remove(id);
+            self.unsaved.remove(id);
+            self.removed.insert(id.to_owned());
         }
     }
 
@@ -471,19 +580,52 @@ impl<A: JobApi> Keeper<A> {
                 self.save().await;
                 let _ = reply.send(answer);
             }
-            Ask::Forget { id } => {
-                if self.book.get(&id).is_some_and(|job| matches!(job.state, State::Ended { .. })) {
-                    self.book.remove(&id);
-                    self.unsaved.remove(&id);
-                    self.removed.insert(id);
+            Ask::Deleting { id, last, reply } => {
+                let state = self.book.get(&id).map(|job| job.state.clone());
+                if let Some(State::Handed(known)) = state.filter(|_| last.is_final()) {
+                    self.set(&id, State::Handed(Handed { deleting: Some(last), ..known }));
+                    self.save().await;
                 }
+                let _ = reply.send(());
             }
+            Ask::Forget { id, last, reply } => {
+                self.forget(&id, last);
+                self.save().await;
+                let _ = reply.send(());
+            }
+            Ask::Attempts { id, reply } => {
+                let _ = reply.send(past::chain(&self.book, &id).into_iter().cloned().collect());
+            }
+            Ask::Unkept { what } => self.note("package-not-kept", what),
+        }
+    }
+
+    /// Ray deleted a job, at its owner's wish: it has ended, and nothing more happens to it.
+    fn forget(&mut self, id: &str, last: Option<JobStatus>) {
+        let attempts: Vec<Job> = past::chain(&self.book, id).into_iter().cloned().collect();
+        let Some(newest) = attempts.last() else { return };
+        if newest.id == id && !matches!(newest.state, State::Ended { .. }) {
+            let outcome = decide::deleted(newest, last);
+            let past = Past { run: newest.run.clone(), end: End::of(outcome.as_ref()), at: Timestamp::now() };
+            self.note("deleted", format!("{id}: {} and was deleted by its owner", past.end.as_words()));
+            self.remember(newest.root.clone(), past);
+        } else if let State::Handed(known) = &newest.state {
+            // It was replaced at the same moment, and what took its place runs: it is still one job, which nobody wants.
+            let (newest, known) = (newest.id.clone(), Handed { stop_asked: true, ..known.clone() });
+            self.set(&newest, State::Handed(known));
+            return;
+        }
+        for job in attempts {
+            self.book.remove(&job.id);
+            self.unsaved.remove(&job.id);
+            self.removed.insert(job.id);
         }
     }
 
     async fn submit(&mut self, submission: Submission, reply: oneshot::Sender<Reply>) {
         let id = submission.id().map_or_else(submission::new_id, str::to_owned);
-        let ended = self.book.get(&id).map(|job| matches!(job.state, State::Ended { .. }));
+        // Of one that was lost, the attempt that took its place counts.
+        let ended = past::chain(&self.book, &id).pop().map(Job::is_over);
         let told = self.parts.ray.borrow().jobs.as_ref().is_some_and(|t| t.jobs.iter().any(|j| j.submission_id == id));
         // One that ended, and that Ray forgot with its head's state, leaves its id free, as Ray would say.
         if ended.is_some_and(|ended| !ended || told) {
@@ -492,16 +634,38 @@ impl<A: JobApi> Keeper<A> {
                 reply.send(Reply { status: 500, content_type: "text/plain; charset=utf-8".into(), body: text.into() });
             return;
         }
+        // A request to stop that is still on its way is not meant for this one.
+        if let Some((_, task)) = self.stops.remove(&id) {
+            task.abort();
+        }
         let now = Timestamp::now();
+        let (run, note) = self.run_for(&id, &submission);
+        if let Some(note) = &note {
+            self.note("id-used-again", note.clone());
+        }
+        // Attempts of the job that had this id before are jobs of the past of their own.
+        let before: Vec<String> =
+            self.book.values().filter(|job| job.root == id && job.id != id).map(|job| job.id.clone()).collect();
+        for old in before {
+            if let Some(job) = self.book.get_mut(&old) {
+                job.root.clone_from(&job.id);
+                self.unsaved.insert(old);
+            }
+        }
         let job = Job {
             id: id.clone(),
             root: id.clone(),
             attempt: 1,
             submission,
             submitted_at: now,
+            run,
+            note,
             state: State::Kept { not_before: now, stop_first: None, tries: 0 },
         };
-        self.book.insert(id.clone(), job);
+        if let Some(old) = self.book.insert(id.clone(), job) {
+            self.replaced.insert(id.clone(), old);
+        }
+        self.removed.remove(&id);
         self.unsaved.insert(id.clone());
         self.save().await;
         let reachable = self.parts.ray.borrow().gcs == Gcs::Reachable;
@@ -509,9 +673,24 @@ impl<A: JobApi> Keeper<A> {
             self.waiting.insert(id.clone(), reply);
             self.hand_in(id);
         } else {
+            self.replaced.remove(&id);
             self.note("kept", format!("{id}: kept until the Ray head is back"));
             let _ = reply.send(kept(&id));
         }
+    }
+
+    /// What the run of a new job under this id is called, and the line that says so when the id was used before.
+    fn run_for(&self, id: &str, submission: &Submission) -> (String, Option<String>) {
+        let past = past::of(&self.book, id).or_else(|| self.used.get(id).cloned());
+        let taken = |name: &str| {
+            self.book.contains_key(name)
+                || self.used.contains_key(name)
+                || self.book.values().any(|job| job.root != id && job.run == name)
+        };
+        let (run, note) = past::next_run(id, past.as_ref(), taken);
+        // Where the person names the run, or wants no names, there is nothing to be said.
+        let named = self.parts.config.borrow().jobs.name_runs && !submission.names_run();
+        (run, note.filter(|_| named))
     }
 
     fn stop(&mut self, id: &str) -> Stop {
@@ -548,7 +727,8 @@ async fn hand_in<A: JobApi>(api: &A, packages: &Packages, job: &Job, name_runs: 
             api.put_package(&name, &file).await?;
         }
     }
-    api.submit(Bytes::from(job.submission.body(&job.id, &job.root, job.attempt, name_runs))).await
+    let named = Named { run: name_runs.then_some(&job.run), note: job.note.as_deref() };
+    api.submit(Bytes::from(job.submission.body(&job.id, &job.root, job.attempt, named))).await
 }
 
 /// As Ray answers a submission that it took.

@@ -12,6 +12,7 @@ use rusqlite::{Connection, params};
 
 use super::{
     decide::{Job, State},
+    past::{self, Past},
     submission::Submission,
 };
 use crate::{
@@ -22,7 +23,8 @@ use crate::{
 /// `labj` in ASCII marks the file.
 const SHAPE: Shape = Shape { migrations: MIGRATIONS, application_id: 0x6c61_626a, what: "a job ledger" };
 
-const MIGRATIONS: &[&str] = &["CREATE TABLE jobs (
+const MIGRATIONS: &[&str] = &[
+    "CREATE TABLE jobs (
         id           TEXT PRIMARY KEY,
         root         TEXT NOT NULL,
         attempt      INTEGER NOT NULL,
@@ -30,7 +32,19 @@ const MIGRATIONS: &[&str] = &["CREATE TABLE jobs (
         submitted_ms INTEGER NOT NULL,
         state        TEXT NOT NULL
     ) STRICT;
-    CREATE INDEX jobs_root ON jobs (root, attempt);"];
+    CREATE INDEX jobs_root ON jobs (root, attempt);",
+    // Until then a run was called as its root.
+    "ALTER TABLE jobs ADD COLUMN run TEXT NOT NULL DEFAULT '';
+    ALTER TABLE jobs ADD COLUMN note TEXT;
+    UPDATE jobs SET run = root;
+    CREATE TABLE used (
+        id    TEXT PRIMARY KEY,
+        run   TEXT NOT NULL,
+        ended TEXT NOT NULL,
+        at_ms INTEGER NOT NULL
+    ) STRICT;
+    CREATE INDEX used_at ON used (at_ms);",
+];
 
 /// How many ended jobs are kept.
 const ENDED_KEPT: u32 = 10_000;
@@ -73,13 +87,23 @@ pub struct Store {
 
 /// A simulated disk. Clones are the same one.
 #[cfg(test)]
-pub(crate) type Shelf = Arc<Mutex<BTreeMap<String, Job>>>;
+pub(crate) type Shelf = Arc<Mutex<Disk>>;
+
+/// What a simulated disk holds.
+#[cfg(test)]
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Disk {
+    book: BTreeMap<String, Job>,
+    used: BTreeMap<String, Past>,
+}
 
 /// What was found at the start.
 #[derive(Debug, Default)]
 pub struct Found {
     /// Every job.
     pub book: BTreeMap<String, Job>,
+    /// Ids of jobs that ended, deleted ones included.
+    pub used: BTreeMap<String, Past>,
     /// What a person should know of it, such as a damaged file that was set aside.
     pub note: Option<String>,
 }
@@ -95,21 +119,21 @@ impl Store {
             shelf: None,
         };
         let found = match store.load() {
-            Ok(book) => Found { book, note: None },
+            Ok(found) => found,
             Err(OpenFailure::Newer(found)) => {
                 return Err(LedgerError::Newer { path: path.to_owned(), found, ours: SHAPE.version() });
             }
             Err(OpenFailure::Corrupt(reason)) => store.begin_anew(&reason),
-            Err(OpenFailure::NotNow(reason)) => Found { book: BTreeMap::new(), note: Some(store.not_kept(&reason)) },
+            Err(OpenFailure::NotNow(reason)) => Found { note: Some(store.not_kept(&reason)), ..Found::default() },
         };
         Ok((store, found))
     }
 
     #[cfg(test)]
     pub(super) fn simulated(shelf: &Shelf) -> (Self, Found) {
-        let book = shelf.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Disk { book, used } = shelf.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let store = Self { path: PathBuf::new(), db: Arc::default(), shelf: Some(shelf.clone()) };
-        (store, Found { book, note: None })
+        (store, Found { book, used, note: None })
     }
 
     fn begin_anew(&self, reason: &str) -> Found {
@@ -123,14 +147,14 @@ impl Store {
             ),
             Err(e) => self.not_kept(&format!("it is damaged and cannot be renamed: {e}")),
         };
-        Found { book: self.load().unwrap_or_default(), note: Some(note) }
+        Found { note: Some(note), ..self.load().unwrap_or_default() }
     }
 
-    fn load(&self) -> Result<BTreeMap<String, Job>, OpenFailure> {
+    fn load(&self) -> Result<Found, OpenFailure> {
         let db = self.connect()?;
-        let mut book = BTreeMap::new();
+        let (mut book, mut used) = (BTreeMap::new(), BTreeMap::new());
         {
-            let mut rows = db.prepare("SELECT id, root, attempt, request, submitted_ms, state FROM jobs")?;
+            let mut rows = db.prepare("SELECT id, root, attempt, request, submitted_ms, state, run, note FROM jobs")?;
             let mut rows = rows.query([])?;
             while let Some(row) = rows.next()? {
                 let id: String = row.get(0)?;
@@ -141,14 +165,24 @@ impl Store {
                     attempt: row.get(2)?,
                     submission: Submission::parse(request.as_bytes()).ok_or_else(corrupt)?,
                     submitted_at: Timestamp::from_millis(row.get(4)?),
+                    run: row.get(6)?,
+                    note: row.get(7)?,
                     state: serde_json::from_str::<State>(&state).map_err(|_| corrupt())?,
                     id: id.clone(),
                 };
                 book.insert(id, job);
             }
+            let mut rows = db.prepare("SELECT id, run, ended, at_ms FROM used")?;
+            let mut rows = rows.query([])?;
+            while let Some(row) = rows.next()? {
+                let ended: String = row.get(2)?;
+                // A word that this labd does not know says no more than that the id was used.
+                let end = serde_json::from_value(ended.into()).unwrap_or(past::End::Unknown);
+                used.insert(row.get(0)?, Past { run: row.get(1)?, end, at: Timestamp::from_millis(row.get(3)?) });
+            }
         }
         *self.slot() = Some(db);
-        Ok(book)
+        Ok(Found { book, used, note: None })
     }
 
     fn connect(&self) -> Result<Connection, OpenFailure> {
@@ -159,26 +193,27 @@ impl Store {
     }
 
     /// Writes jobs as they are now, all or none; what no longer stands in the ledger is removed. Returns once they are on
-    /// disk. The error is one line.
-    pub async fn save(&self, jobs: Vec<Job>, removed: Vec<String>) -> Result<(), String> {
+    /// disk. `used` are ids of jobs that ended. The error is one line.
+    pub async fn save(&self, jobs: Vec<Job>, removed: Vec<String>, used: Vec<(String, Past)>) -> Result<(), String> {
         #[cfg(test)]
         if let Some(shelf) = &self.shelf {
             // labd may be killed before it is written, and after.
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
             {
-                let mut book = shelf.lock().unwrap_or_else(PoisonError::into_inner);
-                book.retain(|id, _| !removed.contains(id));
-                book.extend(jobs.into_iter().map(|job| (job.id.clone(), job)));
+                let mut disk = shelf.lock().unwrap_or_else(PoisonError::into_inner);
+                disk.book.retain(|id, _| !removed.contains(id));
+                disk.book.extend(jobs.into_iter().map(|job| (job.id.clone(), job)));
+                disk.used.extend(used);
             }
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
             return Ok(());
         }
         let store = self.clone();
-        let written = tokio::task::spawn_blocking(move || store.write(&jobs, &removed)).await;
+        let written = tokio::task::spawn_blocking(move || store.write(&jobs, &removed, &used)).await;
         written.unwrap_or_else(|_| Err("the ledger's writer died".to_owned())).map_err(|reason| self.not_kept(&reason))
     }
 
-    fn write(&self, jobs: &[Job], removed: &[String]) -> Result<(), String> {
+    fn write(&self, jobs: &[Job], removed: &[String], used: &[(String, Past)]) -> Result<(), String> {
         let mut slot = self.slot();
         if slot.is_none() {
             *slot = Some(self.connect().map_err(|e| match e {
@@ -187,7 +222,7 @@ impl Store {
             })?);
         }
         let Some(db) = slot.as_mut() else { return Err("it is not open".to_owned()) };
-        let done = insert(db, jobs, removed);
+        let done = insert(db, jobs, removed, used);
         if done.is_err() {
             // A fresh connection at the next try: some errors leave the old one unusable.
             *slot = None;
@@ -205,17 +240,19 @@ impl Store {
     }
 }
 
-fn insert(db: &mut Connection, jobs: &[Job], removed: &[String]) -> rusqlite::Result<()> {
+fn insert(db: &mut Connection, jobs: &[Job], removed: &[String], used: &[(String, Past)]) -> rusqlite::Result<()> {
     let tx = db.transaction()?;
     {
         let mut put = tx.prepare_cached(
-            "INSERT OR REPLACE INTO jobs (id, root, attempt, request, submitted_ms, state) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            "INSERT OR REPLACE INTO jobs (id, root, attempt, request, submitted_ms, state, run, note) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
         )?;
         for job in jobs {
             // Plain data with string keys always serialises.
             let state = serde_json::to_string(&job.state).unwrap_or_default();
             let request = job.submission.to_json();
-            put.execute(params![job.id, job.root, job.attempt, request, job.submitted_at.as_millis(), state])?;
+            let at = job.submitted_at.as_millis();
+            put.execute(params![job.id, job.root, job.attempt, request, at, state, job.run, job.note])?;
         }
         let mut remove = tx.prepare_cached("DELETE FROM jobs WHERE id = ?1")?;
         for id in removed {
@@ -226,6 +263,18 @@ fn insert(db: &mut Connection, jobs: &[Job], removed: &[String]) -> rusqlite::Re
              ORDER BY submitted_ms DESC LIMIT -1 OFFSET ?1)",
             [ENDED_KEPT],
         )?;
+        let mut put =
+            tx.prepare_cached("INSERT OR REPLACE INTO used (id, run, ended, at_ms) VALUES (?1, ?2, ?3, ?4)")?;
+        for (id, past) in used {
+            let ended = serde_json::to_value(past.end).unwrap_or_default();
+            put.execute(params![id, past.run, ended.as_str(), past.at.as_millis()])?;
+        }
+        if !used.is_empty() {
+            tx.execute(
+                "DELETE FROM used WHERE id IN (SELECT id FROM used ORDER BY at_ms DESC LIMIT -1 OFFSET ?1)",
+                [past::REMEMBERED as u32],
+            )?;
+        }
     }
     tx.commit()
 }
@@ -243,6 +292,8 @@ mod tests {
             submission: Submission::parse(br#"{"entrypoint": "python train.py", "metadata": {"a": "b"}}"#)
                 .expect("one"),
             submitted_at: Timestamp::from_millis(1_000),
+            run: "food11.2".into(),
+            note: Some("used before".into()),
             state,
         }
     }
@@ -262,11 +313,14 @@ mod tests {
         ];
         let (store, found) = Store::open(&path).expect("opens");
         assert!(found.book.is_empty() && found.note.is_none());
-        store.save(jobs.clone(), Vec::new()).await.expect("saved");
-        store.save(Vec::new(), vec!["other".into()]).await.expect("removed");
+        let past = Past { run: "food11.2".into(), end: past::End::Succeeded, at: Timestamp::from_millis(9) };
+        let used = vec![("other".to_owned(), past)];
+        store.save(jobs.clone(), Vec::new(), Vec::new()).await.expect("saved");
+        store.save(Vec::new(), vec!["other".into()], used.clone()).await.expect("removed");
         drop(store);
         let (_, found) = Store::open(&path).expect("opens");
         assert_eq!(found.book.into_values().collect::<Vec<_>>(), jobs[..2]);
+        assert_eq!(found.used.into_iter().collect::<Vec<_>>(), used, "over its deletion");
         assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o600);
     }
 
@@ -296,7 +350,7 @@ mod tests {
         let (store, found) = Store::open(&path).expect("opens");
         assert!(found.note.is_some_and(|n| n.contains("is damaged") && n.contains(".corrupt-")));
         store
-            .save(vec![job("a", State::Handed(Handed::new(Timestamp::from_millis(1))))], Vec::new())
+            .save(vec![job("a", State::Handed(Handed::new(Timestamp::from_millis(1))))], Vec::new(), Vec::new())
             .await
             .expect("saved");
         assert_eq!(
@@ -316,8 +370,37 @@ mod tests {
         let (store, found) = Store::open(&blocked.join("ledger.db")).expect("opens");
         assert!(found.note.is_some_and(|n| n.contains("jobs are not recorded")));
         let one = vec![job("a", State::Handed(Handed::new(Timestamp::from_millis(1))))];
-        assert!(store.save(one.clone(), Vec::new()).await.expect_err("blocked").contains("jobs are not recorded"));
+        assert!(
+            store
+                .save(one.clone(), Vec::new(), Vec::new())
+                .await
+                .expect_err("blocked")
+                .contains("jobs are not recorded")
+        );
         fs::remove_file(&blocked).expect("removable");
-        store.save(one, Vec::new()).await.expect("saved now");
+        store.save(one, Vec::new(), Vec::new()).await.expect("saved now");
+    }
+
+    #[tokio::test]
+    async fn a_ledger_of_the_first_schema_is_taken_over_and_used_ids_are_bounded() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("ledger.db");
+        let first = Shape { migrations: &MIGRATIONS[..1], ..SHAPE };
+        let db = db::open(&path, &first).unwrap_or_else(|_| panic!("opens"));
+        let state = serde_json::to_string(&State::Ended { at: Timestamp::from_millis(5), outcome: Outcome::Succeeded })
+            .expect("JSON");
+        db.execute("INSERT INTO jobs VALUES ('a-r1', 'a', 2, '{\"entrypoint\": \"x\"}', 1, ?1)", [state])
+            .expect("written");
+        drop(db);
+        let (store, found) = Store::open(&path).expect("opens");
+        assert_eq!(found.book["a-r1"].run, "a");
+        let past = |n: usize| Past { run: "x".into(), end: past::End::Failed, at: Timestamp::from_millis(n as i64) };
+        let many = (0..past::REMEMBERED + 10).map(|n| (format!("id{n}"), past(n))).collect();
+        store.save(Vec::new(), Vec::new(), many).await.expect("saved");
+        drop(store);
+        let (_, found) = Store::open(&path).expect("opens");
+        assert!(
+            found.used.len() == past::REMEMBERED && !found.used.contains_key("id9") && found.used.contains_key("id10")
+        );
     }
 }

@@ -3,9 +3,11 @@
 //! The request is kept as it came, so that a resubmission is faithful even in what this labd does not know; only what labd
 //! must say is said on top: an id, a place for the driver, and whose attempt it is.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use serde_json::{Map, Value, json};
+
+use crate::text::{clip, is_invisible};
 
 /// Metadata: `never`, or how often at most a lost job is resubmitted. Set by a person.
 pub const RETRY: &str = "labd.retry";
@@ -15,6 +17,23 @@ pub const RUN: &str = "labd.run";
 pub const ROOT: &str = "labd.root";
 /// Metadata: 1 for the person's submission, 2 for its first resubmission, and so on.
 pub const ATTEMPT: &str = "labd.attempt";
+
+/// Metadata: one line for the job's log, such as that its id was used before.
+pub const NOTE: &str = "labd.note";
+
+/// Largest request body: the agent that Ray hands a submission to takes no larger one (aiohttp's default), and answers with
+/// a traceback.
+pub const LARGEST: usize = 1 << 20;
+/// Longest id, in characters: `labd jobs` and a run's name have room for it.
+const LONGEST_ID: usize = 128;
+/// The same in bytes: Ray writes a job's log to `job-driver-<id>.log`, a file name has at most 255 bytes, and a
+/// resubmission's id is a little longer.
+const LONGEST_ID_BYTES: usize = 200;
+/// Longest text that Ray must hand to a process: the kernel takes at most 128 KiB for one argument and for one environment
+/// variable (`MAX_ARG_STRLEN`). Ray puts `runtime_env` and `metadata` into one variable, and adds a little to both.
+const LONGEST_TEXT: usize = 120 << 10;
+/// How long a node may install packages before Ray gives the job up: a course's environment is some 6 GB.
+const SETUP_SECONDS: u32 = 3_600;
 
 /// What a submission may say of where its driver runs.
 const PLACES: [&str; 5] = [
@@ -28,6 +47,15 @@ const PLACES: [&str; 5] = [
 /// A request body that is a submission.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Submission(Map<String, Value>);
+
+/// What a job's run is called, and what its log says of that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Named<'a> {
+    /// The name of a run that the script gives none; `None` leaves it to Ray.
+    pub run: Option<&'a str>,
+    /// One line for the log.
+    pub note: Option<&'a str>,
+}
 
 /// How often a lost job is resubmitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +86,47 @@ impl Submission {
         text("submission_id").or_else(|| text("job_id"))
     }
 
+    /// Whether the person chose the name of an unnamed run, or that there is none.
+    pub fn names_run(&self) -> bool {
+        self.metadata(RUN).is_some()
+    }
+
+    /// Whether Ray could begin it. What Ray would take and then keep PENDING for ever is refused here: the error is one
+    /// line that says what would be right.
+    pub fn check(&self) -> Result<(), String> {
+        if let Some(id) = self.id() {
+            check_id(id)?;
+        }
+        let entrypoint = self.entrypoint();
+        if entrypoint.contains('\0') || entrypoint.len() > LONGEST_TEXT {
+            return Err(format!(
+                "`entrypoint` must be a command of at most {} KiB without NUL; longer ones belong into a file of `working_dir`",
+                LONGEST_TEXT >> 10
+            ));
+        }
+        let metadata = self.0.get("metadata").and_then(Value::as_object);
+        if let Some((name, _)) = metadata.into_iter().flatten().find(|(_, value)| !value.is_string()) {
+            return Err(format!("`metadata` must have text as values: `{}` has not", clip(name, 40)));
+        }
+        let env = self.0.get("runtime_env").and_then(Value::as_object);
+        match env.and_then(|env| env.get("env_vars")) {
+            None | Some(Value::Null) => {}
+            Some(Value::Object(vars)) => vars.iter().try_for_each(|(name, value)| check_variable(name, value))?,
+            Some(_) => return Err("`runtime_env.env_vars` must be an object of texts".to_owned()),
+        }
+        let of = |map: Option<&Map<String, Value>>| map.map_or(0, ascii_length);
+        let length = of(env) + of(metadata);
+        if length > LONGEST_TEXT {
+            return Err(format!(
+                "`runtime_env` and `metadata` together must be at most {} KiB as JSON, these have {} KiB: put larger data \
+                 into a file of `working_dir`",
+                LONGEST_TEXT >> 10,
+                length.div_ceil(1 << 10)
+            ));
+        }
+        Ok(())
+    }
+
     /// The command line.
     pub fn entrypoint(&self) -> &str {
         self.0.get("entrypoint").and_then(Value::as_str).unwrap_or_default()
@@ -86,6 +155,16 @@ impl Submission {
         PLACES.iter().any(|key| self.0.get(*key).is_some_and(placed))
     }
 
+    /// What its driver asks of the node it runs on, by Ray's names.
+    pub fn asks(&self) -> HashMap<String, f64> {
+        let named = [("entrypoint_num_gpus", "GPU"), ("entrypoint_num_cpus", "CPU"), ("entrypoint_memory", "memory")];
+        let number = |key: &str| self.0.get(key).and_then(Value::as_f64);
+        let asked = named.iter().filter_map(|(key, name)| Some(((*name).to_owned(), number(key)?)));
+        let others = self.0.get("entrypoint_resources").and_then(Value::as_object).into_iter().flatten();
+        let others = others.filter_map(|(name, n)| Some((name.clone(), n.as_f64()?)));
+        asked.chain(others).filter(|(_, n)| *n > 0.0).collect()
+    }
+
     /// Names of the packages in the GCS that its `runtime_env` refers to.
     pub fn packages(&self) -> BTreeSet<String> {
         let mut found = BTreeSet::new();
@@ -96,9 +175,9 @@ impl Submission {
     }
 
     /// The request body to hand in: under `id`, as the `attempt`-th of `root`, and named so that a run without a name of
-    /// its own resumes, when `name_runs`. A driver that names no place gets the driver node's, so that neither the head's
-    /// crash nor a GPU worker's takes it along.
-    pub fn body(&self, id: &str, root: &str, attempt: u32, name_runs: bool) -> Vec<u8> {
+    /// its own resumes, when there is one in `named`. A driver that names no place gets the driver node's, so that neither
+    /// the head's crash nor a GPU worker's takes it along.
+    pub fn body(&self, id: &str, root: &str, attempt: u32, named: Named<'_>) -> Vec<u8> {
         let mut map = self.0.clone();
         map.remove("job_id");
         map.insert("submission_id".to_owned(), json!(id));
@@ -110,10 +189,16 @@ impl Submission {
             _ => Map::new(),
         };
         // A name that the person chose by metadata stands.
-        metadata.entry(RUN).or_insert_with(|| json!(if name_runs { root } else { "" }));
+        metadata.entry(RUN).or_insert_with(|| json!(named.run.unwrap_or_default()));
+        if let Some(note) = named.note {
+            metadata.insert(NOTE.to_owned(), json!(note));
+        }
         metadata.insert(ROOT.to_owned(), json!(root));
         metadata.insert(ATTEMPT.to_owned(), json!(attempt.to_string()));
         map.insert("metadata".to_owned(), Value::Object(metadata));
+        if let Some(Value::Object(env)) = map.get_mut("runtime_env") {
+            with_packages(env, id);
+        }
         // A map with string keys always serialises.
         serde_json::to_vec(&map).unwrap_or_default()
     }
@@ -137,9 +222,80 @@ fn walk(value: &Value, found: &mut BTreeSet<String>) {
     }
 }
 
-/// Whether a package's name may name a file: Ray makes them of letters, digits, `_`, `-` and `.`.
+/// Tells whoever installs packages for which job they are, and gives it the time that takes, on nodes that need them only.
+/// What the person said stands.
+fn with_packages(env: &mut Map<String, Value>, id: &str) {
+    if !["pip", "uv"].iter().any(|key| env.get(*key).is_some_and(|v| !v.is_null())) {
+        return;
+    }
+    let mut put = |key: &str, values: [(&str, Value); 2], count: usize| {
+        let slot = env.entry(key).or_insert(Value::Null);
+        if slot.is_null() {
+            *slot = json!({});
+        }
+        // What is no object, Ray refuses.
+        if let Value::Object(map) = slot {
+            for (name, value) in values.into_iter().take(count) {
+                map.entry(name).or_insert(value);
+            }
+        }
+    };
+    put("env_vars", [("LABD_JOB", json!(id)), ("", Value::Null)], 1);
+    put("config", [("eager_install", json!(false)), ("setup_timeout_seconds", json!(SETUP_SECONDS))], 2);
+}
+
+fn check_id(id: &str) -> Result<(), String> {
+    let right = id.chars().count() <= LONGEST_ID
+        && id.len() <= LONGEST_ID_BYTES
+        && !matches!(id, "." | "..")
+        && id.chars().all(|c| c != '/' && !c.is_control() && !is_invisible(c));
+    if right {
+        return Ok(());
+    }
+    Err(format!(
+        "`submission_id` must have at most {LONGEST_ID} characters, without `/`, control and invisible ones, such as \
+         `food11-lr0.01`"
+    ))
+}
+
+/// The value is a secret: no error shows it.
+fn check_variable(name: &str, value: &Value) -> Result<(), String> {
+    let shown = clip(name, 40);
+    if name.is_empty() || name.contains(['=', '\0']) {
+        return Err(format!(
+            "`runtime_env.env_vars` must have names without `=` and NUL: `{}`",
+            shown.escape_default()
+        ));
+    }
+    match value.as_str() {
+        Some(text) if text.contains('\0') => Err(format!("`runtime_env.env_vars`: `{shown}` must not contain NUL")),
+        Some(text) if name.len() + text.len() > LONGEST_TEXT => Err(format!(
+            "`runtime_env.env_vars`: `{shown}` must be at most {} KiB, it has {} KiB: put larger data into a file of \
+             `working_dir`",
+            LONGEST_TEXT >> 10,
+            text.len().div_ceil(1 << 10)
+        )),
+        Some(_) => Ok(()),
+        None => Err(format!("`runtime_env.env_vars`: `{shown}` must be text, such as \"1\"")),
+    }
+}
+
+/// Length as JSON as Python writes it: in ASCII, with a space after each separator. At least that.
+fn ascii_length(map: &Map<String, Value>) -> usize {
+    let text = serde_json::to_string(map).unwrap_or_default();
+    text.chars()
+        .map(|c| match c {
+            ',' | ':' => 2,
+            c if c.is_ascii() => 1,
+            c => 6 * c.len_utf16(),
+        })
+        .sum()
+}
+
+/// Whether a package's name may name a file. Ray makes names of letters, digits, `_`, `-` and `.`; wheels keep the names
+/// that pip gives them, such as `torch-2.9.0+cpu-cp313-cp313-linux_x86_64.whl` or one with an epoch, `1!2.0`.
 pub fn is_package_name(name: &str) -> bool {
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_-.+!~@=,() ".contains(c);
     !name.is_empty() && name.len() <= 200 && !name.starts_with('.') && name.chars().all(plain)
 }
 
@@ -177,13 +333,19 @@ mod tests {
     fn it_is_handed_in_as_it_came_with_an_id_a_place_and_its_run() {
         let sent = json!({"entrypoint": "python train.py", "runtime_env": {"working_dir": "gcs://_ray_pkg_1.zip",
             "env_vars": {"A": "b"}}, "metadata": {"job_submission_id": "x", "mine": "y"}, "new_in_ray": [1]});
-        let body: Value = serde_json::from_slice(&of(&sent).body("food11-r1", "food11", 2, true)).expect("JSON");
+        let body: Value = serde_json::from_slice(&of(&sent).body(
+            "food11-r1",
+            "food11",
+            2,
+            Named { run: Some("food11.2"), note: Some("used before") },
+        ))
+        .expect("JSON");
         assert_eq!(body["submission_id"], "food11-r1");
         assert_eq!(body["entrypoint_label_selector"], json!({"labd.role": "driver"}));
         assert_eq!((&body["runtime_env"], &body["new_in_ray"]), (&sent["runtime_env"], &sent["new_in_ray"]));
         assert_eq!(
             body["metadata"],
-            json!({"job_submission_id": "x", "mine": "y", RUN: "food11", ROOT: "food11", ATTEMPT: "2"})
+            json!({"job_submission_id": "x", "mine": "y", RUN: "food11.2", NOTE: "used before", ROOT: "food11", ATTEMPT: "2"})
         );
     }
 
@@ -197,7 +359,9 @@ mod tests {
             let mut sent = place.clone();
             sent["entrypoint"] = json!("x");
             sent["metadata"] = json!({RUN: "mine"});
-            let body: Value = serde_json::from_slice(&of(&sent).body("a", "a", 1, true)).expect("JSON");
+            let body: Value =
+                serde_json::from_slice(&of(&sent).body("a", "a", 1, Named { run: Some("a"), note: None }))
+                    .expect("JSON");
             assert_eq!(body["entrypoint_label_selector"], sent["entrypoint_label_selector"], "{place}");
             assert_eq!(body["metadata"][RUN], "mine");
         }
@@ -208,7 +372,7 @@ mod tests {
         ] {
             let mut sent = nowhere;
             sent["entrypoint"] = json!("x");
-            let body: Value = serde_json::from_slice(&of(&sent).body("a", "a", 1, false)).expect("JSON");
+            let body: Value = serde_json::from_slice(&of(&sent).body("a", "a", 1, Named::default())).expect("JSON");
             assert_eq!(body["entrypoint_label_selector"]["labd.role"], "driver");
             assert_eq!(body["metadata"][RUN], "", "switched off");
         }
@@ -223,5 +387,80 @@ mod tests {
             &json!({"entrypoint": "x", "runtime_env": {"working_dir": "gcs://a.zip", "py_modules": ["gcs://b.zip", "s3://c.zip", "gcs://../d"]}}),
         );
         assert_eq!(sent.packages().into_iter().collect::<Vec<_>>(), ["a.zip", "b.zip"]);
+    }
+
+    #[test]
+    fn what_ray_would_keep_pending_for_ever_is_refused_with_what_would_be_right() {
+        let with = |key: &str, value: Value| {
+            let mut sent = json!({"entrypoint": "x"});
+            sent[key] = value;
+            of(&sent).check()
+        };
+        for id in ["a", "food11", &"a".repeat(128), "lr 0.01", "Füchse", "a%b?c#d", "raysubmit_AbCdEfGhIjKlMnOp"] {
+            assert_eq!(with("submission_id", json!(id)), Ok(()), "{id}");
+        }
+        for id in [
+            "a/b",
+            &"a".repeat(129),
+            &"狐".repeat(100),
+            "a\nb",
+            "a\u{202e}b",
+            "a\u{200b}",
+            ".",
+            "..",
+            "\u{feff}a",
+            "\0",
+        ] {
+            let line = with("submission_id", json!(id)).expect_err(id);
+            assert!(line.contains("at most 128 characters") && !line.contains('\n'), "{line}");
+        }
+        let env = |vars: Value| with("runtime_env", json!({ "env_vars": vars }));
+        assert_eq!(env(json!({"A": "b".repeat(100 << 10), "": null})).expect_err("no name").matches('\n').count(), 0);
+        assert_eq!(env(json!({"A": "b".repeat(100 << 10)})), Ok(()));
+        assert_eq!(env(Value::Null), Ok(()));
+        for (vars, right) in [
+            (json!({"SECRET": "hunter2".repeat(30_000)}), "at most 120 KiB, it has 206 KiB"),
+            (json!({"A": "ä".repeat(30_000)}), "together must be at most 120 KiB as JSON, these have 176 KiB"),
+            (json!({"A": "b\u{0}"}), "must not contain NUL"),
+            (json!({"A=B": "c"}), "names without `=`"),
+            (json!({"A": 7}), "must be text"),
+            (json!(["A"]), "an object of texts"),
+        ] {
+            let line = env(vars).expect_err(right);
+            assert!(line.contains(right) && !line.contains("hunter2") && line.len() < 300, "{line}");
+        }
+        assert!(with("metadata", json!({"a": 1})).expect_err("a number").contains("text as values: `a`"));
+        assert!(with("metadata", json!({"a": "b".repeat(130_000)})).is_err());
+        assert!(with("entrypoint", json!("x".repeat(130_000))).expect_err("too long").contains("at most 120 KiB"));
+    }
+
+    #[test]
+    fn one_that_brings_packages_says_whose_they_are_and_gets_the_time() {
+        let body = |env: Value| -> Value {
+            let sent = of(&json!({"entrypoint": "x", "runtime_env": env}));
+            serde_json::from_slice(&sent.body("food11-r1", "food11", 2, Named::default())).expect("JSON")
+        };
+        for key in ["pip", "uv"] {
+            let env = body(json!({key: ["emoji"], "env_vars": {"A": "b"}}))["runtime_env"].clone();
+            assert_eq!(env["env_vars"], json!({"A": "b", "LABD_JOB": "food11-r1"}));
+            assert_eq!(env["config"], json!({"eager_install": false, "setup_timeout_seconds": 3600}));
+        }
+        let said = json!({"pip": ["emoji"], "env_vars": null,
+            "config": {"eager_install": true, "setup_timeout_seconds": 60, "x": 1}});
+        let env = body(said.clone())["runtime_env"].clone();
+        assert_eq!((&env["config"], &env["env_vars"]["LABD_JOB"]), (&said["config"], &json!("food11-r1")));
+        for env in [json!({"env_vars": {"A": "b"}}), json!({"pip": null}), json!({})] {
+            assert_eq!(body(env.clone())["runtime_env"], env, "no packages");
+        }
+    }
+
+    #[test]
+    fn names_as_pip_makes_them_name_files() {
+        for name in ["torch-2.9.0+cpu-cp313-cp313-linux_x86_64.whl", "a-1!2.0-py3-none-any.whl", "_ray_pkg_1.zip"] {
+            assert!(is_package_name(name), "{name}");
+        }
+        for name in ["../a", "a/b", ".a", "", "a\nb", "a\\b", &"a".repeat(201)] {
+            assert!(!is_package_name(name), "{name}");
+        }
     }
 }

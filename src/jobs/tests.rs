@@ -86,6 +86,8 @@ impl Scene {
                 attempt: 1,
                 submission: Submission::parse(sent.as_bytes()).expect("a submission"),
                 submitted_at: now,
+                run: id.clone(),
+                note: None,
                 state: State::Kept { not_before: now, stop_first: None, tries: 0 },
             };
             (id, job)

@@ -1,14 +1,17 @@
 //! From the ledger and Ray's word to jobs as the snapshot shows them. Pure.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
 use super::{
     LedgerView,
     decide::{Job, Next, Outcome, State},
 };
 use crate::{
-    ray::{Jobs, RayJob, TrainRun, run_names},
-    snapshot::{JobOutcome, JobStatus, JobView},
+    ray::{Gcs, RayJob, RayView, TrainRun, resource_words, run_names},
+    snapshot::{JobOutcome, JobStatus, JobView, RunStatus},
     text::one_line,
 };
 
@@ -17,26 +20,121 @@ const SHOWN: usize = 50;
 /// Longest text shown, in characters.
 const LONGEST: usize = 200;
 
-/// Every job once: as the ledger knows it where it does, else as Ray tells it.
+/// Every job once: as the ledger knows it where it does, else as Ray tells it. `services` are by address.
 pub(super) fn view(
     book: &BTreeMap<String, Job>,
-    told: Option<&Jobs>,
-    runs: &[TrainRun],
+    ray: &RayView,
+    services: &BTreeMap<Ipv4Addr, String>,
     trouble: Option<&str>,
 ) -> LedgerView {
     let told: BTreeMap<&str, &RayJob> =
-        told.into_iter().flat_map(|t| &t.jobs).map(|job| (job.submission_id.as_str(), job)).collect();
+        ray.jobs.iter().flat_map(|t| &t.jobs).map(|job| (job.submission_id.as_str(), job)).collect();
     let ledger = book.values().map(|job| of_ledger(job, told.get(job.id.as_str()).copied()));
     let others = told.values().filter(|job| !book.contains_key(&job.submission_id)).map(|job| of_ray(job));
     let mut jobs: Vec<JobView> = ledger.chain(others).collect();
-    let runs = run_names(runs);
-    for job in &mut jobs {
-        job.run = runs.get(job.submission_id.as_str()).map(|&name| name.to_owned());
-    }
     jobs.sort_by(|a, b| (b.submitted_at, &b.submission_id).cmp(&(a.submitted_at, &a.submission_id)));
     jobs.truncate(SHOWN);
+    let runs = run_names(&ray.runs);
+    for job in &mut jobs {
+        let id = job.submission_id.as_str();
+        job.run = runs.get(id).map(|&name| name.to_owned());
+        let run = ray.runs.iter().find(|run| run.submission_id.as_deref() == Some(id));
+        match job.status {
+            JobStatus::Running => {
+                job.workers = workers(run, told.get(id).copied(), ray, services);
+                job.waits_for = run.filter(|run| run.status == RunStatus::Scheduling).map(|_| waiting_run(ray));
+            }
+            JobStatus::Pending => job.waits_for = book.get(id).and_then(|job| waits_for(job, ray)),
+            JobStatus::Stopped | JobStatus::Succeeded | JobStatus::Failed => {}
+        }
+    }
     let resubmissions = book.values().filter(|job| job.attempt > 1).count() as u64;
-    LedgerView { jobs, trouble: trouble.map(str::to_owned), resubmissions }
+    LedgerView { jobs, trouble: trouble.map(str::to_owned), notices: shared_runs(book, ray), resubmissions }
+}
+
+/// The GPU workers a job runs on: its training run's, or the one that its driver is on.
+fn workers(
+    run: Option<&TrainRun>,
+    told: Option<&RayJob>,
+    ray: &RayView,
+    services: &BTreeMap<Ipv4Addr, String>,
+) -> Vec<String> {
+    let attempt = run.and_then(|run| run.attempts.last()).filter(|attempt| attempt.ended_at.is_none());
+    let of_run = attempt.map(|attempt| attempt.workers.clone()).unwrap_or_default();
+    let of_driver = || {
+        let node = told?.driver_node.as_ref()?;
+        ray.nodes.iter().find(|n| n.id == *node).map(|n| n.address)
+    };
+    let addresses = if of_run.is_empty() { of_driver().into_iter().collect() } else { of_run };
+    let names = addresses.iter().filter_map(|address| services.get(address));
+    let workers: BTreeSet<&String> = names.filter(|name| name.starts_with("ray-worker")).collect();
+    workers.into_iter().cloned().collect()
+}
+
+/// What a job that Ray has and that is PENDING waits for.
+fn waits_for(job: &Job, ray: &RayView) -> Option<String> {
+    let State::Handed(known) = &job.state else { return None };
+    if known.stop_asked {
+        return Some("is being stopped".to_owned());
+    }
+    let asks = resource_words(&job.submission.asks());
+    if !asks.is_empty() {
+        let demand = ray.demands.iter().find(|d| d.asks_for == asks);
+        return Some(match demand {
+            Some(d) if d.infeasible => {
+                format!("waits for {asks}, which no node has: the largest has {}; `ray job stop` ends it", d.node_has)
+            }
+            Some(_) => format!("waits for {asks}: all in use"),
+            None => format!("its driver is being started ({asks})"),
+        });
+    }
+    if ray.gcs != Gcs::Reachable {
+        return Some("waits for the Ray head".to_owned());
+    }
+    let driver = |n: &&crate::ray::RayNode| n.alive && n.labels.get("labd.role").is_some_and(|role| role == "driver");
+    if !job.submission.names_place() && ray.nodes.iter().find(driver).is_none() {
+        return Some("waits for ray-driver".to_owned());
+    }
+    Some("its driver is being started".to_owned())
+}
+
+/// What a run without workers waits for.
+fn waiting_run(ray: &RayView) -> String {
+    match ray.demands.iter().find(|d| d.asks_for.contains("GPU")) {
+        Some(d) if d.infeasible => {
+            format!("its run waits for {}, which no node has: the largest has {}", d.asks_for, d.node_has)
+        }
+        Some(d) => format!("its run waits for {}: all in use", d.asks_for),
+        None => "its run waits for its workers to start".to_owned(),
+    }
+}
+
+/// Runs that jobs of different owners' submissions train at once: each overwrites what the other saves.
+fn shared_runs(book: &BTreeMap<String, Job>, ray: &RayView) -> Vec<String> {
+    let running: BTreeSet<&str> = ray
+        .jobs
+        .iter()
+        .flat_map(|told| &told.jobs)
+        .filter(|job| job.status == JobStatus::Running)
+        .map(|job| job.submission_id.as_str())
+        .collect();
+    let mut places: BTreeMap<(&str, &str), BTreeMap<&str, &str>> = BTreeMap::new();
+    for run in ray.runs.iter().filter(|run| run.status.is_active()) {
+        let Some(id) = run.submission_id.as_deref().filter(|id| running.contains(id)) else { continue };
+        let root = book.get(id).map_or(id, |job| job.root.as_str());
+        places.entry((&run.storage, &run.name)).or_default().insert(root, id);
+    }
+    let shared = places.into_iter().filter(|(_, jobs)| jobs.len() > 1);
+    shared
+        .map(|((_, name), jobs)| {
+            let ids: Vec<&str> = jobs.into_values().collect();
+            format!(
+                "the jobs {} train the same run {name} at once and overwrite each other's checkpoints: stop all but one \
+                 (`ray job stop`), or give each a name of its own (`RunConfig(name=...)`)",
+                ids.join(" and ")
+            )
+        })
+        .collect()
 }
 
 fn of_ray(job: &RayJob) -> JobView {
@@ -52,18 +150,21 @@ fn of_ray(job: &RayJob) -> JobView {
         attempt: None,
         resubmission_of: None,
         resubmitted_as: None,
+        waits_for: None,
+        workers: Vec::new(),
+        note: None,
     }
 }
 
 fn of_ledger(job: &Job, told: Option<&RayJob>) -> JobView {
     let (status, outcome, message, next) = match &job.state {
-        State::Kept { .. } if job.attempt > 1 => {
+        State::Kept { .. } if job.root != job.id => {
             (JobStatus::Pending, None, format!("{} was lost: handed in again once its place is there", job.root), None)
         }
         State::Kept { .. } => (JobStatus::Pending, None, "kept until the Ray head is back".to_owned(), None),
         State::Handed(_) => {
             let status = told.map_or(JobStatus::Pending, |t| t.status);
-            let message = if job.attempt > 1 { format!("goes on with {}", job.root) } else { String::new() };
+            let message = if job.root != job.id { format!("goes on with {}", job.root) } else { String::new() };
             (status, None, message, None)
         }
         State::Ended { outcome, .. } => match outcome {
@@ -93,7 +194,153 @@ fn of_ledger(job: &Job, told: Option<&RayJob>) -> JobView {
         message: one_line(&message, LONGEST),
         outcome,
         attempt: Some(job.attempt),
-        resubmission_of: (job.attempt > 1).then(|| job.root.clone()),
+        resubmission_of: (job.root != job.id).then(|| job.root.clone()),
         resubmitted_as: next,
+        waits_for: None,
+        workers: Vec::new(),
+        note: job.note.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::{
+        jobs::{decide::Handed, submission::Submission},
+        ray::{
+            Jobs, RayNode,
+            train::{Attempt, AttemptStatus},
+        },
+        snapshot::DemandView,
+        time::Timestamp,
+    };
+
+    const WORKER: Ipv4Addr = Ipv4Addr::new(198, 18, 100, 20);
+
+    fn ts(s: i64) -> Timestamp {
+        Timestamp::from_millis(s * 1_000)
+    }
+
+    fn job(id: &str, sent: Value) -> Job {
+        let mut sent = sent;
+        sent["entrypoint"] = json!("python train.py");
+        Job {
+            id: id.into(),
+            root: id.trim_end_matches("-r1").into(),
+            attempt: 1,
+            submission: Submission::parse(sent.to_string().as_bytes()).expect("one"),
+            submitted_at: ts(1),
+            run: id.into(),
+            note: None,
+            state: State::Handed(Handed::new(ts(2))),
+        }
+    }
+
+    fn told(id: &str, status: JobStatus) -> RayJob {
+        RayJob {
+            submission_id: id.into(),
+            status,
+            error: None,
+            message: String::new(),
+            entrypoint: String::new(),
+            started_at: Some(ts(2)),
+            ended_at: None,
+            driver_node: Some(vec![1]),
+            exit_code: None,
+        }
+    }
+
+    fn run(id: &str, name: &str, status: RunStatus, workers: Vec<Ipv4Addr>) -> TrainRun {
+        TrainRun {
+            name: name.into(),
+            id: format!("{id}/{name}"),
+            submission_id: Some(id.into()),
+            status,
+            started_at: ts(3),
+            ended_at: None,
+            storage: "s3://ray".into(),
+            driver: None,
+            attempts: vec![Attempt {
+                id: "1".into(),
+                started_at: ts(3),
+                running_at: None,
+                ended_at: None,
+                status: AttemptStatus::Running,
+                error: None,
+                workers,
+            }],
+        }
+    }
+
+    fn shown(jobs: Vec<Job>, ray: &RayView) -> LedgerView {
+        let book = jobs.into_iter().map(|job| (job.id.clone(), job)).collect();
+        let other = Ipv4Addr::new(198, 18, 100, 11);
+        let services = [(WORKER, "ray-worker-0".to_owned()), (other, "ray-driver".to_owned())].into();
+        view(&book, ray, &services, None)
+    }
+
+    #[test]
+    fn a_pending_job_says_what_it_waits_for() {
+        let demand = |asks: &str, infeasible| DemandView {
+            asks_for: asks.into(),
+            count: 1,
+            infeasible,
+            node_has: "1 GPU, 8 CPU".into(),
+        };
+        let node = RayNode {
+            id: vec![1],
+            address: WORKER,
+            alive: true,
+            is_head: false,
+            started_at: ts(1),
+            name: String::new(),
+            resources: BTreeMap::new(),
+            available: BTreeMap::new(),
+            labels: [("labd.role".to_owned(), "driver".to_owned())].into(),
+        };
+        let there = RayView { gcs: Gcs::Reachable, nodes: vec![node], ..RayView::default() };
+        let with = |demands| RayView { demands, ..there.clone() };
+        let two = json!({"entrypoint_num_gpus": 2, "entrypoint_num_cpus": 8});
+        for (sent, ray, said) in [
+            (
+                two.clone(),
+                with(vec![demand("2 GPU, 8 CPU", true)]),
+                "2 GPU, 8 CPU, which no node has: the largest has 1 GPU",
+            ),
+            (two.clone(), with(vec![demand("2 GPU, 8 CPU", false)]), "waits for 2 GPU, 8 CPU: all in use"),
+            (two, with(vec![demand("1 GPU", true)]), "is being started (2 GPU, 8 CPU)"),
+            (json!({}), there.clone(), "its driver is being started"),
+            (json!({}), RayView { gcs: Gcs::Reachable, ..RayView::default() }, "waits for ray-driver"),
+            (json!({}), RayView::default(), "waits for the Ray head"),
+        ] {
+            let view = shown(vec![job("a", sent)], &ray);
+            let waits = view.jobs[0].waits_for.clone().unwrap_or_default();
+            assert!(waits.contains(said), "{waits}");
+        }
+    }
+
+    #[test]
+    fn a_running_job_says_where_and_two_in_one_run_are_told() {
+        let jobs = ["a", "b", "b-r1", "c"].map(|id| told(id, JobStatus::Running)).to_vec();
+        let runs = vec![
+            run("a", "mine", RunStatus::Running, vec![WORKER]),
+            run("b-r1", "mine", RunStatus::Scheduling, vec![]),
+            run("b", "mine", RunStatus::Aborted, vec![WORKER]),
+            run("c", "other", RunStatus::Running, vec![]),
+        ];
+        let mut ray =
+            RayView { runs, jobs: Some(std::sync::Arc::new(Jobs { asked_at: ts(5), jobs })), ..RayView::default() };
+        let view = shown(["a", "b-r1"].map(|id| job(id, json!({}))).to_vec(), &ray);
+        let of = |id: &str| view.jobs.iter().find(|j| j.submission_id == id).expect("shown");
+        assert_eq!((of("a").workers.join(" "), of("b-r1").workers.len()), ("ray-worker-0".into(), 0));
+        assert!(of("b-r1").waits_for.as_ref().is_some_and(|w| w.contains("its run waits")));
+        assert_eq!(view.notices.len(), 1, "{:?}", view.notices);
+        assert!(view.notices[0].contains("the jobs a and b-r1 train the same run mine"), "{:?}", view.notices);
+        // Attempts of one submission are one job.
+        ray.runs[0].submission_id = Some("b".into());
+        let view = shown(["b", "b-r1"].map(|id| job(id, json!({}))).to_vec(), &ray);
+        assert_eq!(view.notices, [""; 0]);
     }
 }

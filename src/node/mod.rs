@@ -31,6 +31,9 @@ use crate::snapshot::{DiskView, NodeView};
 /// Between two looks at memory, load and disks.
 const LOOK: Duration = Duration::from_secs(5);
 
+/// Where the engine keeps its data unless it is told otherwise.
+pub const ENGINE_DATA: &str = "/var/lib/docker";
+
 /// What the plan needs to know of the machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct NodeFacts {
@@ -48,6 +51,8 @@ pub struct NodeFacts {
     pub memory_bytes: u64,
     /// How many open files a container may be given: the host's own hard limit.
     pub nofile_limit: u64,
+    /// Size of the file system that holds the engine's data, in bytes, where it is known.
+    pub disk_bytes: Option<u64>,
     /// Whether a container may be given unlimited locked memory: limits can be raised here, or there is none.
     pub unlimited_memlock: bool,
 }
@@ -79,6 +84,7 @@ fn facts_under(root: &Path) -> NodeFacts {
         infiniband: infiniband(root),
         memory_bytes: memory().0,
         nofile_limit: nofile_limit(&limits),
+        disk_bytes: disks(&[PathBuf::from(ENGINE_DATA)]).first().map(|disk| disk.total_bytes),
         unlimited_memlock: unlimited_memlock(&limits, &text("/proc/self/status")),
     }
 }

@@ -42,12 +42,24 @@ fn args(inputs: &Inputs, name: ImageName) -> BTreeMap<String, String> {
     let build = &inputs.config.images.build;
     let real = inputs.gpus.iter().any(|g| g.vendor != Vendor::Simulated);
     let torch = build.torch.clone().unwrap_or_else(|| if real { "pypi" } else { "none" }.to_owned());
+    // Debian's comes late in the recipe, so that an image with it shares the layers of one without.
+    let debian = torch == "debian";
+    let index = if debian { "none".to_owned() } else { torch };
     let mut args = BTreeMap::from([
         ("RAY_VERSION".to_owned(), inputs.config.ray.version.clone()),
-        ("TORCH_INDEX".to_owned(), torch),
+        ("TORCH_INDEX".to_owned(), index),
     ]);
+    if debian {
+        args.insert("TORCH_DEBIAN".to_owned(), "1".to_owned());
+    }
     if let Some(version) = &build.torch_version {
         args.insert("TORCH_VERSION".to_owned(), version.clone());
+    }
+    let requirements = Some(&inputs.requirements).filter(|text| !text.is_empty());
+    let packages: Vec<&str> =
+        build.packages.iter().map(|entry| entry.trim()).chain(requirements.map(String::as_str)).collect();
+    if !packages.is_empty() {
+        args.insert("PACKAGES".to_owned(), packages.join("\n"));
     }
     args
 }

@@ -21,14 +21,23 @@ pub(super) fn jupyter(draft: &Draft<'_>) -> ServiceSpec {
     ]);
     container.env = draft.ray_auth_env();
     container.env.extend(draft.s3_env());
-    container
-        .env
-        .extend(env([("RAY_ADDRESS", super::job_address()), ("JUPYTER_TOKEN", (&secrets.jupyter_token).into())]));
-    container.mounts = vec![Mount {
-        source: MountSource::Host(config.workspace().display().to_string()),
-        target: "/workspace".into(),
-        read_only: false,
-    }];
+    container.env.extend(draft.outward_env());
+    container.env.extend(draft.own_env());
+    container.env.extend(env([
+        // `ray.init()` and the job tools read one variable each; the second goes before for the latter.
+        ("RAY_ADDRESS", super::ray::connections_address()),
+        ("RAY_API_SERVER_ADDRESS", super::job_address()),
+        ("JUPYTER_TOKEN", (&secrets.jupyter_token).into()),
+    ]));
+    // Notebooks of other labs say `~/work`.
+    container.mounts = ["/workspace", "/root/work"]
+        .map(|target| Mount {
+            source: MountSource::Host(config.workspace().display().to_string()),
+            target: target.into(),
+            read_only: false,
+        })
+        .into();
+    container.mounts.extend(draft.host_mounts());
     container.workdir = Some("/workspace".into());
     container.ports = vec![draft.port(PORT, config.ports.jupyter)];
     ServiceSpec {

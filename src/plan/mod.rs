@@ -24,13 +24,13 @@ use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
 use serde::Serialize;
 
 use crate::{
-    config::{Bytes, Config},
+    config::{Bytes, Config, HostMount},
     node::{NodeFacts, gpu::Gpu},
     secret::Secret,
     snapshot::Link,
 };
 use sizes::Sizes;
-use spec::{ContainerSpec, EnvValue, FileSpec, ImageName, NetworkSpec, Plan, Port, ServiceSpec};
+use spec::{ContainerSpec, EnvValue, FileSpec, ImageName, Mount, MountSource, NetworkSpec, Plan, Port, ServiceSpec};
 
 /// The longest a container may take to stop: Ray drains a busy worker for up to 30 s.
 const RAY_STOP: Duration = Duration::from_secs(40);
@@ -67,6 +67,8 @@ pub struct Inputs {
     pub subnet: [u8; 3],
     /// Content of the extra CA bundle; empty without one.
     pub ca: Vec<u8>,
+    /// What counts of the requirements file; empty without one.
+    pub requirements: String,
 }
 
 /// Makes the plan. Fails in one line that names the setting to change, when sizes that were set do not fit the machine.
@@ -198,6 +200,68 @@ impl Draft<'_> {
             ("AWS_ACCESS_KEY_ID".to_owned(), (&self.inputs.secrets.s3_access_key).into()),
             ("AWS_SECRET_ACCESS_KEY".to_owned(), (&self.inputs.secrets.s3_secret_key).into()),
         ])
+    }
+
+    /// Where packages and the world are reached from, as the images' builds reach them: for everything that runs people's
+    /// code. The addresses may hold logins.
+    fn outward_env(&self) -> BTreeMap<String, EnvValue> {
+        let build = &self.config().images.build;
+        let index = &build.pip_index_url;
+        let secrets = [
+            (&["PIP_INDEX_URL", "UV_DEFAULT_INDEX"], index),
+            (&["http_proxy", "HTTP_PROXY"], &build.http_proxy),
+            (&["https_proxy", "HTTPS_PROXY"], &build.https_proxy),
+        ];
+        let mut all = BTreeMap::new();
+        for (names, value) in secrets {
+            let Some(value) = value else { continue };
+            all.extend(names.iter().map(|&name| (name.to_owned(), (&Secret::new(value)).into())));
+        }
+        // Without a proxy of labd's too: a job may bring its own.
+        let around: EnvValue = self.no_proxy().into();
+        all.extend(["no_proxy", "NO_PROXY"].map(|name| (name.to_owned(), around.clone())));
+        all
+    }
+
+    /// Hosts that no proxy is asked for: what `labd.toml` names, and everything of the lab.
+    ///
+    /// Many programs know neither networks nor wildcards in this list, so workers are in it one by one; more of them than
+    /// there are, so that one more GPU changes no other container.
+    fn no_proxy(&self) -> String {
+        let set = self.config().images.build.no_proxy.as_deref().unwrap_or_default();
+        let workers = self.inputs.gpus.iter().map(|gpu| gpu.slot + 1).max().unwrap_or(0).next_multiple_of(16).max(16);
+        let worker = |n: usize| {
+            let host = host::FIRST_WORKER.saturating_add(u8::try_from(n).unwrap_or(u8::MAX));
+            [format!("ray-worker-{n}"), self.address(host).to_string()]
+        };
+        let [a, b, c] = self.inputs.subnet;
+        let own = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into_iter();
+        let named = self.hosts("").into_iter().flat_map(|(name, address)| [name, address.to_string()]);
+        let all: Vec<String> = set
+            .split(',')
+            .map(|host| host.trim().to_owned())
+            .filter(|host| !host.is_empty())
+            .chain(own)
+            .chain([format!("{a}.{b}.{c}.0/24")])
+            .chain(named)
+            .chain((0..workers.min(MAX_WORKERS)).flat_map(worker))
+            .collect();
+        all.join(",")
+    }
+
+    /// What `labd.toml` adds. The values may be tokens of people's own services.
+    fn own_env(&self) -> BTreeMap<String, EnvValue> {
+        self.config().ray.env.iter().map(|(name, value)| (name.clone(), (&Secret::new(value)).into())).collect()
+    }
+
+    /// Host directories for everything that runs people's code: a path means the same in a notebook, a driver and a worker.
+    fn host_mounts(&self) -> Vec<Mount> {
+        let mount = |m: &HostMount| Mount {
+            source: MountSource::Host(m.source.display().to_string()),
+            target: m.target.clone(),
+            read_only: m.read_only,
+        };
+        self.config().mounts.iter().map(mount).collect()
     }
 
     /// How Ray's own programs find the token.

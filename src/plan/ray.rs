@@ -5,9 +5,10 @@ use std::{collections::BTreeMap, time::Duration};
 use super::{Draft, RAY_STOP, env, host, placement::Place};
 use crate::{
     config::Bytes,
-    node::gpu::Gpu,
+    node::gpu::{Gpu, Vendor},
     plan::spec::{
-        ContainerSpec, Device, EnvValue, ImageName, Kind, Mount, MountSource, Port, Probe, Requirement, ServiceSpec,
+        ContainerSpec, Device, EnvValue, FileSpec, ImageName, Kind, Mount, MountSource, Port, Probe, Requirement,
+        ServiceSpec,
     },
 };
 
@@ -16,14 +17,23 @@ pub(super) const DASHBOARD_PORT: u16 = 8265;
 const METRICS_PORT: u16 = 8080;
 /// Where each node's agent answers `/api/local_raylet_healthz`.
 const AGENT_PORT: u16 = 52365;
+const JANITOR: &str = "/opt/labd/janitor.py";
+const HEAD_HOOK: &str = "/opt/labd/head/labd_head.py";
+const NVIDIA_SMI: &str = "/usr/local/bin/nvidia-smi";
 /// Where the head writes Grafana's dashboards.
 pub(super) const DASHBOARDS: &str = "/dashboards";
+
+/// Where notebooks connect (`ray://ray-driver:10001`); open to the lab's network alone, and never without the token.
+const CONNECTIONS_PORT: u16 = 10_001;
+/// Where Ray's agent on the driver node makes environments, for the server of those connections.
+const ENVIRONMENTS_PORT: u16 = 52_366;
 
 /// From container start to ALIVE: 2 s on an idle machine, 24 s once on a cold, crowded one; images with torch on a
 /// network disk take longer.
 const START: Duration = Duration::from_mins(2);
 
 /// Runs before `ray start`: puts old logs away and, on the head, sets aside a state that this Ray cannot or must not read.
+/// What it starts besides outlives it: the watch over logs and, on the driver node, the server for notebooks' connections.
 const BEFORE_START: &str = include_str!("../../images/run/start.sh");
 
 pub(super) fn head(draft: &Draft<'_>) -> ServiceSpec {
@@ -49,7 +59,10 @@ pub(super) fn head(draft: &Draft<'_>) -> ServiceSpec {
         // Case-sensitive, unlike Ray's other settings; alpha in Ray 2.60.
         container.env.extend(env([("RAY_gcs_storage", "rocksdb".into()), ("RAY_gcs_storage_path", "/gcs/db".into())]));
     }
-    container.mounts = vec![volume(draft.volume("gcs"), "/gcs"), volume(draft.volume("dashboards"), DASHBOARDS)];
+    container.mounts =
+        vec![volume(draft.volume("gcs"), "/gcs"), volume(draft.volume("dashboards"), DASHBOARDS), packages(draft)];
+    container.files =
+        vec![janitor(), super::file(HEAD_HOOK, 0o644, include_str!("../../images/run/labd_head.py").into())];
     // The dashboard is reached through labd's front door.
     container.ports = vec![draft.port(GCS_PORT, config.ports.gcs), loopback_port(DASHBOARD_PORT)];
     container.shm_bytes = sizes.head_object_store.get() + (64 << 20);
@@ -74,8 +87,23 @@ pub(super) fn driver(draft: &Draft<'_>) -> ServiceSpec {
     let sizes = draft.sizes;
     let mut container = draft.container("ray-driver", ImageName::Ray, host::DRIVER, sizes.driver);
     container.command = join(draft, &container, "labd.role=driver", sizes.driver_cpus, 0, sizes.driver_object_store);
+    container.command.push(format!("--runtime-env-agent-port={ENVIRONMENTS_PORT}"));
     container.env = node_env(draft);
     container.env.extend(end_at_once());
+    let connections = format!(
+        "{}:{GCS_PORT} {} {CONNECTIONS_PORT} {ENVIRONMENTS_PORT}",
+        draft.address(host::HEAD),
+        container.address
+    );
+    container.env.extend(env([
+        ("LABD_CONNECTIONS", connections.into()),
+        // When memory runs out, a notebook's connection (1000) goes before a job's driver; 1000 is Ray's own choice for both.
+        ("RAY_worker_oom_score_adjustment", "300".into()),
+    ]));
+    container.files = vec![janitor()];
+    container.env.extend(simulated(draft));
+    container.mounts = draft.host_mounts();
+    container.mounts.push(packages(draft));
     container.shm_bytes = sizes.driver_object_store.get() + (64 << 20);
     container.cpu_shares = 2048;
     container.ports = vec![loopback_port(AGENT_PORT)];
@@ -104,6 +132,12 @@ pub(super) fn worker(draft: &Draft<'_>, gpu: &Gpu, place: &Place) -> ServiceSpec
     // The only word about the GPU inside. No `*_VISIBLE_DEVICES`: what is handed in is all there is, and Ray refuses to
     // start with `ROCR_VISIBLE_DEVICES`.
     container.env.insert("LABD_GPU_UUID".to_owned(), gpu.id.clone().into());
+    container.env.extend(simulated(draft));
+    container.files = vec![janitor()];
+    if gpu.vendor == Vendor::Simulated {
+        // What scripts and people ask first; the real one comes with its GPU.
+        container.files.push(super::file(NVIDIA_SMI, 0o755, include_str!("../../images/run/nvidia-smi.sh").into()));
+    }
     container.devices.clone_from(&gpu.devices);
     // Collective libraries find other machines through these.
     let infiniband = draft.inputs.node.infiniband.iter();
@@ -111,15 +145,8 @@ pub(super) fn worker(draft: &Draft<'_>, gpu: &Gpu, place: &Place) -> ServiceSpec
     container.unlimited_memlock = draft.inputs.node.unlimited_memlock;
     container.cpuset_cpus.clone_from(&place.cpus);
     container.cpuset_mems.clone_from(&place.memory);
-    container.mounts = config
-        .mounts
-        .iter()
-        .map(|m| Mount {
-            source: MountSource::Host(m.source.display().to_string()),
-            target: m.target.clone(),
-            read_only: m.read_only,
-        })
-        .collect();
+    container.mounts = draft.host_mounts();
+    container.mounts.push(packages(draft));
     // With a `/dev/shm` of its own each, NCCL would fall back to sockets between workers.
     let bytes = sizes.shared_memory.get();
     let shm = draft.volume(&format!("shm-{}m", bytes >> 20));
@@ -182,6 +209,8 @@ fn start(flags: &[&str], values: &[(&str, String)], object_store: Bytes) -> Vec<
 fn node_env(draft: &Draft<'_>) -> BTreeMap<String, EnvValue> {
     let mut all = draft.ray_auth_env();
     all.extend(draft.s3_env());
+    all.extend(draft.outward_env());
+    all.extend(draft.own_env());
     all.extend(env([
         // A job that submits jobs finds the front door, too: this goes before what Ray would find out by itself.
         ("RAY_API_SERVER_ADDRESS", super::job_address()),
@@ -195,8 +224,36 @@ fn node_env(draft: &Draft<'_>) -> BTreeMap<String, EnvValue> {
         // What a script prints reaches its job's log as it is, and at once.
         ("RAY_TRAIN_ENABLE_PRINT_PATCH", "0".into()),
         ("RAY_DEDUP_LOGS", "0".into()),
+        // For what keeps the packages of jobs under `/packages`.
+        ("LABD_PACKAGES_LIMIT_BYTES", draft.sizes.packages_limit.get().to_string().into()),
+        // Each node keeps the files of jobs that ended, in its container: Ray's 10 GB of each kind are too much for a disk
+        // that all nodes share. 2 GB are twenty of the largest upload that Ray takes, and another fetch costs a second.
+        ("RAY_RUNTIME_ENV_WORKING_DIR_CACHE_SIZE_GB", "2".into()),
+        ("RAY_RUNTIME_ENV_PY_MODULES_CACHE_SIZE_GB", "2".into()),
     ]));
     all
+}
+
+/// Keeps logs of jobs and workers within bounds; start.sh runs it again and again.
+fn janitor() -> FileSpec {
+    super::file(JANITOR, 0o644, include_str!("../../images/run/janitor.py").into())
+}
+
+/// Where a notebook's first `ray.init()` leads: not to the head, which must outlive what people write.
+pub(super) fn connections_address() -> EnvValue {
+    format!("ray://ray-driver:{CONNECTIONS_PORT}").into()
+}
+
+/// A mark where no GPU is real: what runs there may know that CUDA is not.
+fn simulated(draft: &Draft<'_>) -> BTreeMap<String, EnvValue> {
+    let gpus = &draft.inputs.gpus;
+    let all = !gpus.is_empty() && gpus.iter().all(|gpu| gpu.vendor == Vendor::Simulated);
+    if all { env([("LABD_SIMULATED_GPUS", "1".into())]) } else { BTreeMap::new() }
+}
+
+/// Packages of jobs, one place for all nodes of this machine: what one installed another finds, after a restart too.
+fn packages(draft: &Draft<'_>) -> Mount {
+    volume(draft.volume("packages"), "/packages")
 }
 
 /// A node that gets SIGTERM trains on for up to 30 s, so that a run can move to another. On the head and the driver node

@@ -18,6 +18,10 @@ const GIB: u64 = 1 << 30;
 const MIN_OBJECT_STORE: u64 = 75 * MIB;
 /// The head runs no user code.
 const HEAD_OBJECT_STORE: u64 = 100 * MIB;
+/// Most that is kept of jobs' packages unless `labd.toml` says more: three environments of a course with torch for CUDA.
+const MOST_PACKAGES: u64 = 20 * GIB;
+/// Least that is kept: one environment of a course without CUDA.
+const LEAST_PACKAGES: u64 = 2 * GIB;
 
 /// What each service gets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -50,6 +54,8 @@ pub struct Sizes {
     pub worker_object_store: Bytes,
     /// The `/dev/shm` all workers share: every object store, and room for NCCL's and PyTorch's own segments.
     pub shared_memory: Bytes,
+    /// Bound on what is kept of jobs' packages on disk, for all Ray containers together.
+    pub packages_limit: Bytes,
     /// Ray's logical CPUs of the driver node.
     pub driver_cpus: u32,
     /// Ray's logical CPUs of each worker.
@@ -77,12 +83,17 @@ pub fn compute(config: &Config, node: &NodeFacts, workers: u32) -> Result<Sizes,
         service.memory.map_or_else(|| (usable / 1000 * permille).clamp(floor, ceiling), Bytes::get)
     };
     // Idle: head 0.8 GiB, driver node and worker 0.25 GiB each plus what jobs need, measured with Ray 2.60.
-    let head = share(&services.ray_head, 80, GIB, 16 * GIB);
-    let driver = share(&services.ray_driver, 120, GIB, 64 * GIB);
+    // A head also holds a few uploads of 100 MiB and, as text, as JSON and as bytes, the log that a person asks for.
+    let head = of_small_and_large(&services.ray_head, usable, (120, 4 * GIB), (80, 16 * GIB))
+        .max(share_floor(&services.ray_head, (usable / 6).clamp(GIB, 3 * GIB / 2)));
+    // A job of a course takes 0.85 GB there (its script 0.47, Train's controller 0.37), a notebook that is connected 0.2.
+    let driver = of_small_and_large(&services.ray_driver, usable, (250, 32 * GIB), (120, 64 * GIB))
+        .max(share_floor(&services.ray_driver, GIB));
     let minio = share(&services.minio, 50, 512 * MIB, 16 * GIB);
     let prometheus = share(&services.prometheus, 25, 192 * MIB, 4 * GIB);
     let grafana = share(&services.grafana, 10, 128 * MIB, GIB);
-    let jupyter = share(&services.jupyter, 60, 512 * MIB, 32 * GIB);
+    // Kernels, and 1.2 GB for `ray job logs` of 300 MB in a terminal.
+    let jupyter = share(&services.jupyter, 75, 512 * MIB, 32 * GIB);
     let front_door = super::door::MEMORY;
     let around = head + driver + minio + prometheus + grafana + jupyter + front_door.get();
     let left = usable.saturating_sub(around);
@@ -138,11 +149,78 @@ pub fn compute(config: &Config, node: &NodeFacts, workers: u32) -> Result<Sizes,
         jupyter: Bytes::new(jupyter),
         front_door,
         head_object_store: Bytes::new(HEAD_OBJECT_STORE),
-        driver_object_store: Bytes::new(store(driver).min(4 * GIB)),
+        // Half a worker's part: what is in it counts towards the limit, and scripts need the memory; the rest is spilled.
+        driver_object_store: Bytes::new(store(driver / 2).min(4 * GIB)),
         worker_object_store: Bytes::new(worker_object_store),
         shared_memory: Bytes::new(shared_memory),
+        packages_limit: config.ray.packages_limit.unwrap_or_else(|| packages_limit(node.disk_bytes)),
         driver_cpus: config.ray.driver_cpus.unwrap_or_else(|| (node.cpus / 4).max(4)),
         // A promise, not a core: training scripts written for a cluster ask for 8 per worker.
         worker_cpus: config.ray.cpus_per_worker.unwrap_or_else(|| (node.cpus / workers.max(1)).max(8)),
     })
+}
+
+/// A service's part of `usable`, in permille up to a ceiling: one for small machines, and one for large ones where it is more.
+/// What `labd.toml` sets goes before.
+fn of_small_and_large(service: &Service, usable: u64, small: (u64, u64), large: (u64, u64)) -> u64 {
+    let part = |(permille, ceiling): (u64, u64)| (usable / 1000 * permille).min(ceiling);
+    service.memory.map_or_else(|| part(small).max(part(large)), Bytes::get)
+}
+
+/// The floor of a service whose size is not set.
+fn share_floor(service: &Service, floor: u64) -> u64 {
+    if service.memory.is_some() { 0 } else { floor }
+}
+
+/// A tenth of the engine's disk within bounds, in whole GiB so that no container changes with a few bytes more or less;
+/// the upper bound where the disk is not known.
+fn packages_limit(disk_bytes: Option<u64>) -> Bytes {
+    let tenth = disk_bytes.map_or(MOST_PACKAGES, |bytes| bytes / 10 / GIB * GIB);
+    Bytes::new(tenth.clamp(LEAST_PACKAGES, MOST_PACKAGES))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::tests::inputs;
+
+    const MB: u64 = 1_000_000;
+
+    #[test]
+    fn there_is_room_where_drivers_run_and_in_the_head() {
+        let mib = |b: Bytes| b.get() / MIB;
+        let found = [8, 24, 64, 256, 1024].map(|machine| {
+            let inputs = inputs("", 2, machine);
+            let sizes = compute(&inputs.config, &inputs.node, 2).expect("it fits");
+            [machine, mib(sizes.head), mib(sizes.driver), mib(sizes.driver_object_store), mib(sizes.worker)]
+        });
+        // Of the machine in GiB; of head, driver, driver's object store and each of two workers in MiB.
+        assert_eq!(
+            found,
+            [
+                [8, 1194, 1791, 223, 1357],
+                [24, 2654, 5529, 691, 5149],
+                [64, 4718, 14745, 1843, 14992],
+                [256, 16384, 32768, 4096, 80336],
+                [1024, 16384, 65536, 4096, 447_952],
+            ]
+        );
+    }
+
+    #[test]
+    fn three_drivers_of_a_course_and_five_notebooks_fit_a_machine_of_24_gib() {
+        let inputs = inputs("", 2, 24);
+        let sizes = compute(&inputs.config, &inputs.node, 2).expect("it fits");
+        let busy = 3 * (470 + 370) * MB + 5 * 200 * MB + 250 * MIB;
+        assert!(busy + sizes.driver_object_store.get() < sizes.driver.get(), "{sizes:?}");
+    }
+
+    #[test]
+    fn packages_take_a_tenth_of_the_disk_within_bounds() {
+        for (disk, limit) in [(None, 20), (Some(10), 2), (Some(105), 10), (Some(4000), 20)] {
+            assert_eq!(packages_limit(disk.map(|gib| gib * GIB)).get() / GIB, limit, "{disk:?}");
+        }
+        let set = inputs("[ray]\npackages_limit = \"64 GiB\"", 2, 24);
+        assert_eq!(compute(&set.config, &set.node, 2).expect("it fits").packages_limit.get(), 64 * GIB);
+    }
 }

@@ -34,12 +34,14 @@ pub(crate) fn inputs(toml: &str, gpus: u32, memory_gib: u64) -> Inputs {
             infiniband: Vec::new(),
             memory_bytes: memory_gib << 30,
             nofile_limit: 20_000,
+            disk_bytes: Some(1 << 40),
             unlimited_memlock: true,
         },
         gpus: simulate::gpus(gpus, &[]),
         secrets: secrets(),
         subnet: [198, 18, 100],
         ca: Vec::new(),
+        requirements: String::new(),
     }
 }
 
@@ -57,10 +59,15 @@ fn changed(a: &str, b: &str) -> Vec<String> {
 #[test]
 fn a_change_concerns_only_what_it_concerns() {
     let mount = "[[mounts]]\nsource = \"/data\"\ntarget = \"/mnt\"";
-    assert_eq!(changed("", mount), ["ray-worker-0", "ray-worker-1"]);
+    assert_eq!(changed("", mount), ["jupyter", "ray-driver", "ray-worker-0", "ray-worker-1"]);
+    let code = ["jupyter", "ray-driver", "ray-head", "ray-worker-0", "ray-worker-1"];
+    assert_eq!(changed("", "[ray]\nenv = { A = \"b\" }"), code);
+    assert_eq!(changed("", "[images.build]\nhttp_proxy = \"http://p:3128\""), code);
+    assert_eq!(changed("", "[images.build]\ngoproxy = \"https://g\""), [""; 0]);
+    assert_eq!(changed("", "[ray]\npackages_limit = \"9 GiB\""), &code[1..]);
     assert_eq!(changed("", "[ports]\njupyter = 8889"), ["jupyter"]);
     assert_eq!(
-        changed("", "[services.minio]\nmemory = \"1.5 GiB\"\n[services.ray-worker]\nmemory = \"8 GiB\"").len(),
+        changed("", "[services.minio]\nmemory = \"1.5 GiB\"\n[services.ray-worker]\nmemory = \"6 GiB\"").len(),
         3
     );
     assert!(changed("", "[journal]\nretention_days = 5").is_empty());
@@ -153,6 +160,146 @@ fn a_worker_is_near_its_gpu_and_has_what_collectives_need() {
     assert_eq!((loose.cpuset_cpus, loose.cpuset_mems), (None, None));
     let set = worker(&near("[ray]\ncpus_per_worker = 3"), 0);
     assert!(set.command.contains(&"--num-cpus=3".to_owned()), "what is set is set");
+}
+
+/// Every container that runs people's code: Ray's, then JupyterLab's.
+const CODE: [&str; 5] = ["ray-head", "ray-driver", "ray-worker-0", "ray-worker-1", "jupyter"];
+
+fn container<'a>(plan: &'a Plan, name: &str) -> &'a ContainerSpec {
+    &plan.service(name).expect("planned").container
+}
+
+#[test]
+fn what_the_lab_adds_to_the_environment_is_where_peoples_code_runs_and_not_shown() {
+    let toml = "[ray.env]\nHF_TOKEN = \"tttt-hf\"\n[images.build]\npip_index_url = \"https://u:tttt-pip@pypi/simple\"\n\
+        http_proxy = \"http://u:tttt-p@proxy:1\"\nhttps_proxy = \"http://u:tttt-p@proxy:2\"\nno_proxy = \".edu, 10.0.0.1\"";
+    let (plan, _) = make(&inputs(toml, 2, 32)).expect("a plan");
+    for service in &plan.services {
+        let env = &service.container.env;
+        let has = |name: &str, value: &str| {
+            env.get(name).is_some_and(|v| matches!(v, EnvValue::Secret(s) if s.expose() == value))
+        };
+        let code = CODE.contains(&service.name.as_str());
+        for (name, value) in [
+            ("HF_TOKEN", "tttt-hf"),
+            ("PIP_INDEX_URL", "https://u:tttt-pip@pypi/simple"),
+            ("UV_DEFAULT_INDEX", "https://u:tttt-pip@pypi/simple"),
+            ("http_proxy", "http://u:tttt-p@proxy:1"),
+            ("HTTP_PROXY", "http://u:tttt-p@proxy:1"),
+            ("https_proxy", "http://u:tttt-p@proxy:2"),
+            ("HTTPS_PROXY", "http://u:tttt-p@proxy:2"),
+        ] {
+            assert_eq!(has(name, value), code, "{name} in {}", service.name);
+        }
+        if code {
+            let EnvValue::Plain(hosts) = &env["no_proxy"] else { panic!("shown as it is") };
+            let hosts: BTreeSet<&str> = hosts.split(',').collect();
+            for host in
+                [".edu", "10.0.0.1", "localhost", "127.0.0.1", "198.18.100.0/24", "198.18.100.10", "198.18.100.21"]
+            {
+                assert!(hosts.contains(host), "{host}");
+            }
+            assert!(plan.services.iter().all(|s| hosts.contains(s.name.as_str())), "{hosts:?}");
+            assert_eq!(env["no_proxy"], env["NO_PROXY"]);
+        }
+    }
+    let json = serde_json::to_string(&plan).expect("serialises");
+    assert!(!json.contains("tttt"), "no secret in what `labd plan` prints");
+}
+
+#[test]
+fn one_more_gpu_changes_no_other_container_unless_sizes_do() {
+    let with = |gpus| {
+        make(&inputs(
+            "[services.ray-worker]\nmemory = \"1 GiB\"\n[ray]\nshared_memory = \"8 GiB\"\ncpus_per_worker = 8",
+            gpus,
+            64,
+        ))
+        .expect("a plan")
+        .0
+    };
+    let (two, three) = (hashes(&with(2)), hashes(&with(3)));
+    assert!(two.iter().all(|(name, hash)| three.get(name) == Some(hash)));
+}
+
+#[test]
+fn every_name_that_labd_sets_is_refused_in_the_labs_own_environment() {
+    let toml = "[images.build]\npip_index_url = \"https://p\"\nhttp_proxy = \"http://p\"\nhttps_proxy = \"http://p\"";
+    let (plan, _) = make(&inputs(toml, 2, 32)).expect("a plan");
+    for name in CODE.iter().flat_map(|name| container(&plan, name).env.keys()) {
+        assert!(crate::config::environment::check(name, "x").is_err(), "{name}");
+    }
+    // What the image sets, too.
+    let image = include_str!("../../images/ray/Dockerfile");
+    let lines = image.lines().map(|l| l.trim().trim_start_matches("ENV ").trim_end_matches(" \\"));
+    for name in ["SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE", "PATH"] {
+        assert!(lines.clone().any(|l| l.starts_with(&format!("{name}="))), "{name} is the image's");
+        assert!(crate::config::environment::check(name, "x").is_err(), "{name}");
+    }
+}
+
+#[test]
+fn a_path_means_the_same_in_notebook_driver_and_worker() {
+    let (plan, _) =
+        make(&inputs("[[mounts]]\nsource = \"/data\"\ntarget = \"/mnt/d\"\nread_only = true", 2, 32)).expect("a plan");
+    for service in &plan.services {
+        let mounts = &service.container.mounts;
+        let data =
+            mounts.iter().any(|m| m.target == "/mnt/d" && m.read_only && m.source == MountSource::Host("/data".into()));
+        assert_eq!(data, CODE[1..].contains(&service.name.as_str()), "{}", service.name);
+        let packages =
+            mounts.iter().any(|m| m.target == "/packages" && m.source == MountSource::Volume("labd-packages".into()));
+        assert_eq!(packages, CODE[..4].contains(&service.name.as_str()), "{}", service.name);
+    }
+    let jupyter = &container(&plan, "jupyter").mounts;
+    let at = |target: &str| jupyter.iter().find(|m| m.target == target).map(|m| &m.source);
+    assert!(at("/workspace").is_some() && at("/workspace") == at("/root/work"));
+}
+
+#[test]
+fn simulated_gpus_are_marked_and_only_they_have_an_nvidia_smi_of_ours() {
+    let marks = |inputs: &Inputs| -> Vec<(String, bool, bool)> {
+        let (plan, _) = make(inputs).expect("a plan");
+        let ray = plan.services.into_iter().filter(|s| s.image == ImageName::Ray && s.kind != Kind::FrontDoor);
+        ray.map(|s| {
+            let smi = s.container.files.iter().any(|f| f.path == "/usr/local/bin/nvidia-smi" && f.mode == 0o755);
+            (s.name, s.container.env.get("LABD_SIMULATED_GPUS") == Some(&"1".into()), smi)
+        })
+        .collect()
+    };
+    let said = |marks: &[(String, bool, bool)], of: fn(&(String, bool, bool)) -> bool| -> Vec<String> {
+        marks.iter().filter(|m| of(m)).map(|m| m.0.clone()).collect()
+    };
+    let all = marks(&inputs("", 2, 32));
+    assert_eq!(said(&all, |m| m.1), ["ray-driver", "ray-worker-0", "ray-worker-1"]);
+    assert_eq!(said(&all, |m| m.2), ["ray-worker-0", "ray-worker-1"]);
+    let mut mixed = inputs("", 2, 32);
+    mixed.gpus[1].vendor = Vendor::Nvidia;
+    let mixed = marks(&mixed);
+    assert_eq!(said(&mixed, |m| m.1), [""; 0]);
+    assert_eq!(said(&mixed, |m| m.2), ["ray-worker-0"]);
+    assert!(marks(&inputs("", 0, 32)).iter().all(|m| !m.1 && !m.2));
+}
+
+#[test]
+fn the_labs_packages_are_part_of_the_ray_image_alone() {
+    let references = |toml: &str, requirements: &str| -> Vec<String> {
+        let mut inputs = inputs(toml, 1, 32);
+        inputs.requirements = requirements.to_owned();
+        let (plan, _) = make(&inputs).expect("a plan");
+        plan.images.into_iter().map(|i| i.reference).collect()
+    };
+    let (none, some) = (references("", ""), references("[images.build]\npackages = [\"lightning\"]", ""));
+    assert_ne!(none[0], some[0]);
+    assert_eq!(none[1..], some[1..]);
+    assert_ne!(references("", "lightning"), none);
+    assert_eq!(references("", "lightning"), some, "wherever they are written");
+    let mut inputs = inputs("[images.build]\npackages = [\" a \", \"b\"]\ntorch = \"debian\"", 1, 32);
+    inputs.requirements = "c==1\nd".to_owned();
+    let ray = images::images(&inputs).into_iter().find(|i| i.name == ImageName::Ray).expect("there");
+    let spec::ImageSource::Build { args } = ray.source else { panic!("built") };
+    let said = ["PACKAGES", "TORCH_INDEX", "TORCH_DEBIAN"].map(|name| args[name].as_str());
+    assert_eq!(said, ["a\nb\nc==1\nd", "none", "1"]);
 }
 
 proptest! {

@@ -52,7 +52,7 @@ fn size(node: &HashMap<String, f64>) -> (f64, f64) {
 }
 
 /// `4 GPU, 8 CPU`: GPU first, then CPU, then others by name.
-fn words(resources: &HashMap<String, f64>) -> String {
+pub(crate) fn words(resources: &HashMap<String, f64>) -> String {
     let mut named: Vec<(u8, &str, f64)> = resources
         .iter()
         .filter(|(name, n)| !internal(name) && **n > 0.0 && *name != "object_store_memory")

@@ -19,6 +19,10 @@ const ANSWER: Duration = Duration::from_secs(2);
 const UNREGISTER: Duration = Duration::from_secs(1);
 /// `UNEXPECTED_TERMINATION`.
 const UNEXPECTED_TERMINATION: i32 = 2;
+/// `ActorTableData.ALIVE`.
+const ALIVE: i32 = 2;
+/// Where Ray keeps the actors of its job API.
+const JOBS_NAMESPACE: &str = "SUPERVISOR_ACTOR_RAY_NAMESPACE";
 
 /// A connection, made at the first call and again after it broke.
 #[derive(Debug, Clone)]
@@ -65,6 +69,24 @@ impl Gcs {
             // It was dead already.
             Err(_) => Ok(()),
         }
+    }
+
+    /// Ends the actor that would run a job's driver, while it waits for its place; one that runs is left alone.
+    pub(super) async fn kill_waiting_job(&self, submission_id: &str) -> Result<(), String> {
+        let request = proto::NamedActorRequest {
+            name: format!("_ray_internal_job_actor_{submission_id}"),
+            namespace: JOBS_NAMESPACE.to_owned(),
+        };
+        let reply: proto::NamedActorReply =
+            self.call("/ray.rpc.ActorInfoGcsService/GetNamedActorInfo", request, ANSWER).await?;
+        // One that never was, or has ended, is no error here.
+        let Some(actor) = reply.actor.filter(|actor| !actor.id.is_empty() && actor.state < ALIVE) else {
+            return Ok(());
+        };
+        let request = proto::KillActorRequest { actor_id: actor.id, force: true, no_restart: true };
+        let reply: proto::KillActorReply =
+            self.call("/ray.rpc.ActorInfoGcsService/KillActorViaGcs", request, ANSWER).await?;
+        accepted(reply.status.as_ref())
     }
 
     async fn call<Q, R>(&self, path: &'static str, message: Q, limit: Duration) -> Result<R, String>

@@ -13,8 +13,8 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::io::AsyncReadExt as _;
 
-use super::Endpoint;
-use crate::{snapshot::JobStatus, time::Timestamp};
+use super::{Endpoint, gcs::Gcs};
+use crate::{snapshot::JobStatus, text::path_segment, time::Timestamp};
 
 /// Longest wait for an answer.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -108,6 +108,9 @@ pub trait JobApi: Clone + Send + Sync + 'static {
     fn submit(&self, body: Bytes) -> impl Future<Output = Result<Reply, String>> + Send;
     /// Asks a job to stop.
     fn stop(&self, submission_id: &str) -> impl Future<Output = Result<Reply, String>> + Send;
+    /// Ends a job whose driver waits for resources or packages, which Ray's own stop does not: that is queued until the
+    /// driver's place is there. One that runs is left alone.
+    fn stop_waiting(&self, submission_id: &str) -> impl Future<Output = Result<(), String>> + Send;
     /// Whether the GCS has a package.
     fn has_package(&self, name: &str) -> impl Future<Output = Result<bool, String>> + Send;
     /// Hands a package in, from a file.
@@ -135,6 +138,30 @@ impl HttpJobs {
     pub async fn list(&self) -> Result<Jobs, String> {
         let asked_at = Timestamp::now();
         Ok(Jobs { asked_at, jobs: parse(self.get("/api/jobs/").await?) })
+    }
+
+    /// Ray's own answer to a question for one job.
+    pub async fn job(&self, submission_id: &str) -> Result<Reply, String> {
+        self.ask(Method::GET, &format!("/api/jobs/{}", path_segment(submission_id)), empty(), ANSWER).await
+    }
+
+    /// What Ray says of one job now; `None` for one that it does not know.
+    pub async fn status(&self, submission_id: &str) -> Result<Option<JobStatus>, String> {
+        #[derive(Deserialize)]
+        struct Told {
+            status: JobStatus,
+        }
+        let reply = self.job(submission_id).await?;
+        if reply.status == StatusCode::NOT_FOUND.as_u16() {
+            return Ok(None);
+        }
+        let told = serde_json::from_slice::<Told>(&reply.body);
+        told.map(|told| Some(told.status)).map_err(|_| format!("HTTP status {}", reply.status))
+    }
+
+    /// Deletes a job that has ended.
+    pub async fn delete(&self, submission_id: &str) -> Result<Reply, String> {
+        self.ask(Method::DELETE, &format!("/api/jobs/{}", path_segment(submission_id)), empty(), ANSWER).await
     }
 
     /// What `GET /api/version` answers, as it is.
@@ -178,11 +205,16 @@ impl JobApi for HttpJobs {
     }
 
     async fn stop(&self, submission_id: &str) -> Result<Reply, String> {
-        self.ask(Method::POST, &format!("/api/jobs/{submission_id}/stop"), empty(), ANSWER).await
+        self.ask(Method::POST, &format!("/api/jobs/{}/stop", path_segment(submission_id)), empty(), ANSWER).await
+    }
+
+    async fn stop_waiting(&self, submission_id: &str) -> Result<(), String> {
+        Gcs::connect(&self.endpoint).kill_waiting_job(submission_id).await
     }
 
     async fn has_package(&self, name: &str) -> Result<bool, String> {
-        let reply = self.ask(Method::GET, &format!("/api/packages/gcs/{name}"), empty(), ANSWER).await?;
+        let reply =
+            self.ask(Method::GET, &format!("/api/packages/gcs/{}", path_segment(name)), empty(), ANSWER).await?;
         match StatusCode::from_u16(reply.status) {
             Ok(StatusCode::OK) => Ok(true),
             Ok(StatusCode::NOT_FOUND) => Ok(false),
@@ -200,7 +232,7 @@ impl JobApi for HttpJobs {
             Ok((!piece.is_empty()).then(|| (Frame::data(Bytes::from(piece)), file)))
         });
         let body = BoxBody::new(StreamBody::new(Box::pin(pieces) as SendSync));
-        self.ask(Method::PUT, &format!("/api/packages/gcs/{name}"), body, UPLOADED).await
+        self.ask(Method::PUT, &format!("/api/packages/gcs/{}", path_segment(name)), body, UPLOADED).await
     }
 }
 

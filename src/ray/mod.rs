@@ -25,6 +25,7 @@ use std::{
 use tokio::sync::{Notify, watch};
 
 use crate::{secret::Secret, snapshot::DemandView, time::Timestamp};
+pub(crate) use demand::words as resource_words;
 use gcs::Gcs as Client;
 pub use jobs::{ErrorType, HttpJobs, JobApi, Jobs, RayJob, Reply};
 pub use train::TrainRun;

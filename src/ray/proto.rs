@@ -126,3 +126,45 @@ pub(super) struct Gang {
     #[prost(message, repeated, tag = "1")]
     pub(super) requests: Vec<Bundle>,
 }
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct NamedActorRequest {
+    #[prost(string, tag = "1")]
+    pub(super) name: String,
+    #[prost(string, tag = "2")]
+    pub(super) namespace: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct NamedActorReply {
+    #[prost(message, optional, tag = "1")]
+    pub(super) status: Option<Status>,
+    #[prost(message, optional, tag = "2")]
+    pub(super) actor: Option<Actor>,
+}
+
+/// `ActorTableData`.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Actor {
+    #[prost(bytes = "vec", tag = "1")]
+    pub(super) id: Vec<u8>,
+    /// 0 and 1 wait for their place (`DEPENDENCIES_UNREADY`, `PENDING_CREATION`), 2 is ALIVE.
+    #[prost(int32, tag = "6")]
+    pub(super) state: i32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct KillActorRequest {
+    #[prost(bytes = "vec", tag = "1")]
+    pub(super) actor_id: Vec<u8>,
+    #[prost(bool, tag = "2")]
+    pub(super) force: bool,
+    #[prost(bool, tag = "3")]
+    pub(super) no_restart: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct KillActorReply {
+    #[prost(message, optional, tag = "1")]
+    pub(super) status: Option<Status>,
+}

@@ -14,7 +14,7 @@
 
 use std::time::Duration;
 
-use super::backoff::Backoff;
+use super::{backoff::Backoff, oom};
 use crate::{
     engine::{ContainerSeen, RunState, Seen},
     incident::Cause,
@@ -206,6 +206,8 @@ pub struct Situation<'a> {
     pub touched: Option<&'a Touched>,
     /// When the engine was away.
     pub away: Option<Away>,
+    /// When a process of its container was last killed for memory.
+    pub oom: Option<Timestamp>,
     /// What the prober says.
     pub health: &'a Health,
     /// Its image.
@@ -543,6 +545,9 @@ fn present(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen)
         }
         RunState::Running { started_at } => running(s, m, now, c, *started_at, outdated),
         RunState::Exited { code, oom, error, finished_at } => {
+            // The engine says of any exit that memory ran out, once it did in that run, however long before.
+            let oom = *oom && s.oom.is_none_or(|at| finished_at.since(at) <= oom::EXPLAINS);
+            let exit = || exit_words(s.name, *code, oom, error);
             let uncounted = m.counted != exit_of(c);
             if uncounted
                 && m.ending.is_none()
@@ -561,8 +566,8 @@ fn present(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen)
             let why = match &ending {
                 Some(Ending::Hung(reason) | Ending::Lost(reason)) => reason.clone(),
                 Some(Ending::Asked(reason)) => (*reason).to_owned(),
-                _ if with_engine => format!("ended with the container engine ({})", exit_words(*code, *oom, error)),
-                _ => exit_words(*code, *oom, error),
+                _ if with_engine => format!("ended with the container engine ({})", exit()),
+                _ => exit(),
             };
             let mut ended = None;
             if uncounted {
@@ -581,7 +586,7 @@ fn present(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen)
                 // A hang was told when it was found, and what could not even be started has not died.
                 if ending.is_none() && error.is_empty() {
                     let cause = match () {
-                        () if *oom => Cause::Oom,
+                        () if oom => Cause::Oom,
                         () if with_engine => Cause::Gone,
                         () => Cause::Exit,
                     };
@@ -800,12 +805,15 @@ impl Memory {
 }
 
 /// How a container ended, in words.
-fn exit_words(code: i64, oom: bool, error: &str) -> String {
+fn exit_words(service: &str, code: i64, oom: bool, error: &str) -> String {
     if !error.is_empty() {
         return format!("could not be started: {}", error.trim());
     }
+    if oom {
+        let remedy = oom::setting(service).map(|s| format!(": raise `{s}` in labd.toml")).unwrap_or_default();
+        return format!("container exited {code} (out of memory{remedy})");
+    }
     let meaning = match code {
-        _ if oom => " (out of memory: raise its memory limit in labd.toml)",
         137 => " (SIGKILL)",
         143 => " (SIGTERM)",
         139 => " (segmentation fault)",

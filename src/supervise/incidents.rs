@@ -8,6 +8,9 @@ use crate::{
     time::{Timestamp, human},
 };
 
+/// Incidents kept of what happened inside one living container.
+const INSIDE_KEPT: usize = 10;
+
 /// The newest incidents, and which of them have something new to tell.
 #[derive(Debug, Default)]
 pub(super) struct Incidents {
@@ -56,6 +59,21 @@ impl Incidents {
         let excess = self.all.len().saturating_sub(KEPT);
         self.all.drain(..excess);
         cut_short
+    }
+
+    /// Something happened inside a service's container, which lives on: over as it begins. Of one service's the newest
+    /// [`INSIDE_KEPT`] are kept, so that a container that thrashes does not push out what died.
+    pub(super) fn inside(&mut self, incident: Incident) {
+        let same = |i: &Incident| i.service == incident.service && i.cause == incident.cause;
+        if self.all.iter().filter(|i| same(i)).count() >= INSIDE_KEPT
+            && let Some(oldest) = self.all.iter().position(same)
+        {
+            self.all.remove(oldest);
+        }
+        self.changed.insert((incident.died_at, incident.service.clone()));
+        self.all.push(incident);
+        let excess = self.all.len().saturating_sub(KEPT);
+        self.all.drain(..excess);
     }
 
     /// What is seen of a service now. Returns its incident when it is over by this.
@@ -107,7 +125,7 @@ impl Incidents {
     }
 
     fn last(&mut self, service: &str) -> Option<&mut Incident> {
-        self.all.iter_mut().rev().find(|i| i.service == service)
+        self.all.iter_mut().rev().find(|i| i.service == service && i.cause.ends())
     }
 }
 
@@ -131,6 +149,9 @@ pub(super) fn training_in_words(i: &Incident, t: &Interrupted, training_at: Time
 
 /// An incident in one line; every time counts from the death.
 pub(super) fn in_words(i: &Incident) -> String {
+    if !i.cause.ends() {
+        return format!("{}; the container lives on", i.why);
+    }
     let after = |at: Timestamp| human(at.since(i.died_at));
     let noticed = (i.cause != Cause::Asked).then(|| format!("noticed after {}", after(i.noticed_at)));
     let running = i
@@ -197,6 +218,33 @@ mod tests {
         let cut = all.open("w", exit(2_000), at(2_010)).expect("the first one");
         assert!(in_words(&cut).ends_with("running again after 310 ms, ended again before it was ready"));
         assert_eq!(all.newest(9).len(), 2);
+    }
+
+    #[test]
+    fn what_happened_inside_a_living_container_changes_nothing_of_its_own_incidents() {
+        let inside = |ms| Incident {
+            service: "w".into(),
+            cause: Cause::OomInside,
+            why: "out of memory".into(),
+            died_at: at(ms),
+            noticed_at: at(ms),
+            running_at: Some(at(ms)),
+            ready_at: Some(at(ms)),
+            training: Vec::new(),
+        };
+        let mut all = Incidents::default();
+        all.open("w", exit(1_000), at(1_040));
+        all.news();
+        all.inside(inside(1_100));
+        assert_eq!(all.news().expect("it is new").changed, [inside(1_100)]);
+        all.follow("w", Some(at(1_310)), false, at(1_320));
+        assert!(all.follow("w", Some(at(1_310)), true, at(4_100)).is_some(), "the exit is followed all the same");
+        assert_eq!(in_words(&inside(1)), "out of memory; the container lives on");
+        for n in 0..50 {
+            all.inside(inside(5_000 + n));
+        }
+        assert_eq!(all.newest(1_000).len(), 1 + INSIDE_KEPT, "a thrashing container pushes nothing else out");
+        assert_eq!(all.newest(1)[0].died_at, at(5_049));
     }
 
     #[test]

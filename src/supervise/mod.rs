@@ -3,6 +3,7 @@
 //! * [`decide`]: what to do next about one service. Pure.
 //! * [`backoff`]: when a failed service is tried again. Pure.
 //! * `incidents`: what died, and how it came back. Pure.
+//! * `oom`: memory that ran out inside containers. Pure.
 //! * `probe`: whether a running container fulfils its contract; one task per container.
 //! * [`inside`]: whether its GPU is still there inside it.
 //! * `view`: the snapshot. Pure.
@@ -16,6 +17,7 @@ pub mod backoff;
 pub mod decide;
 mod incidents;
 pub mod inside;
+mod oom;
 mod probe;
 #[cfg(test)]
 mod sim;
@@ -59,7 +61,10 @@ use crate::{
     ray::{Endpoint, Gcs, Ray, RayView},
     recovery,
     secret::Secret,
-    snapshot::{DaemonView, EngineView, GpuState, GpuTrouble, NodeView, ServiceState, ServiceView, Snapshot},
+    snapshot::{
+        DaemonView, EngineView, GpuState, GpuTrouble, InstallsView, NodeView, Notice, ServiceState, ServiceView,
+        Snapshot,
+    },
     time::{Timestamp, human},
 };
 use decide::{Action, Away, Bar, Decision, Health, Hold, Image, Member, Memory, Situation, Touched, Turn, Wanted};
@@ -141,6 +146,8 @@ pub struct Parts<E> {
     pub replan: Replan,
     /// The jobs.
     pub jobs: watch::Receiver<Arc<LedgerView>>,
+    /// Packages that nodes install.
+    pub installs: watch::Receiver<Arc<InstallsView>>,
     /// The front door on the host.
     pub door: watch::Receiver<DoorView>,
     /// Where the configuration goes that a reload brought.
@@ -187,6 +194,7 @@ struct Entry {
     stale: bool,
     touched: Option<Touched>,
     own_stop: Option<OwnStop>,
+    shortage: Option<oom::Shortage>,
     /// An observation is under way.
     observing: bool,
     /// Something happened since the observation under way began.
@@ -254,6 +262,7 @@ impl Entry {
             stale: false,
             touched: None,
             own_stop: None,
+            shortage: None,
             observing: false,
             look_again: false,
             acting: false,
@@ -360,6 +369,10 @@ impl<E: Engine> Lab<E> {
     async fn adopt(&mut self) {
         let names: Vec<String> = self.entries.keys().cloned().collect();
         for name in names {
+            if let Some(entry) = self.entries.get_mut(&name) {
+                let kept = self.p.journal.memory(&shortage_key(&name));
+                entry.shortage = kept.and_then(|text| serde_json::from_str(&text).ok());
+            }
             let Some(last) = self.p.journal.last_state(&name).await else { continue };
             let Some(entry) = self.entries.get_mut(&name) else { continue };
             entry.reason = last.reason;
@@ -383,6 +396,7 @@ impl<E: Engine> Lab<E> {
         let mut node = self.p.node.clone();
         let mut gpus = self.p.gpus.clone();
         let mut jobs = self.p.jobs.clone();
+        let mut installs = self.p.installs.clone();
         let mut door = self.p.door.clone();
         let mut engine_view = self.p.engine_view.clone();
         let mut stop = self.p.stop.clone();
@@ -422,6 +436,7 @@ impl<E: Engine> Lab<E> {
                 Ok(()) = node.changed() => {}
                 Ok(()) = gpus.changed() => self.mind_gpus(),
                 Ok(()) = jobs.changed() => {}
+                Ok(()) = installs.changed() => {}
                 Ok(()) = door.changed() => {}
                 _ = resync.tick() => self.look_at_all(),
                 () = tokio::time::sleep(wake) => {}
@@ -493,14 +508,21 @@ impl<E: Engine> Lab<E> {
         let Nudge { service, id, what, at } = nudge;
         self.p.journal.set_memory(EVENTS_HEARD, at.as_millis().to_string());
         let entry = self.entries.entry(service.clone()).or_insert_with(|| Entry::new(None, Timestamp::now()));
+        if what == Happened::OutOfMemory
+            && let Some(limit) = entry.spec.as_ref().map(|s| s.container.memory_bytes)
+        {
+            let shortage = oom::Shortage::after(entry.shortage.take(), &id, at, limit);
+            keep_shortage(&self.p.journal, &service, &shortage);
+            entry.shortage = Some(shortage);
+        }
         let own = entry.own_stop.as_ref().is_some_and(|own| own.covers(&id, at));
-        if !own && what != Happened::Other {
+        if !own && !matches!(what, Happened::OutOfMemory | Happened::Other) {
             let touched = match &mut entry.touched {
                 Some(touched) if touched.id == id => touched,
                 other => other.insert(Touched { id, signalled: None, stopped: None, by_hand: None }),
             };
             match what {
-                Happened::Signal(9) | Happened::Other => {}
+                Happened::Signal(9) | Happened::OutOfMemory | Happened::Other => {}
                 Happened::Signal(_) => touched.signalled = Some(at),
                 Happened::Stopped => touched.stopped = Some(at),
                 Happened::StoppedByHand => (touched.stopped, touched.by_hand) = (Some(at), Some(at)),
@@ -513,7 +535,9 @@ impl<E: Engine> Lab<E> {
         let now = Timestamp::now();
         // A step or a look under way wakes the loop by itself.
         let idle = self.entries.values().filter(|e| !e.acting && !e.observing);
-        let at = idle.filter_map(|e| e.wake.into_iter().chain(e.not_before).min()).min();
+        let seen = |e: &Entry| self.engine && !e.stale && e.seen.is_some();
+        let due = |e: &Entry| e.shortage.as_ref().filter(|_| seen(e)).and_then(oom::Shortage::due);
+        let at = idle.filter_map(|e| e.wake.into_iter().chain(e.not_before).chain(due(e)).min()).min();
         // Never quite zero: a wake in the past would spin.
         at.map_or(RESYNC, |at| at.since(now).max(Duration::from_millis(20)).min(RESYNC))
     }
@@ -683,6 +707,7 @@ impl<E: Engine> Lab<E> {
                 break;
             }
         }
+        self.mind_memory(Timestamp::now());
         self.tell_incidents(Timestamp::now());
         if !self.down {
             // A container that no plan knows is forgotten once it is gone.
@@ -857,6 +882,7 @@ impl<E: Engine> Lab<E> {
             seen: &there,
             touched: entry.touched.as_ref(),
             away,
+            oom: entry.container().and_then(|c| entry.shortage.as_ref()?.last_in(&c.id)),
             health: void.as_ref().unwrap_or(&entry.health),
             image: &image,
             unmet,
@@ -883,6 +909,46 @@ impl<E: Engine> Lab<E> {
     }
 
     // ---- incidents ----
+
+    /// Tells of memory that ran out inside a container that lives on.
+    fn mind_memory(&mut self, now: Timestamp) {
+        for (name, entry) in &mut self.entries {
+            // What is not seen as it is now is no ground for a verdict.
+            if entry.stale || entry.acting || entry.observing || entry.seen.is_none() || !self.engine {
+                continue;
+            }
+            let running = entry.running().map(|(c, started_at)| (c.id.clone(), started_at));
+            let Some(shortage) = entry.shortage.as_mut().filter(|s| s.due().is_some_and(|at| now >= at)) else {
+                continue;
+            };
+            if let Some(incident) = shortage.judge(name, running.as_ref().map(|(id, at)| (id.as_str(), *at)), now) {
+                if let Some(times) = shortage.say(now) {
+                    let reason = format!("{}{times}", incidents::in_words(&incident));
+                    tracing::warn!(service = name, "{reason}");
+                    self.p.journal.record(Record {
+                        at: now,
+                        service: Some(name.clone()),
+                        kind: RecordKind::Incident,
+                        what: incident.cause.word().to_owned(),
+                        reason,
+                    });
+                }
+                self.incidents.inside(incident);
+            }
+            keep_shortage(&self.p.journal, name, shortage);
+        }
+    }
+
+    /// What people should know of memory that ran out lately.
+    fn shortages(&self, now: Timestamp) -> Vec<Notice> {
+        let services = self.p.wish.plan.services.iter().filter(|s| s.enabled);
+        let short = services.filter_map(|spec| {
+            let shortage = self.entries.get(&spec.name)?.shortage.as_ref()?;
+            let over = shortage.is_over(Some(spec.container.memory_bytes), now);
+            (!over).then(|| shortage.notice(&spec.name))
+        });
+        short.collect()
+    }
 
     /// Opens an incident when the service ended, and follows the one that is open.
     fn follow(&mut self, name: &str, decision: &Decision, now: Timestamp) {
@@ -927,7 +993,9 @@ impl<E: Engine> Lab<E> {
         let mut again = Vec::new();
         self.incidents.amend(|incident| {
             // When a run trained again is known only by who watched: this daemon, from its start on.
-            if now.since(incident.died_at) > RECOVERY_WATCHED || incident.noticed_at < begun {
+            let old = now.since(incident.died_at) > RECOVERY_WATCHED || incident.noticed_at < begun;
+            // Which run lost a process inside a living container, Ray alone knows.
+            if old || !incident.cause.ends() {
                 return false;
             }
             let address = entries.get(&incident.service).and_then(|e| e.spec.as_ref()).map(|s| s.container.address);
@@ -1188,6 +1256,7 @@ impl<E: Engine> Lab<E> {
         let ray = self.p.ray.watch().borrow().clone();
         let door = self.p.door.borrow().clone();
         let ledger = self.p.jobs.borrow().clone();
+        let installs = self.p.installs.borrow().clone();
         let store = self.p.checkpoints.watch().borrow().clone();
         let port_of = |service: &str, port: u16| {
             if service == door::NAME {
@@ -1208,6 +1277,7 @@ impl<E: Engine> Lab<E> {
             journal: self.p.journal.health().borrow().clone(),
             ray: &ray,
             ledger: &ledger,
+            installs: &installs,
             door: door.trouble.as_deref(),
             store: &store,
             disks: &self.disks,
@@ -1215,6 +1285,7 @@ impl<E: Engine> Lab<E> {
             gpus: &self.p.wish.gpus,
             inventory: &self.p.gpus.borrow().clone(),
             services,
+            shortages: self.shortages(now),
             incidents: self.incidents.newest(INCIDENTS_SHOWN),
             service_of: &service_of,
             port_of: &port_of,
@@ -1424,6 +1495,17 @@ fn gpu_change(before: &[String], now: &[Gpu]) -> String {
 
 fn disk_key(mount: &str) -> String {
     format!("disk:{mount}")
+}
+
+/// Where the journal remembers memory that ran out in a service.
+fn shortage_key(service: &str) -> String {
+    format!("oom:{service}")
+}
+
+fn keep_shortage(journal: &Journal, service: &str, shortage: &oom::Shortage) {
+    if let Ok(text) = serde_json::to_string(shortage) {
+        journal.set_memory(shortage_key(service), text);
+    }
 }
 
 fn held_key(service: &str) -> String {

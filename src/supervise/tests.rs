@@ -75,6 +75,8 @@ struct World {
     hold: Option<Hold>,
     touched: Option<Touched>,
     away: Option<Away>,
+    /// A process of its container was killed for memory.
+    oom: Option<Timestamp>,
     off: bool,
     barred: bool,
     version: u32,
@@ -96,6 +98,7 @@ impl World {
             hold: None,
             touched: None,
             away: None,
+            oom: None,
             off: false,
             barred: false,
             version: 1,
@@ -227,6 +230,7 @@ impl World {
             seen: &seen,
             touched: self.touched.as_ref(),
             away: self.away,
+            oom: self.oom,
             health: &self.health,
             image: &self.image,
             unmet: (self.unmet || !self.gcs).then(|| "waits for minio".to_owned()),
@@ -380,6 +384,29 @@ fn a_killed_node_is_told_before_it_is_started_again() {
         matches!(&actions[1].1, Seen::Ours(c) if matches!(c.run, RunState::Running { .. })),
         "the first failure at once"
     );
+}
+
+#[test]
+fn an_exit_is_blamed_on_memory_only_shortly_after_a_kill_whatever_the_engine_says() {
+    for (killed_before, blamed) in [(None, true), (Some(0), true), (Some(4_900), true), (Some(60_000), false)] {
+        let mut world = World::new();
+        world.recover().expect("ready");
+        world.exit(137);
+        let now = world.now;
+        if let Seen::Ours(c) = &mut world.seen {
+            // The engine says so of every end of a container in which it ever happened.
+            c.run = RunState::Exited { code: 137, oom: true, finished_at: now, error: String::new() };
+        }
+        world.oom = killed_before.map(|ms| Timestamp::from_millis(now.as_millis() - ms));
+        world.step().expect("safe");
+        let why = world.memory.last_failure.clone().expect("a failure");
+        let want = if blamed {
+            "container exited 137 (out of memory: raise `services.ray-worker.memory` in labd.toml)"
+        } else {
+            "container exited 137 (SIGKILL)"
+        };
+        assert_eq!(why, want, "{killed_before:?}");
+    }
 }
 
 #[test]

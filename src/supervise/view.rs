@@ -13,8 +13,8 @@ use crate::{
     plan,
     ray::RayView,
     snapshot::{
-        DaemonView, EngineView, GpuProcess, GpuState, GpuView, Link, NodeView, Notice, RunView, SCHEMA, ServiceState,
-        ServiceView, Severity, Snapshot,
+        DaemonView, EngineView, GpuProcess, GpuState, GpuView, InstallsView, Link, NodeView, Notice, RunView, SCHEMA,
+        ServiceState, ServiceView, Severity, Snapshot,
     },
     time::Timestamp,
 };
@@ -31,6 +31,7 @@ pub(super) struct Known<'a> {
     pub(super) journal: JournalHealth,
     pub(super) ray: &'a RayView,
     pub(super) ledger: &'a LedgerView,
+    pub(super) installs: &'a InstallsView,
     /// Why the front door does not listen.
     pub(super) door: Option<&'a str>,
     pub(super) store: &'a StoreView,
@@ -41,6 +42,8 @@ pub(super) struct Known<'a> {
     /// What is known of them now.
     pub(super) inventory: &'a Inventory,
     pub(super) services: Vec<ServiceView>,
+    /// Memory that ran out lately.
+    pub(super) shortages: Vec<Notice>,
     pub(super) incidents: Vec<Incident>,
     /// The service whose container has this id.
     pub(super) service_of: &'a dyn Fn(&str) -> Option<String>,
@@ -78,7 +81,8 @@ pub(super) fn snapshot(k: Known<'_>) -> Snapshot {
             }
         })
         .collect();
-    let runs = checkpoints::view::runs(&k.ray.runs, k.store, k.now);
+    let ray_jobs = k.ray.jobs.as_deref().map_or(&[][..], |jobs| &jobs.jobs);
+    let runs = checkpoints::view::runs(&k.ray.runs, ray_jobs, k.store, k.now);
     let notices = notices(&k, &links, &runs);
     Snapshot {
         schema: SCHEMA,
@@ -92,6 +96,8 @@ pub(super) fn snapshot(k: Known<'_>) -> Snapshot {
         jobs: k.ledger.jobs.clone(),
         runs,
         resubmissions: k.ledger.resubmissions,
+        installs: k.installs.installs.clone(),
+        package_store_bytes: k.installs.store_bytes,
         demands: k.ray.demands.clone(),
         incidents: k.incidents,
         links,
@@ -124,6 +130,9 @@ fn notices(k: &Known<'_>, links: &[Link], runs: &[RunView]) -> Vec<Notice> {
     }
     if let Some(trouble) = &k.ledger.trouble {
         say(Severity::Warning, trouble.clone());
+    }
+    for notice in &k.ledger.notices {
+        say(Severity::Warning, notice.clone());
     }
     if let JournalHealth::NotRecording { reason, .. } = &k.journal {
         say(Severity::Warning, format!("history is not recorded: {reason}"));
@@ -177,6 +186,7 @@ fn notices(k: &Known<'_>, links: &[Link], runs: &[RunView]) -> Vec<Notice> {
         bucket_bytes: k.store.total_bytes,
     };
     notices.extend(disk_guard::notices(k.disks, disks, users));
+    notices.extend(k.shortages.iter().cloned());
     notices.sort_by_key(|n| std::cmp::Reverse(n.severity));
     notices
 }

@@ -7,15 +7,16 @@ use std::{
 };
 
 use bollard::models::{
-    ContainerCreateBody, ContainerInspectResponse, ContainerState, ContainerStateStatusEnum, DeviceMapping,
-    DeviceRequest, EndpointIpamConfig, EndpointSettings, HostConfig, HostConfigLogConfig, Mount as EngineMount,
-    MountType, MountVolumeOptions, MountVolumeOptionsDriverConfig, NetworkingConfig, PortBinding, PortMap,
-    ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
+    ContainerCreateBody, ContainerInspectResponse, ContainerState, ContainerStateStatusEnum, ContainerStatsResponse,
+    DeviceMapping, DeviceRequest, EndpointIpamConfig, EndpointSettings, HostConfig, HostConfigLogConfig,
+    Mount as EngineMount, MountType, MountVolumeOptions, MountVolumeOptionsDriverConfig, NetworkingConfig, PortBinding,
+    PortMap, ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
 };
 
 use super::explain;
 use crate::{
     engine::{ContainerSeen, LABEL_LAB, LABEL_SERVICE, LABEL_SPEC, RunState, Seen},
+    node::gpu::simulate::Counters,
     plan::spec::{ContainerSpec, Device, EnvValue, FileSpec, MountSource},
     time::Timestamp,
 };
@@ -261,6 +262,24 @@ fn published(ports: PortMap) -> BTreeMap<u16, u16> {
         .collect()
 }
 
+/// What a container used so far; absent where it does not run.
+pub(super) fn counters(stats: &ContainerStatsResponse) -> Option<Counters> {
+    let cpu = stats.cpu_stats.as_ref()?;
+    let memory = stats.memory_stats.as_ref()?;
+    let of = |name: &str| {
+        let all = memory.stats.as_ref();
+        // The engine of a host with cgroup v1 says both a container's own and its children's: the total is meant.
+        all.and_then(|all| all.get(&format!("total_{name}")).or_else(|| all.get(name))).copied().unwrap_or(0)
+    };
+    Some(Counters {
+        at: Timestamp::parse(stats.read.as_ref()?)?,
+        cpu_ns: cpu.cpu_usage.as_ref()?.total_usage?,
+        // Page cache can be given back at any time: it is nobody's need.
+        memory_bytes: memory.usage?.saturating_sub(of("inactive_file")).saturating_sub(of("active_file")),
+        cpus: cpu.online_cpus.unwrap_or(1),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -422,5 +441,23 @@ mod tests {
         assert_eq!(ours.address, Some(Ipv4Addr::new(198, 18, 253, 9)));
         assert!(matches!(ours.run, RunState::Exited { code: 137, oom: true, finished_at, .. }
             if Some(finished_at) == Timestamp::parse("2026-01-01T00:00:01.5Z")));
+    }
+
+    #[test]
+    fn what_a_container_uses_is_its_cpu_time_and_its_memory_without_page_cache() {
+        // Docker 20.10 on cgroup v1, shortened.
+        let of = |text: &str| counters(&serde_json::from_str(text).expect("a model"));
+        let v1 = r#"{"read": "2026-11-27T06:26:51.806685662Z", "preread": "0001-01-01T00:00:00Z",
+            "cpu_stats": {"cpu_usage": {"total_usage": 41325638}, "online_cpus": 2},
+            "memory_stats": {"usage": 487424, "limit": 67108864, "stats": {"active_file": 1, "inactive_file": 2,
+                "total_active_file": 45056, "total_inactive_file": 122880}}}"#;
+        let at = Timestamp::parse("2026-11-27T06:26:51.806Z").expect("a time");
+        assert_eq!(of(v1), Some(Counters { at, cpu_ns: 41_325_638, memory_bytes: 319_488, cpus: 2 }));
+        let v2 = r#"{"read": "2026-11-27T06:26:51.806Z", "cpu_stats": {"cpu_usage": {"total_usage": 7}, "online_cpus": 64},
+            "memory_stats": {"usage": 1000, "stats": {"active_file": 100, "inactive_file": 200, "anon": 700}}}"#;
+        assert_eq!(of(v2), Some(Counters { at, cpu_ns: 7, memory_bytes: 700, cpus: 64 }));
+        let ended = r#"{"read": "0001-01-01T00:00:00Z", "cpu_stats": {"cpu_usage": {"total_usage": 0}},
+            "memory_stats": {}}"#;
+        assert_eq!(of(ended), None);
     }
 }

@@ -1,9 +1,13 @@
 //! Passing a request on, as it is.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use axum::{
-    body::{Body, BodyDataStream, Bytes},
+    body::{Body, BodyDataStream, Bytes, HttpBody as _},
     extract::Request,
     http::{HeaderMap, HeaderName, StatusCode, Uri, header},
     response::Response,
@@ -13,7 +17,7 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioIo,
 };
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::Instant};
 
 use crate::jobs::packages::Incoming;
 
@@ -28,7 +32,8 @@ const HOP: [HeaderName; 6] = [
 ];
 
 /// Sends the request to `to` and returns its answer, both streamed; an upgraded connection (a WebSocket) is joined to the
-/// other one. The error is one line: nobody answered.
+/// other one. `patience` counts from the last piece of the request, however long that takes to come. The error is one line:
+/// nobody answered.
 pub(super) async fn pass(
     client: &Client<HttpConnector, Body>,
     to: SocketAddr,
@@ -40,6 +45,8 @@ pub(super) async fn pass(
     let upgrade = request.headers().get(header::UPGRADE).cloned();
     let ours = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
     let (mut parts, body) = request.into_parts();
+    let moved = Moved::default();
+    let body = watched(body, moved.clone());
     parts.uri = uri;
     parts.version = axum::http::Version::HTTP_11;
     strip(&mut parts.headers);
@@ -47,11 +54,12 @@ pub(super) async fn pass(
         parts.headers.insert(header::CONNECTION, header::HeaderValue::from_static("upgrade"));
         parts.headers.insert(header::UPGRADE, protocol.clone());
     }
-    let sent = client.request(Request::from_parts(parts, body));
-    let mut answer = tokio::time::timeout(patience, sent)
-        .await
-        .map_err(|_| "the Ray head does not answer".to_owned())?
-        .map_err(|_| "the Ray head is away".to_owned())?;
+    let mut answer = tokio::select! {
+        answer = client.request(Request::from_parts(parts, body)) => {
+            answer.map_err(|_| "the Ray head is away".to_owned())?
+        }
+        () = moved.silent(patience) => return Err("the Ray head does not answer".to_owned()),
+    };
     if answer.status() == StatusCode::SWITCHING_PROTOCOLS
         && let Some(ours) = ours
     {
@@ -67,6 +75,42 @@ pub(super) async fn pass(
         strip(answer.headers_mut());
     }
     Ok(answer.map(Body::new))
+}
+
+/// When a request's body last moved. Clones are the same one.
+#[derive(Clone)]
+pub(super) struct Moved(Arc<Mutex<Instant>>);
+
+impl Default for Moved {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new(Instant::now())))
+    }
+}
+
+impl Moved {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Instant> {
+        // An instant is never half written.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Resolves once nothing has moved for so long.
+    pub(super) async fn silent(&self, patience: Duration) {
+        loop {
+            let until = *self.lock() + patience;
+            tokio::time::sleep_until(until).await;
+            if *self.lock() + patience <= until {
+                return;
+            }
+        }
+    }
+}
+
+/// The body as it is; each piece of it is a movement.
+pub(super) fn watched(body: Body, moved: Moved) -> Body {
+    if body.is_end_stream() {
+        return body;
+    }
+    Body::from_stream(body.into_data_stream().inspect(move |_| *moved.lock() = Instant::now()))
 }
 
 fn strip(headers: &mut HeaderMap) {

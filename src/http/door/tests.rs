@@ -1,10 +1,16 @@
 //! The front door over a head that is a few lines long, and the real keeper behind it.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, Mutex},
+};
 
 use axum::{
     body::to_bytes,
-    extract::Request,
+    extract::{
+        FromRequest as _, Request,
+        ws::{Message, WebSocketUpgrade},
+    },
     http::{Method, header::HOST},
 };
 use bytes::Bytes;
@@ -14,6 +20,7 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
 };
+use tokio_tungstenite::tungstenite;
 use tower::ServiceExt as _;
 
 use super::*;
@@ -31,10 +38,19 @@ const TOKEN: &str = "hunter2-hunter2";
 /// What reached the head: method and path with query, host, body.
 type Heard = Arc<Mutex<Vec<(String, String, Vec<u8>)>>>;
 
+/// What the head answers to a question for a job, and what it has of its log: pieces per connection, and whether that ends
+/// well. A job that it does not know is echoed.
+#[derive(Clone, Default)]
+struct Told {
+    jobs: Arc<Mutex<BTreeMap<String, Value>>>,
+    logs: Arc<Mutex<BTreeMap<String, VecDeque<(Vec<&'static str>, bool)>>>>,
+}
+
 struct Rig {
     router: Router,
     ledger: Ledger,
     heard: Heard,
+    told: Told,
     ray: watch::Sender<Arc<RayView>>,
     endpoint: watch::Sender<Option<Endpoint>>,
     dir: TempDir,
@@ -42,12 +58,27 @@ struct Rig {
 }
 
 /// A head that takes everything but packages called `refused`, and echoes what a WebSocket sends.
-async fn head(heard: Heard) -> std::net::SocketAddr {
+async fn head(heard: Heard, told: Told) -> std::net::SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let address = listener.local_addr().expect("bound");
     let app = Router::new().fallback(any(move |mut request: Request| {
-        let heard = heard.clone();
+        let (heard, told) = (heard.clone(), told.clone());
         async move {
+            let path = request.uri().path().to_owned();
+            if let Some(id) = path.strip_prefix("/api/jobs/").and_then(|path| path.strip_suffix("/logs/tail")) {
+                let next = told.logs.lock().expect("unpoisoned").get_mut(id).and_then(VecDeque::pop_front);
+                let Some((pieces, well)) = next else { return StatusCode::NOT_FOUND.into_response() };
+                let upgrade = WebSocketUpgrade::from_request(request, &()).await.expect("a WebSocket");
+                return upgrade.on_upgrade(move |mut socket| async move {
+                    for piece in pieces {
+                        socket.send(Message::Text(piece.into())).await.expect("sent");
+                    }
+                    if well {
+                        let _ = socket.send(Message::Close(None)).await;
+                        let _ = socket.recv().await;
+                    }
+                });
+            }
             let line = format!("{} {}", request.method(), request.uri());
             let host = request.headers().get(HOST).and_then(|h| h.to_str().ok()).unwrap_or_default().to_owned();
             if request.headers().contains_key(header::UPGRADE) {
@@ -68,6 +99,20 @@ async fn head(heard: Heard) -> std::net::SocketAddr {
             if !token {
                 return (StatusCode::UNAUTHORIZED, "Unauthorized: Missing authentication token").into_response();
             }
+            let id = path.strip_prefix("/api/jobs/").unwrap_or_default();
+            let job = told.jobs.lock().expect("unpoisoned").get(id).cloned();
+            match (line.split(' ').next(), job) {
+                (Some("GET"), Some(job)) => return axum::Json(job).into_response(),
+                (Some("DELETE"), Some(job)) => {
+                    let over = job["status"] == "SUCCEEDED" || job["status"] == "FAILED";
+                    return if over {
+                        "{\"deleted\": true}".into_response()
+                    } else {
+                        StatusCode::INTERNAL_SERVER_ERROR.into_response()
+                    };
+                }
+                _ => {}
+            }
             if refused {
                 return StatusCode::INTERNAL_SERVER_ERROR.into_response();
             }
@@ -87,10 +132,10 @@ async fn head(heard: Heard) -> std::net::SocketAddr {
 impl Rig {
     async fn new() -> Self {
         let dir = tempfile::tempdir().expect("a folder");
-        let heard = Heard::default();
+        let (heard, told) = (Heard::default(), Told::default());
         let there = Endpoint {
             gcs: "127.0.0.1:1".parse().expect("one"),
-            dashboard: head(heard.clone()).await,
+            dashboard: head(heard.clone(), told.clone()).await,
             token: Secret::new(TOKEN),
         };
         let driver = RayNode {
@@ -129,7 +174,7 @@ impl Rig {
         let ledger = jobs::spawn(opened, parts);
         let door = Door::new(ledger.clone(), packages, at, view, Secret::new(TOKEN));
         let alive: Vec<Box<dyn std::any::Any>> = vec![Box::new(incidents), Box::new(config), Box::new(lab)];
-        Self { router: router(door), ledger, heard, ray, endpoint, dir, _alive: alive }
+        Self { router: router(door), ledger, heard, told, ray, endpoint, dir, _alive: alive }
     }
 
     fn away(&self) {
@@ -173,8 +218,10 @@ impl Rig {
 
     async fn until(&self, what: impl FnMut(&Arc<LedgerView>) -> bool) -> Arc<LedgerView> {
         let mut view = self.ledger.watch();
-        let seen = tokio::time::timeout(Duration::from_secs(10), view.wait_for(what)).await;
-        seen.expect("within 10 s").expect("the keeper lives").clone()
+        match tokio::time::timeout(Duration::from_secs(10), view.wait_for(what)).await {
+            Ok(seen) => seen.expect("the keeper lives").clone(),
+            Err(_) => panic!("not within 10 s: {:?}", self.ledger.watch().borrow()),
+        }
     }
 }
 
@@ -196,7 +243,7 @@ async fn a_websocket_passes() {
     let router = rig.router.clone();
     tokio::spawn(async move { axum::serve(listener, router).await });
     let mut stream = TcpStream::connect(address).await.expect("it listens");
-    let request = "GET /api/jobs/a/logs/tail HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+    let request = "GET /api/stream HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
     stream.write_all(request.as_bytes()).await.expect("sent");
     let mut seen = Vec::new();
     while !seen.ends_with(b"\r\n\r\n") {
@@ -326,4 +373,213 @@ async fn a_head_that_is_gone_without_a_word_is_away() {
     assert_eq!(status, StatusCode::OK, "kept");
     rig.endpoint.send_replace(None);
     assert_eq!(rig.trusted(Method::GET, "/", Body::empty()).await.0, StatusCode::SERVICE_UNAVAILABLE);
+}
+
+/// Ray's list of jobs.
+fn list(jobs: &[(&str, JobStatus, Option<crate::ray::ErrorType>)]) -> Option<Arc<crate::ray::Jobs>> {
+    let job = |(id, status, error): &(&str, JobStatus, Option<crate::ray::ErrorType>)| crate::ray::RayJob {
+        submission_id: (*id).to_owned(),
+        status: *status,
+        error: *error,
+        message: String::new(),
+        entrypoint: String::new(),
+        started_at: None,
+        ended_at: None,
+        driver_node: None,
+        exit_code: None,
+    };
+    Some(Arc::new(crate::ray::Jobs { asked_at: Timestamp::now(), jobs: jobs.iter().map(job).collect() }))
+}
+
+impl Rig {
+    async fn submit(&self, id: &str) {
+        // What Ray is asked after this comes later than the submission, on a clock of milliseconds.
+        let body = json!({ "entrypoint": "python train.py", "submission_id": id });
+        let (status, text) = self.trusted(Method::POST, "/api/jobs/", body.to_string()).await;
+        assert_eq!(status, StatusCode::OK, "{text}");
+        tokio::time::sleep(Duration::from_millis(3)).await;
+    }
+
+    fn lists(&self, jobs: &[(&str, JobStatus, Option<crate::ray::ErrorType>)]) {
+        self.ray.send_modify(|view| Arc::make_mut(view).jobs = list(jobs));
+    }
+
+    fn says(&self, id: &str, status: &str) {
+        let job = json!({"type": "SUBMISSION", "submission_id": id, "status": status, "message": "", "end_time": null});
+        self.told.jobs.lock().expect("unpoisoned").insert(id.to_owned(), job);
+    }
+
+    async fn lose(&self, id: &str) {
+        self.lists(&[(id, JobStatus::Failed, Some(crate::ray::ErrorType::JobSupervisorActorDied))]);
+        let next = format!("{id}-r1");
+        self.until(|v| v.jobs.iter().any(|j| j.submission_id == next && j.message.contains("goes on"))).await;
+        tokio::time::sleep(Duration::from_millis(3)).await;
+    }
+
+    /// What a client that waits for a job's end is sent, and with which code it ends.
+    async fn follow(&self, id: &str) -> tokio::task::JoinHandle<(String, Option<u16>)> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let address = listener.local_addr().expect("bound");
+        let router = self.router.clone();
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        let url = format!("ws://{address}/api/jobs/{id}/logs/tail");
+        let mut request = tungstenite::client::IntoClientRequest::into_client_request(url).expect("a request");
+        request.headers_mut().insert("authorization", "Bearer hunter2-hunter2".parse().expect("one"));
+        let stream = TcpStream::connect(address).await.expect("it listens");
+        let (mut socket, _) = tokio_tungstenite::client_async(request, stream).await.expect("a WebSocket");
+        tokio::spawn(async move {
+            let mut text = String::new();
+            while let Some(Ok(message)) = futures_util::StreamExt::next(&mut socket).await {
+                match message {
+                    tungstenite::Message::Text(piece) => text.push_str(&piece),
+                    tungstenite::Message::Close(frame) => return (text, frame.map(|f| f.code.into())),
+                    _ => {}
+                }
+            }
+            (text, None)
+        })
+    }
+}
+
+#[tokio::test]
+async fn a_log_is_followed_over_a_break_over_the_heads_absence_and_into_the_next_attempt() {
+    let rig = Rig::new().await;
+    rig.submit("a").await;
+    let logs = [
+        ("a", vec![(vec!["epoch 1\nep"], false), (vec!["epoch 1\n", "epoch 2\n"], true)]),
+        ("a-r1", vec![(vec!["resumed\n"], true)]),
+    ];
+    rig.told.logs.lock().expect("unpoisoned").extend(logs.map(|(id, log)| (id.to_owned(), log.into())));
+    let client = rig.follow("a").await;
+    rig.away();
+    rig.back();
+    while rig.told.logs.lock().expect("unpoisoned")["a"].len() > 0 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(!client.is_finished(), "what Ray closed has not ended for the ledger");
+    rig.says("a-r1", "SUCCEEDED");
+    rig.lose("a").await;
+    let (text, code) = tokio::time::timeout(Duration::from_secs(20), client).await.expect("it ends").expect("no panic");
+    let line = "labd: a was lost (the process that watches its driver died); a-r1 goes on\n";
+    assert_eq!((text, code), (format!("epoch 1\nepoch 2\n{line}resumed\n"), Some(1000)));
+}
+
+#[tokio::test]
+async fn a_log_ends_when_its_owner_deletes_the_job_and_a_strangers_is_rays_to_refuse() {
+    let rig = Rig::new().await;
+    rig.submit("a").await;
+    let client = rig.follow("a").await;
+    rig.ledger.forget("a", Some(JobStatus::Failed)).await;
+    let (text, code) = tokio::time::timeout(Duration::from_secs(20), client).await.expect("it ends").expect("no panic");
+    assert_eq!((text.as_str(), code), ("", Some(1000)));
+    let (status, _) = rig.ask(Method::GET, "/api/jobs/a/logs/tail", &[], Body::empty()).await;
+    assert_eq!(status, StatusCode::NOT_FOUND, "passed on");
+}
+
+#[tokio::test]
+async fn a_job_that_was_lost_is_its_newest_attempt_also_while_the_head_is_away() {
+    let rig = Rig::new().await;
+    rig.submit("a").await;
+    rig.lose("a").await;
+    rig.says("a", "FAILED");
+    rig.says("a-r1", "RUNNING");
+    let ask = async || -> Value {
+        let (status, text) = rig.trusted(Method::GET, "/api/jobs/a", Body::empty()).await;
+        assert_eq!(status, StatusCode::OK, "{text}");
+        serde_json::from_str(&text).expect("JSON")
+    };
+    let told = ask().await;
+    assert_eq!((&told["status"], &told["submission_id"]), (&json!("RUNNING"), &json!("a")));
+    assert!(told["message"].as_str().is_some_and(|m| m.starts_with("a-r1 continues a (the process")), "{told}");
+    rig.lists(&[("a-r1", JobStatus::Running, None)]);
+    rig.away();
+    let told = ask().await;
+    assert_eq!((&told["status"], &told["entrypoint"]), (&json!("RUNNING"), &json!("python train.py")));
+    rig.back();
+    rig.says("a-r1", "SUCCEEDED");
+    assert_eq!(ask().await["status"], "SUCCEEDED");
+    // A failure is told once it is known whether it is one.
+    rig.says("a-r1", "FAILED");
+    let failed = rig.trusted(Method::GET, "/api/jobs/a", Body::empty());
+    let lost = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        rig.lists(&[("a-r1", JobStatus::Failed, Some(crate::ray::ErrorType::JobSupervisorActorDied))]);
+        rig.until(|v| v.jobs.iter().any(|j| j.submission_id == "a-r2")).await;
+    };
+    let ((status, text), ()) = tokio::join!(failed, lost);
+    let told: Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!((status, &told["status"]), (StatusCode::OK, &json!("PENDING")), "{text}");
+}
+
+#[tokio::test]
+async fn what_its_owner_deleted_is_not_run_again_and_its_id_begins_a_new_run() {
+    let rig = Rig::new().await;
+    rig.submit("a").await;
+    rig.says("a", "RUNNING");
+    assert_eq!(rig.trusted(Method::DELETE, "/api/jobs/a", Body::empty()).await.0, StatusCode::INTERNAL_SERVER_ERROR);
+    rig.says("a", "SUCCEEDED");
+    assert_eq!(rig.trusted(Method::DELETE, "/api/jobs/a", Body::empty()).await.0, StatusCode::OK);
+    assert!(rig.ledger.watch().borrow().jobs.is_empty());
+    // The list of a moment ago.
+    rig.lists(&[("a", JobStatus::Succeeded, None)]);
+    rig.heard.lock().expect("unpoisoned").clear();
+    rig.submit("a").await;
+    let sent: Value = serde_json::from_slice(&rig.heard.lock().expect("unpoisoned")[0].2).expect("JSON");
+    assert_eq!(sent["metadata"]["labd.run"], "a.2");
+    let view = rig.until(|v| v.jobs.first().is_some_and(|j| j.note.is_some())).await;
+    let job = &view.jobs[0];
+    assert!(job.outcome.is_none() && job.note.as_ref().is_some_and(|note| note.contains("a new run, a.2")), "{job:?}");
+}
+
+#[tokio::test]
+async fn ids_are_encoded_on_their_way_to_ray() {
+    let rig = Rig::new().await;
+    rig.submit("lr 0.01").await;
+    rig.lose("lr 0.01").await;
+    rig.heard.lock().expect("unpoisoned").clear();
+    rig.trusted(Method::POST, "/api/jobs/lr%200.01/stop", Body::empty()).await;
+    let lines = rig.lines();
+    assert!(lines.contains(&"POST /api/jobs/lr%200.01-r1/stop".to_owned()), "{lines:?}");
+}
+
+#[tokio::test]
+async fn what_could_never_begin_is_refused_in_one_line_and_recorded_nowhere() {
+    let rig = Rig::new().await;
+    for (body, status) in [
+        (json!({"entrypoint": "x", "submission_id": "a/b"}), StatusCode::BAD_REQUEST),
+        (json!({"entrypoint": "x", "runtime_env": {"env_vars": {"A": "b".repeat(200_000)}}}), StatusCode::BAD_REQUEST),
+        (json!({"entrypoint": "x", "metadata": {"a": "b".repeat(1 << 20)}}), StatusCode::PAYLOAD_TOO_LARGE),
+    ] {
+        let (got, text) = rig.trusted(Method::POST, "/api/jobs/", body.to_string()).await;
+        assert_eq!((got, text.lines().count()), (status, 1), "{}", &text[..text.len().min(200)]);
+        assert!(text.contains("must"), "{text}");
+    }
+    assert!(rig.lines().is_empty() && rig.ledger.watch().borrow().jobs.is_empty());
+}
+
+#[tokio::test]
+async fn a_wheel_with_a_local_version_is_kept() {
+    let rig = Rig::new().await;
+    let path = "/api/packages/gcs/torch-2.9.0+cpu-cp313-cp313-linux_x86_64.whl";
+    assert_eq!(rig.trusted(Method::PUT, path, "PK").await.0, StatusCode::OK);
+    assert_eq!(rig.kept("torch-2.9.0+cpu-cp313-cp313-linux_x86_64.whl"), Some(b"PK".to_vec()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upload_takes_as_long_as_it_moves() {
+    let moved = |pieces: u64, pause: Duration| async move {
+        let body = futures_util::stream::unfold(0, move |n| async move {
+            tokio::time::sleep(pause).await;
+            (n < pieces).then(|| (Ok::<_, std::io::Error>(Bytes::from_static(b"x")), n + 1))
+        });
+        let waits = pass::Moved::default();
+        let mut body = pass::watched(Body::from_stream(body), waits.clone()).into_data_stream();
+        let read = async { while futures_util::StreamExt::next(&mut body).await.is_some() {} };
+        tokio::select! {
+            () = read => true,
+            () = waits.silent(ANSWER) => false,
+        }
+    };
+    assert!(moved(100, Duration::from_secs(2)).await, "200 s of upload");
+    assert!(!moved(2, Duration::from_secs(61)).await, "a minute of silence");
 }

@@ -119,6 +119,8 @@ pub struct Parts {
     pub config: watch::Receiver<Arc<Config>>,
     /// `--simulate-gpus`, before the configuration.
     pub simulate: Option<u32>,
+    /// What the workers of simulated GPUs do.
+    pub loads: watch::Receiver<Arc<simulate::Loads>>,
     /// The machine's NUMA nodes, on which simulated GPUs are.
     pub numa: Vec<NumaNode>,
     /// What the engine can hand out.
@@ -527,7 +529,10 @@ impl Keeper {
         }
         unit.restart = judge.restart(&id);
         if unit.gpu.vendor == Vendor::Simulated {
-            unit.reading = Some(simulate::reading(&unit.gpu, now));
+            let loads = self.parts.loads.borrow();
+            let workers = self.simulated().unwrap_or_default() as usize;
+            unit.reading =
+                Some(simulate::reading(&unit.gpu, workers, loads.get(&format!("ray-worker-{}", unit.gpu.slot))));
             return unit;
         }
         if let Some(mut reading) = self.reading(&id, unit.gpu.parent.as_deref()) {

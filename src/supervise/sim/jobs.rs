@@ -1,9 +1,11 @@
 //! The job ledger in the same simulation: the keeper as it is, over a simulated job API and a simulated disk, beside the
-//! supervision as it is. People submit jobs, stop some, and labd is killed and started anew.
+//! supervision as it is. People submit jobs, stop some, delete some as soon as they have ended and use their ids again, lists
+//! of jobs come late, and labd is killed and started anew.
 //!
-//! What must never be: two attempts of one job at once; another attempt after success, after a person's stop, after the
-//! script's own error when nothing died in its last minute, or beyond the limit; an id twice. Once faults end, every job that
-//! was answered with 200 must have ended, within [`BOUND`].
+//! What must never be: two attempts of one job at once; another attempt after success, after a person's stop or deletion,
+//! after the script's own error when nothing died in its last minute, or beyond the limit; an id twice; the run of a job
+//! that succeeded for the next one of its id; a success that none of its drivers came to. Once faults end, every job that was
+//! answered with 200 must have ended, within [`BOUND`].
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -44,6 +46,10 @@ enum Script {
 /// One submission, in truth.
 struct Job {
     root: String,
+    /// How often its id had been submitted by then.
+    life: u32,
+    /// What its training is kept as.
+    run: String,
     script: Script,
     survives_workers: bool,
     takes: Duration,
@@ -76,13 +82,21 @@ struct Job {
 struct Inner {
     dice: Dice,
     jobs: BTreeMap<String, Job>,
-    /// Where a root's training has got to.
+    /// Where a run's training has got to.
     progress: BTreeMap<String, Duration>,
     clusters: u64,
     /// Whether answers get lost.
     faulty: bool,
     /// Roots that a person stopped, and was told so.
     stopped: BTreeMap<String, Timestamp>,
+    /// Roots of those whose ids were submitted again since.
+    late_stops: BTreeSet<String>,
+    /// Roots and lives that a person deleted; whether labd was told.
+    deleted: BTreeMap<(String, u32), bool>,
+    /// Roots and lives of which a driver came to success.
+    succeeded: BTreeSet<(String, u32)>,
+    /// Runs of jobs that labd knew to have succeeded when their owners deleted them.
+    finished: BTreeSet<String>,
     asked_at: Timestamp,
 }
 
@@ -145,6 +159,16 @@ impl JobApi for Api {
         Ok(answer)
     }
 
+    async fn stop_waiting(&self, id: &str) -> Result<(), String> {
+        self.way().await?;
+        let mut inner = self.lock();
+        if let Some(job) = inner.jobs.get_mut(id).filter(|job| !job.forgotten && job.status == JobStatus::Pending) {
+            (job.status, job.ended_at) = (JobStatus::Failed, Some(Timestamp::now()));
+            job.error = Some(ErrorType::JobSupervisorActorDied);
+        }
+        Ok(())
+    }
+
     async fn has_package(&self, _: &str) -> Result<bool, String> {
         Ok(true)
     }
@@ -178,13 +202,21 @@ impl Api {
         if attempt > limit + 1 {
             w.never(format_args!("{id} is one attempt too many"));
         }
-        if attempt != 1 && id != format!("{root}-r{}", attempt - 1) {
+        let life: u32 = text(&sent["metadata"]["life"]).parse().unwrap_or(0);
+        let run = text(&sent["metadata"]["labd.run"]);
+        if inner.deleted.get(&(root.clone(), life)) == Some(&true) {
+            w.never(format_args!("{id} is submitted although its owner deleted {root}"));
+        }
+        if attempt == 1 && inner.finished.contains(&run) {
+            w.never(format_args!("{id} continues {run}, which is finished"));
+        }
+        if attempt != 1 && !id.starts_with(&format!("{root}-r")) {
             w.never(format_args!("{id} is called so as attempt {attempt} of {root}"));
         }
         if inner.stopped.get(&root).is_some_and(|&at| now.since(at) > Duration::from_secs(20)) {
             w.never(format_args!("{id} is submitted although a person stopped {root}"));
         }
-        for (old, job) in inner.jobs.iter().filter(|(_, job)| job.root == root) {
+        for (old, job) in inner.jobs.iter().filter(|(_, job)| job.root == root && job.life == life) {
             // labd had the time to read it, and to write it down.
             let read = job.read_at.is_some_and(|at| now.since(at) >= Duration::from_secs(1));
             let blamed =
@@ -203,6 +235,8 @@ impl Api {
         let begins = now.plus(inner.dice.ms(500, 4_000));
         let job = Job {
             root,
+            life,
+            run,
             script: if sent["metadata"]["script"] == "raises" { Script::Raises } else { Script::Succeeds },
             survives_workers: sent["metadata"]["max_failures"] == "-1",
             takes,
@@ -231,27 +265,60 @@ impl Api {
         reply(200, &json!({ "submission_id": id }))
     }
 
+    /// What Ray says of one job now.
+    async fn status(&self, id: &str) -> Option<JobStatus> {
+        self.way().await.ok()?;
+        let status = self.lock().jobs.get(id).filter(|job| !job.forgotten).map(|job| job.status);
+        self.way().await.ok()?;
+        status
+    }
+
+    /// Ray deletes a job that has ended: whether it says so.
+    async fn delete(&self, id: &str) -> bool {
+        if self.way().await.is_err() {
+            return false;
+        }
+        let done = {
+            let mut w = self.outside.lock();
+            let mut inner = self.lock();
+            let ended = inner.jobs.get(id).filter(|job| !job.forgotten && job.ended_at.is_some());
+            let life = ended.map(|job| (job.root.clone(), job.life));
+            if let Some(life) = &life {
+                w.say(format_args!("Ray deletes {id}"));
+                inner.jobs.remove(id);
+                inner.deleted.entry(life.clone()).or_insert(false);
+            }
+            life.is_some()
+        };
+        self.way().await.is_ok() && done
+    }
+
     /// What the job API lists.
     fn list(&self, now: Timestamp) -> Jobs {
         let mut inner = self.lock();
         inner.asked_at = now;
-        let jobs = inner.jobs.iter_mut().filter(|(_, job)| !job.forgotten).map(|(id, job)| {
-            if job.ended_at.is_some() {
-                job.read_at.get_or_insert(now);
-            }
-            RayJob {
-                submission_id: id.clone(),
-                status: job.status,
-                error: job.error,
-                message: String::new(),
-                entrypoint: "python train.py".into(),
-                started_at: Some(job.began),
-                ended_at: job.ended_at,
-                driver_node: job.node.map(|id| id.to_be_bytes().to_vec()),
-                exit_code: None,
-            }
+        let jobs = inner.jobs.iter().filter(|(_, job)| !job.forgotten).map(|(id, job)| RayJob {
+            submission_id: id.clone(),
+            status: job.status,
+            error: job.error,
+            message: String::new(),
+            entrypoint: "python train.py".into(),
+            started_at: Some(job.began),
+            ended_at: job.ended_at,
+            driver_node: job.node.map(|id| id.to_be_bytes().to_vec()),
+            exit_code: None,
         });
         Jobs { asked_at: now, jobs: jobs.collect() }
+    }
+
+    /// labd has heard this list.
+    fn heard(&self, list: &Jobs, now: Timestamp) {
+        let mut inner = self.lock();
+        for told in list.jobs.iter().filter(|told| told.status.is_final()) {
+            if let Some(job) = inner.jobs.get_mut(&told.submission_id).filter(|job| job.ended_at.is_some()) {
+                job.read_at.get_or_insert(now);
+            }
+        }
     }
 
     /// Drivers and training, a tick later.
@@ -302,7 +369,7 @@ impl Api {
                             job.ends = Some((now.plus(inner.dice.ms(500, 8_000)), JobStatus::Failed));
                         }
                     } else if w.of(&service).is_some_and(|c| !c.frozen && !c.paused) {
-                        let done = inner.progress.entry(job.root.clone()).or_default();
+                        let done = inner.progress.entry(job.run.clone()).or_default();
                         *done += super::TICK;
                         if *done >= job.takes && job.ends.is_none() {
                             let end = match job.script {
@@ -327,6 +394,9 @@ impl Api {
                 if let Some((at, end)) = job.ends.filter(|(at, _)| now >= *at) {
                     job.alive = false;
                     job.came_to = Some(end);
+                    if end == JobStatus::Succeeded {
+                        inner.succeeded.insert((job.root.clone(), job.life));
+                    }
                     job.orphaned = !job.node.is_some_and(|n| w.node_alive(n));
                     w.say(format_args!("the driver of {id} ends at {at}: {end:?}"));
                 }
@@ -347,11 +417,11 @@ impl Api {
                 }
             }
         }
-        let mut running: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        let mut running: BTreeMap<(&str, u32), Vec<&str>> = BTreeMap::new();
         for (id, job) in inner.jobs.iter().filter(|(_, job)| job.alive) {
-            running.entry(&job.root).or_default().push(id);
+            running.entry((&job.root, job.life)).or_default().push(id);
         }
-        for (root, ids) in running.into_iter().filter(|(_, ids)| ids.len() > 1) {
+        for ((root, _), ids) in running.into_iter().filter(|(_, ids)| ids.len() > 1) {
             let text = format!("{root} runs more than once: {}", ids.join(", "));
             if !w.violations.iter().any(|v| v.ends_with(&text)) {
                 w.never(text);
@@ -366,6 +436,8 @@ struct Keeper {
     task: AbortHandle,
     view: watch::Sender<Arc<RayView>>,
     look_at: Timestamp,
+    /// A list on its way.
+    late: Option<(Timestamp, Jobs)>,
 }
 
 impl Drop for Keeper {
@@ -377,11 +449,13 @@ impl Drop for Keeper {
 /// Who submits jobs, and the keeper that they talk to.
 pub(super) struct People {
     api: Api,
-    shelf: Arc<Mutex<BTreeMap<String, jobs::decide::Job>>>,
+    shelf: jobs::store::Shelf,
     journal: Journal,
     keeper: Option<Keeper>,
-    /// Answered with 200.
-    accepted: BTreeMap<String, (Script, u32)>,
+    /// Answered with 200: script, limit, life.
+    accepted: BTreeMap<String, (Script, u32, u32)>,
+    /// How often an id was submitted.
+    lives: BTreeMap<String, u32>,
 }
 
 impl People {
@@ -393,6 +467,10 @@ impl People {
             clusters: outside.lock().clusters,
             faulty: true,
             stopped: BTreeMap::new(),
+            late_stops: BTreeSet::new(),
+            deleted: BTreeMap::new(),
+            succeeded: BTreeSet::new(),
+            finished: BTreeSet::new(),
             asked_at: EPOCH,
         };
         Self {
@@ -401,6 +479,7 @@ impl People {
             journal: journal.clone(),
             keeper: None,
             accepted: BTreeMap::new(),
+            lives: BTreeMap::new(),
         }
     }
 
@@ -428,7 +507,7 @@ impl People {
                 journal: self.journal.clone(),
             };
             let (ledger, task) = jobs::simulated(&self.shelf, parts);
-            self.keeper = Some(Keeper { ledger, task, view, look_at: now });
+            self.keeper = Some(Keeper { ledger, task, view, look_at: now, late: None });
         }
         let Some(keeper) = &mut self.keeper else { return };
         let mut seen = RayView::clone(&labd.ray.borrow());
@@ -437,9 +516,19 @@ impl People {
             node.labels.insert("labd.role".into(), "driver".into());
         }
         seen.jobs = keeper.view.borrow().jobs.clone();
-        if now >= keeper.look_at && outside.lock().gcs_up(now) {
+        if keeper.late.is_none() && now >= keeper.look_at && outside.lock().gcs_up(now) {
+            let takes = {
+                let mut inner = self.api.lock();
+                if inner.faulty && inner.dice.one_in(5) { inner.dice.ms(500, 9_000) } else { Duration::ZERO }
+            };
+            keeper.late = Some((now.plus(takes), self.api.list(now)));
+        }
+        if keeper.late.as_ref().is_some_and(|(at, _)| now >= *at)
+            && let Some((_, jobs)) = keeper.late.take()
+        {
             keeper.look_at = now.plus(Duration::from_secs(2));
-            seen.jobs = Some(Arc::new(self.api.list(now)));
+            self.api.heard(&jobs, now);
+            seen.jobs = Some(Arc::new(jobs));
         }
         keeper.view.send_if_modified(|old| {
             let changed = **old != seen;
@@ -467,10 +556,24 @@ impl History {
         if let Some(retry) = retry {
             metadata["labd.retry"] = json!(retry);
         }
-        let sent = json!({"entrypoint": "python train.py", "submission_id": id, "metadata": metadata}).to_string();
         let Some(ledger) = self.ledger() else { return };
+        let Some(people) = self.jobs.as_mut() else { return };
+        let life = people.lives.entry(id.clone()).or_default();
+        *life += 1;
+        let life = *life;
+        let mut metadata = metadata;
+        metadata["life"] = json!(life.to_string());
+        let sent = json!({"entrypoint": "python train.py", "submission_id": id, "metadata": metadata}).to_string();
         let submission = Submission::parse(sent.as_bytes()).expect("a submission");
         self.outside.lock().say(format_args!("{id} is submitted: {metadata}"));
+        {
+            let Some(api) = self.jobs.as_ref().map(|people| people.api.clone()) else { return };
+            let mut inner = api.lock();
+            // A request on its way may still reach the next job of that id, and this one may be refused.
+            if inner.stopped.remove(&id).is_some() {
+                inner.late_stops.insert(id.clone());
+            }
+        }
         let mut answer = tokio::spawn(async move { ledger.submit(submission).await });
         for _ in 0..600 {
             self.pass(super::TICK).await;
@@ -482,8 +585,57 @@ impl History {
         let Ok(Ok(Some(answer))) = answer else { return };
         self.outside.lock().say(format_args!("{id} is answered with {}", answer.status));
         if let Some(people) = self.jobs.as_mut().filter(|_| answer.is_success()) {
-            people.accepted.insert(id, (script, limit));
+            people.accepted.insert(id, (script, limit, life));
         }
+    }
+
+    /// A person waits for a job's end and deletes it at once, as the front door lets them. Whether that was done.
+    async fn delete_job(&mut self, id: &str) -> bool {
+        let Some(api) = self.jobs.as_ref().map(|people| people.api.clone()) else { return false };
+        let newest = |history: &Self| history.ledger().map(|ledger| (ledger, id.to_owned()));
+        for _ in 0..600 {
+            let Some((ledger, id)) = newest(self) else { return false };
+            let attempts = tokio::time::timeout(Duration::from_secs(5), ledger.attempts(&id)).await;
+            let Ok(Some(attempts)) = attempts else { return false };
+            let Some(last) = attempts.last() else { return false };
+            let over = api.lock().jobs.get(&last.id).is_some_and(|job| !job.forgotten && job.ended_at.is_some());
+            if over && (last.id == id || last.is_over()) {
+                return self.delete_now(&api, ledger, &id, last.id.clone(), last.run.clone()).await;
+            }
+            self.pass(super::TICK).await;
+        }
+        false
+    }
+
+    async fn delete_now(&mut self, api: &Api, ledger: Ledger, id: &str, newest: String, run: String) -> bool {
+        let Some(life) = self.jobs.as_ref().and_then(|people| people.lives.get(id).copied()) else { return false };
+        let (api, named) = (api.clone(), id.to_owned());
+        let mut work = tokio::spawn(async move {
+            let last = api.status(&newest).await;
+            if let Some(last) = last {
+                ledger.deleting(&newest, last).await;
+            }
+            // labd may be killed before it hears of it.
+            let told = api.delete(&named).await && ledger.forget(&named, last).await;
+            (told, last)
+        });
+        for _ in 0..600 {
+            self.pass(super::TICK).await;
+            if work.is_finished() {
+                break;
+            }
+        }
+        let done = tokio::time::timeout(Duration::from_millis(1), &mut work).await;
+        let (Some(people), Ok(Ok((true, last)))) = (self.jobs.as_mut(), done) else { return false };
+        let mut inner = people.api.lock();
+        inner.deleted.insert((id.to_owned(), life), true);
+        if last == Some(JobStatus::Succeeded) {
+            inner.finished.insert(run);
+        }
+        drop(inner);
+        people.accepted.remove(id);
+        self.outside.lock().say(format_args!("{id} was deleted by its owner; Ray's last word: {last:?}"));
+        true
     }
 
     async fn stop_job(&mut self, id: &str) {
@@ -515,6 +667,17 @@ impl History {
                 2 if submitted > 0 && dice.one_in(3) => {
                     let id = format!("job{}", dice.between(1, submitted as u64 + 1));
                     self.stop_job(&id).await;
+                }
+                3 if submitted > 0 && dice.one_in(2) => {
+                    let n = dice.between(1, submitted as u64 + 1) as usize;
+                    let done = self.delete_job(&format!("job{n}")).await;
+                    if done || dice.one_in(4) {
+                        let pause = dice.ms(1, 5_000);
+                        if dice.one_in(2) {
+                            self.pass(pause).await;
+                        }
+                        self.submit(n, &mut dice).await;
+                    }
                 }
                 _ => {
                     let fault = Fault::any(&mut dice, &services);
@@ -553,20 +716,33 @@ impl History {
         let (Some(people), Some(ledger)) = (&self.jobs, self.ledger()) else { return };
         let view = ledger.watch().borrow().clone();
         let mut w = self.outside.lock();
-        for (root, (script, limit)) in &people.accepted {
-            let family: Vec<_> = view
-                .jobs
-                .iter()
-                .filter(|j| j.submission_id == *root || j.resubmission_of.as_ref() == Some(root))
-                .collect();
-            let Some(last) = family.iter().max_by_key(|j| j.attempt) else {
+        for (root, (script, limit, life)) in &people.accepted {
+            let find = |id: &String| view.jobs.iter().find(|j| j.submission_id == *id);
+            let mut family: Vec<_> = find(root).into_iter().collect();
+            while let Some(next) = family.last().and_then(|j| find(j.resubmitted_as.as_ref()?)) {
+                family.push(next);
+            }
+            let (deleted, succeeded) = {
+                let inner = people.api.lock();
+                let life = (root.clone(), *life);
+                (inner.deleted.contains_key(&life), inner.succeeded.contains(&life))
+            };
+            let Some(last) = family.last() else {
+                if deleted {
+                    continue;
+                }
                 w.never(format_args!("{root} was answered with 200 and is in no ledger"));
                 continue;
             };
-            let stopped = people.api.lock().stopped.contains_key(root);
+            let stopped = {
+                let inner = people.api.lock();
+                inner.stopped.contains_key(root) || inner.late_stops.contains(root)
+            };
             let right = match last.outcome {
                 None => false,
-                Some(JobOutcome::Succeeded) => *script == Script::Succeeds,
+                Some(JobOutcome::Succeeded) => *script == Script::Succeeds && succeeded,
+                // Its owner deleted it, and labd was not told: it may be run again.
+                Some(_) if deleted => true,
                 Some(JobOutcome::Stopped) => stopped,
                 Some(JobOutcome::Failed) => *script == Script::Raises,
                 Some(JobOutcome::Lost) => stopped || last.attempt > Some(*limit),

@@ -39,7 +39,7 @@ use crate::{
         images::{ImageState, Images},
         listen,
     },
-    incident::Incident,
+    incident::{Cause, Incident},
     jobs::LedgerView,
     journal::Journal,
     node::gpu::Inventory,
@@ -171,6 +171,8 @@ impl Labd {
             jobs: Vec::new(),
             runs: Vec::new(),
             resubmissions: 0,
+            installs: Vec::new(),
+            package_store_bytes: None,
             demands: Vec::new(),
             incidents: Vec::new(),
             links: Vec::new(),
@@ -185,6 +187,7 @@ impl Labd {
             ray: Ray::simulated(ray.clone(), aim, unregister),
             checkpoints: Checkpoints::simulated(),
             jobs: watch::channel(Arc::new(LedgerView::default())).1,
+            installs: watch::channel(Arc::default()).1,
             door: watch::channel(DoorView::default()).1,
             config: watch::channel(Arc::new(Config::default())).0,
             journal: journal.clone(),
@@ -515,6 +518,39 @@ fn run_many(test: &str, histories: u64, history: fn(u64) -> Outcome) {
         })
         .collect();
     assert!(failed.is_empty(), "{}", lines.join("\n"));
+}
+
+#[test]
+fn memory_that_runs_out_is_told_once_whether_the_container_lives_on_or_not() {
+    simulate(|| async {
+        let mut h = History::new(1);
+        h.ready_within(Duration::from_mins(1), "the beginning").await;
+        let told = |h: &History| {
+            let labd = h.labd.as_ref().expect("it lives");
+            let all = labd.incidents.borrow().iter().map(|i| (i.service.clone(), i.cause)).collect::<Vec<_>>();
+            let notices = labd.snapshot.borrow().notices.clone();
+            (all, notices.into_iter().map(|n| n.text).filter(|t| t.contains("out of memory")).collect::<Vec<_>>())
+        };
+        assert_eq!(told(&h), (vec![], vec![]));
+        h.outside.lock().runs_out_of_memory("ray-driver");
+        h.pass(Duration::from_millis(200)).await;
+        h.outside.lock().runs_out_of_memory("ray-driver");
+        h.pass(Duration::from_secs(3)).await;
+        let inside = ("ray-driver".to_owned(), Cause::OomInside);
+        let (incidents, notices) = told(&h);
+        assert_eq!(incidents, std::slice::from_ref(&inside), "one burst");
+        assert!(notices.len() == 1 && notices[0].starts_with("ray-driver: out of memory once"), "{notices:?}");
+        // The container itself: its exit says so, and says all.
+        h.outside.lock().exit("ray-driver", 137, true);
+        h.pass(Duration::from_secs(3)).await;
+        let (incidents, notices) = told(&h);
+        assert_eq!(incidents, [inside, ("ray-driver".to_owned(), Cause::Oom)]);
+        assert!(notices.len() == 1 && notices[0].contains("2 times"), "{notices:?}");
+        h.ready_within(BOUND, "the exit").await;
+        h.pass(Duration::from_mins(61)).await;
+        assert_eq!(told(&h).1, [""; 0], "an hour later it is over");
+        h.outcome(Duration::ZERO)
+    });
 }
 
 #[test]

@@ -289,8 +289,18 @@ impl World {
         }
     }
 
+    /// The kernel kills a process of a container for memory; the container lives on.
+    pub(super) fn runs_out_of_memory(&mut self, service: &str) {
+        if let Some(id) = self.of(service).filter(|c| c.running().is_some()).map(|c| c.id.clone()) {
+            self.event(service, &id, Happened::OutOfMemory);
+        }
+    }
+
     pub(super) fn exit(&mut self, service: &str, code: i64, oom: bool) {
         let at = Timestamp::now();
+        if oom {
+            self.runs_out_of_memory(service);
+        }
         let Some(c) = self.of_mut(service).filter(|c| c.running().is_some()) else { return };
         c.run = Run::Exited { code, oom, at };
         self.deaths.push(at);

@@ -1,0 +1,311 @@
+//! `labd jobs`: each job once, with every attempt at it. Folding and rendering are pure.
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::{
+    args::{Jobs, JobsCommand},
+    client::Client,
+    exit::{Exit, Failure},
+    out::{Out, Style},
+    status::{age, clean, cut, hard_wrap, job_paint, paint, wrap},
+};
+use crate::{
+    config::Bytes,
+    snapshot::{JobOutcome, JobStatus, JobView, RunView, Snapshot},
+    text::path_segment,
+    time::Timestamp,
+};
+
+/// Room for an id beside the rest of its line; a longer one has lines of its own.
+const ID: usize = 28;
+
+pub(super) async fn run(client: &Client<'_>, args: &Jobs, out: &mut Out) -> Result<(), Failure> {
+    if let Some(JobsCommand::Stop { id }) = &args.command {
+        let line = client.command(&format!("/api/v1/jobs/{}/stop", path_segment(id))).await?;
+        return out.line(&line);
+    }
+    let told: Value = client.json("/api/v1/snapshot").await?;
+    let snapshot: Snapshot = serde_json::from_value(told.clone()).map_err(|e| {
+        Failure::new(Exit::Failure, format!("the daemon is of another version, restart it (its answer: {e})"))
+    })?;
+    let jobs = fold(&snapshot.jobs);
+    let now = Timestamp::now();
+    let Some(id) = &args.id else {
+        return if args.json { out.json(&jobs) } else { out.text(&list(&jobs, now, out.style())) };
+    };
+    let found = jobs.iter().find(|job| job.attempts.iter().any(|attempt| attempt.submission_id == *id));
+    let Some(job) = found else {
+        let line = format!("no job {:?} among the newest {}; see `labd jobs`", cut(id, 128), snapshot.jobs.len());
+        return Err(Failure::new(Exit::NoService, line));
+    };
+    let run = snapshot.runs.iter().find(|run| job.run.as_ref() == Some(&run.name));
+    let installs: Vec<&Value> = told["installs"].as_array().into_iter().flatten().collect();
+    if args.json {
+        let run = serde_json::to_value(run).unwrap_or_default();
+        let mut all = serde_json::to_value(job).unwrap_or_default();
+        all["train_run"] = run;
+        return out.json(&all);
+    }
+    out.text(&one(job, run, &installs, now, out.style()))
+}
+
+/// A job with every attempt at it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+struct Folded<'a> {
+    /// The id that its owner knows.
+    id: &'a str,
+    /// What it is now: its newest attempt's.
+    status: JobStatus,
+    outcome: Option<JobOutcome>,
+    run: Option<String>,
+    workers: &'a [String],
+    waits_for: Option<&'a str>,
+    /// Oldest first.
+    attempts: Vec<&'a JobView>,
+}
+
+/// Every job, the one with the newest attempt first.
+fn fold(jobs: &[JobView]) -> Vec<Folded<'_>> {
+    let root = |job: &JobView| job.resubmission_of.clone().unwrap_or_else(|| job.submission_id.clone());
+    let mut families: Vec<(String, Vec<&JobView>)> = Vec::new();
+    for job in jobs {
+        let id = root(job);
+        match families.iter_mut().find(|(known, _)| *known == id) {
+            Some((_, attempts)) => attempts.push(job),
+            None => families.push((id, vec![job])),
+        }
+    }
+    let mut folded = Vec::new();
+    for (id, mut attempts) in families {
+        attempts.sort_by_key(|job| job.attempt);
+        let (Some(first), Some(&newest)) = (attempts.first(), attempts.last()) else { continue };
+        let of_root = first.resubmission_of.as_deref().filter(|root| *root == id).unwrap_or(&first.submission_id);
+        folded.push(Folded {
+            id: of_root,
+            status: newest.status,
+            outcome: newest.outcome,
+            run: attempts.iter().rev().find_map(|job| job.run.clone()),
+            workers: &newest.workers,
+            waits_for: newest.waits_for.as_deref(),
+            attempts,
+        });
+    }
+    folded
+}
+
+fn list(jobs: &[Folded<'_>], now: Timestamp, style: Style) -> String {
+    if jobs.is_empty() {
+        return "no jobs yet; `ray job submit` in JupyterLab's terminal submits one\n".to_owned();
+    }
+    let width = jobs.iter().map(|job| clean(job.id).chars().count()).filter(|n| *n <= ID).max().unwrap_or(3).max(3);
+    let room = style.width.saturating_sub(width + 2 + 9 + 2 + 9 + 2 + 5 + 2);
+    let mut text = format!("{:<width$}  {:<9}  {:<9}  {:>5}  RUN AND WORKERS\n", "JOB", "STATUS", "SINCE", "TRIES");
+    for job in jobs {
+        let (Some(first), Some(newest)) = (job.attempts.first(), job.attempts.last()) else { continue };
+        let status = paint(&format!("{:<9}", job.status.word()), job_paint(newest), style);
+        let since = newest.ended_at.or(newest.submitted_at).map_or_else(|| "-".to_owned(), |at| age(now, at));
+        let run = job.run.as_deref().unwrap_or("-");
+        let place =
+            if job.workers.is_empty() { run.to_owned() } else { format!("{run} on {}", job.workers.join(", ")) };
+        let id = clean(job.id);
+        let id = if id.chars().count() > width {
+            hard_wrap(&id, style.width).iter().for_each(|line| text.push_str(&format!("{line}\n")));
+            String::new()
+        } else {
+            id
+        };
+        let tries = first.attempt.map_or_else(|| "-".to_owned(), |_| job.attempts.len().to_string());
+        let mut lines = wrap(&clean(&place), room).into_iter().flat_map(|line| hard_wrap(&line, room));
+        let line = lines.next().unwrap_or_default();
+        text.push_str(format!("{id:<width$}  {status}  {since:<9}  {tries:>5}  {line}").trim_end());
+        text.push('\n');
+        for line in lines {
+            text.push_str(&format!("{:<1$}{line}\n", "", style.width - room));
+        }
+        let why = job.waits_for.or(Some(newest.message.as_str()).filter(|m| newest.attempt.is_some() && !m.is_empty()));
+        for line in why.into_iter().flat_map(|why| wrap(&clean(why), style.width - 4)) {
+            text.push_str(&format!("    {line}\n"));
+        }
+    }
+    text
+}
+
+fn one(job: &Folded<'_>, run: Option<&RunView>, installs: &[&Value], now: Timestamp, style: Style) -> String {
+    const LABEL: usize = 13;
+    let mut text = String::new();
+    let mut row = |label: &str, what: &str| {
+        let lines = wrap(&clean(what), style.width - LABEL).into_iter();
+        for (i, line) in lines.flat_map(|line| hard_wrap(&line, style.width - LABEL)).enumerate() {
+            text.push_str(&format!("{:<LABEL$}{line}\n", if i == 0 { label } else { "" }));
+        }
+    };
+    let Some(newest) = job.attempts.last() else { return String::new() };
+    let ago = |at: Option<Timestamp>| at.map_or_else(|| "-".to_owned(), |at| format!("{} ago", age(now, at)));
+    row("job", job.id);
+    let as_which = if newest.submission_id == job.id { String::new() } else { format!(" as {}", newest.submission_id) };
+    row("status", &format!("{}{as_which}", job.status.word()));
+    row("command", &newest.entrypoint);
+    row("submitted", &ago(job.attempts.first().and_then(|first| first.submitted_at)));
+    if newest.ended_at.is_some() {
+        row("ended", &ago(newest.ended_at));
+    }
+    if let Some(waits_for) = job.waits_for {
+        row("waits", waits_for);
+    }
+    for install in installs {
+        let word = |key: &str| install[key].as_str().unwrap_or_default().to_owned();
+        if job.attempts.iter().any(|attempt| attempt.submission_id == word("job")) {
+            let bytes = Bytes::new(install["bytes"].as_u64().unwrap_or(0));
+            row("packages", &format!("{} on {}, {bytes} so far", word("phase"), word("node")));
+        }
+    }
+    match (&job.run, run) {
+        (Some(name), Some(run)) => row("run", &format!("{name}, {}", run.status.map_or("-", |status| status.word()))),
+        (Some(name), None) => row("run", name),
+        (None, _) => row("run", "none that Ray Train tells of"),
+    }
+    if !job.workers.is_empty() {
+        row("runs on", &job.workers.join(", "));
+    }
+    if let Some(checkpoint) = run.and_then(|run| run.checkpoint.as_ref()) {
+        let (age, size) = (age(now, checkpoint.at), Bytes::new(checkpoint.bytes));
+        row("checkpoint", &format!("{}, {age} old, {size}", checkpoint.name));
+    }
+    for note in newest.note.iter().chain(job.attempts.first().and_then(|first| first.note.as_ref())).take(1) {
+        row("note", note);
+    }
+    if newest.attempt.is_some() {
+        for (i, attempt) in job.attempts.iter().enumerate() {
+            let what = match attempt.outcome {
+                Some(JobOutcome::Succeeded) => "succeeded".to_owned(),
+                Some(_) => attempt.message.clone(),
+                None => attempt.status.word().to_owned(),
+            };
+            row(if i == 0 { "attempts" } else { "" }, &format!("{}: {what}", attempt.submission_id));
+        }
+    } else {
+        row("attempts", "it did not come through labd's front door: labd does not resubmit it");
+        if !newest.message.is_empty() {
+            row("message", &newest.message);
+        }
+    }
+    row("its log", &format!("ray job logs -f {}", quoted(job.id)));
+    paint_status(text, newest, style)
+}
+
+fn paint_status(text: String, newest: &JobView, style: Style) -> String {
+    let word = newest.status.word();
+    if style.color { text.replacen(word, &paint(word, job_paint(newest), style), 1) } else { text }
+}
+
+/// An id as a shell reads it.
+fn quoted(id: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if id.chars().all(plain) { id.to_owned() } else { format!("'{}'", id.replace('\'', "'\\''")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::{CheckpointView, RunStatus};
+
+    fn at(s: i64) -> Timestamp {
+        Timestamp::from_millis(s * 1_000)
+    }
+
+    fn job(id: &str, root: &str, attempt: u32, status: JobStatus) -> JobView {
+        JobView {
+            submission_id: id.into(),
+            status,
+            run: Some("food11".into()),
+            entrypoint: "python train.py".into(),
+            submitted_at: Some(at(i64::from(attempt))),
+            ended_at: None,
+            message: String::new(),
+            outcome: None,
+            attempt: Some(attempt),
+            resubmission_of: (id != root).then(|| root.to_owned()),
+            resubmitted_as: None,
+            waits_for: None,
+            workers: Vec::new(),
+            note: None,
+        }
+    }
+
+    fn jobs() -> Vec<JobView> {
+        let lost = JobView {
+            outcome: Some(JobOutcome::Lost),
+            message: "lost (ray-worker-0: container exited 137 (SIGKILL)); resubmitted as food11-r1".into(),
+            resubmitted_as: Some("food11-r1".into()),
+            note: Some("the id food11 was used before".into()),
+            ended_at: Some(at(20)),
+            ..job("food11", "food11", 1, JobStatus::Failed)
+        };
+        let runs = JobView {
+            workers: vec!["ray-worker-0".into(), "ray-worker-1".into()],
+            ..job("food11-r1", "food11", 2, JobStatus::Running)
+        };
+        let long = "a-very-long-id-".repeat(8) + "\u{1b}[2Jtail";
+        let waits = JobView {
+            waits_for: Some("waits for 2 GPU, 8 CPU, which no node has: the largest has 1 GPU, 8 CPU".into()),
+            run: None,
+            ..job(&long, &long, 1, JobStatus::Pending)
+        };
+        vec![
+            waits,
+            runs,
+            lost,
+            job("raysubmit_AbCdEfGhIjKlMnOp", "raysubmit_AbCdEfGhIjKlMnOp", 1, JobStatus::Succeeded),
+        ]
+    }
+
+    #[test]
+    fn each_job_is_shown_once_with_its_whole_id_and_what_it_waits_for() {
+        let jobs = jobs();
+        let folded = fold(&jobs);
+        assert_eq!(folded.len(), 3);
+        assert_eq!((folded[1].id, folded[1].status, folded[1].attempts.len()), ("food11", JobStatus::Running, 2));
+        let text = list(&folded, at(125), Style { color: false, width: 80 });
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+        assert!(text.contains("raysubmit_AbCdEfGhIjKlMnOp  SUCCEEDED") && !text.contains('\u{1b}'), "{text}");
+        assert!(text.contains("food11 on ray-worker-0,") && text.contains("which no node has"), "{text}");
+        assert!(text.replace('\n', "").contains(&"a-very-long-id-".repeat(8)), "not cut: {text}");
+    }
+
+    #[test]
+    fn one_job_says_what_became_of_each_attempt_and_where_to_read_on() {
+        let jobs = jobs();
+        let run = RunView {
+            name: "food11".into(),
+            submission_id: None,
+            status: Some(RunStatus::Running),
+            started_at: None,
+            attempts: 2,
+            checkpoint: Some(CheckpointView { name: "checkpoint_1".into(), at: at(113), bytes: 350 << 20 }),
+            checkpoints: 1,
+            used_bytes: 0,
+            looked_at: None,
+            note: None,
+        };
+        let install =
+            serde_json::json!({"job": "food11-r1", "node": "ray-worker-1", "phase": "installing", "bytes": 1 << 20});
+        let folded = fold(&jobs);
+        let text = one(&folded[1], Some(&run), &[&install], at(125), Style { color: false, width: 80 });
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+        for part in [
+            "RUNNING as food11-r1",
+            "food11: lost (ray-worker-0: container exited 137 (SIGKILL));",
+            "resubmitted as food11-r1",
+            "food11-r1: RUNNING",
+            "ray-worker-0, ray-worker-1",
+            "checkpoint_1, 12 s old, 350 MiB",
+            "installing on ray-worker-1, 1 MiB so far",
+            "was used before",
+            "ray job logs -f food11",
+        ] {
+            assert!(text.contains(part), "{part} is missing in\n{text}");
+        }
+        assert_eq!(quoted("lr 0.01"), "'lr 0.01'");
+    }
+}
