@@ -1,0 +1,24 @@
+"""How long each node with a GPU takes to run a task in an environment that none of them knows: `NODE <seconds>`, the first
+node's first."""
+import sys
+import time
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+packages = [line for line in open(sys.argv[1]).read().split() if line]
+
+
+@ray.remote(num_cpus=0)
+def there():
+    import lightning
+
+    return lightning.__version__
+
+
+ray.init()
+for node in sorted(n["NodeID"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("GPU")):
+    began = time.time()
+    place = NodeAffinitySchedulingStrategy(node, soft=False)
+    ray.get(there.options(runtime_env={"pip": packages}, scheduling_strategy=place).remote())
+    print(f"NODE {time.time() - began:.3f}", flush=True)
