@@ -161,7 +161,7 @@ impl Listing {
 impl Listing {
     fn sweeps(&self, root: &str) -> Vec<Sweep> {
         let mut sweeps = self.sweeps.get(root).cloned().unwrap_or_default();
-        sweeps.sort_by(|a, b| (b.at, b.attempt).cmp(&(a.at, a.attempt)));
+        sweeps.sort_by_key(|s| std::cmp::Reverse((s.at, s.attempt)));
         sweeps.truncate(REMEMBERED);
         sweeps
     }

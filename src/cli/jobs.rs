@@ -110,7 +110,10 @@ fn list(jobs: &[Folded<'_>], now: Timestamp, style: Style) -> String {
             if job.workers.is_empty() { run.to_owned() } else { format!("{run} on {}", job.workers.join(", ")) };
         let id = clean(job.id);
         let id = if id.chars().count() > width {
-            hard_wrap(&id, style.width).iter().for_each(|line| text.push_str(&format!("{line}\n")));
+            for line in hard_wrap(&id, style.width) {
+                text.push_str(&line);
+                text.push('\n');
+            }
             String::new()
         } else {
             id

@@ -148,7 +148,10 @@ fn jobs(jobs: &[JobView], now: Timestamp, style: Style) -> String {
         let status = paint(&format!("{:<9}", job.status.word()), job_paint(job), style);
         let mut id = clean(&job.submission_id);
         if id.chars().count() > id_width {
-            hard_wrap(&id, style.width).iter().for_each(|line| text.push_str(&format!("{line}\n")));
+            for line in hard_wrap(&id, style.width) {
+                text.push_str(&line);
+                text.push('\n');
+            }
             id.clear();
         }
         let since = job.ended_at.or(job.submitted_at).map_or_else(|| "-".to_owned(), |at| age(now, at));

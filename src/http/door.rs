@@ -287,10 +287,9 @@ async fn put_package(From(door): From<Door>, Path(name): Path<String>, request: 
         let answer = door.pass(Request::from_parts(parts, body)).await;
         if answer.status().is_success()
             && let Ok(Some(incoming)) = copy.await
+            && let Err(e) = incoming.finish().await
         {
-            if let Err(e) = incoming.finish().await {
-                door.unkept(&name, &e.to_string()).await;
-            }
+            door.unkept(&name, &e.to_string()).await;
         }
         return answer;
     }

@@ -394,8 +394,8 @@ mod tests {
         drop(db);
         let (store, found) = Store::open(&path).expect("opens");
         assert_eq!(found.book["a-r1"].run, "a");
-        let past = |n: usize| Past { run: "x".into(), end: past::End::Failed, at: Timestamp::from_millis(n as i64) };
-        let many = (0..past::REMEMBERED + 10).map(|n| (format!("id{n}"), past(n))).collect();
+        let past = |at| Past { run: "x".into(), end: past::End::Failed, at: Timestamp::from_millis(at) };
+        let many = (0..past::REMEMBERED + 10).zip(0..).map(|(n, at)| (format!("id{n}"), past(at))).collect();
         store.save(Vec::new(), Vec::new(), many).await.expect("saved");
         drop(store);
         let (_, found) = Store::open(&path).expect("opens");

@@ -164,7 +164,7 @@ fn of_ledger(job: &Job, told: Option<&RayJob>) -> JobView {
         State::Kept { .. } => (JobStatus::Pending, None, "kept until the Ray head is back".to_owned(), None),
         State::Handed(_) => {
             let status = told.map_or(JobStatus::Pending, |t| t.status);
-            let message = if job.root != job.id { format!("goes on with {}", job.root) } else { String::new() };
+            let message = if job.root == job.id { String::new() } else { format!("goes on with {}", job.root) };
             (status, None, message, None)
         }
         State::Ended { outcome, .. } => match outcome {

@@ -282,7 +282,7 @@ mod tests {
         Report::parse(report.to_string().as_bytes())
     }
 
-    fn with(changes: Value) -> Value {
+    fn with(changes: &Value) -> Value {
         let mut all = report("installing");
         for (name, value) in changes.as_object().expect("an object") {
             all[name] = value.clone();
@@ -305,21 +305,21 @@ mod tests {
             ("a negative size", json!({"bytes": -1})),
             ("a fraction", json!({"packages": 1.5})),
         ] {
-            assert!(parse(&with(changes)).is_none(), "{what}");
+            assert!(parse(&with(&changes)).is_none(), "{what}");
         }
         assert!(parse(&json!([])).is_none() && Report::parse(b"{").is_none());
-        let extra = parse(&with(json!({"surprise": 1, "store_bytes": 7}))).expect("fields may be added");
+        let extra = parse(&with(&json!({"surprise": 1, "store_bytes": 7}))).expect("fields may be added");
         assert_eq!(extra.store_bytes, Some(7));
     }
 
     #[test]
     fn what_is_shown_steers_no_terminal_and_hides_nothing() {
-        let nasty = with(json!({"job": "a\u{202e}b\x1b[2J\n\u{200b}c", "reason": "x\r\ny".repeat(500)}));
+        let nasty = with(&json!({"job": "a\u{202e}b\x1b[2J\n\u{200b}c", "reason": "x\r\ny".repeat(500)}));
         let read = parse(&nasty).expect("a report");
         assert_eq!(read.job.as_deref(), Some("ab [2J c"));
         assert!(read.reason.is_some_and(|r| r.chars().count() == REASON_SHOWN && !r.contains(['\r', '\n'])));
         assert_eq!(
-            parse(&with(json!({"job": "é".repeat(500)}))).and_then(|r| r.job).map(|j| j.chars().count()),
+            parse(&with(&json!({"job": "é".repeat(500)}))).and_then(|r| r.job).map(|j| j.chars().count()),
             Some(128)
         );
     }
@@ -340,7 +340,7 @@ mod tests {
         let told = take(&mut book, "failed", 30).expect("it is over");
         assert_eq!((told.what.as_str(), told.service.as_deref()), ("not-installed", Some("ray-worker-0")));
         assert!(take(&mut book, "failed", 31).is_none(), "told once");
-        book.drop_silent(began + Duration::from_secs(300));
+        book.drop_silent(began + Duration::from_mins(5));
         assert_eq!(book.view().installs.len(), 1, "a person can still read why");
         book.drop_silent(began + Duration::from_secs(331));
         assert_eq!(book.next_end(), None);
@@ -350,7 +350,7 @@ mod tests {
     fn there_is_room_for_so_many_and_known_ones_always_have_theirs() {
         let mut book = Book::default();
         let mut take = |n: usize| {
-            let one = parse(&with(json!({"key": format!("k{n}")}))).expect("a report");
+            let one = parse(&with(&json!({"key": format!("k{n}")}))).expect("a report");
             book.take(one, Instant::now(), ts(100)).is_ok()
         };
         assert!((0..MOST).all(&mut take));
@@ -388,7 +388,7 @@ mod tests {
         let mut book = Book::default();
         let mut said = |changes: Value| {
             book.entries.clear();
-            book.take(parse(&with(changes)).expect("a report"), Instant::now(), ts(43)).expect("there is room");
+            book.take(parse(&with(&changes)).expect("a report"), Instant::now(), ts(43)).expect("there is room");
             in_words(&book.view().installs[0], ts(43))
         };
         assert_eq!(said(json!({})), "food11: installing 37 packages on ray-worker-0 for 42 s, 386 MiB");

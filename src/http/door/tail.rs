@@ -137,8 +137,8 @@ impl Follower {
     /// Reads Ray's log of one attempt, and passes on what was not sent yet.
     async fn read(&mut self, id: &str) -> Result<Read, Gone> {
         let ledger = self.door.ledger.clone();
-        let Some(head) = self.door.head() else { return Ok(Read::Broken) };
-        let Ok(Ok(mut ray)) = tokio::time::timeout(BEGINS, open(&head, id)).await else { return Ok(Read::Broken) };
+        let Some(endpoint) = self.door.head() else { return Ok(Read::Broken) };
+        let Ok(Ok(mut ray)) = tokio::time::timeout(BEGINS, open(&endpoint, id)).await else { return Ok(Read::Broken) };
         self.log.begin();
         let (mut heard, mut alive) = (Instant::now(), Instant::now());
         let mut tick = tokio::time::interval(AGAIN);
@@ -158,7 +158,7 @@ impl Follower {
                     Some(Ok(_)) => {}
                     Some(Err(_)) | None => return Ok(Read::Broken),
                 },
-                message = self.socket.recv() => heard_from_client(message)?,
+                message = self.socket.recv() => heard_from_client(message.as_ref())?,
                 _ = tick.tick() => {
                     // What is dead may never say so.
                     if heard.elapsed() >= LAST_WORDS && !is_open(&ledger, id).await {
@@ -178,7 +178,7 @@ impl Follower {
         tokio::select! {
             () = tokio::time::sleep(AGAIN) => Ok(()),
             changed = view.changed() => changed.map_err(|_| Gone),
-            message = self.socket.recv() => heard_from_client(message),
+            message = self.socket.recv() => heard_from_client(message.as_ref()),
         }
     }
 
@@ -202,7 +202,7 @@ async fn is_open(ledger: &Ledger, id: &str) -> bool {
     attempts.first().is_some_and(|job| !job.is_over())
 }
 
-fn heard_from_client(message: Option<Result<Message, axum::Error>>) -> Result<(), Gone> {
+fn heard_from_client(message: Option<&Result<Message, axum::Error>>) -> Result<(), Gone> {
     match message {
         None | Some(Err(_) | Ok(Message::Close(_))) => Err(Gone),
         Some(Ok(_)) => Ok(()),

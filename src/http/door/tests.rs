@@ -38,12 +38,15 @@ const TOKEN: &str = "hunter2-hunter2";
 /// What reached the head: method and path with query, host, body.
 type Heard = Arc<Mutex<Vec<(String, String, Vec<u8>)>>>;
 
+/// Pieces of a log that one connection gets, and whether it ends well.
+type Reading = (Vec<&'static str>, bool);
+
 /// What the head answers to a question for a job, and what it has of its log: pieces per connection, and whether that ends
 /// well. A job that it does not know is echoed.
 #[derive(Clone, Default)]
 struct Told {
     jobs: Arc<Mutex<BTreeMap<String, Value>>>,
-    logs: Arc<Mutex<BTreeMap<String, VecDeque<(Vec<&'static str>, bool)>>>>,
+    logs: Arc<Mutex<BTreeMap<String, VecDeque<Reading>>>>,
 }
 
 struct Rig {
@@ -220,7 +223,7 @@ impl Rig {
         let mut view = self.ledger.watch();
         match tokio::time::timeout(Duration::from_secs(10), view.wait_for(what)).await {
             Ok(seen) => seen.expect("the keeper lives").clone(),
-            Err(_) => panic!("not within 10 s: {:?}", self.ledger.watch().borrow()),
+            Err(e) => panic!("not within 10 s ({e}): {:?}", self.ledger.watch().borrow()),
         }
     }
 }
@@ -376,7 +379,7 @@ async fn a_head_that_is_gone_without_a_word_is_away() {
 }
 
 /// Ray's list of jobs.
-fn list(jobs: &[(&str, JobStatus, Option<crate::ray::ErrorType>)]) -> Option<Arc<crate::ray::Jobs>> {
+fn list(jobs: &[(&str, JobStatus, Option<crate::ray::ErrorType>)]) -> Arc<crate::ray::Jobs> {
     let job = |(id, status, error): &(&str, JobStatus, Option<crate::ray::ErrorType>)| crate::ray::RayJob {
         submission_id: (*id).to_owned(),
         status: *status,
@@ -388,7 +391,7 @@ fn list(jobs: &[(&str, JobStatus, Option<crate::ray::ErrorType>)]) -> Option<Arc
         driver_node: None,
         exit_code: None,
     };
-    Some(Arc::new(crate::ray::Jobs { asked_at: Timestamp::now(), jobs: jobs.iter().map(job).collect() }))
+    Arc::new(crate::ray::Jobs { asked_at: Timestamp::now(), jobs: jobs.iter().map(job).collect() })
 }
 
 impl Rig {
@@ -401,7 +404,7 @@ impl Rig {
     }
 
     fn lists(&self, jobs: &[(&str, JobStatus, Option<crate::ray::ErrorType>)]) {
-        self.ray.send_modify(|view| Arc::make_mut(view).jobs = list(jobs));
+        self.ray.send_modify(|view| Arc::make_mut(view).jobs = Some(list(jobs)));
     }
 
     fn says(&self, id: &str, status: &str) {
@@ -453,7 +456,7 @@ async fn a_log_is_followed_over_a_break_over_the_heads_absence_and_into_the_next
     let client = rig.follow("a").await;
     rig.away();
     rig.back();
-    while rig.told.logs.lock().expect("unpoisoned")["a"].len() > 0 {
+    while !rig.told.logs.lock().expect("unpoisoned")["a"].is_empty() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert!(!client.is_finished(), "what Ray closed has not ended for the ledger");

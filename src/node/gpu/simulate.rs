@@ -184,7 +184,7 @@ mod tests {
                     std::future::pending::<()>().await;
                 }
                 let times = book.lock().expect("unpoisoned").iter().filter(|n| **n == name).count() as u64;
-                Some(counters(times as i64 * 7_000, times * 7_000, GIB))
+                Some(counters(times.cast_signed() * 7_000, times * 7_000, GIB))
             }
         };
         let task = tokio::spawn(follow(|| vec!["ray-worker-0".into(), "ray-worker-1".into()], ask, tell));

@@ -561,7 +561,6 @@ impl History {
         let life = people.lives.entry(id.clone()).or_default();
         *life += 1;
         let life = *life;
-        let mut metadata = metadata;
         metadata["life"] = json!(life.to_string());
         let sent = json!({"entrypoint": "python train.py", "submission_id": id, "metadata": metadata}).to_string();
         let submission = Submission::parse(sent.as_bytes()).expect("a submission");
