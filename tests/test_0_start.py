@@ -3,6 +3,7 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import socket
 import subprocess
 
@@ -42,7 +43,9 @@ class Node:
         argv = ["sh", "-c", text, "sh", "ray", "start", "--head", "a b"]
         # A file, as a pipe would stay open as long as the script's watch lives.
         with open(self.folder / "said", "w+") as said:
-            done = subprocess.run(argv, env=env, stdout=said, stderr=subprocess.STDOUT, timeout=60)
+            # Under `nohup make test` the script would be deaf to the signal that ends a head.
+            done = subprocess.run(argv, env=env, stdout=said, stderr=subprocess.STDOUT, timeout=60,
+                                  preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL))
             said.seek(0)
             text = said.read()
         assert done.returncode == code, text
@@ -256,10 +259,9 @@ def test_nobody_serves_connections_before_the_node_is_up(node, agent, monkeypatc
     "args, env, kind",
     [
         (["--head"], {}, None),
-        (["--head"], {"LABD_WARM": "1"}, None),
-        (["--address=a:1", "--labels=labd.role=driver"], {"LABD_WARM": "1"}, "serve-light"),
-        (["--address=a:1", "--labels=labd.role=worker,labd.gpu=x"], {"LABD_WARM": "1"}, "serve"),
-        (["--address=a:1", "--labels=labd.role=worker"], {}, None),
+        (["--address=a:1", "--labels=labd.role=driver"], {}, "serve-light"),
+        (["--address=a:1", "--labels=labd.role=worker,labd.gpu=x"], {}, "serve"),
+        (["--address=a:1", "--labels=labd.role=worker"], {"LABD_WARM": "0"}, None),
     ],
 )
 def test_the_warm_process_starts_beside_workers_and_drivers(node, args, env, kind):

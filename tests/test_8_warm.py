@@ -2,8 +2,6 @@
 import json
 import re
 
-import pytest
-
 from lab import wait_for
 
 SCRIPT = '''
@@ -47,7 +45,6 @@ def processes(lab, service):
     return {int(pid): args for pid, args in (line.split(None, 1) for line in lines if " " in line.strip())}
 
 
-@pytest.mark.xfail(reason="warm starts are off: the import hook is taken for a stranger")
 def test_actors_are_forked_from_the_warm_process_and_end_as_ever(lab):
     for service in ("ray-driver", "ray-worker-0", "ray-worker-1"):
         wait_for(f"{service} is warm", lambda: lab.exec(service, "test", "-S", "/run/labd-warm.sock", check=False).returncode == 0, 120)

@@ -182,7 +182,7 @@ def hand_over(argv, env, folder=None, path=None):
         "version": version(), "argv": argv, "env": env, "files": files, "path": list(sys.path) if path is None else path,
         "prefixes": prefixes(), "executable": argv[0],
         "base_executable": getattr(sys, "_base_executable", argv[0]), "site": list(sys.modules["site"].PREFIXES),
-        "finders": [kind(f) for f in sys.meta_path], "terminal": [os.isatty(fd) for fd in (0, 1, 2)],
+        "finders": [kind(f) for f in strangers()], "terminal": [os.isatty(fd) for fd in (0, 1, 2)],
         "umask": umask(), "nice": os.getpriority(os.PRIO_PROCESS, 0), "affinity": sorted(os.sched_getaffinity(0)),
         "group": os.getpgrp(), "session": os.getsid(0), "mask": [int(s) for s in _signal.pthread_sigmask(_signal.SIG_BLOCK, [])],
         "ignored": [n for n in range(1, _signal.NSIG) if n not in (9, 19, 32, 33) and _signal.getsignal(n) is _signal.SIG_IGN],
@@ -274,6 +274,11 @@ def umask():
 def read(path):
     with open(path) as file:
         return file.read().strip()
+
+
+def strangers():
+    """What imports modules here, without labd's own hook: the worker decides anew whether it has that."""
+    return [f for f in sys.meta_path if type(f).__module__ != "labd_hook"]
 
 
 def kind(finder):
@@ -443,7 +448,7 @@ class Server:
         self.path, self.said, self.children = path, set(), {}  # children: pidfd -> (pid, connection)
         # Hooks decide by the process they are in, and the worker runs them again.
         sys.modules.pop("labd_hook", None)
-        sys.meta_path[:] = [f for f in sys.meta_path if type(f).__module__ != "labd_hook"]
+        sys.meta_path[:] = strangers()
         self.base = list(sys.path)
         self.dirs = self.dated()
         first, *rest = self.listed("layers")
@@ -794,7 +799,7 @@ class Hidden:
 
     def reveal(self, number):
         # A hook that waits for a module must see it come.
-        awaited = {getattr(f, "name", None) for f in sys.meta_path if type(f).__module__ == "labd_hook"}
+        awaited = {name for f in sys.meta_path if type(f).__module__ == "labd_hook" for name in f.changes}
         for layer in self.layers[:number + 1]:
             new = [name for name in layer if name not in awaited and self.where.pop(name, None) is not None]
             sys.modules.update((name, layer[name]) for name in new)

@@ -57,7 +57,7 @@ if [ -d /opt/labd/head ]; then
   export RAY_START_HOOK=labd_head.without_connections PYTHONPATH="/opt/labd/head${PYTHONPATH:+:$PYTHONPATH}"
 fi
 
-# Worker processes are forked from a process that has imported what they will need, where LABD_WARM=1: beside workers and
+# Worker processes are forked from a process that has imported what they will need, unless LABD_WARM=0: beside workers and
 # drivers, for as long as Ray lives. An image that is not labd's has no such module.
 warm=$(ls "${bin%/bin/*}"/lib/python3*/site-packages/labd_warm.py 2>/dev/null)
 kind=serve
@@ -65,7 +65,7 @@ case " $* " in
   *" --head "*) kind= ;;
   *labd.role=driver*) kind=serve-light ;; # Ray's own actors run there, and no torch
 esac
-if [ -n "$warm" ] && [ -n "$kind" ] && [ "${LABD_WARM:-0}" = 1 ]; then
+if [ -n "$warm" ] && [ -n "$kind" ] && [ "${LABD_WARM:-1}" != 0 ]; then
   # 0 is its own word that it is of no use here.
   (cd / && while kill -0 "$$" 2>/dev/null && ! "$python" -m labd_warm "$kind"; do sleep 5; done &)
 fi
