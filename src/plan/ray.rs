@@ -218,6 +218,9 @@ fn node_env(draft: &Draft<'_>) -> BTreeMap<String, EnvValue> {
         // answering side). With Ray's 20 s, a network that was cut for 13 to 20 s left half-open connections: the one side
         // had given up without a word, the other asked again only after 5 min, and a training run stood still for so long.
         ("RAY_grpc_keepalive_timeout_ms", "120000".into()),
+        // How long a node or a worker process does without the GCS before it ends itself; 60 s by default. On a busy machine,
+        // or while a person looks after the head, it is away for longer, and what trains has no need of it.
+        ("RAY_gcs_rpc_server_reconnect_timeout_s", "600".into()),
         // How often Train looks at its workers and collects reports; 2 s by default, which made short epochs twice as long.
         ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25".into()),
         ("RAY_TRAIN_ENABLE_STATE_TRACKING", "1".into()),
