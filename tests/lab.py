@@ -173,7 +173,8 @@ jupyter = 0
     def ids(self):
         """service -> (container id, start time)"""
         names = docker("ps", "-a", "--filter", f"label=dev.labd.lab={self.name}", "--format", "{{.Names}}").stdout.split()
-        found = json.loads(docker("inspect", *names).stdout) if names else []
+        # One of them may be gone by now: the others are printed all the same.
+        found = json.loads(docker("inspect", *names, check=False).stdout) if names else []
         return {c["Name"].lstrip("/").removeprefix(self.name + "-"): (c["Id"], c["State"]["StartedAt"]) for c in found}
 
     def sigkill(self, service):

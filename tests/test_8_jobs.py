@@ -3,8 +3,6 @@ import json
 import re
 import subprocess
 
-import pytest
-
 from lab import wait_for
 from test_5_jobs import door, ends, trains
 
@@ -25,7 +23,6 @@ def finish(client, seconds=180):
     return client.returncode, re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
-@pytest.mark.xfail(reason="seen once, under load: the log began at epoch 3")
 def test_a_waiting_client_goes_on_with_the_next_attempt_and_over_a_heads_restart(lab):
     lab.wait_ready()
     client = waiting(lab, "waited", *PLAIN, "40")
@@ -58,7 +55,6 @@ def test_an_own_error_ends_a_waiting_client_with_1(lab):
     assert code == 1 and "Job 'own-error' failed" in text, text[-2000:]
 
 
-@pytest.mark.xfail(reason="seen once, under load: the new job lost its supervisor")
 def test_an_id_that_is_used_again_at_once_is_its_own_job(lab):
     """Its owner polls, deletes and submits again: neither is it called SUCCEEDED, nor is the old one run again."""
     lab.wait_ready()
