@@ -50,6 +50,7 @@ use crate::{
     ray::{Endpoint, Gcs, HttpJobs, RayView, Reply},
     secret::Secret,
     text::path_segment,
+    time::Timestamp,
 };
 
 /// Silence after which a request is given up: an upload that brings no byte for so long, and, from the last byte of the
@@ -238,7 +239,11 @@ async fn remove(From(door): From<Door>, Path(id): Path<String>, request: Request
         let text = format!("Attempted to delete job '{id}', but {newest}, which took its place, has not ended.\n");
         return (StatusCode::INTERNAL_SERVER_ERROR, text).into_response();
     }
-    let last = api.status(&newest).await.ok().flatten();
+    let told = api.status(&newest).await.ok().flatten();
+    if let Some(ended) = told.and_then(|(_, ended)| ended) {
+        tokio::time::sleep(still_watched(ended, Timestamp::now())).await;
+    }
+    let last = told.map(|(status, _)| status);
     if let Some(last) = last {
         door.ledger.deleting(&newest, last).await;
     }
@@ -251,6 +256,13 @@ async fn remove(From(door): From<Door>, Path(id): Path<String>, request: Request
         }
     }
     answer
+}
+
+/// How long Ray may still watch a job that ended. It looks once a second; a job that was deleted before that, and perhaps
+/// submitted again, is called failed since its old supervisor does not answer (Ray 2.60).
+fn still_watched(ended: Timestamp, now: Timestamp) -> Duration {
+    const WATCHED: Duration = Duration::from_secs(3);
+    WATCHED.saturating_sub(now.since(ended))
 }
 
 async fn has_package(From(door): From<Door>, Path(name): Path<String>, request: Request) -> Response {

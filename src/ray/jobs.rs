@@ -145,18 +145,20 @@ impl HttpJobs {
         self.ask(Method::GET, &format!("/api/jobs/{}", path_segment(submission_id)), empty(), ANSWER).await
     }
 
-    /// What Ray says of one job now; `None` for one that it does not know.
-    pub async fn status(&self, submission_id: &str) -> Result<Option<JobStatus>, String> {
+    /// What Ray says of one job now, and when it ended; `None` for one that it does not know.
+    pub async fn status(&self, submission_id: &str) -> Result<Option<(JobStatus, Option<Timestamp>)>, String> {
         #[derive(Deserialize)]
         struct Told {
             status: JobStatus,
+            end_time: Option<i64>,
         }
         let reply = self.job(submission_id).await?;
         if reply.status == StatusCode::NOT_FOUND.as_u16() {
             return Ok(None);
         }
         let told = serde_json::from_slice::<Told>(&reply.body);
-        told.map(|told| Some(told.status)).map_err(|_| format!("HTTP status {}", reply.status))
+        told.map(|told| Some((told.status, told.end_time.filter(|&ms| ms > 0).map(Timestamp::from_millis))))
+            .map_err(|_| format!("HTTP status {}", reply.status))
     }
 
     /// Deletes a job that has ended.

@@ -100,7 +100,9 @@ fn shown(
             shown.insert("end_time".to_owned(), json!(at.as_millis()));
         }
         match outcome {
-            Outcome::Stopped if says(&shown) != Some(JobStatus::Stopped) => "stopped by a person".clone_into(&mut message),
+            Outcome::Stopped if says(&shown) != Some(JobStatus::Stopped) => {
+                "stopped by a person".clone_into(&mut message);
+            }
             Outcome::Failed { why } if message.is_empty() => message.clone_from(why),
             Outcome::Lost { why, next } => {
                 let next = if let Next::Not(reason) = next { reason.as_str() } else { "" };

@@ -100,7 +100,9 @@ impl Follower {
                 State::Handed(_) => {
                     let read = self.read(&now_at).await?;
                     let told = match self.door.head().filter(|_| read == Read::Closed) {
-                        Some(head) => HttpJobs::new(head).status(&now_at).await.ok().flatten(),
+                        Some(head) => {
+                            HttpJobs::new(head).status(&now_at).await.ok().flatten().map(|(status, _)| status)
+                        }
                         None => None,
                     };
                     // Ray reads to the end of the file once the job has ended.

@@ -586,3 +586,12 @@ async fn an_upload_takes_as_long_as_it_moves() {
     assert!(moved(100, Duration::from_secs(2)).await, "200 s of upload");
     assert!(!moved(2, Duration::from_secs(61)).await, "a minute of silence");
 }
+
+#[test]
+fn a_job_is_deleted_once_ray_has_seen_its_end() {
+    let ended = Timestamp::from_millis(10_000);
+    let wait = |now| still_watched(ended, Timestamp::from_millis(now));
+    assert_eq!((wait(10_000), wait(12_500)), (Duration::from_secs(3), Duration::from_millis(500)));
+    assert_eq!((wait(13_000), wait(99_000)), (Duration::ZERO, Duration::ZERO));
+    assert_eq!(wait(0), Duration::from_secs(3), "never longer, whatever the clocks say");
+}
