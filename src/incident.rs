@@ -15,6 +15,15 @@ pub const KEPT: usize = 100;
 /// How the reason of every [`Cause::OomInside`] begins: the job ledger, which keeps reasons only, knows it again by this.
 pub const OOM_INSIDE: &str = "out of memory: a process in it was killed";
 
+/// Setting of a service's memory limit; absent where there is none.
+pub fn memory_setting(service: &str) -> Option<String> {
+    match service {
+        crate::plan::door::NAME => None,
+        worker if worker.starts_with("ray-worker-") => Some("services.ray-worker.memory".to_owned()),
+        other => Some(format!("services.{other}.memory")),
+    }
+}
+
 /// One service's death and its way back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Incident {

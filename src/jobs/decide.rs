@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use super::submission::{Retry, Submission};
 use crate::{
-    incident::{Cause, Incident, OOM_INSIDE},
+    incident::{Cause, Incident, OOM_INSIDE, memory_setting},
     ray::{ErrorType, Jobs, RayJob, RayNode},
     snapshot::JobStatus,
     text::clip,
@@ -383,9 +383,10 @@ fn failed(told: &RayJob, known: &Handed, life: Life, world: &World<'_>, now: Tim
     let any = |i: &Incident| is_infrastructure(&i.service);
     let ended = |i: &Incident| i.cause != Cause::Asked && i.cause.ends();
     let driver_died = world.incidents.iter().any(|i| life.saw(i) && ended(i) && on_driver(i));
+    let short = || memory_of_ray(&told.message, world);
     match told.error {
         Some(ErrorType::JobSupervisorActorDied) => Verdict::Lost {
-            why: near(&any).unwrap_or_else(|| "the process that watches its driver died".to_owned()),
+            why: near(&any).or_else(short).unwrap_or_else(|| "the process that watches its driver died".to_owned()),
             dead: driver_died,
         },
         // Its words are the entrypoint's own, which Ray's errors with labd's reasons are part of.
@@ -395,16 +396,16 @@ fn failed(told: &RayJob, known: &Handed, life: Life, world: &World<'_>, now: Tim
                 .iter()
                 .rev()
                 .find(|i| life.saw(i) && told.message.contains(&format!("labd: {}", i.why)));
-            match quoted.map(in_words).or_else(|| near(&any)) {
+            match quoted.map(in_words).or_else(|| near(&any)).or_else(short) {
                 Some(why) => Verdict::Lost { why, dead: true },
                 None if unsettled => Verdict::Going(known.clone()),
                 None => own(exit_words(told)),
             }
         }
-        Some(_) => match near(&any) {
+        Some(_) => match near(&any).or_else(short) {
             Some(why) => Verdict::Lost { why, dead: driver_died },
             None if unsettled => Verdict::Going(known.clone()),
-            None => own(first_line(&told.message)),
+            None => own(in_one_line(&told.message)),
         },
     }
 }
@@ -456,8 +457,35 @@ fn exit_words(told: &RayJob) -> String {
     }
 }
 
+/// What Ray's own monitor says when it killed a process before the kernel had to, which no container and no engine tells of.
+/// The node is named by its address: `... the node running low on memory. Memory on the node (IP: 198.18.0.11, ID: ...`.
+fn memory_of_ray(message: &str, world: &World<'_>) -> Option<String> {
+    let (_, told) = message.split_once("running low on memory")?;
+    let address: Option<Ipv4Addr> =
+        told.split_once("(IP: ").and_then(|(_, rest)| rest.split(',').next()?.trim().parse().ok());
+    let service = world.addresses.iter().find(|(_, at)| Some(**at) == address).map(|(name, _)| name);
+    Some(match service.and_then(|name| Some((name, memory_setting(name)?))) {
+        Some((name, setting)) => format!("{name}: {OOM_INSIDE} by Ray; raise `{setting}` in labd.toml"),
+        None => format!("{OOM_INSIDE} by Ray"),
+    })
+}
+
+/// Ray's reason in one line: where it is a traceback, its end says what happened, and its beginning in what.
+fn in_one_line(message: &str) -> String {
+    let first = first_line(message);
+    let last = message.lines().rev().map(str::trim).find(|l| !l.is_empty());
+    match last {
+        Some(last) if message.contains("Traceback (most recent call last)") => {
+            clip(&format!("{}: {last}", first.split(": ").next().unwrap_or_default()), LONGEST)
+        }
+        _ => first,
+    }
+}
+
+/// Characters of Ray's words that are kept.
+const LONGEST: usize = 200;
+
 fn first_line(text: &str) -> String {
-    const LONGEST: usize = 200;
     clip(text.lines().find(|l| !l.trim().is_empty()).unwrap_or("Ray does not say why").trim(), LONGEST)
 }
 
@@ -669,6 +697,21 @@ mod tests {
             own.outcome(),
             Some(Outcome::Failed { why: "its command exited 1; `ray job logs food11` shows why".into() })
         );
+    }
+
+    #[test]
+    fn what_an_installer_refused_is_told_in_its_own_words() {
+        let message = "runtime_env setup failed: Failed to set up runtime environment.\nTraceback (most recent call last):\n  \
+                       File \"x.py\"\nRefused: pip cannot install:\nERROR: No matching distribution found for emoji==0.0.0.1\n";
+        let failed = |message| {
+            Case::new(
+                vec![told(JobStatus::Failed, Some(ErrorType::RuntimeEnvSetupFailure), Some(900), message)],
+                vec![],
+            )
+        };
+        let why = "runtime_env setup failed: ERROR: No matching distribution found for emoji==0.0.0.1";
+        assert_eq!(failed(message).outcome(), Some(Outcome::Failed { why: why.into() }));
+        assert_eq!(failed("no node\ntook it").outcome(), Some(Outcome::Failed { why: "no node".into() }));
     }
 
     #[test]
@@ -944,6 +987,17 @@ mod tests {
         let Some(Move::End(id, Outcome::Failed { why })) = second else { panic!("{second:?}") };
         assert_eq!(id, "food11-r1");
         assert!(why.starts_with("ray-worker-0: out of memory") && why.contains("the attempt before"), "{why}");
+        // Ray's own monitor is sometimes quicker than the kernel, and tells the job only.
+        let said = "1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 198.18.100.11, ID: 1) was";
+        let by_ray = |id: &str, error, ended| RayJob { message: said.into(), ..failed(id, error, ended) };
+        for error in [ErrorType::JobSupervisorActorUnknownFailure, ErrorType::JobSupervisorActorDied] {
+            let second = after(&book, by_ray("food11-r1", Some(error), 900), &[]);
+            let Some(Move::End(_, Outcome::Failed { why })) = second else { panic!("{second:?}") };
+            assert!(
+                why.starts_with(&format!("ray-driver: {OOM_INSIDE}")) && why.contains("services.ray-driver.memory"),
+                "{why}"
+            );
+        }
         // Lost to something else, the second attempt is as good as the first.
         let killed = after(&book, failed("food11-r1", command, 900), &[incident("ray-worker-0", 898, None)]);
         assert!(matches!(killed, Some(Move::Replace(..))), "{killed:?}");

@@ -810,7 +810,8 @@ fn exit_words(service: &str, code: i64, oom: bool, error: &str) -> String {
         return format!("could not be started: {}", error.trim());
     }
     if oom {
-        let remedy = oom::setting(service).map(|s| format!(": raise `{s}` in labd.toml")).unwrap_or_default();
+        let remedy =
+            crate::incident::memory_setting(service).map(|s| format!(": raise `{s}` in labd.toml")).unwrap_or_default();
         return format!("container exited {code} (out of memory{remedy})");
     }
     let meaning = match code {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     config::Bytes,
-    incident::{Cause, Incident, OOM_INSIDE},
+    incident::{Cause, Incident, OOM_INSIDE, memory_setting},
     snapshot::{Notice, Severity},
     time::Timestamp,
 };
@@ -133,18 +133,9 @@ fn times(n: u32) -> String {
     }
 }
 
-/// Setting of a service's memory limit; absent where there is none.
-pub(super) fn setting(service: &str) -> Option<String> {
-    match service {
-        crate::plan::door::NAME => None,
-        worker if worker.starts_with("ray-worker-") => Some("services.ray-worker.memory".to_owned()),
-        other => Some(format!("services.{other}.memory")),
-    }
-}
-
 fn remedy(service: &str, limit: u64) -> String {
     let now = Bytes::new(limit);
-    match setting(service) {
+    match memory_setting(service) {
         Some(setting) => format!("raise `{setting}` in labd.toml (now {now})"),
         None => format!("its limit of {now} is labd's own: please report it"),
     }
