@@ -184,21 +184,24 @@ def test_children_of_a_worker_outlive_nothing_they_should_not(shared):
     os.kill(child, signal.SIGKILL)
 
 
-def test_labds_own_hook_starts_no_worker_cold_and_changes_what_comes_from_memory(node):
-    """On simulated GPUs the hook waits for modules in every Python of the node, the warm one included."""
+@pytest.mark.parametrize("beside", [["heavy", "torch", "torch.distributed"], ["heavy"]], ids=["with another library", "torch first"])
+def test_labds_own_hook_starts_no_worker_cold_and_changes_what_comes_from_memory(node, beside):
+    """On simulated GPUs the hook waits for modules in every Python of the node, the warm one included. No module runs twice."""
     for name in ("labd_hook.py", "labd.pth"):
         shutil.copy(IMAGE / name, node.site)
     torch = node.site / "torch/distributed"
     torch.mkdir(parents=True)
-    (torch.parent / "__init__.py").write_text("class cuda:\n    is_available = is_initialized = staticmethod(lambda: False)\n")
+    (torch.parent / "__init__.py").write_text(
+        "import builtins\nassert not hasattr(builtins, 'torch_ran'), 'a second time'\nbuiltins.torch_ran = True\n"
+        "class cuda:\n    is_available = is_initialized = staticmethod(lambda: False)\n")
     (torch / "__init__.py").write_text("from .distributed_c10d import init_process_group\n")
     (torch / "distributed_c10d.py").write_text("def init_process_group(backend=None):\n    return backend\n")
-    (node.folder / "list.json").write_text(json.dumps({"layers": [["json"], ["heavy", "torch", "torch.distributed"]], "rays": {}}))
+    (node.folder / "list.json").write_text(json.dumps({"layers": [["json"], beside], "rays": {}}))
     node.serve(LABD_SIMULATED_GPUS="1")
     env = {**node.env, "LABD_SIMULATED_GPUS": "1"}
     told = {}
     for name, more in (("warm", {}), ("cold", {"LABD_WARM": "0"})):
-        seen, out, err = node.run("import torch.distributed; print(torch.distributed.init_process_group('nccl'))", env={**env, **more})
+        seen, out, err = node.run("import torch, torch.distributed; print(torch.distributed.init_process_group('nccl'))", env={**env, **more})
         assert seen["warm"] == (name == "warm"), node.said.read_text()
         told[name] = out.splitlines()[1:], err
     assert told["warm"] == told["cold"] == (["gloo"], "labd: simulated GPU: torch runs on the CPU (gloo)\n")

@@ -842,6 +842,8 @@ class Found:
 
     def create_module(self, spec):
         self.hidden.where.pop(spec.name, None)
+        # What is revealed with it may import it, as a part imports its package.
+        sys.modules[spec.name] = self.module
         self.hidden.reveal(self.number)
         return self.module
 

@@ -2,7 +2,7 @@
 
 /// Names that labd sets in Ray's containers or JupyterLab, each with the setting to use in its place where there is one.
 /// A test of the plan compares the list with the containers.
-const OWN: [(&str, &str); 48] = [
+const OWN: &[(&str, &str)] = &[
     ("AWS_ACCESS_KEY_ID", "`[s3]`"),
     ("AWS_DEFAULT_REGION", "`s3.region`"),
     ("AWS_ENDPOINT_URL", "`s3.endpoint`"),
@@ -34,6 +34,7 @@ const OWN: [(&str, &str); 48] = [
     ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", ""),
     ("RAY_USAGE_STATS_ENABLED", ""),
     ("RAY_WORKER_OOM_SCORE_ADJUSTMENT", ""),
+    ("RAY_gcs_rpc_server_reconnect_timeout_s", ""),
     ("RAY_gcs_storage", "`ray.persist`"),
     ("RAY_gcs_storage_path", "`ray.persist`"),
     ("RAY_grpc_keepalive_timeout_ms", ""),
