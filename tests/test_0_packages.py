@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import pytest
 
@@ -95,6 +96,16 @@ def test_a_requirements_file_counts_by_its_content_and_not_by_its_place(tmp_path
     ["-r /nowhere/requirements.txt"],
     ["-c constraints.txt"],
     ["${%s}/x.whl" % WORKING_DIR],
+    ["--find-links /mnt/wheels", "emoji"],
+    ["--find-links=file:///mnt/wheels", "emoji"],
+    ["--find-links ${WHEELS}", "emoji"],
+    ["--find /mnt/wheels", "emoji"],
+    ["-f /mnt/wheels", "emoji"],
+    ["-f/mnt/wheels", "emoji"],
+    ["--pre --find-links /mnt/wheels", "emoji"],
+    ["--pre -r /mnt/requirements.txt"],
+    ["--req /mnt/requirements.txt"],
+    ["--build-constraint /mnt/constraints.txt", "emoji"],
 ])
 def test_what_can_change_under_its_name_is_not_shared(lines):
     with pytest.raises(packages.NotShared):
@@ -105,7 +116,9 @@ def test_what_can_change_under_its_name_is_not_shared(lines):
     ["emoji"], ["zope.interface==5 ; python_version > '3'"], ["ray[serve]>=2"], ["torch >= 2.0"],
     ["x @ https://example.org/x-1-py3-none-any.whl#sha256=00"], ["https://example.org/x-1-py3-none-any.whl"],
     ["x @ git+https://example.org/x.git@" + "a" * 40], ["--index-url https://example.org/simple", "emoji"],
-    ["--extra-index-url=https://example.org/simple", "emoji"], ["--find-links /mnt/wheels", "emoji"], ["--pre", "emoji"],
+    ["--extra-index-url=https://example.org/simple", "emoji"], ["--find-links https://example.org/wheels", "emoji"],
+    ["-fhttps://example.org/wheels", "emoji"], ["--pre", "emoji"], ["--require-hashes", "emoji==1 --hash=sha256:00"],
+    ["--index-url https://example.org/simple --extra-index-url https://example.org/more", "emoji"],
 ])
 def test_what_an_index_has_is_shared(lines):
     assert key(*lines)
@@ -123,6 +136,36 @@ def test_options_and_settings_that_install_elsewhere_are_not_shared():
     with pytest.raises(packages.NotShared):
         key("emoji", kind="uv", env={"UV_PRERELEASE": "allow"})
     assert key("emoji", kind="uv", uv_pip_install_options=["--no-cache"]) == key("emoji", kind="uv")
+
+
+@pytest.mark.parametrize("options", [
+    ["--constraint=/mnt/c.txt"], ["--constraint", "/mnt/c.txt"], ["--constr=/mnt/c.txt"], ["-c", "/mnt/c.txt"], ["-Uc", "/mnt/c.txt"],
+    ["--build-constraint=/mnt/c.txt"], ["--find-links=/mnt/wheels"], ["--find-links", "/mnt/wheels"], ["-f", "/mnt/wheels"],
+    ["-f/mnt/wheels"], ["--find-links", "file:///mnt/wheels"],
+])
+def test_options_that_name_what_can_change_are_not_shared(options):
+    with pytest.raises(packages.NotShared):
+        key("emoji", pip_install_options=options)
+
+
+def test_settings_that_name_what_can_change_are_not_shared(tmp_path):
+    for env in (
+        {"PIP_FIND_LINKS": "/mnt/wheels"}, {"PIP_FIND_LINKS": "https://example.org/wheels /mnt/wheels"},
+        {"PIP_BUILD_CONSTRAINT": "/mnt/c.txt"}, {"PIP_CONSTRAINT": "c.txt"}, {"PIP_CONSTRAINT": "https://example.org/c.txt"},
+    ):
+        with pytest.raises(packages.NotShared):
+            key("emoji", env=env)
+    # Addresses count as an index does.
+    assert key("emoji", env={"PIP_FIND_LINKS": "https://example.org/a https://example.org/b"})
+    assert key("emoji", pip_install_options=["--pre", "-f", "https://example.org/a", "--find-links=http://example.org/b"])
+    # A file of constraints counts by its content, with the files that it names.
+    (tmp_path / "c.txt").write_text("-c more.txt\n")
+
+    def constrained(text):
+        (tmp_path / "more.txt").write_text(text)
+        return key("emoji", env={"PIP_CONSTRAINT": str(tmp_path / "c.txt")})
+
+    assert constrained("emoji<2\n") == constrained("emoji<2\n") != constrained("emoji<3\n")
 
 
 def test_environments_that_ray_takes_for_one_are_two_where_settings_differ():
@@ -266,11 +309,15 @@ def test_room_is_made_by_removing_what_was_wanted_longest_ago_and_nothing_in_use
     assert store.obtain("oldest", make)[1]
 
 
-def test_room_is_made_in_the_cache_first_where_it_has_what_no_environment_has(store):
+def test_room_is_made_in_the_cache_first_where_it_has_much_that_no_environment_has(store, monkeypatch):
+    monkeypatch.setattr(packages, "LOOSE_BYTES", 20_000)
+
     def archive(name):
         folder = pathlib.Path(store.cache) / "archive-v0" / name
         folder.mkdir(parents=True)
         (folder / "x.py").write_text("x = 1\n" * 5000)
+        # uv links each file of a package but this one, which it copies.
+        (folder / "RECORD").write_text("x.py\n")
         return folder
 
     def build(path):
@@ -288,12 +335,63 @@ def test_room_is_made_in_the_cache_first_where_it_has_what_no_environment_has(st
     store.make_room(packages.disk_usage(store.root) - 1)
     assert not loose.exists() and os.path.isdir(store.cache) and store.find("k")
     assert (pathlib.Path(held.path) / "virtualenv/lib/python3.13/site-packages/linked.py").read_text()
-    # All that is there is used by an environment: removing it would free nothing.
+    # All that is there is used by an environment, but for its RECORD: removing it would free nothing.
     linked = pathlib.Path(store.cache) / "archive-v0/again"
     linked.mkdir(parents=True)
+    (linked / "RECORD").write_text("x.py\n")
     os.link(pathlib.Path(held.path) / "virtualenv/lib/python3.13/site-packages/linked.py", linked / "x.py")
     store.shrink_cache()
     assert linked.exists()
+
+
+def test_what_those_left_who_were_killed_or_failed_is_removed(store):
+    held, _ = store.obtain("k", make)
+    held.release()
+
+    def fails(path):
+        raise RuntimeError("no network")
+
+    with pytest.raises(RuntimeError):
+        store.obtain("failed", fails)
+    os.makedirs(store.envs + "/installing")
+    installing = packages.try_lock(store.envs + "/installing/lock", fcntl.LOCK_EX)
+    os.makedirs(store.envs + "/never-locked")
+    gone = [store.root + "/cache.gone", store.envs + "/old.gone", store.envs + "/k/1.gone"]
+    for folder in gone:
+        make(folder)
+    store.make_room(1 << 40)
+    assert not [folder for folder in gone if os.path.exists(folder)]
+    assert sorted(os.listdir(store.envs)) == ["installing", "k"] and store.find("k")
+    # What was half removed does not cost an environment its place.
+    whole = packages.disk_usage(store.root)
+    make(store.root + "/cache.gone")
+    store.make_room(whole)
+    assert store.find("k")
+    os.close(installing)
+
+
+def test_one_that_waits_for_a_key_whose_folder_is_removed_makes_it_again(store):
+    os.makedirs(store.envs + "/k")
+    lock = packages.try_lock(store.envs + "/k/lock", fcntl.LOCK_EX)
+    waits, found = threading.Event(), []
+    thread = threading.Thread(target=lambda: found.append(store.obtain("k", make, waits.set)))
+    thread.start()
+    assert waits.wait(30)
+    packages.remove(store.envs + "/k")
+    os.close(lock)
+    thread.join(30)
+    assert found[0][1] and store.find("k").path == found[0][0].path
+
+
+def test_the_stores_size_is_what_was_counted_last_and_what_was_brought_since(store):
+    store.obtain("k", make)[0].release()
+    assert store.size(time.time(), 5) == packages.disk_usage(store.root), "nobody has counted yet"
+    counted = packages.disk_usage(store.root)
+    store.make_room(1 << 40)
+    since = os.stat(store.root + "/size").st_mtime
+    assert store.size(since + 1, 5) == counted + 5 and store.size(since - 1, 5) == counted
+    store.make_room(0)
+    assert store.size(since - 1, 5) < counted
 
 
 # ---- installing ----
@@ -323,11 +421,12 @@ class Tools:
     """Stands in for Python's venv, pip and uv; keeps what was run."""
 
     def __init__(self, decided, fail=()):
-        self.decided, self.fail, self.ran = decided, fail, []
+        self.decided, self.fail, self.ran, self.notes = decided, fail, [], set()
 
     def __call__(self, argv, env, cwd):
         word = "venv" if "venv" in argv else "uv" if argv[1:3] == ["pip", "install"] else " ".join(a for a in argv[3:] if a in ("install", "check", "--dry-run"))
         self.ran.append(word)
+        self.notes |= {argv[at + 1] for at, a in enumerate(argv) if a in ("-r", "--report")}
         if word in self.fail:
             raise packages.Failed(argv, 1, self.fail[word])
         if word == "venv":
@@ -364,6 +463,13 @@ def test_pip_installs_all_where_uv_fails(store):
     found, said = installs(store, tools, "emoji", pip_check=True)
     assert found == ["install.py"] and tools.ran == ["venv", "install --dry-run", "uv", "venv", "install", "check"]
     assert "401" in said and "hunter2" not in said
+
+
+def test_addresses_which_may_hold_a_password_never_lie_in_the_store(store):
+    tools = Tools(report(("emoji", "2", WHEEL), ("old", "1", ".tar.gz")))
+    installs(store, tools, "--index-url https://me:hunter2@mirror/simple", "emoji", "old")
+    assert {os.path.basename(path) for path in tools.notes} == {"requirements.txt", "report.json", "wheels.txt"}
+    assert not [path for path in tools.notes if path.startswith(store.root) or os.path.exists(path)]
 
 
 def test_nothing_is_installed_where_all_is_in_the_image(store):
@@ -479,6 +585,8 @@ EMOJI = RuntimeEnv(pip={"packages": ["emoji"], "pip_check": False}, env_vars={"L
 def tools(monkeypatch):
     """What the wrapper runs, in place of real commands."""
     tools = Tools(report(("emoji", "2", WHEEL)))
+    for name in [name for name in os.environ if name.startswith(("PIP_", "UV_"))]:
+        monkeypatch.delenv(name)  # this machine's own, which may forbid what is tested
     monkeypatch.setattr(packages.Runner, "__call__", lambda self, *args: tools(*args))
     monkeypatch.setattr(packages, "tidy_later", lambda root, path: None)
     monkeypatch.setattr(packages, "ray_version", lambda: None)
@@ -494,6 +602,8 @@ def test_ray_uses_the_stores_folder_and_the_next_node_installs_nothing(store, to
     until(lambda: door and door[-1]["phase"] == "done")
     assert {"resolving", "installing", "done"} >= {words["phase"] for words in door}
     assert door[-1] | {"job": "food11", "packages": 1, "reason": None, "token": "Bearer hunter2"} == door[-1]
+    assert isinstance(door[-1]["store_bytes"], int) and door[-1]["store_bytes"] >= packages.disk_usage(path)
+    assert not any("store_bytes" in words for words in door if words["phase"] != "done")
     told = len(door)
     another, _ = plugin(store.root)
     assert create(another, EMOJI) == 1 and another._get_path_from_hash("abc") == path
@@ -538,6 +648,203 @@ def test_a_front_door_that_is_away_costs_nothing(store, tools, monkeypatch):
     assert create(one, EMOJI) == 1
 
 
+class Away:
+    """A front door that is away for so many posts; keeps what it was told, and how often it was tried."""
+
+    def __init__(self, monkeypatch, misses):
+        self.misses, self.tried, self.told = misses, [], []
+        monkeypatch.setattr(packages, "post", self.post)
+
+    def post(self, url, words):
+        if url != "here":
+            return True  # from a thread of another test
+        self.tried.append(time.monotonic())
+        if len(self.tried) <= self.misses:
+            return False
+        self.told.append(words)
+        return True
+
+
+def test_an_installation_is_told_to_its_end_after_labd_was_away(monkeypatch):
+    monkeypatch.setattr(packages, "AWAY_SECONDS", 0.05)
+    away = Away(monkeypatch, 12)
+    progress = packages.Progress("k", "food11", "here", every=0.01)
+    until(lambda: away.told)
+    assert away.told[0]["phase"] == "resolving"
+    away.misses = len(away.tried) + 12
+    progress.end("failed", "no such package")
+    until(lambda: away.told[-1]["phase"] == "failed")
+    assert away.told[-1]["reason"] == "no such package"
+    progress.thread.join(20)
+    assert not progress.thread.is_alive() and [words["phase"] for words in away.told].count("failed") == 1
+
+
+def test_the_end_of_an_attempt_is_not_told_after_that_of_the_next(monkeypatch):
+    monkeypatch.setattr(packages, "AWAY_SECONDS", 0.05)
+    away = Away(monkeypatch, 1 << 30)
+    first = packages.Progress("k", "food11", "here", every=0.01)
+    first.end("failed", "the network is away")
+    until(lambda: len(away.tried) >= 3)
+    second = packages.Progress("k", "food11", "here", every=0.01)
+    first.thread.join(20)
+    second.end("done")
+    away.misses = 0
+    second.thread.join(20)
+    assert not first.thread.is_alive() and {words["phase"] for words in away.told} <= {"resolving", "done"}
+    assert away.told[-1]["phase"] == "done" and ("k", "food11") not in packages.Progress.latest
+
+
+def test_labd_is_asked_less_often_while_it_is_away_and_the_last_words_are_not_said_for_ever(monkeypatch):
+    monkeypatch.setattr(packages, "AWAY_SECONDS", 0.3)
+    monkeypatch.setattr(packages, "LAST_WORDS_SECONDS", 0.5)
+    away = Away(monkeypatch, 1 << 30)
+    progress = packages.Progress("k", "food11", "here", every=0.01)
+    until(lambda: len(away.tried) >= 7)
+    assert away.tried[6] - away.tried[5] >= 0.25
+    progress.end("done")
+    progress.thread.join(20)
+    assert not progress.thread.is_alive()
+
+
+def test_what_was_brought_is_measured_now_and_then_and_at_the_end(monkeypatch):
+    door, measured = Away(monkeypatch, 0), []
+    progress = packages.Progress("k", "food11", "here", every=0.01, measure=lambda: measured.append(1) or 7 * len(measured))
+    until(lambda: len(door.told) >= 20)
+    assert len(measured) == 1 and door.told[-1]["bytes"] == 7
+    progress.end("done")
+    progress.thread.join(20)
+    assert door.told[-1]["bytes"] == 14
+
+
+def test_room_is_made_once_some_time_after_the_agents_start(store, monkeypatch):
+    tidied, started = [], time.monotonic()
+    monkeypatch.setattr(packages, "tidy_later", lambda *args: tidied.append((time.monotonic() - started, *args)))
+    packages.tidy_at_start(store.root, 0.8)
+    packages.tidy_at_start(store.root + "/none", 0)
+    assert tidied == [] and packages.START_SECONDS >= 60
+    until(lambda: tidied)
+    assert tidied[0][0] >= 0.8 and tidied[0][1:] == (store.root, "")
+    asked = []
+    monkeypatch.setattr(packages, "install", lambda: None)
+    monkeypatch.setattr(packages, "tidy_at_start", lambda: asked.append(1))
+    packages.Plugin()
+    assert asked == [1] and len(tidied) == 1
+
+
+def test_a_tidy_without_a_build_makes_room(store):
+    store.obtain("k", make)[0].release()
+    env = {**os.environ, "LABD_PACKAGES_LIMIT_BYTES": "1"}
+    subprocess.run([sys.executable, IMAGE / "labd_packages.py", "tidy", store.root, ""], env=env, check=True, timeout=60)
+    assert os.listdir(store.envs) == []
+
+
+@pytest.fixture
+def working_dirs(tmp_path):
+    """Ray's plugin for working directories, wrapped, and a way to ask it for several at once, always on one event loop."""
+
+    def folder(uri):
+        return tmp_path / uri.split("://")[1].removesuffix(".zip")
+
+    class WorkingDirPlugin:
+        def __init__(self):
+            self.created, self.fail = [], False
+
+        def _get_directory_on_node(self, uri):
+            return folder(uri)
+
+        async def create(self, uri, runtime_env, context, logger=None):
+            self.created.append(uri)
+            await asyncio.sleep(0.05)
+            if self.fail:
+                raise OSError("the head is away")
+            if uri and uri.startswith("gcs://"):
+                packages.remove(folder(uri))  # what a job that runs in it finds gone
+                folder(uri).mkdir()
+            return 77
+
+        def delete_uri(self, uri, logger=None):
+            packages.remove(folder(uri))
+            return 77
+
+    packages.wrap_working_dir(WorkingDirPlugin)
+    one, loop = WorkingDirPlugin(), asyncio.new_event_loop()
+
+    def ask(*uris):
+        async def all_at_once():
+            return await asyncio.gather(*(one.create(uri, {}, None, logger=None) for uri in uris), return_exceptions=True)
+
+        return loop.run_until_complete(all_at_once())
+
+    yield one, ask
+    loop.close()
+
+
+def test_a_working_directory_is_made_once_however_many_ask_for_it(working_dirs, tmp_path):
+    one, ask = working_dirs
+    assert sorted(ask("gcs://a.zip", "gcs://a.zip", "gcs://b.zip")) == [0, 77, 77]
+    assert sorted(one.created) == ["gcs://a.zip", "gcs://b.zip"]
+    (tmp_path / "a/tune.py").touch()
+    assert ask("gcs://a.zip") == [0] and (tmp_path / "a/tune.py").exists()
+    # Deleted by Ray, or by anybody: it is made again.
+    assert one.delete_uri("gcs://a.zip") == 77
+    (tmp_path / "a").mkdir()
+    assert ask("gcs://a.zip", "gcs://a.zip") == [77, 0]
+    (tmp_path / "b").rmdir()
+    assert ask("gcs://b.zip") == [77]
+
+
+def test_working_directories_of_different_names_do_not_wait_for_each_other(working_dirs):
+    one, ask = working_dirs
+    began = time.monotonic()
+    assert ask(*(f"gcs://{n}.zip" for n in range(100))) == [77] * 100
+    assert time.monotonic() - began < 4
+
+
+def test_a_folder_that_this_agent_did_not_make_is_made_anew(working_dirs, tmp_path):
+    (tmp_path / "a").mkdir()
+    assert working_dirs[1]("gcs://a.zip") == [77]
+
+
+def test_working_directories_that_ray_does_not_make_are_left_to_it(working_dirs, tmp_path):
+    one, ask = working_dirs
+    local = f"local://{tmp_path}"
+    assert ask(None, None, local, local) == [77] * 4
+    assert one.created.count(None) == one.created.count(local) == 2
+
+
+def test_ray_makes_a_working_directory_where_that_failed_or_labd_knows_no_folder(working_dirs):
+    one, ask = working_dirs
+    one.fail = True
+    assert [type(error) for error in ask("gcs://a.zip", "gcs://a.zip")] == [OSError] * 2
+    one.fail = False
+    assert ask("gcs://a.zip") == [77] and ask("gcs://a.zip") == [0]
+    one._get_directory_on_node = None  # another Ray's
+    assert ask("gcs://a.zip") == [77]
+
+
+def test_the_agent_has_its_plugins_wrapped(monkeypatch, capsys):
+    def module(name, **members):
+        made = types.ModuleType(name)
+        vars(made).update(members)
+        monkeypatch.setitem(sys.modules, name, made)
+
+    wrapped = []
+    for name in ("ray", "ray._private", "ray._private.runtime_env"):
+        module(name)
+    for name, member in {"pip": "PipPlugin", "uv": "UvPlugin", "uri_cache": "URICache", "working_dir": "WorkingDirPlugin"}.items():
+        module(f"ray._private.runtime_env.{name}", **{member: member})
+    monkeypatch.setattr(packages, "wrap", lambda plugin, kind: wrapped.append(plugin))
+    monkeypatch.setattr(packages, "wrap_cache", wrapped.append)
+    monkeypatch.setattr(packages, "wrap_working_dir", wrapped.append)
+    packages.install()
+    assert wrapped == ["PipPlugin", "UvPlugin", "URICache", "WorkingDirPlugin"]
+    # Where Ray has one of them no more, the others are wrapped.
+    module("ray._private.runtime_env.working_dir")
+    packages.install()
+    assert wrapped[4:] == ["PipPlugin", "UvPlugin", "URICache"]
+    assert "working directories are as Ray makes them" in capsys.readouterr().err
+
+
 def test_a_set_up_that_is_given_up_ends_its_commands_and_frees_its_lock(store, tools, monkeypatch):
     started = threading.Event()
 
@@ -572,3 +879,16 @@ def until(condition):
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+@pytest.mark.parametrize("blocks, set_to, limit", [(1 << 18, None, 2 << 30), (10 << 20, None, 4 << 30), (1 << 30, None, 20 << 30), (1, "7", 7), (1, "x", 2 << 30)])
+def test_the_bound_is_a_tenth_of_the_disk_unless_it_is_set(monkeypatch, blocks, set_to, limit):
+    class Disk:
+        f_blocks, f_frsize = blocks, 4096
+
+    monkeypatch.setattr(packages.os, "statvfs", lambda path: Disk)
+    if set_to is None:
+        monkeypatch.delenv("LABD_PACKAGES_LIMIT_BYTES", raising=False)
+    else:
+        monkeypatch.setenv("LABD_PACKAGES_LIMIT_BYTES", set_to)
+    assert packages.limit_bytes() == limit

@@ -4,7 +4,8 @@ Ray installs `runtime_env={"pip": [...]}` anew on every node, and again after a 
 environment lies in a store on a volume that all Ray containers of the lab share, under a key made of all that decides
 what is installed: whoever needs it next, another node or the same one after a crash, finds it there.
 
-`RAY_RUNTIME_ENV_PLUGINS` makes the agent import this module, which wraps Ray's own plugins for `pip` and `uv`. In the store:
+`RAY_RUNTIME_ENV_PLUGINS` makes the agent import this module, which wraps Ray's own plugins for `pip` and `uv`, and the one
+for working directories, which would take a folder from under the job that runs in it. In the store:
 
     envs/KEY/lock               held exclusively by whoever builds
     envs/KEY/current            the completion mark: which build is valid, and what was installed
@@ -13,6 +14,8 @@ what is installed: whoever needs it next, another node or the same one after a c
     cache/                      uv's cache; the environments' files are hard links to its files
     builders                    held shared by those who use the cache
     starting, tidying           held by the one who looks whether the cache can be trusted, or makes room
+    size                        bytes of all this, as they were when room was last made
+    *.gone                      what is being removed, or was when its remover died
 
 A process that dies loses its locks, so a build without a mark and without a lock is nobody's and is removed by the next.
 
@@ -31,19 +34,27 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
-try:
-    from ray._private.runtime_env.plugin import RuntimeEnvPlugin
-except ImportError:  # tests of this module alone
-    RuntimeEnvPlugin = object
+RuntimeEnvPlugin = object
+if __name__ != "__main__":  # `tidy` needs nothing of Ray, whose import is a second of CPU
+    with contextlib.suppress(ImportError):  # tests of this module alone
+        from ray._private.runtime_env.plugin import RuntimeEnvPlugin
 
 STORE = "/packages"
-LIMIT_BYTES = 20 << 30
+# What is kept unless labd.toml says more: at least one environment of a course without CUDA, at most three with it.
+LEAST_BYTES, MOST_BYTES = 2 << 30, 20 << 30
 FORMAT = 1  # a part of every key: what another version of this module built is not ours to judge
 FRONT_DOOR = "http://front-door:8265/labd/installs"
 POST_SECONDS = 2.0
+MISSES = 5  # then labd is taken to be away, and asked less often
+AWAY_SECONDS = 10.0
+LAST_WORDS_SECONDS = 600.0  # an upgrade of labd, with time to spare
+MEASURE_SECONDS = 10.0  # PyTorch has tens of thousands of files, and the node that looks at each has better things to do
+LOOSE_BYTES = 64 << 20
+START_SECONDS = 60.0  # a node that comes back has its jobs running by then
 WORKING_DIR = "RAY_RUNTIME_ENV_CREATE_WORKING_DIR"
 COMMIT = re.compile(r"@[0-9a-fA-F]{40}$")
 VARIABLE = re.compile(r"\$\{(\w+)\}|\$(\w+)")
@@ -51,8 +62,10 @@ VARIABLE = re.compile(r"\$\{(\w+)\}|\$(\w+)")
 PIP_SAYS_NO = re.compile(
     r"ResolutionImpossible|No matching distribution|Could not find a version|Invalid requirement|DO NOT MATCH THE HASHES"
 )
-# Options and settings that put packages elsewhere than into the environment.
-ELSEWHERE = ("target", "prefix", "root", "user", "editable", "requirement", "dry-run", "report", "python")
+# Options and settings that put packages elsewhere than into the environment, or name files whose content can change.
+ELSEWHERE = (
+    "target", "prefix", "root", "user", "editable", "requirement", "dry-run", "report", "python", "constraint", "build-constraint",
+)
 
 
 class NotShared(Exception):
@@ -80,42 +93,66 @@ def key_of(kind, config, env, working_dir=None, base=""):
         raise NotShared(f"it sets {sorted(extra)[0]}")
     if kind == "uv" and config.get("uv_pip_install_options"):
         raise NotShared("it has options for uv")
-    for option in config.get("pip_install_options", []):
-        if re.match(r"-e|-t|-r|-c", option) or option.lstrip("-").split("=")[0] in ELSEWHERE:
+    options = config.get("pip_install_options", [])
+    for option, following in zip(options, [*options[1:], ""]):
+        if re.match(r"-[UIqv]*[etrc]", option) or is_option(option, ELSEWHERE):
             raise NotShared(f"its options name {option.split('=')[0]}")
+        if (links := re.match(r"(?:-[UIqv]*f|--fi[^=]*=?)(.*)", option)) and not on_the_web(links[1] or following):
+            raise NotShared("its options name a folder of packages")
     settings = {name: value for name, value in env.items() if name.startswith(("PIP_", "UV_"))}
     for name in settings:
-        if name.startswith("PIP_") and name[4:].lower().replace("_", "-") in ELSEWHERE:
+        if name.startswith("PIP_") and name != "PIP_CONSTRAINT" and name[4:].lower().replace("_", "-") in ELSEWHERE:
             raise NotShared(f"{name} is set")
         if kind == "uv" and name.startswith("UV_") and name not in ("UV_BREAK_SYSTEM_PACKAGES", "UV_CACHE_DIR", "UV_LINK_MODE", *UV_INDEXES):
             raise NotShared(f"{name} is set")
+    if not on_the_web(settings.get("PIP_FIND_LINKS", "")):
+        raise NotShared("PIP_FIND_LINKS names a folder")
     if constraint := settings.get("PIP_CONSTRAINT"):
-        settings["PIP_CONSTRAINT"] = [read_lines(path) for path in constraint.split()]
+        # By content, as a file that a line names.
+        settings["PIP_CONSTRAINT"] = list(asked([f"-c {path}" for path in constraint.split()], env, working_dir))
     parts = [FORMAT, kind, base, list(asked(config.pop("packages", []), env, working_dir)), config, settings]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
+def is_option(word, names):
+    """Whether a word is one of these long options of pip, which takes an abbreviation for the whole."""
+    name = word[2:].split("=")[0] if word.startswith("--") else ""
+    return name not in ("", "pre") and any(full.startswith(name) for full in names)
+
+
+def on_the_web(links):
+    """Whether all of these are addresses: what lies there counts as an index does. A folder's content can change unseen."""
+    return all(re.match(r"https?://", link) for link in re.sub("[\"']", " ", links).split())
+
+
 def asked(lines, env, working_dir, folder=None, seen=()):
     """All requirements, those of files named by them included, with the value of every variable that they name."""
+
+    def expanded(text):
+        return VARIABLE.sub(lambda m: env.get(m[1] or m[2], m[0]), text)
+
     for line in lines:
         line = re.split(r"(?:^|\s)#", line, maxsplit=1)[0].strip()
         if not line:
             continue
         names = {a or b for a, b in VARIABLE.findall(line)}
         option, _, value = re.match(r"(--?[\w-]+)?(\s*=?\s*)(.*)", line).groups("")
-        path = VARIABLE.sub(lambda m: env.get(m[1] or m[2], m[0]), value)
         if re.fullmatch(r"-[rc].*|--requirement|--constraint", option):
             # `-rfile` is an option with its value, too.
             if option not in ("-r", "-c") and not option.startswith("--"):
-                path = VARIABLE.sub(lambda m: env.get(m[1] or m[2], m[0]), line[2:].strip())
-            path = os.path.join(folder or "", path)
+                value = line[2:].strip()
+            path = os.path.join(folder or "", expanded(value))
             if not os.path.isabs(path) or path in seen:
                 raise NotShared(f"{line} names no file that is known here")
             yield "constraints" if option.lstrip("-").startswith("c") else "requirements"
             yield from asked(read_lines(path), env, working_dir, os.path.dirname(path), (*seen, path))
             continue
-        if re.fullmatch(r"-e.*|--editable", option):
+        if option.startswith("-e") or is_option(option, ("editable",)):
             raise NotShared("it installs in editable mode")
+        if is_option(option, ELSEWHERE) or option and re.search(r"\s(-[ercf]|--(ed|req|con|fi))", line):
+            raise NotShared(f"what its line with {option} names can change")
+        if (links := re.match(r"(?:-f|--fi[\w-]*)\s*=?(.*)", line)) and WORKING_DIR not in names and not on_the_web(expanded(links[1])):
+            raise NotShared("it names a folder of packages")
         yield [line, {name: env.get(name) for name in sorted(names - {WORKING_DIR})}]
         if WORKING_DIR in names:
             if not working_dir:
@@ -304,29 +341,56 @@ class Store:
             os.close(lock)
 
     def make_room(self, limit):
-        """Removes what is not used until the store is within its bound: first the cache, where it holds what no environment
-        has, then environments, the one that was wanted longest ago first."""
+        """Removes what is nobody's, then what is not used until the store is within its bound: first the cache, where much of
+        it is in no environment, then environments, the one that was wanted longest ago first. Notes the store's size."""
         one = try_lock(os.path.join(self.root, "tidying"), fcntl.LOCK_EX)
         if one is None:
             return
         try:
-            for key in os.listdir(self.envs):
-                with self.locked(key) as locked:
-                    if locked:
-                        mark = self.mark(key)
-                        self.remove_builds(key, but=mark and mark["build"])
-            if disk_usage(self.root) <= limit:
-                return
-            self.shrink_cache()
-            for key in self.keys():
-                if disk_usage(self.root) <= limit:
-                    return
-                with self.locked(key) as locked:
-                    if locked and self.remove_builds(key):
-                        remove(os.path.join(self.envs, key))
+            self.remove_leftovers()
+            size = disk_usage(self.root)
+            if size > limit:
                 self.shrink_cache()
+                for key in self.keys():
+                    if disk_usage(self.root) <= limit:
+                        break
+                    with self.locked(key) as locked:
+                        if locked and self.remove_builds(key):
+                            remove(os.path.join(self.envs, key))
+                    self.shrink_cache()
+                size = disk_usage(self.root)
+            write(os.path.join(self.root, "size"), str(size))
         finally:
             os.close(one)
+
+    def remove_leftovers(self):
+        """Removes what others were removing when they were killed, builds that are not valid, and keys that have none left."""
+        for folder in (self.root, self.envs, *(os.path.join(self.envs, key) for key in os.listdir(self.envs))):
+            with contextlib.suppress(OSError):
+                for name in os.listdir(folder):
+                    if name.endswith(".gone"):
+                        shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+        for key in os.listdir(self.envs):
+            folder = os.path.join(self.envs, key)
+            with self.locked(key) as locked:
+                if locked:
+                    valid = (mark := self.mark(key)) and mark["build"]
+                    # Whoever waits for the lock sees that it is gone, and makes another.
+                    if self.remove_builds(key, but=valid) and not (valid and os.path.isdir(os.path.join(folder, valid))):
+                        remove(folder)
+                else:
+                    with contextlib.suppress(OSError):
+                        os.rmdir(folder)  # empty where its maker died before it locked it
+
+    def size(self, since, brought):
+        """The store's bytes, for people: those last counted, and what an installation that began at `since` has brought. All
+        are counted only where nobody has done it yet, as that takes seconds."""
+        try:
+            with open(os.path.join(self.root, "size"), encoding="ascii") as file:
+                # A count that is younger than the installation has some of its files already.
+                return int(file.read()) + (brought if os.fstat(file.fileno()).st_mtime < since else 0)
+        except (OSError, ValueError):
+            return disk_usage(self.root)
 
     @contextlib.contextmanager
     def locked(self, key):
@@ -338,13 +402,16 @@ class Store:
                 os.close(lock)
 
     def shrink_cache(self):
-        """Removes the cache where that frees anything, unless somebody installs right now: environments keep their files,
-        which are links. As a whole, since uv does not look for a package again whose files alone are missing."""
+        """Removes the cache where that frees more than a little, unless somebody installs right now: environments keep their
+        files, which are links. As a whole, since uv does not look for a package again whose files alone are missing. A little
+        is always in no environment: uv copies each package's RECORD. For that alone, the next environment would fetch again
+        what it can link, and be a second copy on the disk."""
         lock = try_lock(os.path.join(self.root, "builders"), fcntl.LOCK_EX)
         if lock is None:
             return
         try:
-            if any(s.st_size and s.st_nlink == 1 for s in stats(os.path.join(self.cache, "archive-v0"))):
+            loose = sum(s.st_blocks * 512 for s in stats(os.path.join(self.cache, "archive-v0")) if s.st_nlink == 1)
+            if loose > LOOSE_BYTES:
                 remove(self.cache)
                 os.makedirs(self.cache, exist_ok=True)
         finally:
@@ -485,10 +552,15 @@ class Installer:
             self.uv_env.setdefault("SSL_CERT_FILE", env["PIP_CERT"])
 
     def __call__(self, path):
+        # Addresses may carry a password, and all jobs can read the store: what holds them lies outside, also if this is killed.
+        with tempfile.TemporaryDirectory(prefix="labd-packages-", ignore_cleanup_errors=True) as notes:
+            return self.make(path, notes)
+
+    def make(self, path, notes):
         packages = self.config["packages"]
         if self.kind == "uv":
             packages = [VARIABLE.sub(lambda m: self.env.get(m[1] or m[2], m[0]), line) for line in packages]
-        requirements = os.path.join(path, "requirements.txt")
+        requirements = os.path.join(notes, "requirements.txt")
         write(requirements, "\n".join(packages) + "\n")
         self.cwd = os.path.join(path, "exec_cwd")
         os.makedirs(self.cwd, exist_ok=True)
@@ -496,7 +568,7 @@ class Installer:
         options += ["--no-cache-dir", "-r", requirements]
         self.overlay(path)
         self.progress(phase="resolving")
-        report = os.path.join(path, "report.json")
+        report = os.path.join(notes, "report.json")
         try:
             self.pip(path, "install", "--dry-run", "--quiet", "--report", report, *options)
         except Failed as error:
@@ -509,7 +581,7 @@ class Installer:
         self.progress(phase="installing", packages=decided.total)
         try:
             if decided.wheels:
-                self.by_uv(path, decided)
+                self.by_uv(path, decided, os.path.join(notes, "wheels.txt"))
             if decided.others:
                 self.pip(path, "install", "--no-compile", *options)
         except Failed as error:
@@ -522,10 +594,6 @@ class Installer:
                 self.pip(path, "check")
             except Failed as error:
                 raise Refused(f"pip check found conflicts in the packages of this job:\n{masked(error.output[-4000:].strip())}") from None
-        # Addresses may carry a password, and all jobs can read the store.
-        for name in ("requirements.txt", "report.json", "wheels.txt"):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(os.path.join(path, name))
         return decided.total
 
     def overlay(self, path):
@@ -540,8 +608,7 @@ class Installer:
     def pip(self, path, *argv):
         return self.run([os.path.join(path, "virtualenv/bin/python"), "-m", "pip", *argv], self.env, self.cwd)
 
-    def by_uv(self, path, decided):
-        wheels = os.path.join(path, "wheels.txt")
+    def by_uv(self, path, decided, wheels):
         write(wheels, "\n".join(decided.wheels) + "\n")
         python = os.path.join(path, "virtualenv/bin/python")
         self.run(
@@ -620,19 +687,29 @@ def ray_version():
 
 
 class Progress:
-    """Tells labd what is being installed: at once, every two seconds, and at the end. Nothing waits for it or fails by it."""
+    """Tells labd what is being installed: at once, every two seconds, and at the end. Nothing waits for it or fails by it.
+
+    While labd is away it goes on trying, as the installation goes on. How it ended is tried for some minutes more, unless
+    there is another attempt by then: its words would be taken back by those of the former.
+    """
+
+    latest = {}  # by key and job
 
     def __init__(self, key, job, url=FRONT_DOOR, every=POST_SECONDS, measure=lambda: 0):
         import socket
 
         self.url, self.every, self.measure = url, every, measure
+        self.store_size = lambda brought: None
         self.words = {
             "node": socket.gethostname(), "job": job, "key": key, "phase": "resolving", "since_ms": int(time.time() * 1000),
             "bytes": 0, "packages": 0, "reason": None,
         }
+        self.bytes, self.measure_at = 0, 0.0
         self.changed = threading.Event()
         self.ended = False
-        threading.Thread(target=self.run, name="labd-installs", daemon=True).start()
+        self.latest[key, job] = self
+        self.thread = threading.Thread(target=self.run, name="labd-installs", daemon=True)
+        self.thread.start()
 
     def __call__(self, **words):
         if any(self.words.get(name) != value for name, value in words.items()):
@@ -646,16 +723,39 @@ class Progress:
 
     def run(self):
         missed = 0
-        while missed < 5:
+        while not self.ended:
             self.changed.clear()
-            ended = self.ended  # first: the last words come before it
-            words = self.words
+            missed = 0 if post(self.url, self.measured()) else missed + 1
+            if not self.ended:  # else it may have been set before it was cleared
+                self.changed.wait(self.pause(missed))
+        words, until = self.last_words(), time.monotonic() + LAST_WORDS_SECONDS
+        while not post(self.url, words) and time.monotonic() < until and self.is_latest():
+            missed += 1
+            time.sleep(self.pause(missed))
+        if self.is_latest():
+            del self.latest[words["key"], words["job"]]
+
+    def is_latest(self):
+        return self.latest.get((self.words["key"], self.words["job"])) is self
+
+    def pause(self, missed):
+        return self.every if missed < MISSES else AWAY_SECONDS
+
+    def measured(self):
+        """The words with the bytes brought so far, which are measured now and then."""
+        if time.monotonic() >= self.measure_at:
             with contextlib.suppress(Exception):
-                words = {**words, "bytes": int(self.measure())}
-            missed = 0 if post(self.url, words) else missed + 1
-            if ended:
-                return
-            self.changed.wait(self.every)
+                self.bytes = int(self.measure())
+            self.measure_at = time.monotonic() + MEASURE_SECONDS
+        return {**self.words, "bytes": self.bytes}
+
+    def last_words(self):
+        self.measure_at = 0.0
+        words = self.measured()
+        with contextlib.suppress(Exception):
+            if (size := self.store_size(words["bytes"])) is not None:
+                words["store_bytes"] = int(size)
+        return words
 
 
 def post(url, words):
@@ -695,6 +795,7 @@ def shared_environment(store, kind, config, env, working_dir, runner, progress, 
     tell = progress(key)
     start, places = time.time(), [None]
     tell.measure = lambda: measure_since(store, places[0], start)
+    tell.store_size = lambda brought: store.size(start, brought)
 
     def build(path):
         places[0] = path
@@ -706,8 +807,17 @@ def shared_environment(store, kind, config, env, working_dir, runner, progress, 
     return held
 
 
+def tidy_at_start(root=STORE, after=START_SECONDS):
+    """Makes room once some time after the agent's start: the bound may be a lower one now, jobs that ended have left
+    environments, and who was killed has left halves. Later, since a node that comes back has jobs to start first."""
+    if os.path.isdir(root):
+        timer = threading.Timer(after, tidy_later, (root, ""))
+        timer.daemon = True
+        timer.start()
+
+
 def tidy_later(root, path):
-    """Compiles, syncs and makes room in a process of its own, as nobody waits for any of it."""
+    """Compiles and syncs a build, if any, and makes room, in a process of its own, as nobody waits for any of it."""
     argv = [sys.executable, os.path.abspath(__file__), "tidy", root, path]
     process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     threading.Thread(target=process.wait, daemon=True).start()
@@ -716,7 +826,7 @@ def tidy_later(root, path):
 def tidy(root, path, limit):
     os.nice(19)
     store = Store(root)
-    lock = try_lock(os.path.join(path, "used"), fcntl.LOCK_SH, create=False)
+    lock = try_lock(os.path.join(path, "used"), fcntl.LOCK_SH, create=False) if path else None
     if lock is not None:
         one = try_lock(os.path.join(path, "compiling"), fcntl.LOCK_EX)
         if one is not None and not os.path.exists(os.path.join(path, "compiled")):
@@ -728,11 +838,15 @@ def tidy(root, path, limit):
     store.make_room(limit)
 
 
-def limit_bytes():
+def limit_bytes(root=STORE):
+    """`ray.packages_limit`, or a tenth of the disk within bounds."""
+    with contextlib.suppress(KeyError, ValueError):
+        return int(os.environ["LABD_PACKAGES_LIMIT_BYTES"])
     try:
-        return int(os.environ.get("LABD_PACKAGES_LIMIT_BYTES") or LIMIT_BYTES)
-    except ValueError:
-        return LIMIT_BYTES
+        disk = os.statvfs(root)
+    except OSError:
+        return MOST_BYTES
+    return min(max(disk.f_blocks * disk.f_frsize // 10, LEAST_BYTES), MOST_BYTES)
 
 
 def wrap(plugin_class, kind, root=STORE):
@@ -827,6 +941,39 @@ def wrap_cache(cache_class):
     cache_class.mark_unused = labd_mark_unused
 
 
+def wrap_working_dir(plugin_class):
+    """Keeps Ray from making a working directory twice. Two environments that differ but have one directory, asked for at once,
+    are both made, as neither finds it in Ray's cache; the second removes the folder in which the first one's job runs by then.
+    """
+    create, delete_uri = plugin_class.create, plugin_class.delete_uri
+
+    def made_by(plugin):
+        return plugin.__dict__.setdefault("_labd_made", set())
+
+    def is_made(plugin, uri):
+        try:
+            return uri in made_by(plugin) and os.path.isdir(plugin._get_directory_on_node(uri))
+        except Exception:
+            return False
+
+    async def labd_create(self, uri, *args, **kwargs):
+        # A `local://` directory is the image's: Ray makes nothing there.
+        if uri is None or str(uri).lower().startswith("local:"):
+            return await create(self, uri, *args, **kwargs)
+        async with self.__dict__.setdefault("_labd_locks", {}).setdefault(uri, asyncio.Lock()):
+            if is_made(self, uri):
+                return 0  # its size is counted already
+            size = await create(self, uri, *args, **kwargs)
+            made_by(self).add(uri)
+            return size
+
+    def labd_delete(self, uri, *args, **kwargs):
+        made_by(self).discard(uri)
+        return delete_uri(self, uri, *args, **kwargs)
+
+    plugin_class.create, plugin_class.delete_uri = labd_create, labd_delete
+
+
 def open_store(root):
     if sys.prefix != sys.base_prefix:
         raise NotShared("the image's Python is a virtual environment")
@@ -836,7 +983,8 @@ def open_store(root):
 
 
 async def in_thread(work, runner):
-    """Waits for a thread off the event loop; where the waiting is cancelled, the work is told to stop and waited for."""
+    """Waits for a thread off the event loop. Where the waiting is cancelled, the work is told to stop and not waited for: what
+    it finishes all the same is released."""
     loop = asyncio.get_running_loop()
     done = loop.create_future()
 
@@ -883,6 +1031,12 @@ def install():
         wrap_cache(URICache)
     except Exception as error:
         print(f"labd: packages are installed on each node for itself ({type(error).__name__}: {error})", file=sys.stderr, flush=True)
+    try:
+        from ray._private.runtime_env.working_dir import WorkingDirPlugin
+
+        wrap_working_dir(WorkingDirPlugin)
+    except Exception as error:
+        print(f"labd: working directories are as Ray makes them ({type(error).__name__}: {error})", file=sys.stderr, flush=True)
 
 
 class Plugin(RuntimeEnvPlugin):
@@ -892,7 +1046,9 @@ class Plugin(RuntimeEnvPlugin):
 
     def __init__(self):
         install()
+        with contextlib.suppress(Exception):
+            tidy_at_start()
 
 
 if __name__ == "__main__" and sys.argv[1:2] == ["tidy"]:
-    tidy(sys.argv[2], sys.argv[3], limit_bytes())
+    tidy(sys.argv[2], sys.argv[3], limit_bytes(sys.argv[2]))
