@@ -274,6 +274,30 @@ class Worker:
     def print_logs(self):
         self.gcs_log_subscriber.subscribe()
         print("again" if self.gcs_log_subscriber.again.wait(30) else "once")
+
+def listen_error_messages(worker, threads_stopped):
+    while (told := worker.gcs_error_subscriber.poll()) == (None, None):
+        pass
+    print(told[1])
+"""
+AWAY = """
+import ray._private.worker as module
+
+class Stopped:
+    waits = []
+    def wait(self, seconds):
+        self.waits.append(seconds)
+
+class Subscriber:
+    answers = [(None, None), (None, None), ("key", "an error")]
+    def poll(self):
+        return self.answers.pop(0)
+
+class Worker:
+    gcs_error_subscriber = Subscriber()
+
+module.listen_error_messages(Worker(), Stopped())
+print(Stopped.waits)
 """
 
 
@@ -284,6 +308,8 @@ def test_the_log_is_subscribed_to_again_in_jobs_of_the_front_door(job, tmp_path,
     (tmp_path / "fake/ray/_private/worker.py").write_text(WORKER if heard == "again" else WORKER.replace("wait(30)", "wait(3)"))
     out, _ = job("from ray._private.worker import Worker\nWorker().print_logs()", metadata)
     assert out == [heard]
+    out, _ = job(AWAY, metadata)
+    assert out == ["an", "error", *(["[0.2,", "0.2]"] if heard == "again" else ["[]"])], "a driver spins while the head is away"
 
 
 VERSIONS = """
