@@ -169,6 +169,8 @@ pub struct Ray {
     pub env: BTreeMap<String, String>,
     /// Bound on the packages of jobs that are kept for their next use; computed when absent. At least 1 GiB.
     pub packages_limit: Option<Bytes>,
+    /// Whether worker processes are forked from one per node that has imported their libraries.
+    pub warm_starts: bool,
 }
 
 impl Default for Ray {
@@ -182,6 +184,7 @@ impl Default for Ray {
             shared_memory: None,
             env: BTreeMap::new(),
             packages_limit: None,
+            warm_starts: true,
         }
     }
 }

@@ -29,7 +29,7 @@ fn check_source(text: &str) -> Result<(), String> {
         let authority = after.split(['/', '?', '#', ' ']).next().unwrap_or_default();
         if authority.contains('@') && !before.ends_with("ssh") {
             return Err("an address holds credentials, and everyone could read them in the image; \
-                 use `images.build.pip_index_url` for a mirror with a login"
+                 use a mirror that asks for no login"
                 .to_owned());
         }
     }

@@ -51,8 +51,6 @@ pub struct NodeFacts {
     pub memory_bytes: u64,
     /// How many open files a container may be given: the host's own hard limit.
     pub nofile_limit: u64,
-    /// Size of the file system that holds the engine's data, in bytes, where it is known.
-    pub disk_bytes: Option<u64>,
     /// Whether a container may be given unlimited locked memory: limits can be raised here, or there is none.
     pub unlimited_memlock: bool,
 }
@@ -84,7 +82,6 @@ fn facts_under(root: &Path) -> NodeFacts {
         infiniband: infiniband(root),
         memory_bytes: memory().0,
         nofile_limit: nofile_limit(&limits),
-        disk_bytes: disks(&[PathBuf::from(ENGINE_DATA)]).first().map(|disk| disk.total_bytes),
         unlimited_memlock: unlimited_memlock(&limits, &text("/proc/self/status")),
     }
 }

@@ -211,6 +211,15 @@ fn node_env(draft: &Draft<'_>) -> BTreeMap<String, EnvValue> {
     all.extend(draft.s3_env());
     all.extend(draft.outward_env());
     all.extend(draft.own_env());
+    let settings = &draft.inputs.config.ray;
+    // Only where a person says so: the bound that fits the disk is computed where the packages are kept, so that another
+    // disk is not another container.
+    if let Some(limit) = settings.packages_limit {
+        all.insert("LABD_PACKAGES_LIMIT_BYTES".to_owned(), limit.get().to_string().into());
+    }
+    if !settings.warm_starts {
+        all.insert("LABD_WARM".to_owned(), "0".into());
+    }
     all.extend(env([
         // A job that submits jobs finds the front door, too: this goes before what Ray would find out by itself.
         ("RAY_API_SERVER_ADDRESS", super::job_address()),
@@ -221,14 +230,15 @@ fn node_env(draft: &Draft<'_>) -> BTreeMap<String, EnvValue> {
         // How long a node or a worker process does without the GCS before it ends itself; 60 s by default. On a busy machine,
         // or while a person looks after the head, it is away for longer, and what trains has no need of it.
         ("RAY_gcs_rpc_server_reconnect_timeout_s", "600".into()),
+        // How long a job may be PENDING before Ray calls it failed, 15 min by default: waiting for a GPU that is in use is
+        // no failure, nor are a course's packages on a slow line. A week, as there is no "for ever".
+        ("RAY_JOB_START_TIMEOUT_SECONDS", "604800".into()),
         // How often Train looks at its workers and collects reports; 2 s by default, which made short epochs twice as long.
         ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25".into()),
         ("RAY_TRAIN_ENABLE_STATE_TRACKING", "1".into()),
         // What a script prints reaches its job's log as it is, and at once.
         ("RAY_TRAIN_ENABLE_PRINT_PATCH", "0".into()),
         ("RAY_DEDUP_LOGS", "0".into()),
-        // For what keeps the packages of jobs under `/packages`.
-        ("LABD_PACKAGES_LIMIT_BYTES", draft.sizes.packages_limit.get().to_string().into()),
         // Each node keeps the files of jobs that ended, in its container: Ray's 10 GB of each kind are too much for a disk
         // that all nodes share. 2 GB are twenty of the largest upload that Ray takes, and another fetch costs a second.
         ("RAY_RUNTIME_ENV_WORKING_DIR_CACHE_SIZE_GB", "2".into()),

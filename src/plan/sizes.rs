@@ -18,10 +18,6 @@ const GIB: u64 = 1 << 30;
 const MIN_OBJECT_STORE: u64 = 75 * MIB;
 /// The head runs no user code.
 const HEAD_OBJECT_STORE: u64 = 100 * MIB;
-/// Most that is kept of jobs' packages unless `labd.toml` says more: three environments of a course with torch for CUDA.
-const MOST_PACKAGES: u64 = 20 * GIB;
-/// Least that is kept: one environment of a course without CUDA.
-const LEAST_PACKAGES: u64 = 2 * GIB;
 
 /// What each service gets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -54,8 +50,6 @@ pub struct Sizes {
     pub worker_object_store: Bytes,
     /// The `/dev/shm` all workers share: every object store, and room for NCCL's and PyTorch's own segments.
     pub shared_memory: Bytes,
-    /// Bound on what is kept of jobs' packages on disk, for all Ray containers together.
-    pub packages_limit: Bytes,
     /// Ray's logical CPUs of the driver node.
     pub driver_cpus: u32,
     /// Ray's logical CPUs of each worker.
@@ -153,7 +147,6 @@ pub fn compute(config: &Config, node: &NodeFacts, workers: u32) -> Result<Sizes,
         driver_object_store: Bytes::new(store(driver / 2).min(4 * GIB)),
         worker_object_store: Bytes::new(worker_object_store),
         shared_memory: Bytes::new(shared_memory),
-        packages_limit: config.ray.packages_limit.unwrap_or_else(|| packages_limit(node.disk_bytes)),
         driver_cpus: config.ray.driver_cpus.unwrap_or_else(|| (node.cpus / 4).max(4)),
         // A promise, not a core: training scripts written for a cluster ask for 8 per worker.
         worker_cpus: config.ray.cpus_per_worker.unwrap_or_else(|| (node.cpus / workers.max(1)).max(8)),
@@ -170,13 +163,6 @@ fn of_small_and_large(service: &Service, usable: u64, small: (u64, u64), large: 
 /// The floor of a service whose size is not set.
 fn share_floor(service: &Service, floor: u64) -> u64 {
     if service.memory.is_some() { 0 } else { floor }
-}
-
-/// A tenth of the engine's disk within bounds, in whole GiB so that no container changes with a few bytes more or less;
-/// the upper bound where the disk is not known.
-fn packages_limit(disk_bytes: Option<u64>) -> Bytes {
-    let tenth = disk_bytes.map_or(MOST_PACKAGES, |bytes| bytes / 10 / GIB * GIB);
-    Bytes::new(tenth.clamp(LEAST_PACKAGES, MOST_PACKAGES))
 }
 
 #[cfg(test)]
@@ -213,14 +199,5 @@ mod tests {
         let sizes = compute(&inputs.config, &inputs.node, 2).expect("it fits");
         let busy = 3 * (470 + 370) * MB + 5 * 200 * MB + 250 * MIB;
         assert!(busy + sizes.driver_object_store.get() < sizes.driver.get(), "{sizes:?}");
-    }
-
-    #[test]
-    fn packages_take_a_tenth_of_the_disk_within_bounds() {
-        for (disk, limit) in [(None, 20), (Some(10), 2), (Some(105), 10), (Some(4000), 20)] {
-            assert_eq!(packages_limit(disk.map(|gib| gib * GIB)).get() / GIB, limit, "{disk:?}");
-        }
-        let set = inputs("[ray]\npackages_limit = \"64 GiB\"", 2, 24);
-        assert_eq!(compute(&set.config, &set.node, 2).expect("it fits").packages_limit.get(), 64 * GIB);
     }
 }

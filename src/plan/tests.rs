@@ -34,7 +34,6 @@ pub(crate) fn inputs(toml: &str, gpus: u32, memory_gib: u64) -> Inputs {
             infiniband: Vec::new(),
             memory_bytes: memory_gib << 30,
             nofile_limit: 20_000,
-            disk_bytes: Some(1 << 40),
             unlimited_memlock: true,
         },
         gpus: simulate::gpus(gpus, &[]),
@@ -220,6 +219,18 @@ fn one_more_gpu_changes_no_other_container_unless_sizes_do() {
     };
     let (two, three) = (hashes(&with(2)), hashes(&with(3)));
     assert!(two.iter().all(|(name, hash)| three.get(name) == Some(hash)));
+}
+
+#[test]
+fn warm_starts_are_a_setting_and_a_job_waits_a_week_for_its_place() {
+    for (toml, set) in [("", None), ("[ray]\nwarm_starts = false", Some("0"))] {
+        let (plan, _) = make(&inputs(toml, 2, 32)).expect("a plan");
+        for name in ["ray-head", "ray-driver", "ray-worker-0"] {
+            let env = serde_json::to_value(&container(&plan, name).env).expect("serialises");
+            assert_eq!(env["LABD_WARM"].as_str(), set, "{name}");
+            assert_eq!(env["RAY_JOB_START_TIMEOUT_SECONDS"], "604800", "{name}");
+        }
+    }
 }
 
 #[test]
