@@ -186,6 +186,8 @@ pub struct World<'a> {
     pub ending: bool,
     /// Where services are.
     pub addresses: &'a BTreeMap<String, Ipv4Addr>,
+    /// Jobs whose packages a node is installing.
+    pub installing: &'a BTreeSet<String>,
 }
 
 /// What `labd.toml` says.
@@ -289,6 +291,15 @@ fn word<'a>(job: &Job, handed: &Handed, told: Option<&'a Jobs>, now: Timestamp) 
     }
 }
 
+/// The entry of Ray's list that is about this very job, once Ray took it; none for a namesake's.
+pub fn entry<'a>(job: &Job, told: &'a Jobs, now: Timestamp) -> Option<&'a RayJob> {
+    match &job.state {
+        State::Handed(handed) => word(job, handed, Some(told), now).ok().flatten(),
+        State::Kept { .. } => None,
+        State::Ended { .. } => told.jobs.iter().find(|entry| entry.submission_id == job.id),
+    }
+}
+
 /// What became of a job whose owner deleted it, which Ray allows once it has ended: its own end where the ledger knows it,
 /// else as Ray said last. `None` when nobody knows.
 pub fn deleted(job: &Job, told: Option<JobStatus>) -> Option<Outcome> {
@@ -363,9 +374,11 @@ fn going(job: &Job, told: &RayJob, mut known: Handed, life: Life, world: &World<
         known.orphaned_since = None;
     }
     if told.status == JobStatus::Pending && told.driver_node.is_none() && !job.submission.names_place() {
-        let head = world.incidents.iter().find(|i| life.saw(i) && i.service == "ray-head");
+        let head = world.incidents.iter().rev().find(|i| life.saw(i) && i.service == "ray-head" && i.cause.ends());
         let back = head.and_then(|i| i.ready_at);
-        if back.is_some_and(|back| now.since(back) >= FORGOTTEN) && driver_alive(world) {
+        // Ray says where a driver is once its packages are there, which takes minutes.
+        let installs = world.installing.contains(job.id.as_str());
+        if back.is_some_and(|back| now.since(back) >= FORGOTTEN) && driver_alive(world) && !installs {
             return Verdict::Lost { why: "it was being started when the Ray head died".to_owned(), dead: false };
         }
     }
@@ -639,13 +652,23 @@ mod tests {
         nodes: Vec<RayNode>,
         reachable: bool,
         ending: bool,
+        installing: BTreeSet<String>,
         now: i64,
     }
 
     impl Case {
         fn new(told: Vec<RayJob>, incidents: Vec<Incident>) -> Self {
             let nodes = vec![node(1, DRIVER, true, "driver"), node(2, WORKER, true, "worker")];
-            Self { job: job("food11", json!({})), told, incidents, nodes, reachable: true, ending: false, now: 1000 }
+            Self {
+                job: job("food11", json!({})),
+                told,
+                incidents,
+                nodes,
+                reachable: true,
+                ending: false,
+                installing: BTreeSet::new(),
+                now: 1000,
+            }
         }
 
         fn moves(&self) -> Vec<Move> {
@@ -660,6 +683,7 @@ mod tests {
                 incidents: &self.incidents,
                 ending: self.ending,
                 addresses: &addresses,
+                installing: &self.installing,
             };
             let book = BTreeMap::from([(self.job.id.clone(), self.job.clone())]);
             decide(&book, &world, Policy { resubmissions: 10 }, ts(self.now))
@@ -843,6 +867,7 @@ mod tests {
                 incidents: &[],
                 ending: false,
                 addresses: &BTreeMap::new(),
+                installing: &BTreeSet::new(),
             };
             assert_eq!(decide(&book, &world, Policy { resubmissions: 10 }, ts(1000)), moves, "{status:?}");
         }
@@ -862,6 +887,18 @@ mod tests {
         let mut case = Case::new(vec![], vec![]);
         case.job.state = State::Handed(Handed::new(ts(1000)));
         assert_eq!(case.moves(), []);
+    }
+
+    #[test]
+    fn a_head_that_died_forgets_what_it_was_starting_but_not_a_job_whose_packages_are_being_installed() {
+        let waits = RayJob { ended_at: None, driver_node: None, ..told(JobStatus::Pending, None, None, "") };
+        let mut case = Case::new(vec![waits], vec![incident("ray-head", 900, Some(905))]);
+        assert!(case.lost().expect("forgotten").contains("when the Ray head died"));
+        case.installing.insert("food11".to_owned());
+        assert_eq!(case.lost(), None);
+        case.installing.clear();
+        case.incidents[0].cause = Cause::OomInside;
+        assert_eq!(case.lost(), None, "the head lived on");
     }
 
     #[test]
@@ -962,6 +999,7 @@ mod tests {
                 incidents,
                 ending: false,
                 addresses: &addresses,
+                installing: &BTreeSet::new(),
             };
             decide(book, &world, Policy { resubmissions: 10 }, ts(1000)).pop()
         };

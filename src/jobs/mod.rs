@@ -280,29 +280,36 @@ impl<A: JobApi> Keeper<A> {
         let mut incidents = self.parts.incidents.clone();
         let mut config = self.parts.config.clone();
         let mut snapshot = self.parts.snapshot.clone();
+        let mut wake = tokio::time::Instant::now();
+        let mut settled = false;
         loop {
-            if self.settle().await {
-                // What takes a lost one's place is handed in at once, whoever else has nothing to say for a while.
-                self.settle().await;
+            if !settled {
+                if self.settle().await {
+                    // What takes a lost one's place is handed in at once, whoever else has nothing to say for a while.
+                    self.settle().await;
+                }
+                self.publish();
+                self.sweep();
+                let now = Timestamp::now();
+                let due = decide::wake(&self.book, now).map(|at| at.since(now).max(Duration::from_millis(20)));
+                wake = tokio::time::Instant::now() + due.map_or(AGAIN, |due| due.min(AGAIN));
             }
-            self.publish();
-            self.sweep();
-            let now = Timestamp::now();
-            let wake = decide::wake(&self.book, now).map_or(AGAIN, |at| at.since(now).max(Duration::from_millis(20)));
+            settled = false;
             tokio::select! {
                 biased;
                 Some(HandedIn { id, submitted_at, result }) = heard.recv() => {
                     self.handed_in(&id, submitted_at, result).await;
                 }
-                ask = asked.recv() => match ask {
-                    Some(ask) => self.hear(ask).await,
-                    None => return,
-                },
                 Ok(()) = ray.changed() => {}
                 Ok(()) = incidents.changed() => {}
                 Ok(()) = config.changed() => {}
                 Ok(()) = snapshot.changed() => {}
-                () = tokio::time::sleep(wake.min(AGAIN)) => {}
+                () = tokio::time::sleep_until(wake) => {}
+                // Last, as many clients may ask at once.
+                ask = asked.recv() => match ask {
+                    Some(ask) => settled = !self.hear(ask).await,
+                    None => return,
+                },
             }
         }
     }
@@ -345,6 +352,8 @@ impl<A: JobApi> Keeper<A> {
         let services = snapshot.services.iter();
         let addresses: BTreeMap<String, Ipv4Addr> =
             services.clone().filter_map(|s| Some((s.name.clone(), s.address.parse().ok()?))).collect();
+        let under_way = snapshot.installs.iter().filter(|install| install.ended_at.is_none());
+        let installing = under_way.map(|install| install.job.clone()).collect();
         let world = World {
             reachable: ray.gcs == Gcs::Reachable,
             jobs: ray.jobs.as_deref(),
@@ -354,6 +363,7 @@ impl<A: JobApi> Keeper<A> {
                 // What ended while the engine was away is known a moment after it is back.
                 || self.engine_away.is_some_and(|at| now.since(at) < decide::SETTLED),
             addresses: &addresses,
+            installing: &installing,
         };
         let policy = Policy { resubmissions: self.parts.config.borrow().jobs.resubmissions };
         decide::decide(&self.book, &world, policy, now)
@@ -440,6 +450,7 @@ impl<A: JobApi> Keeper<A> {
             return;
         }
         self.sweep_at = Instant::now() + SWEEP;
+        self.stops.retain(|id, _| self.book.get(id).is_some_and(|job| !job.is_over()));
         let open = self.book.values().filter(|job| !matches!(job.state, State::Ended { .. }));
         let needed: BTreeSet<String> = open.flat_map(|job| job.submission.packages()).collect();
         let packages = self.packages.clone();
@@ -456,7 +467,7 @@ impl<A: JobApi> Keeper<A> {
             let snapshot = self.parts.snapshot.borrow();
             let at = |s: &ServiceView| Some((s.address.parse().ok()?, s.name.clone()));
             let services = snapshot.services.iter().filter_map(at).collect();
-            view::view(&self.book, &ray, &services, self.trouble.as_deref())
+            view::view(&self.book, &ray, &services, self.trouble.as_deref(), Timestamp::now())
         };
         self.tell.send_if_modified(|old| {
             let changed = **old != view;
@@ -496,6 +507,15 @@ impl<A: JobApi> Keeper<A> {
         self.stops.insert(stopped, (Instant::now(), task.abort_handle()));
     }
 
+    /// Whether Ray still had a job of this id when this one was submitted: in a list that was asked for later.
+    fn has_a_namesake(&self, id: &str) -> bool {
+        let ray = self.parts.ray.borrow();
+        let (Some(job), Some(told)) = (self.book.get(id), &ray.jobs) else { return false };
+        let entry = told.jobs.iter().find(|entry| entry.submission_id == id);
+        let began = entry.and_then(|entry| entry.started_at);
+        told.asked_at > job.submitted_at && began.is_some_and(|began| began < job.submitted_at)
+    }
+
     async fn handed_in(&mut self, id: &str, submitted_at: Timestamp, result: Result<Reply, String>) {
         self.in_flight.remove(id);
         if self.book.get(id).is_some_and(|job| job.submitted_at != submitted_at) {
@@ -505,6 +525,7 @@ impl<A: JobApi> Keeper<A> {
         let waiting = self.waiting.remove(id);
         let now = Timestamp::now();
         let Some(State::Kept { stop_first, tries, .. }) = self.book.get(id).map(|job| job.state.clone()) else {
+            self.replaced.remove(id);
             // Stopped by a person meanwhile, or needed no more.
             if let Ok(reply) = result {
                 if reply.is_success() {
@@ -523,6 +544,11 @@ impl<A: JobApi> Keeper<A> {
         let answer = match result {
             Ok(reply) if reply.is_success() => {
                 self.set(id, State::Handed(Handed::new(now)));
+                reply
+            }
+            Ok(reply) if waiting.is_none() && says(&reply, "already exists") && self.has_a_namesake(id) => {
+                let why = "Ray still has another job of this id: delete that one, or use another id".to_owned();
+                self.end(id, Outcome::Failed { why }, now);
                 reply
             }
             // An answer that did not reach labd, the first time.
@@ -572,7 +598,8 @@ impl<A: JobApi> Keeper<A> {
 
     // ---- the front door ----
 
-    async fn hear(&mut self, ask: Ask) {
+    /// Does what was asked. Whether that may have changed anything: each waiting client asks for attempts every second.
+    async fn hear(&mut self, ask: Ask) -> bool {
         match ask {
             Ask::Submit { submission, reply } => self.submit(submission, reply).await,
             Ask::Stop { id, reply } => {
@@ -595,9 +622,11 @@ impl<A: JobApi> Keeper<A> {
             }
             Ask::Attempts { id, reply } => {
                 let _ = reply.send(past::chain(&self.book, &id).into_iter().cloned().collect());
+                return false;
             }
             Ask::Unkept { what } => self.note("package-not-kept", what),
         }
+        true
     }
 
     /// Ray deleted a job, at its owner's wish: it has ended, and nothing more happens to it.
@@ -718,6 +747,10 @@ async fn hand_in<A: JobApi>(api: &A, packages: &Packages, job: &Job, name_runs: 
         let reply = api.stop(old).await?;
         if reply.is_success() && says(&reply, "true") {
             tokio::time::sleep(STOPPED).await;
+        }
+        // One that still waits for its place or its packages would begin beside this one once it has them.
+        if let Err(reason) = api.stop_waiting(old).await {
+            tracing::debug!(job = old, reason, "not stopped while it waits");
         }
     }
     for name in job.submission.packages() {

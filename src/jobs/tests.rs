@@ -1,6 +1,9 @@
 //! Deciding, whatever the world says.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
 use proptest::prelude::*;
 use serde_json::json;
@@ -170,6 +173,7 @@ impl Scene {
             incidents: &self.incidents,
             ending: false,
             addresses: &addresses,
+            installing: &BTreeSet::new(),
         };
         decide::decide(&self.book, &world, Policy { resubmissions: LIMIT }, self.now)
     }

@@ -1,18 +1,20 @@
 //! From the ledger and Ray's word to jobs as the snapshot shows them. Pure.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
 };
 
 use super::{
     LedgerView,
-    decide::{Job, Next, Outcome, State},
+    decide::{self, Job, Next, Outcome, State},
 };
 use crate::{
     ray::{Gcs, RayJob, RayView, TrainRun, resource_words, run_names},
     snapshot::{JobOutcome, JobStatus, JobView, RunStatus},
     text::one_line,
+    time::Timestamp,
 };
 
 /// How many jobs the snapshot shows.
@@ -20,20 +22,50 @@ const SHOWN: usize = 50;
 /// Longest text shown, in characters.
 const LONGEST: usize = 200;
 
+/// A job and who knows most of it.
+#[derive(Clone, Copy)]
+enum Known<'a> {
+    Ledger(&'a Job),
+    Ray(&'a RayJob),
+}
+
+/// The jobs that are shown: what has not ended comes first, with all attempts at it, then the newest.
+fn chosen<'a>(book: &'a BTreeMap<String, Job>, told: &BTreeMap<&str, &'a RayJob>) -> Vec<Known<'a>> {
+    let open: BTreeSet<&str> = book.values().filter(|job| !job.is_over()).map(|job| job.root.as_str()).collect();
+    let ledger = book.values().map(|job| {
+        let ended = !open.contains(job.root.as_str());
+        (ended, Reverse((Some(job.submitted_at), job.id.as_str())), Known::Ledger(job))
+    });
+    let others = told.values().filter(|job| !book.contains_key(&job.submission_id)).map(|&job| {
+        let ended = job.status.is_final();
+        (ended, Reverse((job.started_at, job.submission_id.as_str())), Known::Ray(job))
+    });
+    let mut all: Vec<_> = ledger.chain(others).collect();
+    if all.len() > SHOWN {
+        all.select_nth_unstable_by_key(SHOWN, |(ended, newest, _)| (*ended, *newest));
+        all.truncate(SHOWN);
+    }
+    all.into_iter().map(|(_, _, known)| known).collect()
+}
+
 /// Every job once: as the ledger knows it where it does, else as Ray tells it. `services` are by address.
 pub(super) fn view(
     book: &BTreeMap<String, Job>,
     ray: &RayView,
     services: &BTreeMap<Ipv4Addr, String>,
     trouble: Option<&str>,
+    now: Timestamp,
 ) -> LedgerView {
     let told: BTreeMap<&str, &RayJob> =
         ray.jobs.iter().flat_map(|t| &t.jobs).map(|job| (job.submission_id.as_str(), job)).collect();
-    let ledger = book.values().map(|job| of_ledger(job, told.get(job.id.as_str()).copied()));
-    let others = told.values().filter(|job| !book.contains_key(&job.submission_id)).map(|job| of_ray(job));
-    let mut jobs: Vec<JobView> = ledger.chain(others).collect();
+    let mut jobs: Vec<JobView> = chosen(book, &told)
+        .into_iter()
+        .map(|known| match known {
+            Known::Ledger(job) => of_ledger(job, ray.jobs.as_deref().and_then(|told| decide::entry(job, told, now))),
+            Known::Ray(job) => of_ray(job),
+        })
+        .collect();
     jobs.sort_by(|a, b| (b.submitted_at, &b.submission_id).cmp(&(a.submitted_at, &a.submission_id)));
-    jobs.truncate(SHOWN);
     let runs = run_names(&ray.runs);
     for job in &mut jobs {
         let id = job.submission_id.as_str();
@@ -278,7 +310,31 @@ mod tests {
         let book = jobs.into_iter().map(|job| (job.id.clone(), job)).collect();
         let other = Ipv4Addr::new(198, 18, 100, 11);
         let services = [(WORKER, "ray-worker-0".to_owned()), (other, "ray-driver".to_owned())].into();
-        view(&book, ray, &services, None)
+        view(&book, ray, &services, None, ts(1_000))
+    }
+
+    #[test]
+    fn what_has_not_ended_is_shown_however_many_came_later() {
+        let ended = |n: i64| Job {
+            submitted_at: ts(100 + n),
+            state: State::Ended { at: ts(200 + n), outcome: Outcome::Succeeded },
+            ..job(&format!("short-{n:02}"), json!({}))
+        };
+        let lost = Outcome::Lost { why: "x".into(), next: Next::As("sweep-r1".into()) };
+        let first = Job { state: State::Ended { at: ts(50), outcome: lost }, ..job("sweep", json!({})) };
+        let jobs = (0..60).map(ended).chain([first, job("sweep-r1", json!({}))]).collect();
+        let shown = shown(jobs, &RayView::default()).jobs;
+        let ids: Vec<&str> = shown.iter().map(|job| job.submission_id.as_str()).collect();
+        assert_eq!((ids.len(), ids[0], ids[47]), (50, "short-59", "short-12"));
+        assert_eq!(ids[48..], ["sweep-r1", "sweep"], "with the attempts before");
+    }
+
+    #[test]
+    fn nothing_is_shown_of_the_job_that_had_this_id_before() {
+        let before = RayJob { started_at: Some(ts(0)), ..told("again", JobStatus::Succeeded) };
+        let jobs = Jobs { asked_at: ts(3), jobs: vec![before] };
+        let ray = RayView { jobs: Some(jobs.into()), ..RayView::default() };
+        assert_eq!(shown(vec![job("again", json!({}))], &ray).jobs[0].status, JobStatus::Pending);
     }
 
     #[test]

@@ -13,9 +13,10 @@ use tokio::time::Instant;
 
 use super::{Door, HOLD, answer, away};
 use crate::{
-    jobs::decide::{Job, Next, Outcome, State},
+    jobs::decide::{self, Job, Next, Outcome, State},
     ray::HttpJobs,
     snapshot::JobStatus,
+    time::Timestamp,
 };
 
 /// Between two looks while nothing is known yet.
@@ -45,8 +46,8 @@ pub(super) async fn get(From(door): From<Door>, Path(id): Path<String>, request:
             let told = told.filter(crate::ray::Reply::is_success);
             let told = told.and_then(|reply| serde_json::from_slice::<Map<String, Value>>(&reply.body).ok());
             let last = door.ray.borrow().jobs.as_ref().and_then(|told| {
-                let job = told.jobs.iter().find(|job| job.submission_id == newest)?;
-                Some(job.status)
+                let job = attempts.last()?;
+                Some(decide::entry(job, told, Timestamp::now())?.status)
             });
             if let Some(shown) = shown(&id, &attempts, told, last, late) {
                 return axum::Json(shown).into_response();
