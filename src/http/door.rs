@@ -297,11 +297,16 @@ async fn put_package(From(door): From<Door>, Path(name): Path<String>, request: 
         let length = parts.headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
         let (body, copy) = pass::tee(body, length, incoming);
         let answer = door.pass(Request::from_parts(parts, body)).await;
-        if answer.status().is_success()
-            && let Ok(Some(incoming)) = copy.await
-            && let Err(e) = incoming.finish().await
-        {
-            door.unkept(&name, &e.to_string()).await;
+        if answer.status().is_success() {
+            let kept = match copy.await {
+                Ok(Ok(incoming)) => incoming.finish().await,
+                Ok(Err(e)) => Err(e),
+                // Ray took a body that never ended: there is nothing to keep.
+                Err(_) => Ok(()),
+            };
+            if let Err(e) = kept {
+                door.unkept(&name, &e.to_string()).await;
+            }
         }
         return answer;
     }

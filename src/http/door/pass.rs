@@ -1,6 +1,7 @@
 //! Passing a request on, as it is.
 
 use std::{
+    io,
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -127,10 +128,14 @@ fn strip(headers: &mut HeaderMap) {
 }
 
 /// The body as it is, while a copy of it is written. The copy is handed over once `length` bytes passed, or, when that is
-/// not known, at the body's end; `None` when it could not be written, which stops nothing.
-pub(super) fn tee(body: Body, length: Option<u64>, incoming: Incoming) -> (Body, oneshot::Receiver<Option<Incoming>>) {
+/// not known, at the body's end; the error when it could not be written, which stops nothing.
+pub(super) fn tee(
+    body: Body,
+    length: Option<u64>,
+    incoming: Incoming,
+) -> (Body, oneshot::Receiver<io::Result<Incoming>>) {
     let (done, copy) = oneshot::channel();
-    let tee = Tee { body: body.into_data_stream(), copy: Some(incoming), done: Some(done), left: length };
+    let tee = Tee { body: body.into_data_stream(), copy: Ok(incoming), done: Some(done), left: length };
     let pieces = stream::unfold(tee, |mut tee| async move {
         let Some(piece) = tee.body.next().await else {
             tee.finish();
@@ -146,17 +151,17 @@ pub(super) fn tee(body: Body, length: Option<u64>, incoming: Incoming) -> (Body,
 
 struct Tee {
     body: BodyDataStream,
-    copy: Option<Incoming>,
-    done: Option<oneshot::Sender<Option<Incoming>>>,
+    copy: io::Result<Incoming>,
+    done: Option<oneshot::Sender<io::Result<Incoming>>>,
     left: Option<u64>,
 }
 
 impl Tee {
     async fn keep(&mut self, bytes: &Bytes) {
-        if let Some(copy) = &mut self.copy
-            && copy.write(bytes).await.is_err()
+        if let Ok(copy) = &mut self.copy
+            && let Err(e) = copy.write(bytes).await
         {
-            self.copy = None;
+            self.copy = Err(e);
         }
         if let Some(left) = &mut self.left {
             *left = left.saturating_sub(bytes.len() as u64);
@@ -170,7 +175,8 @@ impl Tee {
     fn finish(&mut self) {
         if let Some(done) = self.done.take() {
             // Whoever waits may have gone.
-            let _ = done.send(self.copy.take());
+            let gone = Err(io::ErrorKind::UnexpectedEof.into());
+            let _ = done.send(std::mem::replace(&mut self.copy, gone));
         }
     }
 }
