@@ -207,6 +207,24 @@ def test_labds_own_hook_starts_no_worker_cold_and_changes_what_comes_from_memory
     assert told["warm"] == told["cold"] == (["gloo"], "labd: simulated GPU: torch runs on the CPU (gloo)\n")
 
 
+def test_a_part_of_a_library_that_a_later_one_imported_is_where_its_code_looks_for_it(node):
+    """As torch._dynamo, which lightning imports: it hangs on torch, and looks for itself in sys.modules."""
+    torch, lightning = node.site / "torch", node.site / "lightning"
+    torch.mkdir()
+    (torch / "__init__.py").write_text(
+        "import importlib\nclass cuda:\n    is_initialized = staticmethod(lambda: False)\n"
+        "def __getattr__(name):\n    if name != 'lazy':\n        raise AttributeError(name)\n    return importlib.import_module('torch.lazy')\n")
+    (torch / "lazy.py").write_text("import sys, symbols\ndef itself():\n    return sys.modules[__name__], symbols.itself()\n")
+    (node.site / "symbols.py").write_text("import sys\ndef itself():\n    return sys.modules[__name__]\n")
+    lightning.mkdir()
+    (lightning / "__init__.py").write_text("import torch.lazy\n")
+    node.serve()
+    for name, more in (("warm", {}), ("cold", {"LABD_WARM": "0"})):
+        seen, out, _ = node.run("import torch; torch.lazy.itself(); print('lightning' in sys.modules)", env={**node.env, **more})
+        assert seen["warm"] == (name == "warm"), node.said.read_text()
+        assert out.splitlines()[1:] == ["False"], name
+
+
 def test_workers_share_no_randomness(shared):
     drawn = {shared.run()[0]["random"] for _ in range(4)}
     assert len(drawn) == 4

@@ -800,15 +800,26 @@ class Hidden:
     def reveal(self, number):
         # A hook that waits for a module must see it come.
         awaited = {name for f in sys.meta_path if type(f).__module__ == "labd_hook" for name in f.changes}
-        for layer in self.layers[:number + 1]:
-            new = [name for name in layer if name not in awaited and self.where.pop(name, None) is not None]
-            sys.modules.update((name, layer[name]) for name in new)
-            if "numpy" in new:
-                self.numpy(layer)
-            if "torch" in new:
-                self.torch(layer["torch"])
-        for name in [n for n, at in self.where.items() if at <= number and n in awaited]:
-            __import__(name)
+        due = self.due(number)
+        new = {name: self.where.pop(name) for name in due if name not in awaited}
+        sys.modules.update((name, self.layers[at][name]) for name, at in new.items())
+        if "numpy" in new:
+            self.numpy(self.layers[new["numpy"]])
+        if "torch" in new:
+            self.torch(sys.modules["torch"])
+        for name in due:
+            if name in self.where:
+                __import__(name)
+
+    def due(self, number):
+        """What comes out with a layer: the layers before it, and what is reached from them without an import. A package holds
+        its parts as attributes, those too that a later layer was the first to import; and such a part holds what came with
+        it, though not what has a line of its own."""
+        top = lambda name: name.split(".")[0]  # noqa: E731
+        tops = {top(name) for layer in self.layers[:number + 1] for name in layer}
+        reached = {at for name, at in self.where.items() if at > number and top(name) in tops}
+        lines = {top(name) for line in [["numpy"], ["pandas"], ["pyarrow"], *MORE] for name in line}
+        return [name for name, at in self.where.items() if at <= number or top(name) in tops or (at in reached and top(name) not in lines)]
 
     def numpy(self, layer):
         if "numpy.random" in layer:  # all workers would draw the same
