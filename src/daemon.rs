@@ -14,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+use axum::{extract::Request, middleware::map_request};
 use bytes::Bytes;
 use futures_util::{
     FutureExt as _, StreamExt as _,
@@ -55,7 +56,7 @@ use crate::{
     ray::{HttpJobs, Ray},
     secrets,
     snapshot::{DaemonView, EngineView, ServiceState, Snapshot},
-    supervise::{self, DoorView, Parts, Wish},
+    supervise::{self, DoorView, Parts, Scrapes, Wish},
     time::Timestamp,
 };
 
@@ -360,12 +361,14 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         shutdown: stopped.clone(),
     };
 
+    let (tell_scrapes, scrapes) = watch::channel(Scrapes::default());
     let mut servers = JoinSet::new();
     servers.spawn(http::serve_unix(socket, http::admin_router(state.clone()), stopped.clone()));
     let page_address = wish.config.lab.page;
     if !page_address.ip().is_unspecified() {
         let scrape = SocketAddr::from((wish.plan.network.gateway, page_address.port()));
-        tokio::spawn(serve_scrapes(scrape, state.clone(), stopped.clone()));
+        tell_scrapes.send_replace(Scrapes { address: Some(scrape), last: None });
+        tokio::spawn(serve_scrapes(scrape, state.clone(), tell_scrapes, stopped.clone()));
     }
     servers.spawn(http::serve_tcp(page, http::public_router(state), stopped.clone()));
 
@@ -398,6 +401,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         jobs: ledger.watch(),
         installs: all_installs,
         door: door_views,
+        scrapes,
         config: tell_config,
         snapshot,
         incidents,
@@ -539,11 +543,21 @@ fn empty(daemon: &DaemonView, node: &watch::Receiver<crate::snapshot::NodeView>)
 }
 
 /// Listens where Prometheus reaches labd: on the host's address in the lab's network.
-async fn serve_scrapes(addr: SocketAddr, state: http::State, stopped: watch::Receiver<bool>) {
+async fn serve_scrapes(
+    addr: SocketAddr,
+    state: http::State,
+    tell: watch::Sender<Scrapes>,
+    stopped: watch::Receiver<bool>,
+) {
+    let asked = move |request: Request| {
+        tell.send_modify(|scrapes| scrapes.last = Some(Timestamp::now()));
+        std::future::ready(request)
+    };
+    let router = http::scrape_router(state).layer(map_request(asked));
     loop {
         // Not there before the network is, and gone with it: both are ordinary.
         if let Ok(listener) = http::bind_tcp(addr, "lab.page").await {
-            let _ = http::serve_tcp(listener, http::scrape_router(state.clone()), stopped.clone()).await;
+            let _ = http::serve_tcp(listener, router.clone(), stopped.clone()).await;
         }
         let mut stop = stopped.clone();
         tokio::select! {

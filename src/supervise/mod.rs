@@ -150,6 +150,8 @@ pub struct Parts<E> {
     pub installs: watch::Receiver<Arc<InstallsView>>,
     /// The front door on the host.
     pub door: watch::Receiver<DoorView>,
+    /// What Prometheus asks of labd itself.
+    pub scrapes: watch::Receiver<Scrapes>,
     /// Where the configuration goes that a reload brought.
     pub config: watch::Sender<Arc<Config>>,
     /// Where the snapshot goes.
@@ -173,6 +175,15 @@ pub struct DoorView {
     pub port: Option<u16>,
     /// Why it does not, in one line.
     pub trouble: Option<String>,
+}
+
+/// How labd's own metrics are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Scrapes {
+    /// Where Prometheus asks, in the lab's network; `None` where that is not told from other requests.
+    pub address: Option<SocketAddr>,
+    /// When it asked last.
+    pub last: Option<Timestamp>,
 }
 
 /// What tasks tell the loop.
@@ -1279,6 +1290,7 @@ impl<E: Engine> Lab<E> {
             ledger: &ledger,
             installs: &installs,
             door: door.trouble.as_deref(),
+            scrapes: *self.p.scrapes.borrow(),
             store: &store,
             disks: &self.disks,
             config: &self.p.wish.config,

@@ -1,5 +1,8 @@
 //! From what the loop knows to the one [`Snapshot`]. Pure.
 
+use std::time::Duration;
+
+use super::Scrapes;
 use crate::{
     checkpoints::{self, StoreView},
     config::Config,
@@ -19,6 +22,8 @@ use crate::{
     time::Timestamp,
 };
 
+/// Prometheus asks every 10 s.
+const UNSCRAPED: Duration = Duration::from_mins(2);
 /// Where the engine keeps volumes.
 const ENGINE_STORE: &str = "/var/lib/docker";
 
@@ -34,6 +39,7 @@ pub(super) struct Known<'a> {
     pub(super) installs: &'a InstallsView,
     /// Why the front door does not listen.
     pub(super) door: Option<&'a str>,
+    pub(super) scrapes: Scrapes,
     pub(super) store: &'a StoreView,
     pub(super) disks: &'a Levels,
     pub(super) config: &'a Config,
@@ -114,6 +120,19 @@ fn processes(unit: &Unit, service_of: &dyn Fn(&str) -> Option<String>) -> Vec<Gp
     unit.processes.iter().map(of).collect()
 }
 
+/// What is to be said when Prometheus runs and asks labd for nothing.
+fn unscraped(scrapes: Scrapes, prometheus: Option<&ServiceView>, now: Timestamp) -> Option<String> {
+    let address = scrapes.address?;
+    let since = prometheus.filter(|s| s.state == ServiceState::Ready)?.since;
+    let last = scrapes.last.map_or(since, |last| last.max(since));
+    (now.since(last) >= UNSCRAPED).then(|| {
+        format!(
+            "labd's own metrics are missing: Prometheus does not reach {address}; a firewall of this machine that drops \
+             what containers send to it does that"
+        )
+    })
+}
+
 fn notices(k: &Known<'_>, links: &[Link], runs: &[RunView]) -> Vec<Notice> {
     let mut notices = Vec::new();
     let mut say = |severity, text: String| notices.push(Notice { severity, text });
@@ -127,6 +146,9 @@ fn notices(k: &Known<'_>, links: &[Link], runs: &[RunView]) -> Vec<Notice> {
     }
     if let Some(reason) = k.door {
         say(Severity::Error, format!("jobs cannot be submitted: {reason}"));
+    }
+    if let Some(text) = unscraped(k.scrapes, k.services.iter().find(|s| s.name == "prometheus"), k.now) {
+        say(Severity::Warning, text);
     }
     if let Some(trouble) = &k.ledger.trouble {
         say(Severity::Warning, trouble.clone());
@@ -189,4 +211,35 @@ fn notices(k: &Known<'_>, links: &[Link], runs: &[RunView]) -> Vec<Notice> {
     notices.extend(k.shortages.iter().cloned());
     notices.sort_by_key(|n| std::cmp::Reverse(n.severity));
     notices
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prometheus_that_asks_labd_for_nothing_is_told_after_two_minutes() {
+        let at = |s: i64| Timestamp::from_millis(s * 1_000);
+        let prometheus = |state| ServiceView {
+            name: "prometheus".into(),
+            state,
+            since: at(100),
+            restarts: 0,
+            last_reason: String::new(),
+            progress: None,
+            next_try: None,
+            container: None,
+            image: String::new(),
+            address: String::new(),
+        };
+        let ready = prometheus(ServiceState::Ready);
+        let asked = |last: Option<i64>| Scrapes { address: "198.18.64.1:7400".parse().ok(), last: last.map(at) };
+        assert_eq!(unscraped(asked(None), Some(&ready), at(219)), None, "it has just begun");
+        let told = unscraped(asked(None), Some(&ready), at(220)).expect("told");
+        assert!(told.contains("198.18.64.1:7400") && told.contains("firewall"), "{told}");
+        assert_eq!(unscraped(asked(Some(215)), Some(&ready), at(220)), None);
+        assert!(unscraped(asked(Some(215)), Some(&ready), at(335)).is_some(), "no more");
+        assert_eq!(unscraped(asked(None), Some(&prometheus(ServiceState::Starting)), at(900)), None);
+        assert_eq!(unscraped(Scrapes::default(), Some(&ready), at(900)), None, "not told from other requests");
+    }
 }

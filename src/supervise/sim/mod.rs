@@ -29,7 +29,7 @@ use tokio::{
     time::sleep,
 };
 
-use super::{DoorView, EVENTS_HEARD, Parts, Wish};
+use super::{DoorView, EVENTS_HEARD, Parts, Scrapes, Wish};
 use crate::{
     checkpoints::Checkpoints,
     config::Config,
@@ -189,6 +189,7 @@ impl Labd {
             jobs: watch::channel(Arc::new(LedgerView::default())).1,
             installs: watch::channel(Arc::default()).1,
             door: watch::channel(DoorView::default()).1,
+            scrapes: watch::channel(Scrapes::default()).1,
             config: watch::channel(Arc::new(Config::default())).0,
             journal: journal.clone(),
             wish: wish(wanted),
