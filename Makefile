@@ -47,6 +47,7 @@ bench:
 	@scripts/engine.sh start
 	@$(MAKE) --no-print-directory build
 	LABD=$(CURDIR)/$(LABD) bench/recovery.py
+	LABD=$(CURDIR)/$(LABD) bench/course.py
 	LABD=$(CURDIR)/$(LABD) bench/bringup.py
 	bench/import.py
 	@$(MAKE) --no-print-directory dist
