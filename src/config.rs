@@ -169,7 +169,8 @@ pub struct Ray {
     pub env: BTreeMap<String, String>,
     /// Bound on the packages of jobs that are kept for their next use; computed when absent. At least 1 GiB.
     pub packages_limit: Option<Bytes>,
-    /// Whether worker processes are forked from one per node that has imported their libraries.
+    /// Whether worker processes are forked from one per node that has imported their libraries, and one waits on each idle
+    /// node for a run to need it.
     pub warm_starts: bool,
 }
 

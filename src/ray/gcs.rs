@@ -1,6 +1,6 @@
-//! Calls to the GCS: gRPC on the head's port, with the token as metadata.
+//! Calls to the GCS: gRPC on the head's port, with the token as metadata; and the one call to a raylet, of the same kind.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use hyper::http::uri::PathAndQuery;
 use tonic::{
@@ -11,7 +11,8 @@ use tonic::{
 };
 use tonic_prost::ProstCodec;
 
-use super::{Endpoint, proto};
+use super::{Endpoint, proto, spare::Spare};
+use crate::secret::Secret;
 
 /// Longest wait for an answer. A fully loaded head answers in tens of milliseconds.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -21,6 +22,10 @@ const UNREGISTER: Duration = Duration::from_secs(1);
 const UNEXPECTED_TERMINATION: i32 = 2;
 /// `ActorTableData.ALIVE`.
 const ALIVE: i32 = 2;
+/// How long packages may take to install, as of a job that is submitted.
+const SETUP_SECONDS: i32 = 3_600;
+/// How long Ray keeps a process that nothing runs in; it ends with its job in any case.
+const KEEP_ALIVE: Duration = Duration::from_hours(30 * 24);
 /// Where Ray keeps the actors of its job API.
 const JOBS_NAMESPACE: &str = "SUPERVISOR_ACTOR_RAY_NAMESPACE";
 
@@ -33,14 +38,17 @@ pub(super) struct Gcs {
 
 impl Gcs {
     pub(super) fn connect(endpoint: &Endpoint) -> Self {
-        let channel = Channel::from_shared(format!("http://{}", endpoint.gcs))
+        Self::to(endpoint.gcs, &endpoint.token)
+    }
+
+    fn to(address: SocketAddr, token: &Secret) -> Self {
+        let channel = Channel::from_shared(format!("http://{address}"))
             .ok()
             .map(|e| e.connect_timeout(Duration::from_secs(1)).connect_lazy());
-        let token =
-            format!("Bearer {}", endpoint.token.expose()).parse().ok().map(|mut value: MetadataValue<Ascii>| {
-                value.set_sensitive(true);
-                value
-            });
+        let token = format!("Bearer {}", token.expose()).parse().ok().map(|mut value: MetadataValue<Ascii>| {
+            value.set_sensitive(true);
+            value
+        });
         Self { channel, token }
     }
 
@@ -57,6 +65,15 @@ impl Gcs {
         let path = "/ray.rpc.autoscaler.AutoscalerStateService/GetClusterResourceState";
         let reply: proto::StateReply = self.call(path, proto::StateRequest {}, ANSWER).await?;
         Ok(reply.state.unwrap_or_default())
+    }
+
+    /// Every actor that is ALIVE.
+    pub(super) async fn actors(&self) -> Result<Vec<proto::Actor>, String> {
+        let request = proto::ActorsRequest { filters: Some(proto::ActorFilters { state: Some(ALIVE) }) };
+        let reply: proto::ActorsReply =
+            self.call("/ray.rpc.ActorInfoGcsService/GetAllActorInfo", request, ANSWER).await?;
+        accepted(reply.status.as_ref())?;
+        Ok(reply.actors)
     }
 
     /// Declares a node dead.
@@ -115,6 +132,22 @@ impl Gcs {
             .map_err(|_| format!("the GCS did not answer within {} s", limit.as_secs()))?
             .map(tonic::Response::into_inner)
     }
+}
+
+/// Has the raylet at `address` start a worker process for a job and an environment, which then waits for work.
+pub(super) async fn prestart(address: SocketAddr, token: &Secret, spare: &Spare) -> Result<(), String> {
+    let request = proto::PrestartRequest {
+        job: Some(spare.job.clone()),
+        environment: Some(proto::RuntimeEnvInfo {
+            serialized: spare.environment.clone(),
+            config: Some(proto::RuntimeEnvConfig { setup_timeout_seconds: SETUP_SECONDS }),
+        }),
+        keep_alive_seconds: Some(KEEP_ALIVE.as_secs()),
+        number: 1,
+    };
+    let path = "/ray.rpc.NodeManagerService/PrestartWorkers";
+    Gcs::to(address, token).call::<_, proto::PrestartReply>(path, request, ANSWER).await?;
+    Ok(())
 }
 
 fn accepted(status: Option<&proto::Status>) -> Result<(), String> {

@@ -5,14 +5,16 @@
 //! * [`jobs`]: the job API over HTTP.
 //! * [`train`]: the training runs.
 //! * [`demand`]: what is asked for and not there. Pure.
+//! * [`spare`]: worker processes that wait for a run to need them.
 //!
-//! Two tasks, so that a slow dashboard never delays what is known of nodes: one polls the GCS, one the dashboard. Both hear
+//! Two tasks look, so that a slow dashboard never delays what is known of nodes: one polls the GCS, one the dashboard. Both hear
 //! where the head is on one `watch`, and both tell through one `watch` of [`RayView`].
 
 mod demand;
 mod gcs;
 mod jobs;
 mod proto;
+mod spare;
 pub mod train;
 
 use std::{
@@ -49,6 +51,8 @@ pub struct Endpoint {
     pub dashboard: SocketAddr,
     /// Ray's token.
     pub token: Secret,
+    /// Whether worker processes are kept ready for runs on idle nodes.
+    pub spares: bool,
 }
 
 /// What is known of the cluster.
@@ -141,7 +145,8 @@ impl Ray {
         let tell = Arc::new(tell);
         let poke = Arc::new(Notify::new());
         tokio::spawn(watch_nodes(heard.clone(), tell.clone(), poke.clone()));
-        tokio::spawn(watch_jobs(heard, tell));
+        tokio::spawn(watch_jobs(heard.clone(), tell));
+        tokio::spawn(spare::watch(heard, view.clone()));
         Self {
             aim: Arc::new(aim),
             view,
@@ -364,7 +369,7 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let addr = listener.local_addr().expect("bound");
         drop(listener);
-        ray.aim(Some(Endpoint { gcs: addr, dashboard: addr, token: Secret::new("t0ken") }));
+        ray.aim(Some(Endpoint { gcs: addr, dashboard: addr, token: Secret::new("t0ken"), spares: false }));
         let mut view = ray.watch();
         let view = view.wait_for(|v| matches!(v.gcs, Gcs::Unreachable { .. })).await.expect("the task runs").clone();
         assert!(!format!("{view:?}").contains("t0ken"));

@@ -31,6 +31,9 @@ pub(super) struct Node {
     pub(super) id: Vec<u8>,
     #[prost(string, tag = "2")]
     pub(super) address: String,
+    /// Of its raylet.
+    #[prost(int32, tag = "5")]
+    pub(super) port: i32,
     /// 0 is ALIVE, 1 is DEAD.
     #[prost(int32, tag = "7")]
     pub(super) state: i32,
@@ -148,10 +151,72 @@ pub(super) struct NamedActorReply {
 pub(super) struct Actor {
     #[prost(bytes = "vec", tag = "1")]
     pub(super) id: Vec<u8>,
+    #[prost(bytes = "vec", tag = "4")]
+    pub(super) job: Vec<u8>,
     /// 0 and 1 wait for their place (`DEPENDENCIES_UNREADY`, `PENDING_CREATION`), 2 is ALIVE.
     #[prost(int32, tag = "6")]
     pub(super) state: i32,
+    /// `serialized_runtime_env`.
+    #[prost(string, tag = "22")]
+    pub(super) environment: String,
+    #[prost(string, tag = "23")]
+    pub(super) class: String,
+    #[prost(bytes = "vec", tag = "29")]
+    pub(super) node: Vec<u8>,
 }
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ActorsRequest {
+    #[prost(message, optional, tag = "3")]
+    pub(super) filters: Option<ActorFilters>,
+}
+
+/// `GetAllActorInfoRequest.Filters`.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ActorFilters {
+    #[prost(int32, optional, tag = "3")]
+    pub(super) state: Option<i32>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ActorsReply {
+    #[prost(message, optional, tag = "1")]
+    pub(super) status: Option<Status>,
+    #[prost(message, repeated, tag = "2")]
+    pub(super) actors: Vec<Actor>,
+}
+
+/// To a raylet, of `node_manager.proto`. The language, field 1, is Python: 0.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct PrestartRequest {
+    #[prost(bytes = "vec", optional, tag = "2")]
+    pub(super) job: Option<Vec<u8>>,
+    #[prost(message, optional, tag = "3")]
+    pub(super) environment: Option<RuntimeEnvInfo>,
+    #[prost(uint64, optional, tag = "4")]
+    pub(super) keep_alive_seconds: Option<u64>,
+    #[prost(uint64, tag = "5")]
+    pub(super) number: u64,
+}
+
+/// `RuntimeEnvInfo`.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct RuntimeEnvInfo {
+    #[prost(string, tag = "1")]
+    pub(super) serialized: String,
+    #[prost(message, optional, tag = "3")]
+    pub(super) config: Option<RuntimeEnvConfig>,
+}
+
+/// `RuntimeEnvConfig`.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct RuntimeEnvConfig {
+    #[prost(int32, tag = "1")]
+    pub(super) setup_timeout_seconds: i32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct PrestartReply {}
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct KillActorRequest {

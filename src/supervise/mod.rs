@@ -736,6 +736,7 @@ impl<E: Engine> Lab<E> {
                 gcs: at(self.publish_ip(), HEAD_PORTS.0)?,
                 dashboard: at(Ipv4Addr::LOCALHOST.into(), HEAD_PORTS.1)?,
                 token: self.p.wish.ray_token.clone(),
+                spares: self.p.wish.config.ray.warm_starts,
             })
         });
         self.p.ray.aim(endpoint);

@@ -140,6 +140,7 @@ impl Rig {
             gcs: "127.0.0.1:1".parse().expect("one"),
             dashboard: head(heard.clone(), told.clone()).await,
             token: Secret::new(TOKEN),
+            spares: false,
         };
         let driver = RayNode {
             id: vec![1],

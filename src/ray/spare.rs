@@ -1,0 +1,193 @@
+//! Spare worker processes: on every idle GPU node one that has a run's environment and waits. When the run loses a worker, Ray
+//! starts the new one in it, and neither Python nor a job's packages are waited for.
+//!
+//! Ray has a call for that (`PrestartWorkers`), which nobody makes for Ray Train's workers. What is started so is Ray's: it
+//! takes it for the next worker with that job and environment, and ends it with the job.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{sync::watch, time::Instant};
+
+use super::{
+    Endpoint, RayView,
+    gcs::{self, Gcs},
+    proto,
+};
+
+/// Between two looks. A group of workers that has just started is left alone for as long.
+const LOOK: Duration = Duration::from_secs(5);
+/// How long a run may be without workers, and what was started for it still be counted on: between two attempts there are none.
+const REMEMBERED: Duration = Duration::from_mins(10);
+/// Ray Train's workers, as the GCS names their class.
+const TRAIN_WORKER: &str = "RayTrainWorker";
+/// `ActorTableData.ALIVE`.
+const ALIVE: i32 = 2;
+/// A GPU of which so much is free is idle: less is the rounding of parts.
+const FREE_GPU: f64 = 0.01;
+
+/// A process to be kept ready: of which job, in which environment, on which node.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Spare {
+    pub(super) job: Vec<u8>,
+    pub(super) environment: String,
+    pub(super) node: Vec<u8>,
+}
+
+/// A node that can have one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Place {
+    id: Vec<u8>,
+    /// Whether a GPU of it is free.
+    idle: bool,
+}
+
+/// What was started and not used yet, as far as that can be told.
+#[derive(Debug, Default)]
+struct Kept(BTreeMap<Spare, Instant>);
+
+impl Kept {
+    /// What is missing now. Pure but for what it remembers.
+    fn missing(&mut self, workers: &[proto::Actor], places: &[Place], now: Instant) -> Vec<Spare> {
+        let mut groups: BTreeMap<(&[u8], &str), BTreeSet<&[u8]>> = BTreeMap::new();
+        for worker in workers.iter().filter(|w| w.class == TRAIN_WORKER && w.state == ALIVE) {
+            groups.entry((&worker.job, &worker.environment)).or_default().insert(&worker.node);
+        }
+        // A node that is gone took its processes along; one that a worker is on now has used it up.
+        self.0.retain(|spare, wanted| {
+            let group = groups.get(&(spare.job.as_slice(), spare.environment.as_str()));
+            if group.is_some() {
+                *wanted = now;
+            }
+            places.iter().any(|place| place.id == spare.node)
+                && group.is_none_or(|nodes| !nodes.contains(spare.node.as_slice()))
+                && now.duration_since(*wanted) < REMEMBERED
+        });
+        let mut missing = Vec::new();
+        for ((job, environment), nodes) in groups {
+            for place in places.iter().filter(|place| place.idle && !nodes.contains(place.id.as_slice())) {
+                let spare = Spare { job: job.to_vec(), environment: environment.to_owned(), node: place.id.clone() };
+                if !self.0.contains_key(&spare) {
+                    missing.push(spare);
+                }
+            }
+        }
+        missing
+    }
+}
+
+/// Looks again and again while runs are active. Ends with the last handle on the watcher.
+pub(super) async fn watch(mut aim: watch::Receiver<Option<Endpoint>>, view: watch::Receiver<Arc<RayView>>) {
+    let mut kept = Kept::default();
+    loop {
+        let target = aim.borrow_and_update().clone().filter(|head| head.spares);
+        let active = view.borrow().runs.iter().any(|run| run.status.is_active());
+        if let Some(head) = target.filter(|_| active)
+            && let Err(reason) = look(&head, &view, &mut kept).await
+        {
+            tracing::debug!(reason, "no spare worker processes now");
+        }
+        tokio::select! {
+            () = tokio::time::sleep(LOOK) => {}
+            changed = aim.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+async fn look(head: &Endpoint, view: &watch::Receiver<Arc<RayView>>, kept: &mut Kept) -> Result<(), String> {
+    let client = Gcs::connect(head);
+    let (nodes, workers) = tokio::try_join!(client.nodes(), client.actors())?;
+    let raylets: BTreeMap<Vec<u8>, SocketAddr> = nodes
+        .into_iter()
+        .filter_map(|node| Some((node.id, SocketAddr::new(node.address.parse().ok()?, u16::try_from(node.port).ok()?))))
+        .collect();
+    let places: Vec<Place> = view
+        .borrow()
+        .nodes
+        .iter()
+        .filter(|node| node.alive && node.labels.get("labd.role").is_some_and(|role| role == "worker"))
+        .map(|node| Place {
+            id: node.id.clone(),
+            idle: node.available.get("GPU").is_some_and(|&free| free >= FREE_GPU),
+        })
+        .collect();
+    for spare in kept.missing(&workers, &places, Instant::now()) {
+        if let Some(&raylet) = raylets.get(&spare.node) {
+            gcs::prestart(raylet, &head.token, &spare).await?;
+            kept.0.insert(spare, Instant::now());
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn worker(job: u8, environment: &str, node: u8) -> proto::Actor {
+        proto::Actor {
+            id: vec![job, node],
+            state: ALIVE,
+            job: vec![job],
+            environment: environment.into(),
+            class: TRAIN_WORKER.into(),
+            node: vec![node],
+        }
+    }
+
+    fn place(id: u8) -> Place {
+        Place { id: vec![id], idle: true }
+    }
+
+    /// Job and node of what is missing; all of it is then started.
+    fn start(kept: &mut Kept, workers: &[proto::Actor], places: &[Place], now: Instant) -> Vec<(u8, u8)> {
+        let missing = kept.missing(workers, places, now);
+        kept.0.extend(missing.iter().map(|spare| (spare.clone(), now)));
+        missing.iter().map(|spare| (spare.job[0], spare.node[0])).collect()
+    }
+
+    #[test]
+    fn each_run_has_one_on_each_idle_node_that_it_is_not_on() {
+        let (mut kept, now) = (Kept::default(), Instant::now());
+        let workers = [worker(1, "a", 1), worker(2, "b", 2)];
+        let places = [place(1), place(2), place(3), Place { idle: false, ..place(4) }];
+        assert_eq!(start(&mut kept, &workers, &places, now), [(1, 2), (1, 3), (2, 1), (2, 3)]);
+        assert_eq!(start(&mut kept, &workers, &places, now), [], "once");
+        let others = [
+            proto::Actor { class: "Other".into(), ..worker(3, "c", 1) },
+            proto::Actor { state: 1, ..worker(4, "d", 1) },
+        ];
+        assert_eq!(start(&mut Kept::default(), &others, &places, now), [], "none of Ray Train's workers");
+    }
+
+    #[test]
+    fn one_that_was_used_or_went_with_its_node_is_started_again_and_no_other() {
+        let (mut kept, now) = (Kept::default(), Instant::now());
+        let places = [place(1), place(2), place(3)];
+        assert_eq!(start(&mut kept, &[worker(1, "a", 1)], &places, now), [(1, 2), (1, 3)]);
+        // Node 1 dies: there is no worker for a while, then one on node 2; node 1 is back under another id.
+        assert_eq!(start(&mut kept, &[], &places[1..], now + LOOK), []);
+        let places = [place(2), place(3), place(4)];
+        assert_eq!(start(&mut kept, &[worker(1, "a", 2)], &places, now + LOOK * 2), [(1, 4)]);
+        // Node 2 dies, too, and is back: its process was used up by then.
+        let places = [place(3), place(4), place(5)];
+        assert_eq!(start(&mut kept, &[worker(1, "a", 3)], &places, now + LOOK * 3), [(1, 5)]);
+        // The worker leaves a node that lives on.
+        assert_eq!(start(&mut kept, &[worker(1, "a", 4)], &places, now + LOOK * 4), [(1, 3)]);
+    }
+
+    #[test]
+    fn what_was_started_for_a_run_that_is_gone_for_long_is_forgotten() {
+        let (mut kept, now) = (Kept::default(), Instant::now());
+        let places = [place(1), place(2)];
+        start(&mut kept, &[worker(1, "a", 1)], &places, now);
+        start(&mut kept, &[], &places, now + REMEMBERED / 2);
+        assert_eq!(kept.0.len(), 1, "an attempt may yet follow");
+        start(&mut kept, &[], &places, now + REMEMBERED);
+        assert_eq!(kept.0.len(), 0);
+    }
+}

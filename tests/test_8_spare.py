@@ -1,0 +1,26 @@
+"""A worker process that waits on an idle GPU node, and a run that goes on in it."""
+import re
+
+from lab import wait_for
+
+
+def processes(lab, service):
+    """Ray's worker processes of jobs there: pid -> title."""
+    out = lab.exec(service, "sh", "-c", "cd /proc; for p in [0-9]*; do tr '\\0' ' ' <$p/cmdline 2>/dev/null | sed -n \"s/^ray::/$p /p\"; done").stdout
+    return {int(pid): title for pid, title in re.findall(r"^(\d+) (\S+)", out, re.M)}
+
+
+def test_a_run_that_loses_its_worker_goes_on_in_a_process_that_waits(lab):
+    lab.wait_ready()
+    before = {worker: set(processes(lab, worker)) for worker in ("ray-worker-0", "ray-worker-1")}
+    lab.submit("spare", "python", "train.py", "--name", "spare", "--epochs", "60", "--seconds-per-epoch", "0.5")
+    wait_for("it trains", lambda: lab.job("spare") and lab.worker_of("spare"), 90, every=0.3)
+    lost = lab.worker_of("spare")
+    other = next(worker for worker in before if worker != lost)
+    spare = wait_for("a process waits on the other node", lambda: [p for p, title in processes(lab, other).items() if title == "IDLE" and p not in before[other]], 60)
+    lab.sigkill(lost)
+    wait_for("it trains on the other node", lambda: lab.worker_of("spare") == other, 60, every=0.2)
+    assert [p for p, title in processes(lab, other).items() if title.startswith("RayTrainWorker")] == spare
+    lab.stop_job("spare")
+    wait_for("no process of the run is left", lambda: not set(processes(lab, other)) - before[other], 60)
+    lab.wait_ready()
