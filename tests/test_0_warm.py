@@ -53,7 +53,7 @@ class Node:
         self.socket = folder / "warm.sock"
         self.env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "LABD", "COV"))}
         self.env |= {"LABD_WARM_SOCKET": str(self.socket), "LABD_WARM_LIST": str(folder / "list.json"), "LABD_WARM_DEBUG": "1",
-                     "PYTHONDONTWRITEBYTECODE": "1", "LANG": "C.UTF-8", "RAY_worker_niceness": "0"}
+                     "PYTHONDONTWRITEBYTECODE": "1", "LANG": "C.UTF-8"}
         self.said = folder / "server.log"
         self.server = None
 
@@ -223,13 +223,6 @@ def test_a_part_of_a_library_that_a_later_one_imported_is_where_its_code_looks_f
         seen, out, _ = node.run("import torch; torch.lazy.itself(); print('lightning' in sys.modules)", env={**node.env, **more})
         assert seen["warm"] == (name == "warm"), node.said.read_text()
         assert out.splitlines()[1:] == ["False"], name
-
-
-def test_the_warm_process_is_no_quicker_than_rays_workers(node):
-    node.serve(RAY_worker_niceness="5")
-    assert os.getpriority(os.PRIO_PROCESS, node.server.pid) == 5, "a node that starts goes first"
-    assert node.run(preexec_fn=lambda: os.nice(5))[0]["warm"], node.said.read_text()
-    assert not node.run()[0]["warm"], "one of a higher priority"
 
 
 def test_workers_share_no_randomness(shared):

@@ -896,18 +896,8 @@ class Codes:
         return spec_from_file_location(name, file, loader=self.loader(name, file), submodule_search_locations=folders)
 
 
-def niceness():
-    """That of Ray's worker processes: what is imported here must not slow the node that is starting beside it."""
-    try:
-        return int(os.environ["RAY_worker_niceness"])
-    except (KeyError, ValueError):
-        return 15  # Ray's default
-
-
 def serve(light):
     """The server's life; in a worker it returns code and namespace."""
-    if (more := niceness() - os.getpriority(os.PRIO_PROCESS, 0)) > 0:
-        os.nice(more)
     server = Server(socket_path(), [] if light else MORE)
     if (work := server.run()) is None:
         sys.exit(1)
