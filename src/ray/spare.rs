@@ -19,8 +19,8 @@ use super::{
     proto,
 };
 
-/// Between two looks. A group of workers that has just started is left alone for as long.
-const LOOK: Duration = Duration::from_secs(5);
+/// Between two looks.
+const LOOK: Duration = Duration::from_secs(2);
 /// How long a run may be without workers, and what was started for it still be counted on: between two attempts there are none.
 const REMEMBERED: Duration = Duration::from_mins(10);
 /// Ray Train's workers, as the GCS names their class.
