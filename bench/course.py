@@ -101,6 +101,7 @@ def steady(cluster, job, seconds):
     try:
         wait_for("the run trains", lambda: [s for s in steps(cluster, job) if s[0] > since][8:], seconds, 1)
         wait_for("all workers", lambda: alive_workers(cluster) == cluster.gpus, 180, 1)
+        time.sleep(recovery.SETTLED_S)
     except AssertionError as error:
         said = [(get(cluster, f"/api/jobs/{j['submission_id']}/logs") or {}).get("logs", "") for j in get(cluster, "/api/jobs/") or []]
         raise AssertionError(f"{error}\n" + "\n".join("".join(said).splitlines()[-30:])) from None

@@ -33,6 +33,8 @@ JOB = ROOT / "bench" / "job.py"
 WHERE = ["--entrypoint-label-selector", '{"labd.role": "driver"}']
 FAULTS = {"worker": 5, "only-worker": 3, "driver": 3, "head": 3, "labd": 3}
 NEVER_S = 120
+# How long all workers must have been there before the next fault: a node that has just started is still busy with that.
+SETTLED_S = 20
 # A spread beyond this makes a median a poor summary.
 WIDE = 1.5
 
@@ -179,10 +181,11 @@ def within(what, condition, every=0.5, seconds=NEVER_S):
 
 
 def steady(cluster, job):
-    """Some steps from now, and all workers in the cluster."""
+    """Some steps from now, and all workers in the cluster, for long enough to be at rest. The same for both sides."""
     since = time.time()
     wait_for("the run trains", lambda: [s for s in steps(cluster, job) if s[0] > since][5:], 180, 0.5)
     wait_for("all workers", lambda: alive_workers(cluster) == cluster.gpus, 180, 0.5)
+    time.sleep(SETTLED_S)
 
 
 def stop(cluster, job):

@@ -6,8 +6,8 @@ from lab import wait_for
 
 def processes(lab, service):
     """Ray's worker processes of jobs there: pid -> title."""
-    out = lab.exec(service, "sh", "-c", "cd /proc; for p in [0-9]*; do tr '\\0' ' ' <$p/cmdline 2>/dev/null | sed -n \"s/^ray::/$p /p\"; done").stdout
-    return {int(pid): title for pid, title in re.findall(r"^(\d+) (\S+)", out, re.M)}
+    out = lab.exec(service, "ps", "-eo", "pid=,args=").stdout
+    return {int(pid): title for pid, title in re.findall(r"^ *(\d+) ray::(\S+)", out, re.M)}
 
 
 def test_a_run_that_loses_its_worker_goes_on_in_a_process_that_waits(lab):
