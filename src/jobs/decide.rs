@@ -261,7 +261,7 @@ fn succeeded(book: &BTreeMap<String, Job>, id: &str, world: &World<'_>) -> bool 
 }
 
 fn driver_alive(world: &World<'_>) -> bool {
-    world.nodes.iter().any(|n| n.alive && n.labels.get("labd.role").is_some_and(|role| role == "driver"))
+    world.nodes.iter().any(|node| node.serves_as("driver"))
 }
 
 enum Verdict {
@@ -278,25 +278,33 @@ enum Verdict {
 /// used before: a list that was asked for before Ray took this one, and an entry that began before this one came, are about
 /// a namesake.
 fn word<'a>(job: &Job, handed: &Handed, told: Option<&'a Jobs>, now: Timestamp) -> Result<Option<&'a RayJob>, ()> {
-    // When the clock was set back since, nothing is known of what came first.
-    let Some(told) = told.filter(|told| told.asked_at > handed.at || now < handed.at) else { return Err(()) };
+    let Some(told) = told.filter(|told| is_of_its_time(handed, told.asked_at, now)) else { return Err(()) };
     match told.jobs.iter().find(|j| j.submission_id == job.id) {
-        Some(entry)
-            if entry.started_at.is_some_and(|began| began < job.submitted_at)
-                && told.asked_at.since(handed.at) < NAMESAKE =>
-        {
-            Err(())
-        }
+        Some(entry) if is_namesake(job, handed, told.asked_at, entry) => Err(()),
         entry => Ok(entry),
     }
 }
 
-/// The entry of Ray's list that is about this very job, once Ray took it; none for a namesake's.
-pub fn entry<'a>(job: &Job, told: &'a Jobs, now: Timestamp) -> Option<&'a RayJob> {
+/// Whether a list can tell of this submission. When the clock was set back since, nothing is known of what came first.
+fn is_of_its_time(handed: &Handed, asked_at: Timestamp, now: Timestamp) -> bool {
+    asked_at > handed.at || now < handed.at
+}
+
+fn is_namesake(job: &Job, handed: &Handed, asked_at: Timestamp, entry: &RayJob) -> bool {
+    is_older(job, entry) && asked_at.since(handed.at) < NAMESAKE
+}
+
+/// Whether Ray's entry of this id began before this job was submitted.
+pub fn is_older(job: &Job, entry: &RayJob) -> bool {
+    entry.started_at.is_some_and(|began| began < job.submitted_at)
+}
+
+/// Whether Ray's entry of this id, in a list that was asked for then, is about this very job.
+pub fn is_about(job: &Job, asked_at: Timestamp, entry: &RayJob, now: Timestamp) -> bool {
     match &job.state {
-        State::Handed(handed) => word(job, handed, Some(told), now).ok().flatten(),
-        State::Kept { .. } => None,
-        State::Ended { .. } => told.jobs.iter().find(|entry| entry.submission_id == job.id),
+        State::Handed(handed) => is_of_its_time(handed, asked_at, now) && !is_namesake(job, handed, asked_at, entry),
+        State::Kept { .. } => false,
+        State::Ended { .. } => true,
     }
 }
 
@@ -622,6 +630,7 @@ mod tests {
         RayNode {
             id: vec![id],
             address,
+            port: 0,
             alive,
             is_head: false,
             started_at: ts(1),

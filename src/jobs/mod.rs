@@ -499,10 +499,7 @@ impl<A: JobApi> Keeper<A> {
         let stopped = id.clone();
         let task = tokio::spawn(async move {
             let _ = api.stop(&id).await;
-            // Ray's stop reaches a job that waits for resources only once it has them.
-            if let Err(reason) = api.stop_waiting(&id).await {
-                tracing::debug!(job = id, reason, "not stopped while it waits");
-            }
+            stop_waiting(&api, &id).await;
         });
         self.stops.insert(stopped, (Instant::now(), task.abort_handle()));
     }
@@ -511,9 +508,8 @@ impl<A: JobApi> Keeper<A> {
     fn has_a_namesake(&self, id: &str) -> bool {
         let ray = self.parts.ray.borrow();
         let (Some(job), Some(told)) = (self.book.get(id), &ray.jobs) else { return false };
-        let entry = told.jobs.iter().find(|entry| entry.submission_id == id);
-        let began = entry.and_then(|entry| entry.started_at);
-        told.asked_at > job.submitted_at && began.is_some_and(|began| began < job.submitted_at)
+        let mut entries = told.jobs.iter().filter(|entry| entry.submission_id == id);
+        told.asked_at > job.submitted_at && entries.any(|entry| decide::is_older(job, entry))
     }
 
     async fn handed_in(&mut self, id: &str, submitted_at: Timestamp, result: Result<Reply, String>) {
@@ -741,6 +737,14 @@ impl<A: JobApi> Keeper<A> {
     }
 }
 
+/// Stops a job that waits for its place or its packages: Ray's own stop reaches it only once it has them, and it would begin
+/// beside what takes its place.
+async fn stop_waiting<A: JobApi>(api: &A, id: &str) {
+    if let Err(reason) = api.stop_waiting(id).await {
+        tracing::debug!(job = id, reason, "not stopped while it waits");
+    }
+}
+
 /// Everything that handing a job in takes. The error means that the head is away.
 async fn hand_in<A: JobApi>(api: &A, packages: &Packages, job: &Job, name_runs: bool) -> Result<Reply, String> {
     if let State::Kept { stop_first: Some(old), .. } = &job.state {
@@ -748,10 +752,7 @@ async fn hand_in<A: JobApi>(api: &A, packages: &Packages, job: &Job, name_runs: 
         if reply.is_success() && says(&reply, "true") {
             tokio::time::sleep(STOPPED).await;
         }
-        // One that still waits for its place or its packages would begin beside this one once it has them.
-        if let Err(reason) = api.stop_waiting(old).await {
-            tracing::debug!(job = old, reason, "not stopped while it waits");
-        }
+        stop_waiting(api, old).await;
     }
     for name in job.submission.packages() {
         if let Some(file) = packages.find(&name)

@@ -7,7 +7,10 @@ use std::collections::{BTreeSet, HashMap};
 
 use serde_json::{Map, Value, json};
 
-use crate::text::{clip, is_invisible};
+use crate::{
+    ray::SETUP_SECONDS,
+    text::{clip, is_invisible},
+};
 
 /// Metadata: `never`, or how often at most a lost job is resubmitted. Set by a person.
 pub const RETRY: &str = "labd.retry";
@@ -32,8 +35,6 @@ const LONGEST_ID_BYTES: usize = 200;
 /// Longest text that Ray must hand to a process: the kernel takes at most 128 KiB for one argument and for one environment
 /// variable (`MAX_ARG_STRLEN`). Ray puts `runtime_env` and `metadata` into one variable, and adds a little to both.
 const LONGEST_TEXT: usize = 120 << 10;
-/// How long a node may install packages before Ray gives the job up: a course's environment is some 6 GB.
-const SETUP_SECONDS: u32 = 3_600;
 
 /// What a submission may say of where its driver runs.
 const PLACES: [&str; 5] = [

@@ -155,6 +155,7 @@ impl Scene {
         let node = |id: u8, address, alive, role: &str| RayNode {
             id: vec![id],
             address,
+            port: 0,
             alive,
             is_head: false,
             started_at: Timestamp::from_millis(1),

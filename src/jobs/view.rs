@@ -56,12 +56,16 @@ pub(super) fn view(
     trouble: Option<&str>,
     now: Timestamp,
 ) -> LedgerView {
+    let asked_at = ray.jobs.as_ref().map_or(now, |told| told.asked_at);
     let told: BTreeMap<&str, &RayJob> =
         ray.jobs.iter().flat_map(|t| &t.jobs).map(|job| (job.submission_id.as_str(), job)).collect();
     let mut jobs: Vec<JobView> = chosen(book, &told)
         .into_iter()
         .map(|known| match known {
-            Known::Ledger(job) => of_ledger(job, ray.jobs.as_deref().and_then(|told| decide::entry(job, told, now))),
+            Known::Ledger(job) => {
+                let entry = told.get(job.id.as_str()).copied();
+                of_ledger(job, entry.filter(|entry| decide::is_about(job, asked_at, entry, now)))
+            }
             Known::Ray(job) => of_ray(job),
         })
         .collect();
@@ -123,8 +127,7 @@ fn waits_for(job: &Job, ray: &RayView) -> Option<String> {
     if ray.gcs != Gcs::Reachable {
         return Some("waits for the Ray head".to_owned());
     }
-    let driver = |n: &&crate::ray::RayNode| n.alive && n.labels.get("labd.role").is_some_and(|role| role == "driver");
-    if !job.submission.names_place() && ray.nodes.iter().find(driver).is_none() {
+    if !job.submission.names_place() && !ray.nodes.iter().any(|node| node.serves_as("driver")) {
         return Some("waits for ray-driver".to_owned());
     }
     Some("its driver is being started".to_owned())
@@ -348,6 +351,7 @@ mod tests {
         let node = RayNode {
             id: vec![1],
             address: WORKER,
+            port: 0,
             alive: true,
             is_head: false,
             started_at: ts(1),

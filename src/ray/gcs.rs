@@ -11,7 +11,7 @@ use tonic::{
 };
 use tonic_prost::ProstCodec;
 
-use super::{Endpoint, proto, spare::Spare};
+use super::{Endpoint, SETUP_SECONDS, proto, spare::Spare};
 use crate::secret::Secret;
 
 /// Longest wait for an answer. A fully loaded head answers in tens of milliseconds.
@@ -21,9 +21,7 @@ const UNREGISTER: Duration = Duration::from_secs(1);
 /// `UNEXPECTED_TERMINATION`.
 const UNEXPECTED_TERMINATION: i32 = 2;
 /// `ActorTableData.ALIVE`.
-const ALIVE: i32 = 2;
-/// How long packages may take to install, as of a job that is submitted.
-const SETUP_SECONDS: i32 = 3_600;
+pub(super) const ALIVE: i32 = 2;
 /// How long Ray keeps a process that nothing runs in; it ends with its job in any case.
 const KEEP_ALIVE: Duration = Duration::from_hours(30 * 24);
 /// Where Ray keeps the actors of its job API.

@@ -157,8 +157,7 @@ impl HttpJobs {
             return Ok(None);
         }
         let told = serde_json::from_slice::<Told>(&reply.body);
-        told.map(|told| Some((told.status, told.end_time.filter(|&ms| ms > 0).map(Timestamp::from_millis))))
-            .map_err(|_| format!("HTTP status {}", reply.status))
+        told.map(|told| Some((told.status, end(told.end_time)))).map_err(|_| format!("HTTP status {}", reply.status))
     }
 
     /// Deletes a job that has ended.
@@ -276,12 +275,17 @@ fn parse(jobs: Value) -> Vec<RayJob> {
             message: last_words(job.message.unwrap_or_default()),
             entrypoint: job.entrypoint,
             started_at: job.start_time.map(Timestamp::from_millis),
-            ended_at: job.end_time.filter(|&ms| ms > 0).map(Timestamp::from_millis),
+            ended_at: end(job.end_time),
             driver_node: job.driver_node_id.as_deref().and_then(unhex),
             exit_code: job.driver_exit_code,
         })
     })
     .collect()
+}
+
+/// When a job ended, which Ray tells as 0 while it has not.
+fn end(ms: Option<i64>) -> Option<Timestamp> {
+    ms.filter(|&ms| ms > 0).map(Timestamp::from_millis)
 }
 
 fn last_words(text: String) -> String {

@@ -7,8 +7,8 @@
 //! * [`demand`]: what is asked for and not there. Pure.
 //! * [`spare`]: worker processes that wait for a run to need them.
 //!
-//! Two tasks look, so that a slow dashboard never delays what is known of nodes: one polls the GCS, one the dashboard. Both hear
-//! where the head is on one `watch`, and both tell through one `watch` of [`RayView`].
+//! Two tasks look, so that a slow dashboard never delays what is known of nodes: one polls the GCS, one the dashboard.
+//! Both hear where the head is on one `watch`, and both tell through one `watch` of [`RayView`].
 
 mod demand;
 mod gcs;
@@ -41,6 +41,8 @@ const EAGER: Duration = Duration::from_millis(200);
 const JOBS: Duration = Duration::from_secs(2);
 /// The same while a run waits for its workers: when they train is part of the recovery record.
 const ON_ITS_WAY: Duration = Duration::from_secs(1);
+/// How long a node may install packages before Ray gives up what needs them: a course's environment is some 6 GB.
+pub(crate) const SETUP_SECONDS: i32 = 3_600;
 
 /// Where the head is reached, through ports published on the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,6 +96,8 @@ pub struct RayNode {
     pub id: Vec<u8>,
     /// Its address on the lab's network.
     pub address: Ipv4Addr,
+    /// Port of its raylet there.
+    pub port: u16,
     /// Whether the GCS counts it as ALIVE.
     pub alive: bool,
     /// Whether it is the head.
@@ -108,6 +112,13 @@ pub struct RayNode {
     pub available: BTreeMap<String, f64>,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
+}
+
+impl RayNode {
+    /// Whether it is ALIVE and has this role: `driver` or `worker`, by the label that labd gives it.
+    pub fn serves_as(&self, role: &str) -> bool {
+        self.alive && self.labels.get("labd.role").is_some_and(|own| own == role)
+    }
 }
 
 /// Handle on the watcher; cheap to clone. The tasks end with the last handle.
@@ -329,6 +340,7 @@ fn convert(node: proto::Node) -> RayNode {
     RayNode {
         id: node.id,
         address: node.address.parse().unwrap_or(Ipv4Addr::UNSPECIFIED),
+        port: u16::try_from(node.port).unwrap_or_default(),
         alive: node.state == 0,
         is_head: node.is_head,
         started_at: Timestamp::from_millis(i64::try_from(node.start_time_ms).unwrap_or(i64::MAX)),

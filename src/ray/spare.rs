@@ -14,8 +14,8 @@ use std::{
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    Endpoint, RayView,
-    gcs::{self, Gcs},
+    Endpoint, RayNode, RayView,
+    gcs::{self, ALIVE, Gcs},
     proto,
 };
 
@@ -25,8 +25,6 @@ const LOOK: Duration = Duration::from_secs(2);
 const REMEMBERED: Duration = Duration::from_mins(10);
 /// Ray Train's workers, as the GCS names their class.
 const TRAIN_WORKER: &str = "RayTrainWorker";
-/// `ActorTableData.ALIVE`.
-const ALIVE: i32 = 2;
 /// A GPU of which so much is free is idle: less is the rounding of parts.
 const FREE_GPU: f64 = 0.01;
 
@@ -42,8 +40,19 @@ pub(super) struct Spare {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Place {
     id: Vec<u8>,
+    raylet: SocketAddr,
     /// Whether a GPU of it is free.
     idle: bool,
+}
+
+impl Place {
+    fn of(node: &RayNode) -> Self {
+        Self {
+            id: node.id.clone(),
+            raylet: SocketAddr::new(node.address.into(), node.port),
+            idle: node.available.get("GPU").is_some_and(|&free| free >= FREE_GPU),
+        }
+    }
 }
 
 /// What was started and not used yet, as far as that can be told.
@@ -83,11 +92,15 @@ impl Kept {
 /// Looks again and again while runs are active. Ends with the last handle on the watcher.
 pub(super) async fn watch(mut aim: watch::Receiver<Option<Endpoint>>, view: watch::Receiver<Arc<RayView>>) {
     let mut kept = Kept::default();
+    let mut connected: Option<(Endpoint, Gcs)> = None;
     loop {
         let target = aim.borrow_and_update().clone().filter(|head| head.spares);
+        if connected.as_ref().map(|(head, _)| head) != target.as_ref() {
+            connected = target.map(|head| (head.clone(), Gcs::connect(&head)));
+        }
         let active = view.borrow().runs.iter().any(|run| run.status.is_active());
-        if let Some(head) = target.filter(|_| active)
-            && let Err(reason) = look(&head, &view, &mut kept).await
+        if let Some((head, gcs)) = connected.as_ref().filter(|_| active)
+            && let Err(reason) = look(head, gcs, &view, &mut kept).await
         {
             tracing::debug!(reason, "no spare worker processes now");
         }
@@ -98,26 +111,13 @@ pub(super) async fn watch(mut aim: watch::Receiver<Option<Endpoint>>, view: watc
     }
 }
 
-async fn look(head: &Endpoint, view: &watch::Receiver<Arc<RayView>>, kept: &mut Kept) -> Result<(), String> {
-    let client = Gcs::connect(head);
-    let (nodes, workers) = tokio::try_join!(client.nodes(), client.actors())?;
-    let raylets: BTreeMap<Vec<u8>, SocketAddr> = nodes
-        .into_iter()
-        .filter_map(|node| Some((node.id, SocketAddr::new(node.address.parse().ok()?, u16::try_from(node.port).ok()?))))
-        .collect();
-    let places: Vec<Place> = view
-        .borrow()
-        .nodes
-        .iter()
-        .filter(|node| node.alive && node.labels.get("labd.role").is_some_and(|role| role == "worker"))
-        .map(|node| Place {
-            id: node.id.clone(),
-            idle: node.available.get("GPU").is_some_and(|&free| free >= FREE_GPU),
-        })
-        .collect();
+async fn look(head: &Endpoint, gcs: &Gcs, view: &watch::Receiver<Arc<RayView>>, kept: &mut Kept) -> Result<(), String> {
+    let workers = gcs.actors().await?;
+    let places: Vec<Place> =
+        view.borrow().nodes.iter().filter(|node| node.serves_as("worker")).map(Place::of).collect();
     for spare in kept.missing(&workers, &places, Instant::now()) {
-        if let Some(&raylet) = raylets.get(&spare.node) {
-            gcs::prestart(raylet, &head.token, &spare).await?;
+        if let Some(place) = places.iter().find(|place| place.id == spare.node) {
+            gcs::prestart(place.raylet, &head.token, &spare).await?;
             kept.0.insert(spare, Instant::now());
         }
     }
@@ -140,7 +140,7 @@ mod tests {
     }
 
     fn place(id: u8) -> Place {
-        Place { id: vec![id], idle: true }
+        Place { id: vec![id], raylet: "127.0.0.1:1".parse().expect("an address"), idle: true }
     }
 
     /// Job and node of what is missing; all of it is then started.

@@ -292,6 +292,7 @@ mod tests {
         let node_at = |started, alive| RayNode {
             id: vec![1],
             address,
+            port: 0,
             alive,
             is_head: false,
             started_at: at(started),

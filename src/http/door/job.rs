@@ -46,8 +46,8 @@ pub(super) async fn get(From(door): From<Door>, Path(id): Path<String>, request:
             let told = told.filter(crate::ray::Reply::is_success);
             let told = told.and_then(|reply| serde_json::from_slice::<Map<String, Value>>(&reply.body).ok());
             let last = door.ray.borrow().jobs.as_ref().and_then(|told| {
-                let job = attempts.last()?;
-                Some(decide::entry(job, told, Timestamp::now())?.status)
+                let entry = told.jobs.iter().find(|entry| entry.submission_id == newest)?;
+                decide::is_about(attempts.last()?, told.asked_at, entry, Timestamp::now()).then_some(entry.status)
             });
             if let Some(shown) = shown(&id, &attempts, told, last, late) {
                 return axum::Json(shown).into_response();

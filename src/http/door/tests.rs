@@ -145,6 +145,7 @@ impl Rig {
         let driver = RayNode {
             id: vec![1],
             address: std::net::Ipv4Addr::LOCALHOST,
+            port: 0,
             alive: true,
             is_head: false,
             started_at: Timestamp::now(),

@@ -586,6 +586,7 @@ impl World {
             .map(|n| RayNode {
                 id: n.id.to_be_bytes().to_vec(),
                 address: n.address,
+                port: 0,
                 alive: n.alive,
                 is_head: n.is_head,
                 started_at: n.started_at,
