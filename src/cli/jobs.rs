@@ -8,7 +8,7 @@ use super::{
     client::Client,
     exit::{Exit, Failure},
     out::{Out, Style},
-    status::{age, clean, cut, hard_wrap, job_paint, paint, wrap},
+    status::{age, clean, cut, hard_wrap, id_cell, job_paint, paint, wrap},
 };
 use crate::{
     config::Bytes,
@@ -108,16 +108,7 @@ fn list(jobs: &[Folded<'_>], now: Timestamp, style: Style) -> String {
         let run = job.run.as_deref().unwrap_or("-");
         let place =
             if job.workers.is_empty() { run.to_owned() } else { format!("{run} on {}", job.workers.join(", ")) };
-        let id = clean(job.id);
-        let id = if id.chars().count() > width {
-            for line in hard_wrap(&id, style.width) {
-                text.push_str(&line);
-                text.push('\n');
-            }
-            String::new()
-        } else {
-            id
-        };
+        let id = id_cell(job.id, width, style, &mut text);
         let tries = first.attempt.map_or_else(|| "-".to_owned(), |_| job.attempts.len().to_string());
         let mut lines = wrap(&clean(&place), room).into_iter().flat_map(|line| hard_wrap(&line, room));
         let line = lines.next().unwrap_or_default();

@@ -146,14 +146,7 @@ fn jobs(jobs: &[JobView], now: Timestamp, style: Style) -> String {
     let mut text = format!("\n{:<id_width$}  {:<9}  {:<12}  {:<9}  ENTRYPOINT\n", "JOB", "STATUS", "RUN", "SINCE");
     for job in jobs.iter().take(JOBS) {
         let status = paint(&format!("{:<9}", job.status.word()), job_paint(job), style);
-        let mut id = clean(&job.submission_id);
-        if id.chars().count() > id_width {
-            for line in hard_wrap(&id, style.width) {
-                text.push_str(&line);
-                text.push('\n');
-            }
-            id.clear();
-        }
+        let id = id_cell(&job.submission_id, id_width, style, &mut text);
         let since = job.ended_at.or(job.submitted_at).map_or_else(|| "-".to_owned(), |at| age(now, at));
         text.push_str(&format!(
             "{id:<id_width$}  {status}  {:<12}  {since:<9}  {}\n",
@@ -314,6 +307,19 @@ pub(super) fn age(now: Timestamp, at: Timestamp) -> String {
 /// Text from jobs and containers must not steer the terminal, nor turn the text around it.
 pub(super) fn clean(text: &str) -> String {
     text.chars().map(|c| if c.is_control() || is_invisible(c) { ' ' } else { c }).collect()
+}
+
+/// An id for a column of `width` characters. One that is longer has lines of its own, written here, and leaves it empty.
+pub(super) fn id_cell(id: &str, width: usize, style: Style, text: &mut String) -> String {
+    let id = clean(id);
+    if id.chars().count() <= width {
+        return id;
+    }
+    for line in hard_wrap(&id, style.width) {
+        text.push_str(&line);
+        text.push('\n');
+    }
+    String::new()
 }
 
 /// Lines of at most `width` characters, cut between any two of them: what must stay whole has no better place.
