@@ -178,8 +178,13 @@ jupyter = 0
         return {c["Name"].lstrip("/").removeprefix(self.name + "-"): (c["Id"], c["State"]["StartedAt"]) for c in found}
 
     def sigkill(self, service):
-        """A crash, as nobody asked for it: `docker kill` would count as stopped by hand."""
+        """A crash that the engine was not asked for."""
         os.kill(self.inspect(service)["State"]["Pid"], signal.SIGKILL)
+
+    def processes(self, service):
+        """pid -> arguments, of one container."""
+        lines = self.exec(service, "ps", "-eo", "pid=,args=").stdout.splitlines()
+        return {int(pid): args for pid, args in (line.split(None, 1) for line in lines if " " in line.strip())}
 
     # ---- Ray ----
 

@@ -1,13 +1,10 @@
 """A worker process that waits on an idle GPU node, and a run that goes on in it."""
-import re
-
 from lab import wait_for
 
 
 def processes(lab, service):
     """Ray's worker processes of jobs there: pid -> title."""
-    out = lab.exec(service, "ps", "-eo", "pid=,args=").stdout
-    return {int(pid): title for pid, title in re.findall(r"^ *(\d+) ray::(\S+)", out, re.M)}
+    return {pid: args.removeprefix("ray::").strip() for pid, args in lab.processes(service).items() if args.startswith("ray::")}
 
 
 def test_a_run_that_loses_its_worker_goes_on_in_a_process_that_waits(lab):

@@ -39,12 +39,6 @@ signal.pause()
 '''
 
 
-def processes(lab, service):
-    """pid -> arguments, of one container."""
-    lines = lab.exec(service, "ps", "-eo", "pid=,args=").stdout.splitlines()
-    return {int(pid): args for pid, args in (line.split(None, 1) for line in lines if " " in line.strip())}
-
-
 def test_actors_are_forked_from_the_warm_process_and_end_as_ever(lab):
     for service in ("ray-driver", "ray-worker-0", "ray-worker-1"):
         wait_for(f"{service} is warm", lambda: lab.exec(service, "test", "-S", "/run/labd-warm.sock", check=False).returncode == 0, 120)
@@ -61,4 +55,4 @@ def test_actors_are_forked_from_the_warm_process_and_end_as_ever(lab):
     lab.stop_job(job)
     lab.wait_job(job, "STOPPED")
     for service in ("ray-worker-0", "ray-worker-1"):
-        wait_for("the job's actor has ended", lambda: not any(re.match("ray::Actor", args) for args in processes(lab, service).values()), 60, every=0.5)
+        wait_for("the job's actor has ended", lambda: not any(re.match("ray::Actor", args) for args in lab.processes(service).values()), 60, every=0.5)

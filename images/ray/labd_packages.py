@@ -849,6 +849,11 @@ def limit_bytes(root=STORE):
     return min(max(disk.f_blocks * disk.f_frsize // 10, LEAST_BYTES), MOST_BYTES)
 
 
+def lock_of(plugin, uri):
+    """Held while a plugin makes what an address names."""
+    return plugin.__dict__.setdefault("_labd_locks", {}).setdefault(uri, asyncio.Lock())
+
+
 def wrap(plugin_class, kind, root=STORE):
     """Lays the store over one of Ray's plugins: `create` finds or makes an environment there, and its folder is what Ray uses."""
     create, path_of, delete_uri, get_uris = (
@@ -873,7 +878,7 @@ def wrap(plugin_class, kind, root=STORE):
             return told[0]
 
         # One at a time for one URI; others go on meanwhile.
-        async with self.__dict__.setdefault("_labd_locks", {}).setdefault(uri, asyncio.Lock()):
+        async with lock_of(self, uri):
             if hash_of(uri) in held_by(self):
                 return 1
             try:
@@ -960,7 +965,7 @@ def wrap_working_dir(plugin_class):
         # A `local://` directory is the image's: Ray makes nothing there.
         if uri is None or str(uri).lower().startswith("local:"):
             return await create(self, uri, *args, **kwargs)
-        async with self.__dict__.setdefault("_labd_locks", {}).setdefault(uri, asyncio.Lock()):
+        async with lock_of(self, uri):
             if is_made(self, uri):
                 return 0  # its size is counted already
             size = await create(self, uri, *args, **kwargs)
