@@ -28,6 +28,15 @@ pub struct Incoming {
     done: bool,
 }
 
+impl Incoming {
+    /// One whose every byte is refused.
+    #[cfg(test)]
+    pub(crate) async fn on_a_full_disk() -> Self {
+        let file = tokio::fs::File::options().write(true).open("/dev/full").await.expect("Linux has it");
+        Self { file, part: PathBuf::new(), to: PathBuf::new(), done: false }
+    }
+}
+
 impl Packages {
     /// Opens the folder, making it (0700: packages are people's code) and sweeping what a killed labd left half received.
     pub fn open(dir: &Path) -> io::Result<Self> {

@@ -26,7 +26,7 @@ use tower::ServiceExt as _;
 use super::*;
 use crate::{
     config::Config,
-    jobs::{self, LedgerView},
+    jobs::{self, LedgerView, packages::Incoming},
     journal::Journal,
     ray::{HttpJobs, RayNode},
     snapshot::JobStatus,
@@ -309,7 +309,7 @@ async fn while_the_head_is_away_submissions_are_kept_and_reads_are_told_to_come_
 async fn an_id_is_free_again_once_its_job_ended_and_ray_forgot_it() {
     let rig = Rig::new().await;
     let body = json!({ "entrypoint": "x", "submission_id": "a" }).to_string();
-    let jobs = |jobs| Some(Arc::new(crate::ray::Jobs { asked_at: Timestamp::now(), jobs }));
+    let jobs = |jobs| Some(Arc::new(crate::ray::Jobs { asked_at: later(), jobs }));
     assert_eq!(rig.trusted(Method::POST, "/api/jobs/", body.clone()).await.0, StatusCode::OK);
     assert_eq!(rig.trusted(Method::POST, "/api/jobs/", body.clone()).await.0, StatusCode::INTERNAL_SERVER_ERROR);
     let done = crate::ray::RayJob {
@@ -366,6 +366,14 @@ async fn a_copy_of_a_package_is_kept_when_it_was_whole_and_taken() {
 }
 
 #[tokio::test]
+async fn a_copy_that_cannot_be_written_stops_no_upload_and_is_told() {
+    let (body, copy) = pass::tee(Body::from(vec![7_u8; 3 << 20]), None, Incoming::on_a_full_disk().await);
+    assert_eq!(to_bytes(body, usize::MAX).await.expect("whole").len(), 3 << 20);
+    let Err(told) = copy.await.expect("told") else { panic!("it was kept") };
+    assert_eq!(told.kind(), std::io::ErrorKind::StorageFull);
+}
+
+#[tokio::test]
 async fn a_head_that_is_gone_without_a_word_is_away() {
     let rig = Rig::new().await;
     rig.endpoint.send_modify(|at| {
@@ -378,6 +386,11 @@ async fn a_head_that_is_gone_without_a_word_is_away() {
     assert_eq!(status, StatusCode::OK, "kept");
     rig.endpoint.send_replace(None);
     assert_eq!(rig.trusted(Method::GET, "/", Body::empty()).await.0, StatusCode::SERVICE_UNAVAILABLE);
+}
+
+/// When a list is asked for after all that was said before, also where both come in one millisecond.
+fn later() -> Timestamp {
+    Timestamp::now().plus(Duration::from_millis(1))
 }
 
 /// Ray's list of jobs.
@@ -393,7 +406,7 @@ fn list(jobs: &[(&str, JobStatus, Option<crate::ray::ErrorType>)]) -> Arc<crate:
         driver_node: None,
         exit_code: None,
     };
-    Arc::new(crate::ray::Jobs { asked_at: Timestamp::now(), jobs: jobs.iter().map(job).collect() })
+    Arc::new(crate::ray::Jobs { asked_at: later(), jobs: jobs.iter().map(job).collect() })
 }
 
 impl Rig {
