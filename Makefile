@@ -36,7 +36,7 @@ check:
 test: check
 	@scripts/engine.sh start
 	@$(MAKE) --no-print-directory dist
-	LABD=$(CURDIR)/dist/labd python3 -m pytest
+	LABD=$(CURDIR)/dist/labd python3 -m pytest tests/test_[1-9]_*.py
 
 chaos:
 	@scripts/engine.sh start

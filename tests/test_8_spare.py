@@ -17,7 +17,8 @@ def test_a_run_that_loses_its_worker_goes_on_in_a_process_that_waits(lab):
     spare = wait_for("a process waits on the other node", lambda: [p for p, title in processes(lab, other).items() if title == "IDLE" and p not in before[other]], 60)
     lab.sigkill(lost)
     wait_for("it trains on the other node", lambda: lab.worker_of("spare") == other, 60, every=0.2)
-    assert [p for p, title in processes(lab, other).items() if title.startswith("RayTrainWorker")] == spare
+    trains = [p for p, title in processes(lab, other).items() if title.startswith("RayTrainWorker")]
+    assert trains and set(trains) <= set(spare)
     lab.stop_job("spare")
     wait_for("no process of the run is left", lambda: not set(processes(lab, other)) - before[other], 60)
     lab.wait_ready()

@@ -23,6 +23,8 @@ use super::{
 const LOOK: Duration = Duration::from_secs(2);
 /// How long a run may be without workers, and what was started for it still be counted on: between two attempts there are none.
 const REMEMBERED: Duration = Duration::from_mins(10);
+/// How long a node must be there before it is asked: a raylet that does not know the job yet starts nothing and says nothing.
+const KNOWS_JOBS: Duration = Duration::from_secs(5);
 /// Ray Train's workers, as the GCS names their class.
 const TRAIN_WORKER: &str = "RayTrainWorker";
 /// A GPU of which so much is free is idle: less is the rounding of parts.
@@ -57,7 +59,12 @@ impl Place {
 
 /// What was started and not used yet, as far as that can be told.
 #[derive(Debug, Default)]
-struct Kept(BTreeMap<Spare, Instant>);
+struct Kept {
+    /// When its run was last seen with workers.
+    spares: BTreeMap<Spare, Instant>,
+    /// When each node was first seen.
+    nodes: BTreeMap<Vec<u8>, Instant>,
+}
 
 impl Kept {
     /// What is missing now. Pure but for what it remembers.
@@ -66,8 +73,13 @@ impl Kept {
         for worker in workers.iter().filter(|w| w.class == TRAIN_WORKER && w.state == ALIVE) {
             groups.entry((&worker.job, &worker.environment)).or_default().insert(&worker.node);
         }
+        self.nodes.retain(|node, _| places.iter().any(|place| place.id == *node));
+        for place in places {
+            self.nodes.entry(place.id.clone()).or_insert(now);
+        }
+        let knows_jobs = |place: &&Place| self.nodes.get(&place.id).is_some_and(|&seen| now.duration_since(seen) >= KNOWS_JOBS);
         // A node that is gone took its processes along; one that a worker is on now has used it up.
-        self.0.retain(|spare, wanted| {
+        self.spares.retain(|spare, wanted| {
             let group = groups.get(&(spare.job.as_slice(), spare.environment.as_str()));
             if group.is_some() {
                 *wanted = now;
@@ -78,9 +90,10 @@ impl Kept {
         });
         let mut missing = Vec::new();
         for ((job, environment), nodes) in groups {
-            for place in places.iter().filter(|place| place.idle && !nodes.contains(place.id.as_slice())) {
+            let free = |place: &&Place| place.idle && !nodes.contains(place.id.as_slice());
+            for place in places.iter().filter(knows_jobs).filter(free) {
                 let spare = Spare { job: job.to_vec(), environment: environment.to_owned(), node: place.id.clone() };
-                if !self.0.contains_key(&spare) {
+                if !self.spares.contains_key(&spare) {
                     missing.push(spare);
                 }
             }
@@ -118,7 +131,7 @@ async fn look(head: &Endpoint, gcs: &Gcs, view: &watch::Receiver<Arc<RayView>>, 
     for spare in kept.missing(&workers, &places, Instant::now()) {
         if let Some(place) = places.iter().find(|place| place.id == spare.node) {
             gcs::prestart(place.raylet, &head.token, &spare).await?;
-            kept.0.insert(spare, Instant::now());
+            kept.spares.insert(spare, Instant::now());
         }
     }
     Ok(())
@@ -143,51 +156,63 @@ mod tests {
         Place { id: vec![id], raylet: "127.0.0.1:1".parse().expect("an address"), idle: true }
     }
 
+    /// What has seen these for long enough, and the time.
+    fn known(places: &[Place]) -> (Kept, Instant) {
+        let (mut kept, seen) = (Kept::default(), Instant::now());
+        assert_eq!(kept.missing(&[], places, seen), []);
+        (kept, seen + KNOWS_JOBS)
+    }
+
     /// Job and node of what is missing; all of it is then started.
     fn start(kept: &mut Kept, workers: &[proto::Actor], places: &[Place], now: Instant) -> Vec<(u8, u8)> {
         let missing = kept.missing(workers, places, now);
-        kept.0.extend(missing.iter().map(|spare| (spare.clone(), now)));
+        kept.spares.extend(missing.iter().map(|spare| (spare.clone(), now)));
         missing.iter().map(|spare| (spare.job[0], spare.node[0])).collect()
     }
 
     #[test]
     fn each_run_has_one_on_each_idle_node_that_it_is_not_on() {
-        let (mut kept, now) = (Kept::default(), Instant::now());
         let workers = [worker(1, "a", 1), worker(2, "b", 2)];
         let places = [place(1), place(2), place(3), Place { idle: false, ..place(4) }];
+        let (mut kept, now) = known(&places);
         assert_eq!(start(&mut kept, &workers, &places, now), [(1, 2), (1, 3), (2, 1), (2, 3)]);
         assert_eq!(start(&mut kept, &workers, &places, now), [], "once");
         let others = [
             proto::Actor { class: "Other".into(), ..worker(3, "c", 1) },
             proto::Actor { state: 1, ..worker(4, "d", 1) },
         ];
-        assert_eq!(start(&mut Kept::default(), &others, &places, now), [], "none of Ray Train's workers");
+        let (mut kept, now) = known(&places);
+        assert_eq!(start(&mut kept, &others, &places, now), [], "none of Ray Train's workers");
     }
 
     #[test]
     fn one_that_was_used_or_went_with_its_node_is_started_again_and_no_other() {
-        let (mut kept, now) = (Kept::default(), Instant::now());
         let places = [place(1), place(2), place(3)];
+        let (mut kept, now) = known(&places);
         assert_eq!(start(&mut kept, &[worker(1, "a", 1)], &places, now), [(1, 2), (1, 3)]);
         // Node 1 dies: there is no worker for a while, then one on node 2; node 1 is back under another id.
         assert_eq!(start(&mut kept, &[], &places[1..], now + LOOK), []);
         let places = [place(2), place(3), place(4)];
-        assert_eq!(start(&mut kept, &[worker(1, "a", 2)], &places, now + LOOK * 2), [(1, 4)]);
+        let back = now + LOOK * 2;
+        assert_eq!(start(&mut kept, &[worker(1, "a", 2)], &places, back), [], "a node that is new knows no job");
+        assert_eq!(start(&mut kept, &[worker(1, "a", 2)], &places, back + KNOWS_JOBS), [(1, 4)]);
         // Node 2 dies, too, and is back: its process was used up by then.
         let places = [place(3), place(4), place(5)];
-        assert_eq!(start(&mut kept, &[worker(1, "a", 3)], &places, now + LOOK * 3), [(1, 5)]);
+        let back = back + KNOWS_JOBS * 2;
+        assert_eq!(start(&mut kept, &[worker(1, "a", 3)], &places, back), []);
+        assert_eq!(start(&mut kept, &[worker(1, "a", 3)], &places, back + KNOWS_JOBS), [(1, 5)]);
         // The worker leaves a node that lives on.
-        assert_eq!(start(&mut kept, &[worker(1, "a", 4)], &places, now + LOOK * 4), [(1, 3)]);
+        assert_eq!(start(&mut kept, &[worker(1, "a", 4)], &places, back + KNOWS_JOBS * 2), [(1, 3)]);
     }
 
     #[test]
     fn what_was_started_for_a_run_that_is_gone_for_long_is_forgotten() {
-        let (mut kept, now) = (Kept::default(), Instant::now());
         let places = [place(1), place(2)];
+        let (mut kept, now) = known(&places);
         start(&mut kept, &[worker(1, "a", 1)], &places, now);
         start(&mut kept, &[], &places, now + REMEMBERED / 2);
-        assert_eq!(kept.0.len(), 1, "an attempt may yet follow");
+        assert_eq!(kept.spares.len(), 1, "an attempt may yet follow");
         start(&mut kept, &[], &places, now + REMEMBERED);
-        assert_eq!(kept.0.len(), 0);
+        assert_eq!(kept.spares.len(), 0);
     }
 }
