@@ -168,7 +168,10 @@ def steps_on_workers(cluster, job):
 
 
 def sigkill(name):
-    os.kill(json.loads(docker("inspect", name).stdout)[0]["State"]["Pid"], 9)
+    pid = json.loads(docker("inspect", name).stdout)[0]["State"]["Pid"]
+    # An ended container's pid is 0, and signals to 0 go to every process of our own group.
+    assert pid, f"{name} does not run"
+    os.kill(pid, 9)
     return time.time()
 
 

@@ -52,7 +52,10 @@ before=$(logs)
 worker=$lab-ray-worker-$(($(grep -oE 'on [0-9.]+' <<<"$before" | tail -n 1 | grep -oE '[0-9]+$') - 20))
 echo "$before" | tail -n 4
 echo "--- SIGKILL of $worker, which trains it ---"
-kill -9 "$(docker inspect -f '{{.State.Pid}}' "$worker")"
+pid=$(docker inspect -f '{{.State.Pid}}' "$worker")
+# An ended container's is 0, and a signal to it would be one to this script and its callers.
+((pid > 0)) || { echo "$worker does not run" >&2; exit 1; }
+kill -9 "$pid"
 wait_for 90 'resumed at epoch'
 wait_for 30 'epoch 2[0-9]/'
 logs | sed -n '/resumed/,$p' | head -n 4

@@ -178,8 +178,10 @@ jupyter = 0
         return {c["Name"].lstrip("/").removeprefix(self.name + "-"): (c["Id"], c["State"]["StartedAt"]) for c in found}
 
     def sigkill(self, service):
-        """A crash that the engine was not asked for."""
-        os.kill(self.inspect(service)["State"]["Pid"], signal.SIGKILL)
+        """A crash that the engine was not asked for. Nothing happens to a container that does not run."""
+        # An ended container's pid is 0, and signals to 0 go to every process of our own group.
+        if pid := self.inspect(service)["State"]["Pid"]:
+            os.kill(pid, signal.SIGKILL)
 
     def processes(self, service):
         """pid -> arguments, of one container."""
