@@ -1,5 +1,6 @@
-//! Spare worker processes: on every idle GPU node one that has a run's environment and waits. When the run loses a worker, Ray
-//! starts the new one in it, and neither Python nor a job's packages are waited for.
+//! Spare worker processes: on every idle GPU node one that has a run's environment and waits, and on the driver's node one for
+//! each actor that Ray Train makes anew with every group of workers. When the run loses a worker, Ray starts the new ones in
+//! them, and neither Python nor a job's packages are waited for.
 //!
 //! Ray has a call for that (`PrestartWorkers`), which nobody makes for Ray Train's workers. What is started so is Ray's: it
 //! takes it for the next worker with that job and environment, and ends it with the job.
@@ -27,15 +28,19 @@ const REMEMBERED: Duration = Duration::from_mins(10);
 const KNOWS_JOBS: Duration = Duration::from_secs(5);
 /// Ray Train's workers, as the GCS names their class.
 const TRAIN_WORKER: &str = "RayTrainWorker";
+/// What Ray Train starts beside each group of workers, and ends with it.
+const BESIDE_WORKERS: [&str; 2] = ["SynchronizationActor", "DatasetManager"];
 /// A GPU of which so much is free is idle: less is the rounding of parts.
 const FREE_GPU: f64 = 0.01;
 
-/// A process to be kept ready: of which job, in which environment, on which node.
+/// A process to be kept ready: of which job, in which environment, on which node, and in place of which actor, if it is for none
+/// but that one's successor.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Spare {
     pub(super) job: Vec<u8>,
     pub(super) environment: String,
     pub(super) node: Vec<u8>,
+    in_place_of: Vec<u8>,
 }
 
 /// A node that can have one.
@@ -68,9 +73,9 @@ struct Kept {
 
 impl Kept {
     /// What is missing now. Pure but for what it remembers.
-    fn missing(&mut self, workers: &[proto::Actor], places: &[Place], now: Instant) -> Vec<Spare> {
+    fn missing(&mut self, actors: &[proto::Actor], places: &[Place], now: Instant) -> Vec<Spare> {
         let mut groups: BTreeMap<(&[u8], &str), BTreeSet<&[u8]>> = BTreeMap::new();
-        for worker in workers.iter().filter(|w| w.class == TRAIN_WORKER && w.state == ALIVE) {
+        for worker in actors.iter().filter(|w| w.class == TRAIN_WORKER && w.state == ALIVE) {
             groups.entry((&worker.job, &worker.environment)).or_default().insert(&worker.node);
         }
         self.nodes.retain(|node, _| places.iter().any(|place| place.id == *node));
@@ -78,27 +83,45 @@ impl Kept {
             self.nodes.entry(place.id.clone()).or_insert(now);
         }
         let knows_jobs = |place: &&Place| self.nodes.get(&place.id).is_some_and(|&seen| now.duration_since(seen) >= KNOWS_JOBS);
+        let of_runs: BTreeSet<&[u8]> = groups.keys().map(|(job, _)| *job).collect();
+        let beside = |actor: &&proto::Actor| {
+            BESIDE_WORKERS.contains(&actor.class.as_str()) && actor.state == ALIVE && of_runs.contains(actor.job.as_slice())
+        };
         // A node that is gone took its processes along; one that a worker is on now has used it up.
         self.spares.retain(|spare, wanted| {
-            let group = groups.get(&(spare.job.as_slice(), spare.environment.as_str()));
-            if group.is_some() {
+            if of_runs.contains(spare.job.as_slice()) {
                 *wanted = now;
             }
-            places.iter().any(|place| place.id == spare.node)
-                && group.is_none_or(|nodes| !nodes.contains(spare.node.as_slice()))
-                && now.duration_since(*wanted) < REMEMBERED
+            let used = if spare.in_place_of.is_empty() {
+                let group = groups.get(&(spare.job.as_slice(), spare.environment.as_str()));
+                group.is_some_and(|nodes| nodes.contains(spare.node.as_slice()))
+            } else {
+                !actors.iter().any(|actor| actor.id == spare.in_place_of) && of_runs.contains(spare.job.as_slice())
+            };
+            !used && places.iter().any(|place| place.id == spare.node) && now.duration_since(*wanted) < REMEMBERED
         });
-        let mut missing = Vec::new();
-        for ((job, environment), nodes) in groups {
-            let free = |place: &&Place| place.idle && !nodes.contains(place.id.as_slice());
-            for place in places.iter().filter(knows_jobs).filter(free) {
-                let spare = Spare { job: job.to_vec(), environment: environment.to_owned(), node: place.id.clone() };
-                if !self.spares.contains_key(&spare) {
-                    missing.push(spare);
-                }
+        let places = || places.iter().filter(knows_jobs);
+        let mut wanted = Vec::new();
+        for ((job, environment), nodes) in &groups {
+            for place in places().filter(|place| place.idle && !nodes.contains(place.id.as_slice())) {
+                wanted.push(Spare {
+                    job: job.to_vec(),
+                    environment: (*environment).to_owned(),
+                    node: place.id.clone(),
+                    in_place_of: Vec::new(),
+                });
             }
         }
-        missing
+        for actor in actors.iter().filter(beside) {
+            wanted.extend(places().filter(|place| place.id == actor.node).map(|place| Spare {
+                job: actor.job.clone(),
+                environment: actor.environment.clone(),
+                node: place.id.clone(),
+                in_place_of: actor.id.clone(),
+            }));
+        }
+        wanted.retain(|spare| !self.spares.contains_key(spare));
+        wanted
     }
 }
 
@@ -125,10 +148,10 @@ pub(super) async fn watch(mut aim: watch::Receiver<Option<Endpoint>>, view: watc
 }
 
 async fn look(head: &Endpoint, gcs: &Gcs, view: &watch::Receiver<Arc<RayView>>, kept: &mut Kept) -> Result<(), String> {
-    let workers = gcs.actors().await?;
+    let actors = gcs.actors().await?;
     let places: Vec<Place> =
-        view.borrow().nodes.iter().filter(|node| node.serves_as("worker")).map(Place::of).collect();
-    for spare in kept.missing(&workers, &places, Instant::now()) {
+        view.borrow().nodes.iter().filter(|node| node.serves_as("worker") || node.serves_as("driver")).map(Place::of).collect();
+    for spare in kept.missing(&actors, &places, Instant::now()) {
         if let Some(place) = places.iter().find(|place| place.id == spare.node) {
             gcs::prestart(place.raylet, &head.token, &spare).await?;
             kept.spares.insert(spare, Instant::now());
@@ -203,6 +226,21 @@ mod tests {
         assert_eq!(start(&mut kept, &[worker(1, "a", 3)], &places, back + KNOWS_JOBS), [(1, 5)]);
         // The worker leaves a node that lives on.
         assert_eq!(start(&mut kept, &[worker(1, "a", 4)], &places, back + KNOWS_JOBS * 2), [(1, 3)]);
+    }
+
+    #[test]
+    fn what_ray_train_makes_anew_with_each_group_of_workers_has_one_beside_it() {
+        let places = [place(1), Place { idle: false, ..place(9) }];
+        let (mut kept, now) = known(&places);
+        let beside = |id: u8, class: &str| proto::Actor { id: vec![id], class: class.into(), ..worker(1, "b", 9) };
+        let first = [worker(1, "a", 1), beside(50, "SynchronizationActor"), beside(51, "DatasetManager"), beside(52, "Other")];
+        assert_eq!(start(&mut kept, &first, &places, now), [(1, 9), (1, 9)]);
+        assert_eq!(start(&mut kept, &first, &places, now + LOOK), [], "once");
+        assert_eq!(start(&mut kept, &[], &places, now + LOOK), [], "between two groups");
+        let next = [worker(1, "a", 1), beside(60, "SynchronizationActor"), beside(51, "DatasetManager")];
+        assert_eq!(start(&mut kept, &next, &places, now + LOOK * 2), [(1, 9)], "one was used");
+        let (mut kept, now) = known(&places);
+        assert_eq!(start(&mut kept, &first[1..], &places, now), [], "no run");
     }
 
     #[test]
