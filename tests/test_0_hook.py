@@ -312,6 +312,36 @@ def test_the_log_is_subscribed_to_again_in_jobs_of_the_front_door(job, tmp_path,
     assert out == ["an", "error", *(["[0.2,", "0.2]"] if heard == "again" else ["[]"])], "a driver spins while the head is away"
 
 
+EARLY = """
+import sys
+sys.orig_argv = ["default_worker.py"]
+from ray._private.worker import Worker
+print("ray.train.v2._internal.execution.worker_group.worker" in sys.modules)
+Worker().main_loop()
+"""
+
+
+@pytest.mark.parametrize("is_of_train", [True, False])
+@pytest.mark.parametrize("module", ["pass", "raise RuntimeError('wrong')"])
+def test_a_process_of_a_train_run_imports_ray_train_before_it_waits_for_work(job, tmp_path, is_of_train, module):
+    for name, text in {
+        "ray/_private/worker.py": """
+import sys
+class Worker:
+    def main_loop(self):
+        print("ray.train.v2._internal.execution.worker_group" in sys.modules)
+""",
+        "ray/train/v2/_internal/execution/worker_group/worker.py": module,
+    }.items():
+        path = tmp_path / "fake" / name
+        path.parent.mkdir(parents=True)
+        for folder in (path.parent, path.parent.parent):
+            (folder / "__init__.py").touch()
+        path.write_text(text)
+    env = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"} if is_of_train else {}
+    assert job(EARLY, None, script_name="default_worker.py", **env) == (["False", str(is_of_train)], "")
+
+
 VERSIONS = """
 from ray.train.v2._internal.state.state_manager import TrainStateManager
 

@@ -1,5 +1,5 @@
 """What labd adds to Python processes of its lab: names for a job's unnamed runs, a log that goes on after the Ray head died, Train
-state that any head can read, Torch on simulated GPUs, and a word where a Tune sweep would begin again.
+state that any head can read, imports before there is work, Torch on simulated GPUs, and a word where a Tune sweep would begin again.
 
 **Names.** Ray Train resumes a run that starts again under the same `RunConfig(name=..., storage_path=...)`. A script that gives no
 name gets a dated one each time, so its resubmission would begin from nothing. In the driver of a job that came through
@@ -21,6 +21,9 @@ every few seconds; for a GCS that remembers, that changes nothing.
 **Train state.** Ray Train's controller sends `torch.__version__` to an actor on the head as it is: a `TorchVersion`, which a head
 without torch cannot unpickle, and the run ends in a controller error (Ray 2.60). In the controller it becomes plain text.
 
+**Early imports.** Processes of a Train run import Ray Train before they wait for work, not with it: those that labd keeps
+ready for a run that loses a worker (src/ray/spare.rs) then have it.
+
 **Simulated GPUs** (`LABD_SIMULATED_GPUS=1` in the environment, which no real GPU's container has). Ray Train takes a GPU it
 assigned for a CUDA device. Where torch itself finds none, Ray's devices are the CPU, NCCL becomes gloo, and Lightning's
 `accelerator="gpu"` is the CPU. One line in the job's log says so.
@@ -40,6 +43,8 @@ ROOT = "labd.root"  # the front door's mark on every job
 ATTEMPT = "labd.attempt"
 CONFIG = "ray.train.v2.api.config"
 WORKER = "ray._private.worker"
+OF_TRAIN = "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC"  # Ray Train sets it in the runtime_env of its own processes
+FOR_TRAIN = ("ray.train.v2._internal.execution.worker_group.worker", "ray.train.v2._internal.callbacks.datasets")
 STATE = "ray.train.v2._internal.state.state_manager"
 DEVICES = "ray.air._internal.device_manager"
 PROCESS_GROUPS = "torch.distributed.distributed_c10d"
@@ -60,6 +65,8 @@ def install():
     whatever happens here."""
     try:
         when_imported(STATE, lambda module: plain_versions(module.TrainStateManager))
+        if is_of_train():
+            when_imported(WORKER, lambda module: imports_before_work(module.Worker))
         if simulated():
             when_imported(DEVICES, cpu_for_gpu)
             when_imported(PROCESS_GROUPS, gloo_for_nccl)
@@ -267,6 +274,31 @@ def keep_listening(worker):
         return print_logs(self, *args, **kwargs)
 
     worker.print_logs = patched
+
+
+# ---- early imports ----
+
+
+def is_of_train():
+    import os
+
+    return OF_TRAIN in os.environ
+
+
+def imports_before_work(worker):
+    main_loop = worker.main_loop
+
+    def early(self, *args, **kwargs):
+        try:
+            import importlib
+
+            for name in FOR_TRAIN:
+                importlib.import_module(name)
+        except Exception:
+            pass  # the work that needs it will say so
+        return main_loop(self, *args, **kwargs)
+
+    worker.main_loop = wrapped(main_loop, early)
 
 
 # ---- Train state ----
