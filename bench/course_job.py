@@ -10,6 +10,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment, RayTrainReportCallback, prepare_trainer
 from ray.train.torch import TorchTrainer
 
+import pictures
 from pictures import Classifier, loader
 
 
@@ -23,6 +24,8 @@ class Marks(L.Callback):
 
 
 def loop(_):
+    # Ray Train has changed the directory.
+    os.environ["PICTURES_DIR"] = os.path.join(os.path.dirname(os.path.abspath(pictures.__file__)), "pictures")
     trainer = prepare_trainer(L.Trainer(
         max_epochs=-1, accelerator="auto", devices="auto", strategy=RayDDPStrategy(), plugins=[RayLightningEnvironment()],
         callbacks=[Marks(), RayTrainReportCallback()], logger=False, enable_progress_bar=False, enable_checkpointing=False,

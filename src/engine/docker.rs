@@ -2,6 +2,7 @@
 //!
 //! * `container`: our values to the engine's and back, pure.
 //! * `doctor`: what only `labd doctor` asks.
+//! * `first_process`: a container's end as the kernel tells it.
 //! * `explain`: the engine's errors as one line that ends in a fix, pure.
 //!
 //! A [`DockerEngine`] may be made before the engine runs, and lives through its restarts and upgrades: the connection is
@@ -10,6 +11,7 @@
 mod container;
 mod doctor;
 pub(crate) mod explain;
+mod first_process;
 #[cfg(test)]
 mod live;
 
@@ -43,7 +45,7 @@ use futures_util::{
 
 pub use doctor::{Setup, Standing};
 
-use super::{Engine, EngineError, Happened, LABEL_LAB, LABEL_SERVICE, Nudge, Ran, Seen, listen::Source};
+use super::{ContainerSeen, Engine, EngineError, Happened, LABEL_LAB, LABEL_SERVICE, Nudge, Ran, Seen, listen::Source};
 use crate::{
     node::gpu::{cdi, handing::EngineDevices, simulate::Counters},
     plan::spec::{ContainerSpec, NetworkSpec},
@@ -391,6 +393,10 @@ impl Engine for DockerEngine {
                 other => Err(other),
             },
         }
+    }
+
+    async fn first_process_ended(&self, container: ContainerSeen) {
+        first_process::ended(&container).await;
     }
 
     async fn list(&self) -> Result<Vec<String>, EngineError> {

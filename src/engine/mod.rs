@@ -36,6 +36,8 @@ pub struct ContainerSeen {
     pub spec_hash: String,
     /// What it is doing.
     pub run: RunState,
+    /// Its first process, by this machine's count, while it runs.
+    pub pid: Option<i32>,
     /// Published ports as they are: container port -> host port.
     pub ports: BTreeMap<u16, u16>,
     /// Its address on the lab's network, when it has one.
@@ -52,6 +54,9 @@ pub enum RunState {
         /// When it was started.
         started_at: Timestamp,
     },
+    /// Its first process has ended, and with it all others; the engine clears up and does not say so yet. No engine tells
+    /// this: supervision sees it in the kernel ([`Engine::first_process_ended`]).
+    Ending,
     /// Paused by somebody.
     Paused,
     /// Ended.
@@ -147,6 +152,9 @@ pub enum Ran {
 pub trait Engine: Send + Sync + 'static {
     /// What stands where `service`'s container belongs.
     fn observe(&self, service: &str) -> impl Future<Output = Result<Seen, EngineError>> + Send;
+    /// Waits until the first process of a running container has ended, some tenths of a second before the engine says so.
+    /// For ever where it cannot be seen.
+    fn first_process_ended(&self, container: ContainerSeen) -> impl Future<Output = ()> + Send;
     /// Names of all services that have a container with this lab's label, planned or not.
     fn list(&self) -> impl Future<Output = Result<Vec<String>, EngineError>> + Send;
     /// Makes the lab's network when it is missing. Idempotent.

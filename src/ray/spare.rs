@@ -82,10 +82,13 @@ impl Kept {
         for place in places {
             self.nodes.entry(place.id.clone()).or_insert(now);
         }
-        let knows_jobs = |place: &&Place| self.nodes.get(&place.id).is_some_and(|&seen| now.duration_since(seen) >= KNOWS_JOBS);
+        let knows_jobs =
+            |place: &&Place| self.nodes.get(&place.id).is_some_and(|&seen| now.duration_since(seen) >= KNOWS_JOBS);
         let of_runs: BTreeSet<&[u8]> = groups.keys().map(|(job, _)| *job).collect();
         let beside = |actor: &&proto::Actor| {
-            BESIDE_WORKERS.contains(&actor.class.as_str()) && actor.state == ALIVE && of_runs.contains(actor.job.as_slice())
+            BESIDE_WORKERS.contains(&actor.class.as_str())
+                && actor.state == ALIVE
+                && of_runs.contains(actor.job.as_slice())
         };
         // A node that is gone took its processes along; one that a worker is on now has used it up.
         self.spares.retain(|spare, wanted| {
@@ -149,8 +152,13 @@ pub(super) async fn watch(mut aim: watch::Receiver<Option<Endpoint>>, view: watc
 
 async fn look(head: &Endpoint, gcs: &Gcs, view: &watch::Receiver<Arc<RayView>>, kept: &mut Kept) -> Result<(), String> {
     let actors = gcs.actors().await?;
-    let places: Vec<Place> =
-        view.borrow().nodes.iter().filter(|node| node.serves_as("worker") || node.serves_as("driver")).map(Place::of).collect();
+    let places: Vec<Place> = view
+        .borrow()
+        .nodes
+        .iter()
+        .filter(|node| node.serves_as("worker") || node.serves_as("driver"))
+        .map(Place::of)
+        .collect();
     for spare in kept.missing(&actors, &places, Instant::now()) {
         if let Some(place) = places.iter().find(|place| place.id == spare.node) {
             gcs::prestart(place.raylet, &head.token, &spare).await?;
@@ -233,7 +241,8 @@ mod tests {
         let places = [place(1), Place { idle: false, ..place(9) }];
         let (mut kept, now) = known(&places);
         let beside = |id: u8, class: &str| proto::Actor { id: vec![id], class: class.into(), ..worker(1, "b", 9) };
-        let first = [worker(1, "a", 1), beside(50, "SynchronizationActor"), beside(51, "DatasetManager"), beside(52, "Other")];
+        let first =
+            [worker(1, "a", 1), beside(50, "SynchronizationActor"), beside(51, "DatasetManager"), beside(52, "Other")];
         assert_eq!(start(&mut kept, &first, &places, now), [(1, 9), (1, 9)]);
         assert_eq!(start(&mut kept, &first, &places, now + LOOK), [], "once");
         assert_eq!(start(&mut kept, &[], &places, now + LOOK), [], "between two groups");

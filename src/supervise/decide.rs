@@ -25,6 +25,8 @@ use crate::{
 /// A service that was ready and does not answer for so long is hung. Busy is not hung: probes are answered within a
 /// second under full load, and this is thirty of them.
 pub const HUNG_AFTER: Duration = Duration::from_secs(30);
+/// How long an engine takes to clear up after a container, and say so: some tenths of a second.
+const CLEARED: Duration = Duration::from_secs(1);
 /// After an exit that a signal by hand preceded, for the word that it was a `docker stop`: it comes within milliseconds.
 pub const STOP_WORD: Duration = Duration::from_secs(1);
 /// And then for the word that the engine lives on: one question to it.
@@ -237,6 +239,8 @@ pub struct Memory {
     ran: bool,
     /// What the GCS has yet to be told of the node that was here.
     untold: Option<String>,
+    /// Its first process was seen to end, before the engine said so: the GCS is told, or will be.
+    seen_to_end: bool,
     /// Whether it has been ready since its container was started, and when that was.
     ready: Option<(Timestamp, Timestamp)>,
     failing_since: Option<Timestamp>,
@@ -442,7 +446,7 @@ fn held(s: &Situation<'_>, hold: Hold) -> String {
 /// Nothing is there any more, and nobody asks why.
 fn gone(s: &Situation<'_>, m: &mut Memory) {
     if std::mem::take(&mut m.ran) {
-        m.untold = s.is_ray_node.then(|| "labd: container was removed".to_owned());
+        node_ended(s, m, "container was removed");
     }
 }
 
@@ -471,11 +475,12 @@ fn end(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen, the
         // A paused process cannot act on SIGTERM.
         RunState::Paused => Decision::new(Action::Kill { id: c.id.clone() }, S::Stopping, why).because(ended(now)),
         RunState::Removing => Decision::new(Action::None, S::Stopping, "is being removed"),
+        RunState::Ending => ending(s, m, now, S::Stopping, why),
         RunState::Exited { finished_at, .. } => {
             let mut died = None;
             if m.counted != exit_of(c) {
                 m.counted = exit_of(c);
-                m.untold = s.is_ray_node.then(|| format!("labd: {why}"));
+                node_ended(s, m, why);
                 // What it did was over from the signal on.
                 let signal = s.touched.filter(|t| t.id == c.id).and_then(|t| t.signalled);
                 let at = signal.filter(|&at| at <= *finished_at && may_have_ended_by(s, at, *finished_at));
@@ -485,6 +490,22 @@ fn end(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen, the
         }
         RunState::Created => then,
     }
+}
+
+/// The node that was here is no more, which the GCS is told once.
+fn node_ended(s: &Situation<'_>, m: &mut Memory, why: &str) {
+    if !std::mem::take(&mut m.seen_to_end) {
+        m.untold = s.is_ray_node.then(|| format!("labd: {why}"));
+    }
+}
+
+/// The container has ended, as the kernel says; what follows waits until the engine says so, too.
+fn ending(s: &Situation<'_>, m: &mut Memory, now: Timestamp, state: ServiceState, why: &str) -> Decision {
+    if !m.seen_to_end {
+        node_ended(s, m, why);
+        m.seen_to_end = true;
+    }
+    tell(s, m, state, why).unwrap_or_else(|| Decision::new(Action::None, state, why).wake_at(now.plus(CLEARED)))
 }
 
 /// The GCS is told before anything takes the dead node's place.
@@ -544,6 +565,10 @@ fn present(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen)
             tell(s, m, S::Starting, "the GCS is told of the node that was here").unwrap_or_else(|| start(s, m, now, c))
         }
         RunState::Running { started_at } => running(s, m, now, c, *started_at, outdated),
+        RunState::Ending => {
+            let asked = matches!(m.ending, Some(Ending::Asked(_)));
+            ending(s, m, now, if asked { S::Stopping } else { S::Backoff }, "its first process has ended")
+        }
         RunState::Exited { code, oom, error, finished_at } => {
             // The engine says of any exit that memory ran out, once it did in that run, however long before.
             let oom = *oom && s.oom.is_none_or(|at| finished_at.since(at) <= oom::EXPLAINS);
@@ -572,7 +597,7 @@ fn present(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen)
             let mut ended = None;
             if uncounted {
                 m.counted = exit_of(c);
-                m.untold = s.is_ray_node.then(|| format!("labd: {why}"));
+                node_ended(s, m, &why);
                 if !asked {
                     m.last_failure = Some(why.clone());
                     // The engine's end is not the service's failure: nothing waits for what it did not do wrong.
@@ -694,6 +719,7 @@ fn serving(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen,
     // What ended before this start is history: an exit of this container from now on is a new one.
     m.ending = None;
     m.untold = None;
+    m.seen_to_end = false;
     m.ran = true;
     match (s.health, m.ready) {
         // Counted and backed off from like a crash: where another container does not help, it keeps failing.

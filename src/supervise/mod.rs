@@ -189,6 +189,8 @@ pub struct Scrapes {
 /// What tasks tell the loop.
 enum Word {
     Seen(String, Result<Seen, EngineError>),
+    /// The first process of the service's container has ended, which ran since then.
+    Ended(String, (String, Timestamp)),
     Done(String, Action, Result<(), EngineError>),
     Told(String, Result<usize, String>),
     Health(String, (String, Timestamp), Health),
@@ -201,6 +203,8 @@ struct Entry {
     spec: Option<ServiceSpec>,
     hash: String,
     seen: Option<Seen>,
+    /// The container whose first process has ended, and since when it ran: the engine goes on calling it running for a moment.
+    over: Option<(String, Timestamp)>,
     /// The engine did not answer the last time: what is seen may be no more, so nothing is done about it.
     stale: bool,
     touched: Option<Touched>,
@@ -235,11 +239,14 @@ struct Prober {
     /// What Ray says, for as long as it runs.
     ray: watch::Sender<Arc<RayView>>,
     task: AbortHandle,
+    /// Waits for the end of its first process.
+    end: AbortHandle,
 }
 
 impl Drop for Prober {
     fn drop(&mut self) {
         self.task.abort();
+        self.end.abort();
     }
 }
 
@@ -270,6 +277,7 @@ impl Entry {
             hash: spec.as_ref().map(|s| s.container.hash()).unwrap_or_default(),
             spec,
             seen: None,
+            over: None,
             stale: false,
             touched: None,
             own_stop: None,
@@ -309,6 +317,16 @@ impl Entry {
         match c.run {
             RunState::Running { started_at } => Some((c, started_at)),
             _ => None,
+        }
+    }
+
+    /// Corrects what the engine says by what the kernel has said.
+    fn correct(&mut self) {
+        if let Some(Seen::Ours(c)) = &mut self.seen
+            && let RunState::Running { started_at } = c.run
+            && self.over.as_ref().is_some_and(|(id, since)| *id == c.id && *since == started_at)
+        {
+            c.run = RunState::Ending;
         }
     }
 
@@ -595,6 +613,7 @@ impl<E: Engine> Lab<E> {
                 match seen {
                     Ok(seen) => {
                         entry.seen = Some(seen);
+                        entry.correct();
                         entry.stale = false;
                         let again = entry.running().map(|(_, at)| at);
                         if let (Some(own), Some(again)) = (&mut entry.own_stop, again)
@@ -615,6 +634,12 @@ impl<E: Engine> Lab<E> {
                     self.look(&name);
                     return;
                 }
+                self.mind_prober(&name);
+            }
+            Word::Ended(name, which) => {
+                let Some(entry) = self.entries.get_mut(&name) else { return };
+                entry.over = Some(which);
+                entry.correct();
                 self.mind_prober(&name);
             }
             Word::Listed(found) => {
@@ -695,12 +720,21 @@ impl<E: Engine> Lab<E> {
             return;
         };
         let (service, told_key, container) = (name.to_owned(), key.clone(), container.clone());
+        let end = {
+            let (tx, engine, container) = (tx.clone(), engine.clone(), container.clone());
+            let (service, key) = (service.clone(), key.clone());
+            tokio::spawn(async move {
+                engine.first_process_ended(container).await;
+                let _ = tx.send(Word::Ended(service, key));
+            })
+            .abort_handle()
+        };
         let tell = move |health| {
             let _ = tx.send(Word::Health(service.clone(), told_key.clone(), health));
         };
         let (ray, heard) = watch::channel(view);
         let task = tokio::spawn(probe::run(engine, ask, spec, container, started_at, heard, tell)).abort_handle();
-        entry.prober = Some(Prober { key, ray, task });
+        entry.prober = Some(Prober { key, ray, task, end });
     }
 
     // ---- deciding ----

@@ -286,6 +286,7 @@ mod tests {
             id: "c".into(),
             spec_hash: "h".into(),
             run: RunState::Running { started_at: at(10_000) },
+            pid: None,
             ports: BTreeMap::new(),
             address: Some(address),
         };

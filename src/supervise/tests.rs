@@ -18,6 +18,8 @@ use crate::{
 enum Event {
     Pass(u64),
     Crash(i64),
+    /// Its first process ends, and the engine does not say so yet.
+    Ends,
     Vanish,
     Health(u8),
     Image(u8),
@@ -45,6 +47,7 @@ fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         4 => (0_u64..200_000).prop_map(Event::Pass),
         2 => prop_oneof![Just(137_i64), Just(1), Just(0)].prop_map(Event::Crash),
+        1 => Just(Event::Ends),
         1 => Just(Event::Vanish),
         3 => (0_u8..3).prop_map(Event::Health),
         1 => (0_u8..3).prop_map(Event::Image),
@@ -114,6 +117,14 @@ impl World {
             Event::Pass(ms) => self.now = self.now.plus(Duration::from_millis(*ms)),
             Event::Crash(code) => {
                 self.exit(*code);
+            }
+            Event::Ends => {
+                if let Seen::Ours(c) = &mut self.seen
+                    && matches!(c.run, RunState::Running { .. })
+                {
+                    c.run = RunState::Ending;
+                    self.health = Health::Unknown;
+                }
             }
             Event::DockerStop(late) => {
                 let signalled = self.now;
@@ -188,7 +199,7 @@ impl World {
     fn exit(&mut self, code: i64) -> Option<String> {
         let now = self.now;
         let Seen::Ours(c) = &mut self.seen else { return None };
-        if !matches!(c.run, RunState::Running { .. }) {
+        if !matches!(c.run, RunState::Running { .. } | RunState::Ending) {
             return None;
         }
         c.run = RunState::Exited { code, oom: false, finished_at: now, error: String::new() };
@@ -244,6 +255,9 @@ impl World {
         prop_assert!(!decision.reason.contains('\n'));
         let running = matches!(&seen, Seen::Ours(c) if matches!(c.run, RunState::Running { .. }));
         let unchanged = matches!(&seen, Seen::Ours(c) if c.spec_hash == hash);
+        if matches!(&seen, Seen::Ours(c) if c.run == RunState::Ending) {
+            prop_assert!(matches!(decision.action, Action::None | Action::TellGcs { .. }), "{decision:?}");
+        }
         match &decision.action {
             // Never two containers for a service.
             Action::Create => prop_assert_eq!(&seen, &Seen::Absent),
@@ -285,6 +299,7 @@ impl World {
                     id: format!("c{}", self.made),
                     spec_hash: hash,
                     run: RunState::Created,
+                    pid: None,
                     ports: BTreeMap::new(),
                     address: None,
                 });
@@ -311,6 +326,9 @@ impl World {
         self.barred = false;
         self.touched = None;
         self.fail_next = false;
+        if matches!(&self.seen, Seen::Ours(c) if c.run == RunState::Ending) {
+            self.exit(137);
+        }
         for n in 0..60 {
             if matches!(&self.seen, Seen::Ours(c) if matches!(c.run, RunState::Running { .. })) {
                 self.health = Health::Passing;
@@ -325,6 +343,23 @@ impl World {
         }
         Err(TestCaseError::fail(format!("not ready after 60 steps: {:?}", self.seen)))
     }
+}
+
+#[test]
+fn the_gcs_is_told_of_a_death_before_the_engine_says_it_and_once() {
+    let mut world = World::new();
+    assert!(world.recover().is_ok());
+    world.happen(&Event::Ends);
+    world.gcs = false;
+    for _ in 0..3 {
+        assert_eq!(world.step().ok(), Some((ServiceState::Backoff, false)), "the GCS is away");
+    }
+    world.gcs = true;
+    assert_eq!(world.step().ok(), Some((ServiceState::Backoff, true)), "the GCS is told");
+    assert_eq!(world.step().ok(), Some((ServiceState::Backoff, false)), "once");
+    world.exit(137);
+    assert_eq!(world.step().ok(), Some((ServiceState::Starting, true)), "started again, with nothing more to tell");
+    assert!(matches!(&world.seen, Seen::Ours(c) if matches!(c.run, RunState::Running { .. })));
 }
 
 proptest! {

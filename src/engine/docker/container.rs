@@ -213,10 +213,12 @@ pub(super) fn seen(lab: &str, service: &str, c: ContainerInspectResponse) -> See
         return Seen::Foreign { id };
     }
     let network = c.network_settings.unwrap_or_default();
+    let state = c.state.unwrap_or_default();
     Seen::Ours(ContainerSeen {
         id,
         spec_hash: labels.get(LABEL_SPEC).cloned().unwrap_or_default(),
-        run: run_state(&c.state.unwrap_or_default()),
+        run: run_state(&state),
+        pid: state.pid.and_then(|pid| i32::try_from(pid).ok()).filter(|&pid| pid > 0),
         ports: published(network.ports.unwrap_or_default()),
         address: network
             .networks

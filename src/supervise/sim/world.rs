@@ -728,11 +728,20 @@ impl Engine for Outside {
                         RunState::Exited { code, oom, finished_at: at, error: String::new() }
                     }
                 },
+                pid: None,
                 ports: if c.running().is_some() { c.ports.clone() } else { BTreeMap::new() },
                 address: c.running().map(|_| c.address),
             }))
         })
         .await
+    }
+
+    async fn first_process_ended(&self, container: ContainerSeen) {
+        let RunState::Running { started_at } = container.run else { return std::future::pending().await };
+        let runs = |w: &World| w.containers.iter().any(|c| c.id == container.id && c.running() == Some(started_at));
+        while runs(&self.lock()) {
+            sleep(TICK).await;
+        }
     }
 
     async fn list(&self) -> Result<Vec<String>, EngineError> {
