@@ -266,6 +266,9 @@ class Subscriber:
         if self.times >= 3:
             self.again.set()
 
+    def poll(self):
+        return {"lines": "a line"}
+
 class Worker:
     def __init__(self):
         self.gcs_log_subscriber = Subscriber()
@@ -274,6 +277,9 @@ class Worker:
     def print_logs(self):
         self.gcs_log_subscriber.subscribe()
         print("again" if self.gcs_log_subscriber.again.wait(30) else "once")
+        while not (told := self.gcs_log_subscriber.poll())["lines"]:
+            pass
+        print(told["lines"])
 
 def listen_error_messages(worker, threads_stopped):
     while (told := worker.gcs_error_subscriber.poll()) == (None, None):
@@ -286,17 +292,26 @@ import ray._private.worker as module
 class Stopped:
     waits = []
     def wait(self, seconds):
-        self.waits.append(seconds)
+        if seconds < 1:
+            self.waits.append(seconds)
+        return seconds >= 1
 
-class Subscriber:
+class Errors:
     answers = [(None, None), (None, None), ("key", "an error")]
     def poll(self):
         return self.answers.pop(0)
 
-class Worker:
-    gcs_error_subscriber = Subscriber()
+class Logs(Errors):
+    answers = [{"ip": None, "lines": None}, {"ip": None, "lines": None}, {"ip": "198.18.0.1", "lines": ["a line"]}]
+    again = module.threading.Event()
+    again.set()
+    def subscribe(self):
+        pass
 
-module.listen_error_messages(Worker(), Stopped())
+worker = module.Worker()
+worker.gcs_error_subscriber, worker.gcs_log_subscriber, worker.threads_stopped = Errors(), Logs(), Stopped()
+module.listen_error_messages(worker, worker.threads_stopped)
+worker.print_logs()
 print(Stopped.waits)
 """
 
@@ -307,9 +322,20 @@ def test_the_log_is_subscribed_to_again_in_jobs_of_the_front_door(job, tmp_path,
     (tmp_path / "fake/ray/_private/__init__.py").touch()
     (tmp_path / "fake/ray/_private/worker.py").write_text(WORKER if heard == "again" else WORKER.replace("wait(30)", "wait(3)"))
     out, _ = job("from ray._private.worker import Worker\nWorker().print_logs()", metadata)
-    assert out == [heard]
+    assert out == [heard, "a", "line"]
     out, _ = job(AWAY, metadata)
-    assert out == ["an", "error", *(["[0.2,", "0.2]"] if heard == "again" else ["[]"])], "a driver spins while the head is away"
+    waits = "[0.2, 0.2, 0.2, 0.2]" if heard == "again" else "[]"
+    assert " ".join(out) == f"an error again ['a line'] {waits}", "a driver spins while the head is away"
+
+
+@pytest.mark.parametrize("server", ["/opt/ray/dashboard/agent.py", "ray.util.client.server", "other.py"])
+def test_rays_servers_are_patient_while_the_head_is_away(job, tmp_path, server):
+    (tmp_path / "fake/ray/_private").mkdir()
+    (tmp_path / "fake/ray/_private/__init__.py").touch()
+    (tmp_path / "fake/ray/_private/worker.py").write_text(WORKER)
+    out, _ = job(AWAY, None, shell="{python} {path} " + server)
+    waits = "[]" if server == "other.py" else "[0.2, 0.2, 0.2, 0.2]"
+    assert " ".join(out) == f"an error again ['a line'] {waits}"
 
 
 EARLY = """

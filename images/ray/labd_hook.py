@@ -16,7 +16,8 @@ Off for one job with metadata `{"labd.run": ""}`; the front door leaves it empty
 
 **Log.** What workers print reaches the driver's log over a subscription in the GCS, and a GCS that was started again knows
 no subscriptions: the log of a job that goes on would be silent until its end (Ray 2.60). So the driver subscribes again
-every few seconds; for a GCS that remembers, that changes nothing.
+every few seconds; for a GCS that remembers, that changes nothing. While the head is away, drivers, Ray's agents and its
+servers for notebooks ask for logs and errors five times a second, and not without a pause.
 
 **Train state.** Ray Train's controller sends `torch.__version__` to an actor on the head as it is: a `TorchVersion`, which a head
 without torch cannot unpickle, and the run ends in a controller error (Ray 2.60). In the controller it becomes plain text.
@@ -32,8 +33,8 @@ assigned for a CUDA device. Where torch itself finds none, Ray's devices are the
 driver, each sweep kept in an S3 store gets one empty object `.labd/<attempt>.<how>.<submission id>` in its folder, with
 which `labd status` tells a sweep that resumes from one that begins again.
 
-`labd.pth` imports this module in jobs of the front door, in Ray's worker processes and on simulated GPUs. It imports
-nothing but `sys` until there is something to do.
+`labd.pth` imports this module in jobs of the front door, in Ray's worker processes, agents and servers for notebooks, and on
+simulated GPUs. It imports nothing but `sys` until there is something to do.
 """
 import sys
 
@@ -67,6 +68,8 @@ def install():
         when_imported(STATE, lambda module: plain_versions(module.TrainStateManager))
         if is_of_train():
             when_imported(WORKER, lambda module: imports_before_work(module.Worker))
+        if is_server():
+            when_imported(WORKER, patient)
         if simulated():
             when_imported(DEVICES, cpu_for_gpu)
             when_imported(PROCESS_GROUPS, gloo_for_nccl)
@@ -85,7 +88,7 @@ def install():
             names = Names(str(metadata[KEY]), str(metadata.get("job_submission_id", "")))
             when_imported(CONFIG, lambda module: patch(module.RunConfig, names))
         if metadata.get(ROOT):
-            when_imported(WORKER, listening)
+            when_imported(WORKER, lambda module: (patient(module), keep_listening(module.Worker)))
             when_imported(TUNER, lambda module: remember_asking(module.Tuner))
     except Exception as error:
         warn(error, NO_RESUME)
@@ -222,15 +225,24 @@ def patch(run_config, names):
 # ---- the log ----
 
 
-def listening(module):
-    keep_listening(module.Worker)
-    listen = module.listen_error_messages
+def is_server():
+    """Whether this is Ray's agent, which is a driver for the jobs that it starts, or a server for notebooks."""
+    return any(arg.endswith(("dashboard/agent.py", "ray.util.client.server")) for arg in sys.orig_argv)
+
+
+def patient(module):
+    listen, print_logs = module.listen_error_messages, module.Worker.print_logs
 
     def listen_error_messages(worker, threads_stopped):
         worker.gcs_error_subscriber = Patient(worker.gcs_error_subscriber, threads_stopped)
         return listen(worker, threads_stopped)
 
+    def patient_print_logs(self, *args, **kwargs):
+        self.gcs_log_subscriber = Patient(self.gcs_log_subscriber, self.threads_stopped)
+        return print_logs(self, *args, **kwargs)
+
     module.listen_error_messages = wrapped(listen, listen_error_messages)
+    module.Worker.print_logs = wrapped(print_logs, patient_print_logs)
 
 
 class Patient:
@@ -242,7 +254,8 @@ class Patient:
 
     def poll(self, *args, **kwargs):
         told = self.subscriber.poll(*args, **kwargs)
-        if told is None or told == (None, None):
+        # What it says of a GCS that is away: a pair for errors; None, or a dictionary without lines, for logs.
+        if told in (None, (None, None)) or (isinstance(told, dict) and not told.get("lines")):
             self.stopped.wait(0.2)
         return told
 
@@ -268,7 +281,6 @@ def keep_listening(worker):
                         pass  # the GCS is away, or the driver ends
 
             threading.Thread(target=subscribe, name="labd-logs", daemon=True).start()
-            self.gcs_log_subscriber = Patient(subscriber, self.threads_stopped)
         except Exception as error:
             warn(error, "the log of what workers print may end when the head restarts")
         return print_logs(self, *args, **kwargs)

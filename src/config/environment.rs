@@ -39,6 +39,8 @@ const OWN: &[(&str, &str)] = &[
     ("RAY_gcs_storage", "`ray.persist`"),
     ("RAY_gcs_storage_path", "`ray.persist`"),
     ("RAY_grpc_keepalive_timeout_ms", ""),
+    ("RAY_raylet_client_connect_timeout_milliseconds", ""),
+    ("RAY_raylet_client_num_connect_attempts", ""),
     ("RAY_worker_oom_score_adjustment", ""),
     ("REQUESTS_CA_BUNDLE", "`images.build.ca_bundle`"),
     ("SSL_CERT_FILE", "`images.build.ca_bundle`"),

@@ -230,6 +230,10 @@ fn node_env(draft: &Draft<'_>) -> BTreeMap<String, EnvValue> {
         // How long a node or a worker process does without the GCS before it ends itself; 60 s by default. On a busy machine,
         // or while a person looks after the head, it is away for longer, and what trains has no need of it.
         ("RAY_gcs_rpc_server_reconnect_timeout_s", "600".into()),
+        // A raylet that asks its own object store too early asks again after 1 s; the store is there within milliseconds. As
+        // patient as Ray in all: 10 s.
+        ("RAY_raylet_client_connect_timeout_milliseconds", "50".into()),
+        ("RAY_raylet_client_num_connect_attempts", "200".into()),
         // How long a job may be PENDING before Ray calls it failed, 15 min by default: waiting for a GPU that is in use is
         // no failure, nor are a course's packages on a slow line. A week, as there is no "for ever".
         ("RAY_JOB_START_TIMEOUT_SECONDS", "604800".into()),
