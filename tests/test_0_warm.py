@@ -304,6 +304,16 @@ def test_an_overlay_of_the_environment_is_served_unless_it_shadows(node, tmp_pat
     seen, _, err = node.run("import extra; print(extra.__file__)", python=overlaid)
     assert seen["warm"], err
     assert seen["prefix"] == str(over) and seen["executable"] == overlaid and str(site) in seen["path"]
+    # What setuptools does there; another package's way to import is not known.
+    finder = "class {0}:\n    def find_spec(self, *_):\n        return None\n\nimport sys; sys.meta_path.insert(0, {0}())\n"
+    (site / "hack.py").write_text(finder.format("DistutilsMetaFinder"))
+    (site / "_a_hack.pth").write_text("import hack\n")
+    seen, out, err = node.run("import sys; print([type(f).__name__ for f in sys.meta_path].count('DistutilsMetaFinder'))", python=overlaid)
+    assert seen["warm"] and out.splitlines()[-1] == "1", err
+    (site / "hack.py").write_text(finder.format("Strange"))
+    seen, _, err = node.run(python=overlaid)
+    assert not seen["warm"] and "it imports in a way of its own (Strange)" in err
+    (site / "_a_hack.pth").unlink()
     (site / "heavy.py").write_text(HEAVY)
     assert node.run(python=overlaid)[0]["spec"] == str(site / "heavy.py")
 

@@ -26,6 +26,8 @@ import sys
 SOCKET = "LABD_WARM_SOCKET"
 SETUP, WORKER = "/ray/_private/workers/setup_worker.py", "/ray/_private/workers/default_worker.py"
 ANSWER_SECONDS = 5.0
+# What an environment's own .pth files add, which the worker reads again: setuptools, which comes with Lightning.
+OVERLAYS = {"DistutilsMetaFinder"}
 MOST_FILES = 250  # the kernel passes 253 at once
 # Read by C libraries when they are loaded, by the loader or by Python itself: must be as the server's.
 READ_EARLY = ("LD_", "GLIBC_", "MALLOC_", "JE_", "MIMALLOC_", "ARROW_", "OMP_", "KMP_", "GOMP_", "OPENBLAS_", "GOTO_", "MKL_", "BLIS_",
@@ -583,7 +585,8 @@ class Server:
             return "it has a terminal"
         if any(limit[1] != resource.getrlimit(number)[1] for number, limit in request["limits"].items()):
             return "its limits are others"
-        if unknown := set(request["finders"]) - self.finders:
+        overlay = request["prefixes"] != prefixes()
+        if unknown := set(request["finders"]) - self.finders - (OVERLAYS if overlay else set()):
             return f"it imports in a way of its own ({', '.join(sorted(unknown))})"
         env = request["env"]
         early = {name for name in {*env, *self.env} if name.startswith(READ_EARLY)} - HANDLED
@@ -593,7 +596,7 @@ class Server:
         site = sys.modules["site"]
         shared = [p for p in request["path"] if p in self.base]
         # What a virtual environment without these is told apart by is known only once its own packages are in the path.
-        made_on_it = request["prefixes"] == prefixes() or set(site.PREFIXES) <= set(request["site"])
+        made_on_it = not overlay or set(site.PREFIXES) <= set(request["site"])
         if os.path.dirname(os.path.abspath(__file__)) not in shared or shared != [p for p in self.base if p in shared] or not made_on_it:
             return "its environment is not made on Ray's"
         for path in request["path"]:
