@@ -1,8 +1,9 @@
 # make up      everything on a bare Debian machine, as root, no GPU: engine, build, a lab with two simulated GPUs, a training
 #              job that survives the death of its worker
 # make down    leaves nothing running; volumes and images are kept
-# make test    everything that is promised, on real containers
-# make check   what needs no engine: format, lints, unit and property tests, the scripts inside the containers
+# make test    everything that is promised, on real containers; PYTEST_ADDOPTS="-m 'not long'": without the tests that take a minute or more
+# make check   what needs no engine: format, lints, unit and property tests, the scripts inside the containers; SIM_SECONDS=N: for how
+#              long histories are simulated (120)
 # make dist    dist/labd: one static file, the GPU probes inside, for any distribution since 2018
 # make chaos   N random faults over a running training job (N=50, SEED=...); ENGINE=1: also the engine is restarted
 # make bench   recovery and bring-up, as ratios against what a user would run instead
@@ -30,7 +31,7 @@ down:
 
 check:
 	@scripts/tools.sh test
-	LABD_SIM_HISTORIES=10000 LABD_SIM_SECONDS=120 cargo test --workspace --quiet
+	LABD_SIM_HISTORIES=10000 LABD_SIM_SECONDS=$(or $(SIM_SECONDS),120) cargo test --workspace --quiet
 	python3 -m pytest tests/test_0_*.py
 
 test: check

@@ -2,6 +2,8 @@
 import re
 import shutil
 
+import pytest
+
 from lab import ROOT, docker, wait_for
 
 HOME = "/workspace/course"
@@ -75,6 +77,7 @@ def test_ray_train_on_two_gpus(course_lab):
     assert "training worker group of size 2" in log and len(set(re.findall(r"world_rank=(\d)", log))) == 2, log
 
 
+@pytest.mark.long
 def test_three_jobs_of_half_a_gpu_at_once(course_lab):
     lab, jobs = course_lab, ["third-1", "third-2", "third-3"]
     for job in jobs:
@@ -109,6 +112,7 @@ def test_a_worker_stopped_in_training_costs_an_epoch_and_no_job(course_lab):
     lab.wait_ready()
 
 
+@pytest.mark.long
 def test_tune_with_asha_on_half_gpus(course_lab):
     lab = course_lab
     submit(lab, "search", "python", "tune.py", "--trials", "6", "--epochs", "4")

@@ -768,8 +768,11 @@ fn serving(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen,
                     starting.wake_at(hung_at)
                 }
                 Health::Lost { reason } if now >= deadline => kill(m, c, Ending::Lost(reason.clone()), now),
-                // Whose fault it is cannot be told while the GCS is away.
-                Health::Unknown if now >= deadline => starting,
+                // Whether it is ready, or whose fault it is that it is not, cannot be told while the GCS is away.
+                Health::Unknown if now >= deadline || s.unmet.is_some() => match &s.unmet {
+                    Some(unmet) => Decision::new(Action::None, S::Waiting, m.explain(unmet)),
+                    None => starting,
+                },
                 _ => starting.wake_at(deadline),
             }
         }

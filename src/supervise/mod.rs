@@ -1220,7 +1220,7 @@ impl<E: Engine> Lab<E> {
         let before = entry.state;
         let unchanged_since = entry.running().is_some_and(|(_, started_at)| started_at <= entry.since);
         if entry.fresh
-            && decision.state == ServiceState::Starting
+            && matches!(decision.state, ServiceState::Starting | ServiceState::Waiting)
             && entry.health == Health::Unknown
             && entry.recorded == Some(ServiceState::Ready)
             && unchanged_since

@@ -362,6 +362,16 @@ fn the_gcs_is_told_of_a_death_before_the_engine_says_it_and_once() {
     assert!(matches!(&world.seen, Seen::Ours(c) if matches!(c.run, RunState::Running { .. })));
 }
 
+#[test]
+fn a_node_that_a_new_labd_finds_waits_for_a_head_that_is_held() {
+    let mut world = World::new();
+    assert!(world.recover().is_ok());
+    (world.memory, world.health, world.unmet) = (Memory::default(), Health::Unknown, true);
+    assert_eq!(world.step().ok(), Some((ServiceState::Waiting, false)), "`labd up` does not wait for it");
+    (world.health, world.unmet) = (Health::Passing, false);
+    assert_eq!(world.step().ok(), Some((ServiceState::Ready, false)));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
