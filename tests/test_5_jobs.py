@@ -7,6 +7,8 @@ import signal
 import urllib.error
 import urllib.request
 
+import pytest
+
 from lab import docker, run, wait_for
 
 PLAIN = ["python", "plain.py", "--epochs"]
@@ -60,6 +62,7 @@ def test_an_unmodified_script_resumes_when_its_worker_is_killed(lab):
     lab.wait_ready()
 
 
+@pytest.mark.long
 def test_a_worker_that_is_restarted_by_hand_takes_no_run_along(lab):
     """Ray lets it train on for 30 s, then elsewhere: by its own rule, also where no failure is allowed."""
     lab.wait_ready()
@@ -134,6 +137,7 @@ def test_a_power_cut_is_survived_unattended(lab):
     lab.wait_ready()
 
 
+@pytest.mark.long
 def test_a_lab_that_goes_down_takes_no_job_along(lab):
     lab.wait_ready()
     lab.submit("paused", *PLAIN, "16")

@@ -1,6 +1,8 @@
 """Faults of all kinds, one after another, over a job that trains; `make chaos` throws more of them."""
 import os
 
+import pytest
+
 import chaos
 
 
@@ -18,6 +20,7 @@ def test_what_is_wrong_with_a_runs_steps_is_said():
     ]
 
 
+@pytest.mark.long
 def test_a_job_outlives_eight_faults():
     # Where nobody else uses the engine, it is restarted, too.
     alone = os.environ.get("LABD_TEST_ENGINE_RESTART") == "1"
