@@ -5,6 +5,8 @@ import pathlib
 import signal
 import urllib.request
 
+import pytest
+
 from lab import docker, wait_for
 
 
@@ -132,6 +134,7 @@ def test_a_head_that_hangs_is_made_anew_and_nothing_else(lab):
     assert incidents(lab, "ray-head")[0]["cause"] == "hang"
 
 
+@pytest.mark.long
 def test_a_worker_with_a_wrong_token_is_found_and_made_anew(lab):
     """Whether Ray ends such a node or lets it try for ever: starting it again and again would not mend it."""
     lab.wait_ready()
