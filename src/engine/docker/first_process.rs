@@ -51,16 +51,15 @@ mod tests {
         let mut child = tokio::process::Command::new("cat").stdin(Stdio::piped()).spawn().expect("cat");
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
         // Every process is in a control group, whose path begins with a slash; none has this id in it.
-        let its_own = container("/", pid);
-        let watched = ended(&its_own);
-        let others = [container("0123456789abcdef0123", pid), container("", pid), container("/", None)];
-        tokio::pin!(watched);
+        let watch = |container: ContainerSeen| tokio::spawn(async move { ended(&container).await });
+        let mut its_own = watch(container("/", pid));
+        let others = [("0123456789abcdef0123", pid), ("", pid), ("/", None)].map(|(id, pid)| watch(container(id, pid)));
         let soon = Duration::from_millis(50);
-        assert!(tokio::time::timeout(soon, &mut watched).await.is_err(), "it lives");
+        assert!(tokio::time::timeout(soon, &mut its_own).await.is_err(), "it lives");
         child.kill().await.expect("killed");
-        tokio::time::timeout(Duration::from_secs(10), watched).await.expect("it has ended");
+        tokio::time::timeout(Duration::from_secs(10), its_own).await.expect("in time").expect("it has ended");
         for other in others {
-            assert!(tokio::time::timeout(soon, ended(&other)).await.is_err());
+            assert!(tokio::time::timeout(soon, other).await.is_err(), "it is another's");
         }
     }
 }
