@@ -501,10 +501,8 @@ fn node_ended(s: &Situation<'_>, m: &mut Memory, why: &str) {
 
 /// The container has ended, as the kernel says; what follows waits until the engine says so, too.
 fn ending(s: &Situation<'_>, m: &mut Memory, now: Timestamp, state: ServiceState, why: &str) -> Decision {
-    if !m.seen_to_end {
-        node_ended(s, m, why);
-        m.seen_to_end = true;
-    }
+    node_ended(s, m, why);
+    m.seen_to_end = true;
     tell(s, m, state, why).unwrap_or_else(|| Decision::new(Action::None, state, why).wake_at(now.plus(CLEARED)))
 }
 
@@ -769,9 +767,10 @@ fn serving(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen,
                 }
                 Health::Lost { reason } if now >= deadline => kill(m, c, Ending::Lost(reason.clone()), now),
                 // Whether it is ready, or whose fault it is that it is not, cannot be told while the GCS is away.
-                Health::Unknown if now >= deadline || s.unmet.is_some() => match &s.unmet {
+                Health::Unknown => match &s.unmet {
                     Some(unmet) => Decision::new(Action::None, S::Waiting, m.explain(unmet)),
-                    None => starting,
+                    None if now >= deadline => starting,
+                    None => starting.wake_at(deadline),
                 },
                 _ => starting.wake_at(deadline),
             }

@@ -239,14 +239,11 @@ struct Prober {
     /// What Ray says, for as long as it runs.
     ray: watch::Sender<Arc<RayView>>,
     task: AbortHandle,
-    /// Waits for the end of its first process.
-    end: AbortHandle,
 }
 
 impl Drop for Prober {
     fn drop(&mut self) {
         self.task.abort();
-        self.end.abort();
     }
 }
 
@@ -723,18 +720,18 @@ impl<E: Engine> Lab<E> {
         let end = {
             let (tx, engine, container) = (tx.clone(), engine.clone(), container.clone());
             let (service, key) = (service.clone(), key.clone());
-            tokio::spawn(async move {
+            async move {
                 engine.first_process_ended(container).await;
                 let _ = tx.send(Word::Ended(service, key));
-            })
-            .abort_handle()
+            }
         };
         let tell = move |health| {
             let _ = tx.send(Word::Health(service.clone(), told_key.clone(), health));
         };
         let (ray, heard) = watch::channel(view);
-        let task = tokio::spawn(probe::run(engine, ask, spec, container, started_at, heard, tell)).abort_handle();
-        entry.prober = Some(Prober { key, ray, task, end });
+        let probes = probe::run(engine, ask, spec, container, started_at, heard, tell);
+        let task = tokio::spawn(async move { tokio::join!(probes, end) }).abort_handle();
+        entry.prober = Some(Prober { key, ray, task });
     }
 
     // ---- deciding ----
