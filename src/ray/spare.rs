@@ -40,7 +40,7 @@ pub(super) struct Spare {
     pub(super) job: Vec<u8>,
     pub(super) environment: String,
     pub(super) node: Vec<u8>,
-    in_place_of: Vec<u8>,
+    in_place_of: Option<Vec<u8>>,
 }
 
 /// A node that can have one.
@@ -85,21 +85,16 @@ impl Kept {
         let knows_jobs =
             |place: &&Place| self.nodes.get(&place.id).is_some_and(|&seen| now.duration_since(seen) >= KNOWS_JOBS);
         let of_runs: BTreeSet<&[u8]> = groups.keys().map(|(job, _)| *job).collect();
-        let beside = |actor: &&proto::Actor| {
-            BESIDE_WORKERS.contains(&actor.class.as_str())
-                && actor.state == ALIVE
-                && of_runs.contains(actor.job.as_slice())
-        };
         // A node that is gone took its processes along; one that a worker is on now has used it up.
         self.spares.retain(|spare, wanted| {
             if of_runs.contains(spare.job.as_slice()) {
                 *wanted = now;
             }
-            let used = if spare.in_place_of.is_empty() {
-                let group = groups.get(&(spare.job.as_slice(), spare.environment.as_str()));
-                group.is_some_and(|nodes| nodes.contains(spare.node.as_slice()))
-            } else {
-                !actors.iter().any(|actor| actor.id == spare.in_place_of) && of_runs.contains(spare.job.as_slice())
+            let used = match &spare.in_place_of {
+                Some(actor) => of_runs.contains(spare.job.as_slice()) && !actors.iter().any(|a| a.id == *actor),
+                None => groups
+                    .get(&(spare.job.as_slice(), spare.environment.as_str()))
+                    .is_some_and(|nodes| nodes.contains(spare.node.as_slice())),
             };
             !used && places.iter().any(|place| place.id == spare.node) && now.duration_since(*wanted) < REMEMBERED
         });
@@ -111,16 +106,17 @@ impl Kept {
                     job: job.to_vec(),
                     environment: (*environment).to_owned(),
                     node: place.id.clone(),
-                    in_place_of: Vec::new(),
+                    in_place_of: None,
                 });
             }
         }
-        for actor in actors.iter().filter(beside) {
+        let beside = |a: &&proto::Actor| a.state == ALIVE && BESIDE_WORKERS.contains(&a.class.as_str());
+        for actor in actors.iter().filter(beside).filter(|a| of_runs.contains(a.job.as_slice())) {
             wanted.extend(places().filter(|place| place.id == actor.node).map(|place| Spare {
                 job: actor.job.clone(),
                 environment: actor.environment.clone(),
                 node: place.id.clone(),
-                in_place_of: actor.id.clone(),
+                in_place_of: Some(actor.id.clone()),
             }));
         }
         wanted.retain(|spare| !self.spares.contains_key(spare));
