@@ -2,16 +2,21 @@
 import os
 import pathlib
 import re
+import runpy
 import shutil
 import signal
 import socket
 import subprocess
+import sys
+import types
 
 import pytest
 
 from lab import wait_for
 
-START = (pathlib.Path(__file__).resolve().parent.parent / "images/run/start.sh").read_text()
+RUN = pathlib.Path(__file__).resolve().parent.parent / "images/run"
+HEAD = RUN / "labd_head.py"
+START = (RUN / "start.sh").read_text()
 FATAL = "[2026-11-24 23:06:23,507 C 20 20] (gcs_server) rocksdb_store_client.cc:179:  Check failed: open_status.ok() "
 
 
@@ -280,3 +285,35 @@ def test_the_warm_process_starts_beside_workers_and_drivers(node, args, env, kin
     done = subprocess.run(["sh", "-c", text, "sh", "ray", "start", *args], env=env, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and "ran start" in done.stdout
     assert (asked.read_text() if asked.exists() else None) == (f"-m labd_warm {kind}\n" if kind else None)
+
+
+class Parameters:
+    ray_client_server_port = 10001
+
+
+def test_the_heads_monitors_start_once_the_dashboard_serves_and_all_else_at_once(monkeypatch):
+    ray = types.ModuleType("ray._private.services")
+    ray.start_ray_process = lambda command, process_type, fate_share: subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    for name in ("ray", "ray._private"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    sys.modules["ray._private"].services = ray
+    head = runpy.run_path(str(HEAD))
+    with socket.socket() as dashboard:
+        dashboard.bind(("127.0.0.1", 0))
+        parameters = Parameters()
+        parameters.dashboard_port = dashboard.getsockname()[1]
+        head["before_start"](parameters, True)
+        assert parameters.ray_client_server_port is None
+        started = {what: ray.start_ray_process(["echo", what], what, fate_share=True) for what in ("monitor", "log_monitor", "raylet")}
+        assert started["raylet"].wait(10) == 0 and started["raylet"].stdout.read() == "raylet\n"
+        assert started["monitor"].poll() is None is started["log_monitor"].poll(), "nobody listens yet"
+        dashboard.listen()
+        for what in ("monitor", "log_monitor"):
+            assert started[what].wait(10) == 0 and started[what].stdout.read() == f"{what}\n"
+
+
+def test_a_ray_that_starts_its_processes_otherwise_is_left_alone(monkeypatch, capsys):
+    for name in ("ray", "ray._private"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    runpy.run_path(str(HEAD))["before_start"](Parameters(), True)
+    assert "labd: Ray's monitors start with the head (ImportError: " in capsys.readouterr().out
