@@ -48,6 +48,15 @@ def docker(*argv, **kwargs):
     return run("docker", *argv, **kwargs)
 
 
+def kill_first_process(container):
+    """SIGKILL, of which the engine knows nothing; whether there was a process to kill."""
+    pid = int(docker("inspect", "-f", "{{.State.Pid}}", container).stdout)
+    # An ended container's pid is 0, and signals to 0 go to every process of our own group.
+    if pid:
+        os.kill(pid, signal.SIGKILL)
+    return pid != 0
+
+
 def build_settings():
     """[images.build] for the machine we are on: its CA bundle, mirrors and proxies."""
     env = os.environ
@@ -179,9 +188,7 @@ jupyter = 0
 
     def sigkill(self, service):
         """A crash that the engine was not asked for. Nothing happens to a container that does not run."""
-        # An ended container's pid is 0, and signals to 0 go to every process of our own group.
-        if pid := self.inspect(service)["State"]["Pid"]:
-            os.kill(pid, signal.SIGKILL)
+        kill_first_process(self.container(service))
 
     def processes(self, service):
         """pid -> arguments, of one container."""
