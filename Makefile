@@ -1,7 +1,8 @@
 # make up      everything on a bare Debian machine, as root, no GPU: engine, build, a lab with two simulated GPUs, a training
 #              job that survives the death of its worker
 # make down    leaves nothing running; volumes and images are kept
-# make test    everything that is promised, on real containers; PYTEST_ADDOPTS="-m 'not long'": without the tests that take a minute or more
+# make test    everything that is promised, on real containers; PYTEST_ADDOPTS="-m 'not long'": without the tests that take a
+#              minute or more
 # make check   what needs no engine: format, lints, unit and property tests, the scripts inside the containers; SIM_SECONDS=N: for how
 #              long histories are simulated (120)
 # make dist    dist/labd: one static file, the GPU probes inside, for any distribution since 2018
