@@ -184,6 +184,9 @@ def test_submissions_are_kept_while_the_head_is_away(lab):
     assert lab.job("patient")["status"] == "PENDING" and "kept" in lab.job("patient")["message"]
     lab.kill_daemon()
     lab.up()  # it ends: what waits for a held service is not waited for
+    for node in ("ray-driver", "ray-worker-0"):
+        row = lab.service(node)
+        assert row["state"] == "waiting" and "ray-head" in row["last_reason"], row
     lab.labd("start", "ray-head")
     ends(lab, "patient")
     assert "epoch 2/2" in lab.logs("patient")

@@ -1222,9 +1222,13 @@ impl<E: Engine> Lab<E> {
             && entry.recorded == Some(ServiceState::Ready)
             && unchanged_since
         {
-            // It was ready before labd was restarted, and the first probe is under way: nothing has happened.
+            // It was ready before labd was restarted, and the first probe is under way: nothing has happened that the
+            // journal should be told. A wait is shown with what it is for, not with the journal's word on how it began.
             entry.state = decision.state;
             entry.wake = decision.wake;
+            if decision.state == ServiceState::Waiting {
+                entry.reason = decision.reason.clone();
+            }
             return before != decision.state;
         }
         let adopted = std::mem::take(&mut entry.fresh);
@@ -1238,11 +1242,13 @@ impl<E: Engine> Lab<E> {
         entry.progress = (decision.state == ServiceState::Preparing).then(|| decision.reason.clone());
         let mut reason = decision.reason.clone();
         if decision.state == ServiceState::Ready && reason.is_empty() {
-            let started = entry.running().map(|(_, at)| at);
-            reason = match started {
-                // Adopted: the journal's word stands, if it has one.
-                Some(_) if adopted && !entry.reason.is_empty() => entry.reason.clone(),
-                Some(at) if changed => format!("ready {} after its start", human(now.since(at))),
+            // Adopted, and ready as the journal has it: since then, not since now.
+            let known = adopted && entry.recorded == Some(ServiceState::Ready) && unchanged_since;
+            reason = match entry.running() {
+                Some((_, at)) if changed => {
+                    let ready_at = if known { entry.since } else { now };
+                    format!("ready {} after its start", human(ready_at.since(at)))
+                }
                 _ => entry.reason.clone(),
             };
         }
