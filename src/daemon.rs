@@ -287,6 +287,7 @@ pub async fn subnet(config: &Config, engine: &DockerEngine) -> Result<[u8; 3], S
 pub async fn run(options: Options) -> Result<(), StartError> {
     let other = |e: &dyn std::fmt::Display| StartError::Other(e.to_string());
     let started_at = Timestamp::now();
+    http::raise_open_files();
     let (config, found) = Config::load(&options.config)?;
     let socket = http::bind_unix(&options.socket).await.map_err(|e| other(&e))?;
     let page = http::bind_tcp(config.lab.page, "lab.page").await.map_err(|e| other(&e))?;
@@ -418,11 +419,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     note(&journal, "stopped", if down { "the lab is down" } else { "containers go on running" });
     stop.send_replace(true);
-    while let Some(ended) = servers.join_next().await {
-        if let Ok(Err(error)) = ended {
-            tracing::warn!(%error, "a listener ended");
-        }
-    }
+    while servers.join_next().await.is_some() {}
     // A hanging disk must not keep the daemon.
     let _ = tokio::time::timeout(Duration::from_secs(2), journal.flush()).await;
     Ok(())
@@ -557,7 +554,7 @@ async fn serve_scrapes(
     loop {
         // Not there before the network is, and gone with it: both are ordinary.
         if let Ok(listener) = http::bind_tcp(addr, "lab.page").await {
-            let _ = http::serve_tcp(listener, router.clone(), stopped.clone()).await;
+            http::serve_tcp(listener, router.clone(), stopped.clone()).await;
         }
         let mut stop = stopped.clone();
         tokio::select! {
@@ -582,7 +579,7 @@ async fn serve_door(
             Ok(listener) => {
                 view.send_replace(DoorView { port: listener.local_addr().ok().map(|a| a.port()), trouble: None });
                 tokio::select! {
-                    _ = http::serve_tcp(listener, router.clone(), stopped.clone()) => {}
+                    () = http::serve_tcp(listener, router.clone(), stopped.clone()) => {}
                     () = moved(&mut configs, wanted) => continue,
                 }
             }
@@ -614,7 +611,7 @@ async fn serve_relay(path: PathBuf, router: axum::Router, stopped: watch::Receiv
     let mut stop = stopped.clone();
     loop {
         match http::bind_unix(&path).await {
-            Ok(socket) => drop(http::serve_unix(socket, router.clone(), stopped.clone()).await),
+            Ok(socket) => http::serve_unix(socket, router.clone(), stopped.clone()).await,
             Err(error) => tracing::warn!(%error, "containers cannot reach the front door"),
         }
         tokio::select! {
