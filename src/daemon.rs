@@ -343,6 +343,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let keeper = jobs::Parts {
         api: Box::new(move || endpoint.borrow().clone().map(HttpJobs::new)),
         ray: ray.watch(),
+        follow: ray.follow(),
         incidents: all_incidents,
         snapshot: snapshots.clone(),
         config: configs.clone(),
