@@ -453,6 +453,13 @@ impl Config {
     pub fn door_dir(&self) -> PathBuf {
         self.lab.data_dir.join("door")
     }
+    /// Whether an address of a mirror or proxy carries a login.
+    pub fn holds_logins(&self) -> bool {
+        let b = &self.images.build;
+        let all = [&b.http_proxy, &b.https_proxy, &b.pip_index_url, &b.goproxy, &b.debian_mirror, &b.torch];
+        all.into_iter().flatten().any(|address| crate::text::without_logins(address) != *address)
+    }
+
 
     /// The host directory that JupyterLab shows.
     pub fn workspace(&self) -> PathBuf {

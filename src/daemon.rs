@@ -34,6 +34,7 @@ use crate::{
         EngineError,
         docker::DockerEngine,
         images::{self, Images},
+    files,
         listen,
     },
     http::{
@@ -290,7 +291,10 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let (config, found) = Config::load(&options.config)?;
     let socket = http::bind_unix(&options.socket).await.map_err(|e| other(&e))?;
     let page = http::bind_tcp(config.lab.page, "lab.page").await.map_err(|e| other(&e))?;
-    let _sole = claim(&config.lab.name)?;
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    let root_user = rustix::process::geteuid().is_root();
+    make_data_dir(&config)?;
+    let _sole = claim(&config.lab.name, &locks(root_user, runtime.as_deref(), &config.lab.data_dir))?;
     let engine = DockerEngine::connect(&config.engine.socket, &config.lab.name).map_err(|e| other(&e))?;
     let facts = node::facts();
     let (subnet, address) = tokio::join!(subnet(&config, &engine), address::find(config.node.address.as_deref()));
@@ -428,16 +432,31 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     Ok(())
 }
 
-/// One daemon per lab, whatever socket it listens on: two would undo each other's work. The name lives in the kernel and
-/// goes with the process.
-fn claim(lab: &str) -> Result<UnixListener, StartError> {
-    let name = format!("labd-lab-{lab}");
-    let bound = AbstractAddr::from_abstract_name(name).and_then(|address| UnixListener::bind_addr(&address));
-    bound.map_err(|_| {
-        StartError::Other(format!(
+/// Where each daemon locks the file of its lab. A folder that only the daemon's user can write to: names that are anybody's
+/// to take (abstract sockets, files in /tmp) let any local user keep labd from starting.
+pub(crate) fn locks(root_user: bool, runtime: Option<&Path>, data_dir: &Path) -> PathBuf {
+    match runtime {
+        _ if root_user => PathBuf::from("/run/labd/labs"),
+        Some(dir) => dir.join("labd/labs"),
+        None => data_dir.to_owned(),
+    }
+}
+
+/// One daemon per lab, whatever socket it listens on: two would undo each other's work. The lock goes with the process.
+fn claim(lab: &str, dir: &Path) -> Result<File, StartError> {
+    let path = dir.join(format!("{lab}.lock"));
+    let broken = |e: std::io::Error| {
+        StartError::Other(format!("cannot lock {}: {e}; run labd as root, or set XDG_RUNTIME_DIR", path.display()))
+    };
+    DirBuilder::new().recursive(true).mode(0o755).create(dir).map_err(broken)?;
+    let file = files::open_private(&path).map_err(broken)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StartError::Other(format!(
             "another labd runs the lab `{lab}`; stop that one, or set another `lab.name` in labd.toml"
-        ))
-    })
+        ))),
+        Err(TryLockError::Error(e)) => Err(broken(e)),
+    }
 }
 
 /// Waits for a signal or for the lab to be down; returns whether it is.
@@ -478,14 +497,37 @@ fn note(journal: &Journal, what: &str, reason: &str) {
 
 fn make_workspace(config: &Config) -> Result<(), StartError> {
     let dir = config.workspace();
-    std::fs::create_dir_all(&dir)
+    // Closed by itself, too: the data directory is not where others have files in it.
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&dir)
         .map_err(|e| StartError::Other(format!("cannot make {}: {e}; set `lab.workspace` in labd.toml", dir.display())))
 }
 
 /// The folder that the relay sees: it must be there before the relay's container is made.
 fn make_door(config: &Config) -> Result<(), StartError> {
     let dir = config.door_dir();
-    std::fs::create_dir_all(&dir)
+    fs::create_dir_all(&dir)
+/// Before anything is in it: what labd keeps holds people's tokens.
+fn make_data_dir(config: &Config) -> Result<(), StartError> {
+    let dir = &config.lab.data_dir;
+    match files::private_folder(dir) {
+        Ok(true) => Ok(()),
+        Ok(false) => {
+            tracing::warn!(
+                "{} holds files that are not labd's, so others can enter it; give labd a folder of its own (`lab.data_dir`)",
+                dir.display()
+            );
+            Ok(())
+        }
+        Err(e) => Err(StartError::Other(format!(
+            "cannot make {}: {e}; run labd as root, or set `lab.data_dir` in labd.toml",
+            dir.display()
+        ))),
+    }
+}
+
         .map_err(|e| StartError::Other(format!("cannot make {}: {e}; set `lab.data_dir` in labd.toml", dir.display())))
 }
 

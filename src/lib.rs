@@ -38,6 +38,7 @@ pub mod daemon;
 mod db;
 pub mod doctor;
 pub mod engine;
+mod files;
 pub mod http;
 pub mod incident;
 pub mod install;

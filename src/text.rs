@@ -28,6 +28,22 @@ pub(crate) fn path_segment(text: &str) -> String {
     segment
 }
 
+/// Text without the logins of the addresses in it: what may be shown to anybody.
+pub(crate) fn without_logins(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once("://") {
+        shown.push_str(before);
+        shown.push_str("://");
+        let ends = |c: char| c.is_whitespace() || matches!(c, '/' | '?' | '#' | '"' | '\'' | '`');
+        let end = after.find(ends).unwrap_or(after.len());
+        // The last `@` before the path: a password may hold one that nobody has encoded.
+        rest = &after[after[..end].rfind('@').map_or(0, |at| at + 1)..];
+    }
+    shown.push_str(rest);
+    shown
+}
+
 /// Characters that no screen shows, or that turn the text around them: an id with them looks like another one.
 pub(crate) fn is_invisible(c: char) -> bool {
     matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}')
@@ -51,3 +67,15 @@ mod tests {
         assert_eq!(path_segment("lr 0.01/ä%"), "lr%200.01%2F%C3%A4%25");
     }
 }
+    #[test]
+    fn an_address_is_shown_without_its_login() {
+        for (text, shown) in [
+            ("https://user:p@ss@pypi.lab/simple", "https://pypi.lab/simple"),
+            ("curl http://token@proxy:3128 'https://a:b@c/d'", "curl http://proxy:3128 'https://c/d'"),
+            ("https://pypi.org/simple/a@b", "https://pypi.org/simple/a@b"),
+            ("none", "none"),
+        ] {
+            assert_eq!(without_logins(text), shown);
+        }
+    }
+

@@ -16,6 +16,7 @@ use tokio::{
 };
 
 use super::stopped;
+use crate::files;
 
 /// How long an answer in progress may take once the daemon ends.
 const GRACE: Duration = Duration::from_secs(2);
@@ -91,7 +92,8 @@ fn lock(path: &Path, socket: &Path) -> Result<File, ServeError> {
         path: socket.to_owned(),
         reason: format!("cannot use `{}`: {e}", path.display()),
     };
-    let mut file = File::options().create(true).read(true).write(true).truncate(false).open(path).map_err(broken)?;
+    // Only labd's: whoever can open it can hold the lock, and no labd would start.
+    let mut file = files::open_private(path).map_err(broken)?;
     match file.try_lock() {
         Ok(()) => {}
         Err(fs::TryLockError::WouldBlock) => {
