@@ -144,9 +144,13 @@ pub struct HostMount {
     pub source: PathBuf,
     /// Where workers, drivers and notebooks see it, such as `/mnt/food11`.
     pub target: String,
-    /// Whether they may only read.
-    #[serde(default)]
+    /// Whether they may only read; yes when absent. Who writes there does so as this machine's root.
+    #[serde(default = "yes")]
     pub read_only: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// `[ray]`.
@@ -449,10 +453,6 @@ impl Config {
         Ok(config)
     }
 
-    /// The host directory whose sockets the front door's relay sees.
-    pub fn door_dir(&self) -> PathBuf {
-        self.lab.data_dir.join("door")
-    }
     /// Whether an address of a mirror or proxy carries a login.
     pub fn holds_logins(&self) -> bool {
         let b = &self.images.build;
@@ -460,6 +460,10 @@ impl Config {
         all.into_iter().flatten().any(|address| crate::text::without_logins(address) != *address)
     }
 
+    /// The host directory whose sockets the front door's relay sees.
+    pub fn door_dir(&self) -> PathBuf {
+        self.lab.data_dir.join("door")
+    }
 
     /// The host directory that JupyterLab shows.
     pub fn workspace(&self) -> PathBuf {

@@ -233,6 +233,7 @@ fn list(scene: &Arc<Scene>) -> Vec<(&'static str, Work)> {
         "nvidia": gpu::nvidia,
         "amd": gpu::amd,
         "worker-gpus": gpu::in_workers,
+        "set-id": engine::set_id,
         "memory": machine::memory,
         "limits": machine::limits,
         "disk": machine::disk,

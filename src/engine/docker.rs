@@ -3,6 +3,7 @@
 //! * `container`: our values to the engine's and back, pure.
 //! * `doctor`: what only `labd doctor` asks.
 //! * `first_process`: a container's end as the kernel tells it.
+//! * `syscalls`: which system calls a container may make, pure.
 //! * `explain`: the engine's errors as one line that ends in a fix, pure.
 //!
 //! A [`DockerEngine`] may be made before the engine runs, and lives through its restarts and upgrades: the connection is
@@ -14,6 +15,7 @@ pub(crate) mod explain;
 mod first_process;
 #[cfg(test)]
 mod live;
+mod syscalls;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -81,6 +83,8 @@ struct Inner {
     client: Mutex<Option<Docker>>,
     /// What the last [`DockerEngine::check`] said.
     rootless: AtomicBool,
+    /// As well.
+    seccomp: AtomicBool,
     /// Held while the network is looked for and made: the first services of a lab all want it at the same moment, and an
     /// engine that is asked for it twice says that it overlaps itself.
     network: tokio::sync::Mutex<()>,
@@ -137,6 +141,7 @@ impl DockerEngine {
     }
 
     /// Name of a service's container.
+            seccomp: AtomicBool::new(true),
     pub fn container_name(&self, service: &str) -> String {
         format!("{}-{service}", self.inner.lab)
     }
@@ -161,7 +166,9 @@ impl DockerEngine {
         })
     }
 
+        let seccomp = options.iter().any(|o| o.contains("seccomp"));
     /// What the engine can hand in. Reads CDI specifications below `root`, where the engine's file system begins.
+        self.inner.seccomp.store(seccomp, Ordering::Relaxed);
     pub async fn devices(&self, root: &Path) -> Result<EngineDevices, EngineError> {
         let client = self.client().await?;
         let info = client.info().await.map_err(|e| self.fail(&e))?;
@@ -169,6 +176,7 @@ impl DockerEngine {
         // Engines have these in their answer only while CDI is on.
         let cdi_dirs = info.cdi_spec_dirs.unwrap_or_default();
         let cdi_devices = cdi::read(root, &cdi_dirs);
+            seccomp,
         let cdi_names = if (api.major_version, api.minor_version) >= LISTS_DEVICES {
             let listed = info.discovered_devices.unwrap_or_default().into_iter();
             listed.filter(|d| d.source.as_deref() == Some("cdi")).filter_map(|d| d.id).collect()
@@ -462,7 +470,11 @@ impl Engine for DockerEngine {
     async fn create(&self, service: &str, spec: &ContainerSpec) -> Result<(), EngineError> {
         let client = self.client().await?;
         let options = CreateContainerOptions { name: Some(self.container_name(service)), ..Default::default() };
-        let body = container::body(self.lab(), service, spec, self.inner.rootless.load(Ordering::Relaxed));
+        let engine = container::Abilities {
+            rootless: self.inner.rootless.load(Ordering::Relaxed),
+            seccomp: self.inner.seccomp.load(Ordering::Relaxed),
+        };
+        let body = container::body(self.lab(), service, spec, engine);
         let id = client.create_container(Some(options), body).await.map_err(|e| self.fail(&e))?.id;
         if let Err(e) = self.upload(&client, &id, spec).await {
             // Half made is worse than absent: it would be started without its files.

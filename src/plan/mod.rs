@@ -5,6 +5,7 @@
 //! * [`sizes`]: memory, `/dev/shm`, object stores and logical CPUs that fit the machine together.
 //! * [`ray`], [`door`], [`storage`], [`metrics`], [`jupyter`]: one file per kind of service.
 //! * [`images`]: which image is had from where.
+//! * [`rights`]: what each container may do.
 
 pub mod door;
 mod images;
@@ -12,6 +13,7 @@ mod jupyter;
 mod metrics;
 pub mod placement;
 mod ray;
+pub(crate) mod rights;
 pub mod sizes;
 pub mod spec;
 mod storage;
@@ -30,7 +32,9 @@ use crate::{
     snapshot::Link,
 };
 use sizes::Sizes;
-use spec::{ContainerSpec, EnvValue, FileSpec, ImageName, Mount, MountSource, NetworkSpec, Plan, Port, ServiceSpec};
+use spec::{
+    ContainerSpec, EnvValue, FileSpec, ImageName, Kind, Mount, MountSource, NetworkSpec, Plan, Port, ServiceSpec,
+};
 
 /// The longest a container may take to stop: Ray drains a busy worker for up to 30 s.
 const RAY_STOP: Duration = Duration::from_secs(40);
@@ -162,7 +166,7 @@ impl Draft<'_> {
     }
 
     /// A container with what all have in common.
-    fn container(&self, name: &str, image: ImageName, host: u8, memory: Bytes) -> ContainerSpec {
+    fn container(&self, name: &str, kind: Kind, image: ImageName, host: u8, memory: Bytes) -> ContainerSpec {
         ContainerSpec {
             image: images::reference(self.inputs, image),
             entrypoint: None,
@@ -188,6 +192,7 @@ impl Draft<'_> {
         }
     }
 
+            rights: rights::of(kind, self.config().images.reference(image).is_some()),
     /// Where checkpoints go, for everything that runs users' code.
     fn s3_env(&self) -> BTreeMap<String, EnvValue> {
         let (endpoint, region) = match &self.config().s3 {

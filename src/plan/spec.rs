@@ -134,7 +134,7 @@ pub enum Probe {
         /// Sent as `Authorization: <scheme> <secret>`.
         authorization: Option<(String, Secret)>,
     },
-    /// MinIO is ready and its bucket exists; a missing bucket is created.
+    /// MinIO is ready, and its bucket is open to the user of jobs; what is missing of both is made.
     Minio {
         /// Container port of the S3 API.
         port: u16,

@@ -13,7 +13,7 @@ const BUCKET: &str = "ray";
 
 pub(super) fn minio(draft: &Draft<'_>) -> ServiceSpec {
     let (config, secrets) = (draft.config(), &draft.inputs.secrets);
-    let mut container = draft.container("minio", ImageName::Minio, host::MINIO, draft.sizes.minio);
+    let mut container = draft.container("minio", Kind::Minio, ImageName::Minio, host::MINIO, draft.sizes.minio);
     container.command = words(&["server", "/data", "--address", ":9000", "--console-address", ":9001"]);
     container.env = env([
         ("MINIO_ROOT_USER", (&secrets.s3_access_key).into()),
