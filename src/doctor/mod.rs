@@ -29,6 +29,7 @@ use crate::{
         docker::{DockerEngine, Setup, Standing},
     },
     snapshot::Snapshot,
+    text::without_logins,
 };
 
 /// How long one check may take.
@@ -77,7 +78,10 @@ pub struct Check {
 
 impl Check {
     fn new(name: &str, verdict: Verdict, why: impl Into<String>, fix: Option<String>) -> Self {
-        Self { name: name.to_owned(), verdict, why: why.into(), fix }
+        // People paste what doctor says into mails, and addresses of mirrors and proxies may hold logins.
+        let why: String = why.into();
+        let fix = fix.map(|text| without_logins(&text));
+        Self { name: name.to_owned(), verdict, why: without_logins(&why), fix }
     }
 
     fn ok(name: &str, why: impl Into<String>) -> Self {
@@ -360,6 +364,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_command_that_hangs_is_left_behind() {
+    #[test]
+    fn no_check_shows_a_login() {
+        let shown =
+            Check::warn("packages", "PyPI http://u:s3cret@pypi.lab: no", "curl http://u:s3cret@pypi.lab/simple");
+        assert!(!format!("{shown:?}").contains("s3cret"), "{shown:?}");
+    }
+
         assert_eq!(say("sleep", &["600"], Duration::from_millis(50)).await, Said::Hung);
         assert_eq!(say("/nowhere/nvidia-smi", &[], QUESTION).await, Said::Missing);
         assert_eq!(say("echo", &["hello"], QUESTION).await.fine(), Some("hello"));

@@ -24,6 +24,8 @@ pub(super) fn prometheus(draft: &Draft<'_>) -> ServiceSpec {
         "--storage.tsdb.path=/prometheus",
         "--storage.tsdb.retention.time=15d",
         "--storage.tsdb.retention.size=10GB",
+        // No other site's page may read what it answers: Grafana asks it from its own server.
+        "--web.cors.origin=none",
     ]);
     // labd listens on the lab's network, on the port of its page.
     let labd = format!("{}:{}", draft.address(1), config.lab.page.port());
