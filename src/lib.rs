@@ -44,6 +44,7 @@ pub mod incident;
 pub mod install;
 pub mod jobs;
 pub mod journal;
+pub mod minio;
 pub mod node;
 pub mod plan;
 pub mod probe;

@@ -27,6 +27,7 @@ use serde::Serialize;
 
 use crate::{
     config::{Bytes, Config, HostMount},
+    minio::Keys,
     node::{NodeFacts, gpu::Gpu},
     secret::Secret,
     snapshot::Link,
@@ -46,10 +47,12 @@ const STOP: Duration = Duration::from_secs(15);
 pub struct Secrets {
     /// Ray's token.
     pub ray_token: Secret,
-    /// MinIO's root user, or the access key of another store.
+    /// The access key that jobs and notebooks hold: a user of MinIO for one bucket, or another store's.
     pub s3_access_key: Secret,
-    /// MinIO's root password, or the secret key of another store.
+    /// The secret key to it.
     pub s3_secret_key: Secret,
+    /// MinIO's root, for labd alone.
+    pub minio_root: Keys,
     /// JupyterLab's token.
     pub jupyter_token: Secret,
     /// Password of Grafana's user `admin`.
