@@ -4,11 +4,9 @@
 //! is not there (yet) is no reason to end: labd says so everywhere and goes on when it comes.
 
 use std::{
-    net::SocketAddr,
-    os::{
-        linux::net::SocketAddrExt as _,
-        unix::net::{SocketAddr as AbstractAddr, UnixListener},
-    },
+    fs::{self, DirBuilder, File, TryLockError},
+    net::{IpAddr, SocketAddr},
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -34,9 +32,9 @@ use crate::{
         EngineError,
         docker::DockerEngine,
         images::{self, Images},
-    files,
         listen,
     },
+    files,
     http::{
         self, Credential, LogSource,
         door::{Door, installs},
@@ -51,7 +49,7 @@ use crate::{
             keeper::{self, Gpus},
             simulate,
         },
-        routes,
+        guard, routes,
     },
     plan::{self, Inputs, PlanView},
     ray::{HttpJobs, Ray},
@@ -296,6 +294,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     make_data_dir(&config)?;
     let _sole = claim(&config.lab.name, &locks(root_user, runtime.as_deref(), &config.lab.data_dir))?;
     let engine = DockerEngine::connect(&config.engine.socket, &config.lab.name).map_err(|e| other(&e))?;
+    let lab = config.lab.name.clone();
     let facts = node::facts();
     let (subnet, address) = tokio::join!(subnet(&config, &engine), address::find(config.node.address.as_deref()));
     let data_dir = config.lab.data_dir.clone();
@@ -372,7 +371,12 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     if !page_address.ip().is_unspecified() {
         let scrape = SocketAddr::from((wish.plan.network.gateway, page_address.port()));
         tell_scrapes.send_replace(Scrapes { address: Some(scrape), last: None });
-        tokio::spawn(serve_scrapes(scrape, state.clone(), tell_scrapes, stopped.clone()));
+        // Prometheus, and whoever is on this machine. The address is on a bridge, and hosts with a route to it would be heard.
+        let prometheus = wish.plan.service("prometheus").map(|s| IpAddr::V4(s.container.address));
+        let known = [Some(scrape.ip()), prometheus];
+        let served =
+            serve_scrapes(scrape, known.into_iter().flatten().collect(), state.clone(), tell_scrapes, stopped.clone());
+        tokio::spawn(served);
     }
     servers.spawn(http::serve_tcp(page, http::public_router(state), stopped.clone()));
 
@@ -385,6 +389,9 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let front_door = http::door::router(door.clone()).merge(installs::router(door, installs));
     tokio::spawn(serve_door(configs, front_door.clone(), door_view, stopped.clone()));
     tokio::spawn(serve_relay(wish.config.door_dir().join(plan::door::SOCKET), front_door, stopped.clone()));
+    if root_user {
+        tokio::spawn(guard::keep(engine.clone()));
+    }
     let checkpoints = Checkpoints::spawn(ray.watch());
     let supervision = tokio::spawn(supervise::run(Parts {
         engine: Arc::new(engine),
@@ -420,6 +427,9 @@ pub async fn run(options: Options) -> Result<(), StartError> {
 
     let down = until_end(&control, &stop, supervision).await?;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    if down && root_user {
+        guard::take_down(&lab).await;
+    }
     note(&journal, "stopped", if down { "the lab is down" } else { "containers go on running" });
     stop.send_replace(true);
     while let Some(ended) = servers.join_next().await {
@@ -495,20 +505,6 @@ fn note(journal: &Journal, what: &str, reason: &str) {
     });
 }
 
-fn make_workspace(config: &Config) -> Result<(), StartError> {
-    let dir = config.workspace();
-    // Closed by itself, too: the data directory is not where others have files in it.
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&dir)
-        .map_err(|e| StartError::Other(format!("cannot make {}: {e}; set `lab.workspace` in labd.toml", dir.display())))
-}
-
-/// The folder that the relay sees: it must be there before the relay's container is made.
-fn make_door(config: &Config) -> Result<(), StartError> {
-    let dir = config.door_dir();
-    fs::create_dir_all(&dir)
 /// Before anything is in it: what labd keeps holds people's tokens.
 fn make_data_dir(config: &Config) -> Result<(), StartError> {
     let dir = &config.lab.data_dir;
@@ -528,6 +524,20 @@ fn make_data_dir(config: &Config) -> Result<(), StartError> {
     }
 }
 
+fn make_workspace(config: &Config) -> Result<(), StartError> {
+    let dir = config.workspace();
+    fs::create_dir_all(&dir)
+        .map_err(|e| StartError::Other(format!("cannot make {}: {e}; set `lab.workspace` in labd.toml", dir.display())))
+}
+
+/// The folder that the relay sees: it must be there before the relay's container is made.
+fn make_door(config: &Config) -> Result<(), StartError> {
+    let dir = config.door_dir();
+    // Closed by itself, too: the data directory is not where others have files in it.
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&dir)
         .map_err(|e| StartError::Other(format!("cannot make {}: {e}; set `lab.data_dir` in labd.toml", dir.display())))
 }
 
@@ -584,9 +594,10 @@ fn empty(daemon: &DaemonView, node: &watch::Receiver<crate::snapshot::NodeView>)
     }
 }
 
-/// Listens where Prometheus reaches labd: on the host's address in the lab's network.
+/// Listens where Prometheus reaches labd: on the host's address in the lab's network. Only `known` peers are heard.
 async fn serve_scrapes(
     addr: SocketAddr,
+    known: Vec<IpAddr>,
     state: http::State,
     tell: watch::Sender<Scrapes>,
     stopped: watch::Receiver<bool>,
@@ -599,7 +610,7 @@ async fn serve_scrapes(
     loop {
         // Not there before the network is, and gone with it: both are ordinary.
         if let Ok(listener) = http::bind_tcp(addr, "lab.page").await {
-            let _ = http::serve_tcp(listener, router.clone(), stopped.clone()).await;
+            let _ = http::serve_tcp_to(known.clone(), listener, router.clone(), stopped.clone()).await;
         }
         let mut stop = stopped.clone();
         tokio::select! {

@@ -16,7 +16,7 @@ use crate::{
         docker::DockerEngine,
         images::{ImageState, Images},
     },
-    node,
+    node::{self, guard},
     plan::spec::{ImageName, ImageSource, ImageSpec, Kind},
     supervise::Wish,
     text::log_line,
@@ -279,5 +279,6 @@ pub(super) async fn down(global: &Global) -> Result<usize, Failure> {
         futures_util::future::try_join_all(stops).await.map_err(failed)?;
     }
     engine.remove_network().await.map_err(failed)?;
+    guard::take_down(&config.lab.name).await;
     Ok(names.len())
 }

@@ -233,17 +233,19 @@ fn list(scene: &Arc<Scene>) -> Vec<(&'static str, Work)> {
         "services": lab::services,
         "engine": engine::answers,
         "live-restore": engine::live_restore,
+        "set-id": engine::set_id,
         "gpus": gpu::present,
         "nvidia": gpu::nvidia,
         "amd": gpu::amd,
         "worker-gpus": gpu::in_workers,
-        "set-id": engine::set_id,
         "memory": machine::memory,
         "limits": machine::limits,
         "disk": machine::disk,
         "clock": machine::clock,
         "ports": net::ports,
         "subnet": net::subnet,
+        "subnet-guard": net::guarded,
+        "store": net::store,
         "packages": net::packages,
         "other-ray": lab::other_ray,
         "other-labs": lab::other_labs,
@@ -362,8 +364,6 @@ mod tests {
         assert_eq!(bounded("disk", bug, CHECK).await[0].verdict, Verdict::Warn);
     }
 
-    #[tokio::test]
-    async fn a_command_that_hangs_is_left_behind() {
     #[test]
     fn no_check_shows_a_login() {
         let shown =
@@ -371,6 +371,8 @@ mod tests {
         assert!(!format!("{shown:?}").contains("s3cret"), "{shown:?}");
     }
 
+    #[tokio::test]
+    async fn a_command_that_hangs_is_left_behind() {
         assert_eq!(say("sleep", &["600"], Duration::from_millis(50)).await, Said::Hung);
         assert_eq!(say("/nowhere/nvidia-smi", &[], QUESTION).await, Said::Missing);
         assert_eq!(say("echo", &["hello"], QUESTION).await.fine(), Some("hello"));

@@ -18,8 +18,8 @@ use super::{Check, Scene, blocking, within};
 use crate::{
     config::{self, Config},
     daemon::{self, Machine},
-    engine::docker::Standing,
-    node::{self, routes},
+    engine::docker::{LabNetwork, Standing},
+    node::{self, guard, routes},
     plan::spec::{ImageName, ImageSource, ImageSpec},
     time::Timestamp,
 };

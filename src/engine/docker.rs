@@ -105,6 +105,17 @@ pub struct EngineInfo {
     pub cdi: bool,
     /// Whether it runs without root.
     pub rootless: bool,
+    /// Whether its kernel filters system calls.
+    pub seccomp: bool,
+}
+
+/// The lab's network as the host's firewall sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LabNetwork {
+    /// In CIDR notation.
+    pub(crate) subnet: String,
+    /// Name of the host's interface on it.
+    pub(crate) bridge: String,
 }
 
 impl fmt::Debug for DockerEngine {
@@ -130,6 +141,7 @@ impl DockerEngine {
             lab: lab.to_owned(),
             client: Mutex::new(None),
             rootless: AtomicBool::new(false),
+            seccomp: AtomicBool::new(true),
             network: tokio::sync::Mutex::new(()),
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -141,7 +153,6 @@ impl DockerEngine {
     }
 
     /// Name of a service's container.
-            seccomp: AtomicBool::new(true),
     pub fn container_name(&self, service: &str) -> String {
         format!("{}-{service}", self.inner.lab)
     }
@@ -155,7 +166,9 @@ impl DockerEngine {
         let info = client.info().await.map_err(|e| self.fail(&e))?;
         let options = info.security_options.unwrap_or_default();
         let rootless = options.iter().any(|o| o.contains("rootless"));
+        let seccomp = options.iter().any(|o| o.contains("seccomp"));
         self.inner.rootless.store(rootless, Ordering::Relaxed);
+        self.inner.seccomp.store(seccomp, Ordering::Relaxed);
         Ok(EngineInfo {
             version: version.version.unwrap_or_default(),
             api: client.client_version().to_string(),
@@ -163,12 +176,11 @@ impl DockerEngine {
             live_restore: info.live_restore_enabled.unwrap_or(false),
             cdi: info.cdi_spec_dirs.is_some_and(|d| !d.is_empty()),
             rootless,
+            seccomp,
         })
     }
 
-        let seccomp = options.iter().any(|o| o.contains("seccomp"));
     /// What the engine can hand in. Reads CDI specifications below `root`, where the engine's file system begins.
-        self.inner.seccomp.store(seccomp, Ordering::Relaxed);
     pub async fn devices(&self, root: &Path) -> Result<EngineDevices, EngineError> {
         let client = self.client().await?;
         let info = client.info().await.map_err(|e| self.fail(&e))?;
@@ -176,7 +188,6 @@ impl DockerEngine {
         // Engines have these in their answer only while CDI is on.
         let cdi_dirs = info.cdi_spec_dirs.unwrap_or_default();
         let cdi_devices = cdi::read(root, &cdi_dirs);
-            seccomp,
         let cdi_names = if (api.major_version, api.minor_version) >= LISTS_DEVICES {
             let listed = info.discovered_devices.unwrap_or_default().into_iter();
             listed.filter(|d| d.source.as_deref() == Some("cdi")).filter_map(|d| d.id).collect()
@@ -294,6 +305,13 @@ impl DockerEngine {
         let network = self.network(&client, self.lab()).await?.filter(|n| self.is_ours(n.labels.as_ref()));
         let configs = network.and_then(|n| n.ipam).and_then(|i| i.config).unwrap_or_default();
         Ok(configs.into_iter().find_map(|c| c.subnet))
+    }
+
+    /// The lab's network, when labd made it and it stands.
+    pub(crate) async fn lab_network(&self) -> Result<Option<LabNetwork>, EngineError> {
+        let client = self.client().await?;
+        let found = self.network(&client, self.lab()).await?.filter(|n| self.is_ours(n.labels.as_ref()));
+        Ok(found.and_then(lab_network))
     }
 
     /// A client with an agreed API version.
@@ -550,6 +568,14 @@ impl Source for DockerEngine {
     }
 }
 
+/// What the firewall must know of a network. Engines name a bridge after the network's id, unless they were told a name.
+fn lab_network(found: NetworkInspect) -> Option<LabNetwork> {
+    let named = found.options.and_then(|mut options| options.remove("com.docker.network.bridge.name"));
+    let bridge = named.or_else(|| Some(format!("br-{}", found.id?.get(..12)?)))?;
+    let subnet = found.ipam?.config?.into_iter().find_map(|c| c.subnet)?;
+    Some(LabNetwork { subnet, bridge })
+}
+
 fn has_subnet(found: &NetworkInspect, want: &NetworkSpec) -> bool {
     let configs = found.ipam.as_ref().and_then(|i| i.config.as_deref()).unwrap_or_default();
     let gateway = want.gateway.to_string();
@@ -598,6 +624,18 @@ mod tests {
         let engine = DockerEngine::connect(path.to_str().expect("ASCII"), "lab").expect("a path");
         let Err(EngineError::Unreachable(line)) = engine.observe("s").await else { panic!("something answered") };
         assert!(line.starts_with("no container engine answers at"), "{line}");
+    }
+
+    #[test]
+    fn a_networks_bridge_is_named_after_it_unless_it_has_a_name() {
+        let of = |options: &str| {
+            let text = format!(
+                r#"{{"Id": "0123456789abcdef0123", "IPAM": {{"Config": [{{"Subnet": "198.18.100.0/24"}}]}}, "Options": {options}}}"#
+            );
+            lab_network(serde_json::from_str(&text).expect("a network")).map(|n| (n.bridge, n.subnet))
+        };
+        assert_eq!(of("{}"), Some(("br-0123456789ab".into(), "198.18.100.0/24".into())));
+        assert_eq!(of(r#"{"com.docker.network.bridge.name": "lab0"}"#).map(|n| n.0), Some("lab0".into()));
     }
 
     #[test]

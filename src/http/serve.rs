@@ -3,15 +3,15 @@
 use std::{
     fs::{self, DirBuilder, File, Permissions},
     io::{self, Read as _, Seek as _, Write as _},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use axum::Router;
+use axum::{Router, serve::Listener};
 use tokio::{
-    net::{TcpListener, UnixListener, UnixStream},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
     sync::watch,
 };
 
@@ -147,6 +147,42 @@ pub async fn serve_tcp(
     until_stopped(serving.into_future(), shutdown).await.map_err(|e| ServeError::Broken(name, e))
 }
 
+/// Serves `known` peers alone until `shutdown` turns true; a connection of anybody else is closed unheard.
+pub async fn serve_tcp_to(
+    known: Vec<IpAddr>,
+    listener: TcpListener,
+    router: Router,
+    shutdown: watch::Receiver<bool>,
+) -> Result<(), ServeError> {
+    let name = listener.local_addr().map_or_else(|_| "TCP".to_owned(), |a| a.to_string());
+    let serving = axum::serve(KnownPeers { known, listener }, router).with_graceful_shutdown(stopped(shutdown.clone()));
+    until_stopped(serving.into_future(), shutdown).await.map_err(|e| ServeError::Broken(name, e))
+}
+
+/// A listener that hears some addresses only.
+struct KnownPeers {
+    known: Vec<IpAddr>,
+    listener: TcpListener,
+}
+
+impl Listener for KnownPeers {
+    type Io = TcpStream;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (TcpStream, SocketAddr) {
+        loop {
+            let (stream, peer) = Listener::accept(&mut self.listener).await;
+            if self.known.contains(&peer.ip()) {
+                return (stream, peer);
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+}
+
 /// A client that does not read its answer must not keep the daemon from ending.
 async fn until_stopped(
     serving: impl Future<Output = io::Result<()>>,
@@ -244,6 +280,26 @@ mod tests {
         );
         let error = bind_tcp("192.0.2.1:80".parse().expect("an address"), "lab.page").await.expect_err("not ours");
         assert!(error.to_string().contains("no address 192.0.2.1"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn only_known_peers_are_heard() {
+        let lab = Lab::new();
+        let listener = bind_tcp("127.0.0.1:0".parse().expect("an address"), "lab.page").await.expect("binds");
+        let addr = listener.local_addr().expect("bound");
+        let known = vec!["127.0.0.2".parse().expect("an address")];
+        tokio::spawn(serve_tcp_to(known, listener, public_router(lab.state.clone()), lab.state.shutdown.clone()));
+        let answer = async |from: &str| {
+            let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+            socket.bind(format!("{from}:0").parse().expect("an address")).expect("bound");
+            let mut client = socket.connect(addr).await.expect("it listens");
+            let _ = client.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await;
+            let mut answer = Vec::new();
+            let _ = client.read_to_end(&mut answer).await;
+            String::from_utf8_lossy(&answer).into_owned()
+        };
+        assert_eq!(answer("127.0.0.3").await, "");
+        assert!(answer("127.0.0.2").await.starts_with("HTTP/1.1 "));
     }
 
     #[tokio::test]

@@ -192,10 +192,10 @@ impl Draft<'_> {
             devices: Vec::new(),
             user: None,
             workdir: None,
+            rights: rights::of(kind, self.config().images.reference(image).is_some()),
         }
     }
 
-            rights: rights::of(kind, self.config().images.reference(image).is_some()),
     /// Where checkpoints go, for everything that runs users' code.
     fn s3_env(&self) -> BTreeMap<String, EnvValue> {
         let (endpoint, region) = match &self.config().s3 {
