@@ -4,11 +4,9 @@
 //! is not there (yet) is no reason to end: labd says so everywhere and goes on when it comes.
 
 use std::{
-    net::SocketAddr,
-    os::{
-        linux::net::SocketAddrExt as _,
-        unix::net::{SocketAddr as AbstractAddr, UnixListener},
-    },
+    fs::{self, DirBuilder, File, TryLockError},
+    net::{IpAddr, SocketAddr},
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -36,6 +34,7 @@ use crate::{
         images::{self, Images},
         listen,
     },
+    files,
     http::{
         self, Credential, LogSource,
         door::{Door, installs},
@@ -50,7 +49,7 @@ use crate::{
             keeper::{self, Gpus},
             simulate,
         },
-        routes,
+        guard, routes,
     },
     plan::{self, Inputs, PlanView},
     ray::{HttpJobs, Ray},
@@ -291,8 +290,12 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let (config, found) = Config::load(&options.config)?;
     let socket = http::bind_unix(&options.socket).await.map_err(|e| other(&e))?;
     let page = http::bind_tcp(config.lab.page, "lab.page").await.map_err(|e| other(&e))?;
-    let _sole = claim(&config.lab.name)?;
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    let root_user = rustix::process::geteuid().is_root();
+    make_data_dir(&config)?;
+    let _sole = claim(&config.lab.name, &locks(root_user, runtime.as_deref(), &config.lab.data_dir))?;
     let engine = DockerEngine::connect(&config.engine.socket, &config.lab.name).map_err(|e| other(&e))?;
+    let lab = config.lab.name.clone();
     let facts = node::facts();
     let (subnet, address) = tokio::join!(subnet(&config, &engine), address::find(config.node.address.as_deref()));
     let data_dir = config.lab.data_dir.clone();
@@ -370,7 +373,12 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     if !page_address.ip().is_unspecified() {
         let scrape = SocketAddr::from((wish.plan.network.gateway, page_address.port()));
         tell_scrapes.send_replace(Scrapes { address: Some(scrape), last: None });
-        tokio::spawn(serve_scrapes(scrape, state.clone(), tell_scrapes, stopped.clone()));
+        // Prometheus, and whoever is on this machine. The address is on a bridge, and hosts with a route to it would be heard.
+        let prometheus = wish.plan.service("prometheus").map(|s| IpAddr::V4(s.container.address));
+        let known = [Some(scrape.ip()), prometheus];
+        let served =
+            serve_scrapes(scrape, known.into_iter().flatten().collect(), state.clone(), tell_scrapes, stopped.clone());
+        tokio::spawn(served);
     }
     servers.spawn(http::serve_tcp(page, http::public_router(state), stopped.clone()));
 
@@ -383,6 +391,9 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let front_door = http::door::router(door.clone()).merge(installs::router(door, installs));
     tokio::spawn(serve_door(configs, front_door.clone(), door_view, stopped.clone()));
     tokio::spawn(serve_relay(wish.config.door_dir().join(plan::door::SOCKET), front_door, stopped.clone()));
+    if root_user {
+        tokio::spawn(guard::keep(engine.clone()));
+    }
     let checkpoints = Checkpoints::spawn(ray.watch());
     let supervision = tokio::spawn(supervise::run(Parts {
         engine: Arc::new(engine),
@@ -418,6 +429,9 @@ pub async fn run(options: Options) -> Result<(), StartError> {
 
     let down = until_end(&control, &stop, supervision).await?;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    if down && root_user {
+        guard::take_down(&lab).await;
+    }
     note(&journal, "stopped", if down { "the lab is down" } else { "containers go on running" });
     stop.send_replace(true);
     while servers.join_next().await.is_some() {}
@@ -426,16 +440,31 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     Ok(())
 }
 
-/// One daemon per lab, whatever socket it listens on: two would undo each other's work. The name lives in the kernel and
-/// goes with the process.
-fn claim(lab: &str) -> Result<UnixListener, StartError> {
-    let name = format!("labd-lab-{lab}");
-    let bound = AbstractAddr::from_abstract_name(name).and_then(|address| UnixListener::bind_addr(&address));
-    bound.map_err(|_| {
-        StartError::Other(format!(
+/// Where each daemon locks the file of its lab. A folder that only the daemon's user can write to: names that are anybody's
+/// to take (abstract sockets, files in /tmp) let any local user keep labd from starting.
+pub(crate) fn locks(root_user: bool, runtime: Option<&Path>, data_dir: &Path) -> PathBuf {
+    match runtime {
+        _ if root_user => PathBuf::from("/run/labd/labs"),
+        Some(dir) => dir.join("labd/labs"),
+        None => data_dir.to_owned(),
+    }
+}
+
+/// One daemon per lab, whatever socket it listens on: two would undo each other's work. The lock goes with the process.
+fn claim(lab: &str, dir: &Path) -> Result<File, StartError> {
+    let path = dir.join(format!("{lab}.lock"));
+    let broken = |e: std::io::Error| {
+        StartError::Other(format!("cannot lock {}: {e}; run labd as root, or set XDG_RUNTIME_DIR", path.display()))
+    };
+    DirBuilder::new().recursive(true).mode(0o755).create(dir).map_err(broken)?;
+    let file = files::open_private(&path).map_err(broken)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StartError::Other(format!(
             "another labd runs the lab `{lab}`; stop that one, or set another `lab.name` in labd.toml"
-        ))
-    })
+        ))),
+        Err(TryLockError::Error(e)) => Err(broken(e)),
+    }
 }
 
 /// Waits for a signal or for the lab to be down; returns whether it is.
@@ -474,16 +503,39 @@ fn note(journal: &Journal, what: &str, reason: &str) {
     });
 }
 
+/// Before anything is in it: what labd keeps holds people's tokens.
+fn make_data_dir(config: &Config) -> Result<(), StartError> {
+    let dir = &config.lab.data_dir;
+    match files::private_folder(dir) {
+        Ok(true) => Ok(()),
+        Ok(false) => {
+            tracing::warn!(
+                "{} holds files that are not labd's, so others can enter it; give labd a folder of its own (`lab.data_dir`)",
+                dir.display()
+            );
+            Ok(())
+        }
+        Err(e) => Err(StartError::Other(format!(
+            "cannot make {}: {e}; run labd as root, or set `lab.data_dir` in labd.toml",
+            dir.display()
+        ))),
+    }
+}
+
 fn make_workspace(config: &Config) -> Result<(), StartError> {
     let dir = config.workspace();
-    std::fs::create_dir_all(&dir)
+    fs::create_dir_all(&dir)
         .map_err(|e| StartError::Other(format!("cannot make {}: {e}; set `lab.workspace` in labd.toml", dir.display())))
 }
 
 /// The folder that the relay sees: it must be there before the relay's container is made.
 fn make_door(config: &Config) -> Result<(), StartError> {
     let dir = config.door_dir();
-    std::fs::create_dir_all(&dir)
+    // Closed by itself, too: the data directory is not where others have files in it.
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&dir)
         .map_err(|e| StartError::Other(format!("cannot make {}: {e}; set `lab.data_dir` in labd.toml", dir.display())))
 }
 
@@ -540,9 +592,10 @@ fn empty(daemon: &DaemonView, node: &watch::Receiver<crate::snapshot::NodeView>)
     }
 }
 
-/// Listens where Prometheus reaches labd: on the host's address in the lab's network.
+/// Listens where Prometheus reaches labd: on the host's address in the lab's network. Only `known` peers are heard.
 async fn serve_scrapes(
     addr: SocketAddr,
+    known: Vec<IpAddr>,
     state: http::State,
     tell: watch::Sender<Scrapes>,
     stopped: watch::Receiver<bool>,
@@ -555,7 +608,7 @@ async fn serve_scrapes(
     loop {
         // Not there before the network is, and gone with it: both are ordinary.
         if let Ok(listener) = http::bind_tcp(addr, "lab.page").await {
-            http::serve_tcp(listener, router.clone(), stopped.clone()).await;
+            http::serve_tcp_to(known.clone(), listener, router.clone(), stopped.clone()).await;
         }
         let mut stop = stopped.clone();
         tokio::select! {

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, DirBuilder, File, Permissions},
     io::{self, Read as _, Seek as _, Write as _},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     time::Duration,
@@ -20,11 +20,12 @@ use hyper_util::{
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
-    net::{TcpListener, UnixListener, UnixStream},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
     sync::{Semaphore, watch},
 };
 
 use super::stopped;
+use crate::files;
 
 /// How long an answer in progress may take once the daemon ends.
 const GRACE: Duration = Duration::from_secs(2);
@@ -118,7 +119,8 @@ fn lock(path: &Path, socket: &Path) -> Result<File, ServeError> {
         path: socket.to_owned(),
         reason: format!("cannot use `{}`: {e}", path.display()),
     };
-    let mut file = File::options().create(true).read(true).write(true).truncate(false).open(path).map_err(broken)?;
+    // Only labd's: whoever can open it can hold the lock, and no labd would start.
+    let mut file = files::open_private(path).map_err(broken)?;
     match file.try_lock() {
         Ok(()) => {}
         Err(fs::TryLockError::WouldBlock) => {
@@ -168,6 +170,35 @@ async fn serve_few(listener: TcpListener, router: Router, shutdown: watch::Recei
     // Answers are small, and people wait for them.
     let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
     serve(listener, router, shutdown, most).await;
+}
+
+/// Serves `known` peers alone until `shutdown` turns true; a connection of anybody else is closed unheard.
+pub async fn serve_tcp_to(known: Vec<IpAddr>, listener: TcpListener, router: Router, shutdown: watch::Receiver<bool>) {
+    serve(KnownPeers { known, listener }, router, shutdown, most_connections()).await;
+}
+
+/// A listener that hears some addresses only.
+struct KnownPeers {
+    known: Vec<IpAddr>,
+    listener: TcpListener,
+}
+
+impl Listener for KnownPeers {
+    type Io = TcpStream;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (TcpStream, SocketAddr) {
+        loop {
+            let (stream, peer) = Listener::accept(&mut self.listener).await;
+            if self.known.contains(&peer.ip()) {
+                return (stream, peer);
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
 }
 
 /// Takes connections, at most `most` at once, until `shutdown` turns true; those that are then being answered
@@ -313,6 +344,26 @@ mod tests {
         let asked = tokio::time::timeout(SILENCE * 3, client.read_exact(&mut answer)).await;
         asked.expect("in time").expect("an answer");
         assert_eq!(&answer, b"HTTP/1.1 200 OK");
+    }
+
+    #[tokio::test]
+    async fn only_known_peers_are_heard() {
+        let lab = Lab::new();
+        let listener = bind_tcp("127.0.0.1:0".parse().expect("an address"), "lab.page").await.expect("binds");
+        let addr = listener.local_addr().expect("bound");
+        let known = vec!["127.0.0.2".parse().expect("an address")];
+        tokio::spawn(serve_tcp_to(known, listener, public_router(lab.state.clone()), lab.state.shutdown.clone()));
+        let answer = async |from: &str| {
+            let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+            socket.bind(format!("{from}:0").parse().expect("an address")).expect("bound");
+            let mut client = socket.connect(addr).await.expect("it listens");
+            let _ = client.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await;
+            let mut answer = Vec::new();
+            let _ = client.read_to_end(&mut answer).await;
+            String::from_utf8_lossy(&answer).into_owned()
+        };
+        assert_eq!(answer("127.0.0.3").await, "");
+        assert!(answer("127.0.0.2").await.starts_with("HTTP/1.1 "));
     }
 
     #[tokio::test]

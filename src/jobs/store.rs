@@ -2,8 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::{self, Permissions},
-    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -190,10 +188,7 @@ impl Store {
     }
 
     fn connect(&self) -> Result<Connection, OpenFailure> {
-        let db = db::open(&self.path, &SHAPE)?;
-        // Requests carry people's environment variables.
-        let _ = fs::set_permissions(&self.path, Permissions::from_mode(0o600));
-        Ok(db)
+        db::open(&self.path, &SHAPE)
     }
 
     /// Writes jobs as they are now, all or none; what no longer stands in the ledger is removed. Returns once they are on
@@ -280,6 +275,8 @@ fn insert(db: &mut Connection, jobs: &[Job], removed: &[String], used: &[(String
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt as _};
+
     use super::*;
     use crate::jobs::decide::{Handed, Next, Outcome};
 

@@ -18,6 +18,7 @@ pub(crate) fn secrets() -> Secrets {
         ray_token: Secret::new("tttt-ray-token"),
         s3_access_key: Secret::new("tttt-access"),
         s3_secret_key: Secret::new("tttt-secret"),
+        minio_root: Keys { access: Secret::new("tttt-root"), secret: Secret::new("tttt-root-secret") },
         jupyter_token: Secret::new("tttt-jupyter"),
         grafana_password: Secret::new("tttt-grafana"),
     }
