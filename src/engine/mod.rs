@@ -70,8 +70,10 @@ pub enum RunState {
         /// The engine's own error, when it could not start it.
         error: String,
     },
-    /// The engine is removing it, or could not.
+    /// The engine is removing it.
     Removing,
+    /// The engine began to remove it and could not: it cannot be started any more, only removed again.
+    Dead,
 }
 
 /// What stands where a service's container belongs.

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use super::{backoff::Backoff, oom};
 use crate::{
-    engine::{ContainerSeen, RunState, Seen},
+    engine::{ContainerSeen, EngineError, RunState, Seen},
     incident::Cause,
     snapshot::ServiceState,
     time::{Timestamp, human},
@@ -25,6 +25,8 @@ use crate::{
 /// A service that was ready and does not answer for so long is hung. Busy is not hung: probes are answered within a
 /// second under full load, and this is thirty of them.
 pub const HUNG_AFTER: Duration = Duration::from_secs(30);
+/// How long an engine may take to remove a container: its layers may be large, and the disk busy.
+const REMOVED: Duration = Duration::from_mins(1);
 /// How long an engine takes to clear up after a container, and say so: some tenths of a second.
 const CLEARED: Duration = Duration::from_secs(1);
 /// After an exit that a signal by hand preceded, for the word that it was a `docker stop`: it comes within milliseconds.
@@ -250,6 +252,33 @@ pub struct Memory {
     pub restart: bool,
     /// The last failure, until a person intervenes: what `ready` is explained by.
     pub last_failure: Option<String>,
+    /// The step taken last, until what is seen shows that it had an effect.
+    taken: Option<Taken>,
+    /// The step that does not succeed.
+    stuck: Option<Stuck>,
+    /// Since when the engine has been removing it.
+    removing_since: Option<Timestamp>,
+}
+
+/// The step taken last, and what stood there before it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Taken {
+    step: Step,
+    seen: Seen,
+    /// What the engine answered, when that alone is no failure: it was away, or the container was gone. The same step on
+    /// the same container once more shows that it was one.
+    said: Option<String>,
+}
+
+/// A step that does not succeed: tried again later each time, with the engine's words as the reason.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Stuck {
+    step: Step,
+    /// The container; absent for one that cannot be made.
+    id: Option<String>,
+    /// The engine's words.
+    said: String,
+    backoff: Backoff,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -300,6 +329,53 @@ pub enum Action {
     },
 }
 
+/// A step's kind: what the engine is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// [`Action::Create`].
+    Create,
+    /// [`Action::Start`].
+    Start,
+    /// [`Action::Stop`].
+    Stop,
+    /// [`Action::Kill`].
+    Kill,
+    /// [`Action::Remove`].
+    Remove,
+}
+
+impl Step {
+    /// What the container cannot be, when this step fails.
+    const fn participle(self) -> &'static str {
+        match self {
+            Self::Create => "made",
+            Self::Start => "started",
+            Self::Stop => "stopped",
+            Self::Kill => "killed",
+            Self::Remove => "removed",
+        }
+    }
+
+    /// Whether it is on the way to a running container: its failures are the service's own, and count towards a crash loop.
+    const fn brings_up(self) -> bool {
+        matches!(self, Self::Create | Self::Start)
+    }
+}
+
+impl Action {
+    /// What the engine is asked for; absent where it is not asked.
+    const fn step(&self) -> Option<Step> {
+        match self {
+            Self::None | Self::PrepareImage | Self::TellGcs { .. } => None,
+            Self::Create => Some(Step::Create),
+            Self::Start { .. } => Some(Step::Start),
+            Self::Stop { .. } => Some(Step::Stop),
+            Self::Kill { .. } => Some(Step::Kill),
+            Self::Remove { .. } => Some(Step::Remove),
+        }
+    }
+}
+
 /// What to do, what to show, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decision {
@@ -332,11 +408,48 @@ impl Decision {
 }
 
 impl Memory {
-    /// An engine call on the service's behalf failed: it is tried again like a crash. An unreachable engine and a
-    /// container that is gone are no failures of the service and do not come here.
-    pub fn obstacle(&mut self, reason: String, now: Timestamp, seed: u64) {
-        self.backoff.fail(now, seed);
-        self.last_failure = Some(reason);
+    /// What became of the step that was decided last. A refusal is a failure at once; an engine that was away and a
+    /// container that was gone are one only if the same step must be taken on the same container again, and so is a success
+    /// that changed nothing. Returns the line for the journal, when this is the first such failure.
+    pub fn done(&mut self, result: &Result<(), EngineError>, now: Timestamp, seed: u64) -> Option<String> {
+        let said = match result {
+            Ok(()) => return None,
+            Err(error) => error.to_string(),
+        };
+        let taken = self.taken.as_mut()?;
+        if matches!(result, Err(EngineError::Unreachable(_) | EngineError::NotFound(_))) {
+            taken.said = Some(said);
+            return None;
+        }
+        let (step, id) = (taken.step, id_of(&taken.seen));
+        self.taken = None;
+        self.failed(step, id, said, now, seed)
+    }
+
+    fn failed(&mut self, step: Step, id: Option<String>, said: String, now: Timestamp, seed: u64) -> Option<String> {
+        let news = self.stuck.as_ref().is_none_or(|stuck| stuck.step != step || stuck.said != said);
+        let line = news.then(|| format!("cannot be {}: {said}", step.participle()));
+        if step.brings_up() {
+            self.backoff.fail(now, seed);
+            self.last_failure = Some(said.clone());
+        }
+        // One container after another that cannot be started is the same trouble.
+        let same = self.stuck.take().filter(|stuck| stuck.step == step && (step.brings_up() || stuck.id == id));
+        let mut backoff = same.map(|stuck| stuck.backoff).unwrap_or_default();
+        backoff.fail(now, seed);
+        self.stuck = Some(Stuck { step, id, said, backoff });
+        line.filter(|_| !step.brings_up())
+    }
+
+    /// Whether a step does not succeed: what is tried because of it is no news.
+    pub fn is_stuck(&self) -> bool {
+        self.stuck.is_some()
+    }
+
+    /// Why the container cannot be taken away, once that has failed so often that it needs a person.
+    pub fn stays(&self, now: Timestamp) -> Option<&str> {
+        let stuck = self.stuck.as_ref().filter(|stuck| !stuck.step.brings_up() && stuck.backoff.is_loop(now))?;
+        Some(&stuck.said)
     }
 
     /// The GCS was told of the node that was here, or need not be any more.
@@ -353,6 +466,14 @@ impl Memory {
     pub fn forgive(&mut self) {
         self.backoff.forget();
         self.last_failure = None;
+        self.stuck = None;
+    }
+}
+
+fn id_of(seen: &Seen) -> Option<String> {
+    match seen {
+        Seen::Ours(c) => Some(c.id.clone()),
+        Seen::Absent | Seen::Foreign { .. } => None,
     }
 }
 
@@ -387,6 +508,57 @@ pub fn hold(before: Option<Hold>, seen: &Seen, touched: Option<&Touched>) -> Opt
 
 /// Decides the next step and brings the memory up to date.
 pub fn decide(s: &Situation<'_>, m: &mut Memory, now: Timestamp) -> Decision {
+    m.see(s.seen);
+    let decision = next(s, m, now);
+    m.take(s, decision, now)
+}
+
+impl Memory {
+    /// What is seen may show that the last step had its effect, and that a stuck one is stuck no more.
+    fn see(&mut self, seen: &Seen) {
+        let runs = matches!(seen, Seen::Ours(c) if matches!(c.run, RunState::Running { .. } | RunState::Paused));
+        self.taken.take_if(|taken| taken.seen != *seen);
+        if !matches!(seen, Seen::Ours(c) if c.run == RunState::Removing) {
+            self.removing_since = None;
+        }
+        self.stuck.take_if(|stuck| match stuck.step {
+            Step::Create | Step::Start => runs,
+            Step::Stop | Step::Kill => !runs || stuck.id != id_of(seen),
+            Step::Remove => stuck.id != id_of(seen),
+        });
+    }
+
+    /// Puts a step off that has failed before, and says so.
+    fn take(&mut self, s: &Situation<'_>, mut decision: Decision, now: Timestamp) -> Decision {
+        let Some(step) = decision.action.step() else { return decision };
+        if let Some(taken) = self.taken.take_if(|taken| taken.step == step) {
+            let said = taken.said.unwrap_or_else(|| "the engine says that it did, and nothing changed".to_owned());
+            self.failed(step, id_of(s.seen), said, now, s.seed);
+        }
+        let up = s.wanted == Wanted::Up;
+        if let Some(stuck) = self.stuck.as_ref().filter(|stuck| stuck.step == step || (up && stuck.step.brings_up())) {
+            // The state is the same while it waits and while it is tried: no journal entry comes of a try.
+            if stuck.step.brings_up() {
+                (decision.state, decision.reason) = failing(self, now);
+            } else {
+                decision.reason = format!("cannot be {}: {}", stuck.step.participle(), stuck.said);
+                if stuck.backoff.is_loop(now) {
+                    decision.state = ServiceState::Blocked;
+                }
+            }
+            if stuck.step == step
+                && let Some(at) = stuck.backoff.next_try(now)
+            {
+                decision.action = Action::None;
+                return decision.wake_at(at);
+            }
+        }
+        self.taken = Some(Taken { step, seen: s.seen.clone(), said: None });
+        decision
+    }
+}
+
+fn next(s: &Situation<'_>, m: &mut Memory, now: Timestamp) -> Decision {
     use ServiceState as S;
     let container = match s.seen {
         Seen::Foreign { .. } if s.wanted == Wanted::Up => {
@@ -474,7 +646,8 @@ fn end(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen, the
         }
         // A paused process cannot act on SIGTERM.
         RunState::Paused => Decision::new(Action::Kill { id: c.id.clone() }, S::Stopping, why).because(ended(now)),
-        RunState::Removing => Decision::new(Action::None, S::Stopping, "is being removed"),
+        RunState::Removing => removing(m, now, c),
+        RunState::Dead => dead(c),
         RunState::Ending => ending(s, m, now, S::Stopping, why),
         RunState::Exited { finished_at, .. } => {
             let mut died = None;
@@ -490,6 +663,22 @@ fn end(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen, the
         }
         RunState::Created => then,
     }
+}
+
+/// The engine is removing it, which takes a moment; one that does not come to an end is asked again.
+fn removing(m: &mut Memory, now: Timestamp, c: &ContainerSeen) -> Decision {
+    let asked_again = m.removing_since.get_or_insert(now).plus(REMOVED);
+    if now >= asked_again {
+        let remove = Action::Remove { id: c.id.clone() };
+        return Decision::new(remove, ServiceState::Stopping, "its removal does not come to an end");
+    }
+    Decision::new(Action::None, ServiceState::Stopping, "is being removed").wake_at(asked_again)
+}
+
+/// The engine could not remove it, and does not try again by itself.
+fn dead(c: &ContainerSeen) -> Decision {
+    let remove = Action::Remove { id: c.id.clone() };
+    Decision::new(remove, ServiceState::Stopping, "the engine could not remove it")
 }
 
 /// The node that was here is no more, which the GCS is told once.
@@ -552,7 +741,8 @@ fn present(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen)
     let outdated = c.spec_hash != s.hash;
     let remove = |reason: &str| Decision::new(Action::Remove { id: c.id.clone() }, S::Stopping, reason);
     match &c.run {
-        RunState::Removing => Decision::new(Action::None, S::Stopping, "is being removed"),
+        RunState::Removing => removing(m, now, c),
+        RunState::Dead => dead(c),
         RunState::Paused => Decision::new(
             Action::None,
             S::Unhealthy,
@@ -672,8 +862,8 @@ fn running(
     outdated: bool,
 ) -> Decision {
     use ServiceState as S;
+    // Wished for until the container is seen not to run: the stop may fail.
     if m.restart {
-        m.restart = false;
         let why = "restarted by hand";
         m.ending = Some(Ending::Asked(why));
         return Decision::new(Action::Stop { id: c.id.clone() }, S::Stopping, why).because(Ended::asked(why, now));
@@ -810,15 +1000,19 @@ fn start(s: &Situation<'_>, m: &Memory, now: Timestamp, c: &ContainerSeen) -> De
 }
 
 fn backing_off(m: &Memory, now: Timestamp) -> Option<Decision> {
-    use ServiceState as S;
     let at = m.backoff.next_try(now)?;
+    let (state, why) = failing(m, now);
+    Some(Decision::new(Action::None, state, why).wake_at(at))
+}
+
+/// What is shown of a service that fails.
+fn failing(m: &Memory, now: Timestamp) -> (ServiceState, String) {
     let why = m.last_failure.as_deref().unwrap_or("failed");
-    let decision = if m.backoff.is_loop(now) {
-        Decision::new(Action::None, S::CrashLoop, format!("{why}; keeps failing, tried once a minute"))
+    if m.backoff.is_loop(now) {
+        (ServiceState::CrashLoop, format!("{why}; keeps failing, tried once a minute"))
     } else {
-        Decision::new(Action::None, S::Backoff, why)
-    };
-    Some(decision.wake_at(at))
+        (ServiceState::Backoff, why.to_owned())
+    }
 }
 
 impl Memory {

@@ -26,7 +26,7 @@ mod tests;
 mod view;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -216,6 +216,8 @@ struct Entry {
     look_again: bool,
     /// A step is under way.
     acting: bool,
+    /// Steps that the journal was told of since one of them has not succeeded.
+    told: BTreeSet<&'static str>,
     not_before: Option<Timestamp>,
     health: Health,
     prober: Option<Prober>,
@@ -282,6 +284,7 @@ impl Entry {
             observing: false,
             look_again: false,
             acting: false,
+            told: BTreeSet::new(),
             not_before: None,
             health: Health::Unknown,
             prober: None,
@@ -685,19 +688,16 @@ impl<E: Engine> Lab<E> {
         let seed = self.p.seed;
         let Some(entry) = self.entries.get_mut(name) else { return };
         entry.acting = false;
+        let news = entry.memory.done(&result, now, seed);
         if let Err(error) = result {
             entry.not_before = Some(now.plus(AFTER_FAILURE));
             tracing::info!(service = name, %error, "a step failed");
-            let making = matches!(action, Action::Create | Action::Start { .. });
-            match (&error, &entry.spec) {
-                (EngineError::NotFound(_), Some(spec)) if *action == Action::Create => {
-                    self.p.images.mark_missing(spec.image);
-                }
-                // The engine is away, or the container is gone meanwhile: looked at again, nothing else.
-                (EngineError::Unreachable(_) | EngineError::NotFound(_), _) => {}
-                _ if making => entry.memory.obstacle(error.to_string(), now, seed),
-                _ => {}
+            if let (EngineError::NotFound(_), Some(spec), Action::Create) = (&error, &entry.spec, action) {
+                self.p.images.mark_missing(spec.image);
             }
+        }
+        if let Some(line) = news {
+            self.note(RecordKind::Action, Some(name), "failed", &line);
         }
         self.look(name);
     }
@@ -860,7 +860,9 @@ impl<E: Engine> Lab<E> {
     /// run's last checkpoint needs its store.
     fn carries_others(&self, name: &str) -> bool {
         let carries = matches!(self.entries.get(name).and_then(Entry::kind), Some(Kind::RayHead | Kind::Minio));
-        carries && self.entries.values().any(|e| e.kind().is_some_and(Kind::is_ray_node) && e.running().is_some())
+        let now = Timestamp::now();
+        let carried = |e: &Entry| e.kind().is_some_and(Kind::is_ray_node) && e.running().is_some();
+        carries && self.entries.values().any(|e| carried(e) && e.memory.stays(now).is_none())
     }
 
     /// What was seen says whether a person stopped or started it past labd.
@@ -1169,13 +1171,19 @@ impl<E: Engine> Lab<E> {
             Action::Remove { .. } => "remove",
         };
         tracing::info!(service = name, reason, "{what}");
-        self.p.journal.record(Record {
-            at: now,
-            service: Some(name.to_owned()),
-            kind: RecordKind::Action,
-            what: what.to_owned(),
-            reason,
-        });
+        // What is tried because a step does not succeed is told once: it is tried for as long as nobody helps.
+        if !entry.memory.is_stuck() {
+            entry.told.clear();
+        }
+        if entry.told.insert(what) || !entry.memory.is_stuck() {
+            self.p.journal.record(Record {
+                at: now,
+                service: Some(name.to_owned()),
+                kind: RecordKind::Action,
+                what: what.to_owned(),
+                reason,
+            });
+        }
         entry.acting = true;
         if let Action::Stop { id } = &action {
             entry.own_stop = Some(OwnStop { id: id.clone(), from: now, to: None });
@@ -1199,7 +1207,11 @@ impl<E: Engine> Lab<E> {
                     Ok(()) => engine.create(&name, &spec.container).await,
                     Err(e) => Err(e),
                 },
-                (Action::Start { id, .. }, _) => engine.start(id).await,
+                // Its network may have been pruned while it was stopped; without one it is not started.
+                (Action::Start { id, .. }, _) => match engine.ensure_network(&network).await {
+                    Ok(()) => engine.start(id).await,
+                    Err(e) => Err(e),
+                },
                 (Action::Stop { id }, _) => engine.stop(id).await,
                 (Action::Kill { id }, _) => engine.kill(id).await,
                 (Action::Remove { id }, _) => engine.remove(id).await,
@@ -1488,9 +1500,23 @@ impl<E: Engine> Lab<E> {
         changed
     }
 
-    /// Whether the lab is down: no container left, and the network gone.
+    /// Whether the lab is down: no container left but those that the engine does not take away, and the network gone.
     fn finished(&mut self) -> bool {
         if self.given_up {
+            return true;
+        }
+        let now = Timestamp::now();
+        let there = |e: &&Entry| e.acting || e.observing || matches!(e.seen, Some(Seen::Ours(_)));
+        let left: Vec<Option<String>> =
+            self.entries.values().filter(there).map(|e| e.memory.stays(now).map(str::to_owned)).collect();
+        if !left.is_empty() && left.iter().all(Option::is_some) {
+            for (name, entry) in self.entries.iter().filter(|(_, e)| there(e)) {
+                let container = self.p.wish.plan.container_name(name);
+                let why = entry.memory.stays(now).unwrap_or_default();
+                let line = format!("the container {container} is left: {why}");
+                tracing::error!("{line}");
+                self.note(RecordKind::Daemon, Some(name), "left", &line);
+            }
             return true;
         }
         let gone = self.entries.values().all(|e| !e.acting && !e.observing && !matches!(e.seen, Some(Seen::Ours(_))));

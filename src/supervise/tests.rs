@@ -9,7 +9,7 @@ use super::decide::{
     decide, hold, missing, turn,
 };
 use crate::{
-    engine::{ContainerSeen, RunState, Seen},
+    engine::{ContainerSeen, EngineError, RunState, Seen},
     snapshot::ServiceState,
     time::Timestamp,
 };
@@ -85,6 +85,14 @@ struct World {
     version: u32,
     made: u32,
     fail_next: bool,
+    /// What the engine answers to each call from now on, without doing anything.
+    answer: Option<Result<(), EngineError>>,
+    /// Calls that were answered so.
+    tries: u32,
+    /// What the journal was told of them.
+    told: Vec<String>,
+    /// The last decision's.
+    reason: String,
     memory: Memory,
     started_by_restart_wish: bool,
 }
@@ -107,6 +115,10 @@ impl World {
             version: 1,
             made: 0,
             fail_next: false,
+            answer: None,
+            tries: 0,
+            told: Vec::new(),
+            reason: String::new(),
             memory: Memory::default(),
             started_by_restart_wish: false,
         }
@@ -189,6 +201,14 @@ impl World {
             Event::NewSettings => self.version += 1,
             Event::StepFails => self.fail_next = true,
         }
+    }
+
+    /// Its container does this from now on.
+    fn run(&mut self, run: RunState) {
+        if let Seen::Ours(c) = &mut self.seen {
+            c.run = run;
+        }
+        self.health = Health::Unknown;
     }
 
     fn failing(&self) -> Health {
@@ -280,10 +300,18 @@ impl World {
             prop_assert!(wake > self.now && wake.since(self.now) <= Duration::from_secs(72));
         }
         let acted = !matches!(decision.action, Action::None | Action::PrepareImage);
-        if std::mem::take(&mut self.fail_next) && matches!(decision.action, Action::Create | Action::Start { .. }) {
-            self.memory.obstacle("port 8265 is taken".into(), self.now, 7);
+        let is_call = acted && !matches!(decision.action, Action::TellGcs { .. });
+        let refused =
+            std::mem::take(&mut self.fail_next).then(|| Err(EngineError::Conflict("port 8265 is taken".into())));
+        if is_call && let Some(answer) = self.answer.clone().or(refused) {
+            self.tries += 1;
+            self.told.extend(self.memory.done(&answer, self.now, 7));
             return Ok((decision.state, true));
         }
+        if is_call {
+            self.memory.done(&Ok(()), self.now, 7);
+        }
+        self.reason.clone_from(&decision.reason);
         self.take(&decision.action);
         Ok((decision.state, acted))
     }
@@ -343,6 +371,136 @@ impl World {
         }
         Err(TestCaseError::fail(format!("not ready after 60 steps: {:?}", self.seen)))
     }
+}
+
+#[test]
+fn a_step_that_does_not_succeed_is_taken_later_each_time_with_the_engines_words_and_told_once() {
+    let refused = Err(EngineError::Other("no exit event".into()));
+    let gone = Err(EngineError::NotFound("network n not found".into()));
+    let nothing = "the engine says that it did, and nothing changed";
+    type Prepare = fn(&mut World);
+    let cases: [(&str, Prepare, Result<(), EngineError>, ServiceState, String, usize); 7] = [
+        (
+            "stop",
+            |w| w.hold = Some(Hold::Asked),
+            refused.clone(),
+            ServiceState::Blocked,
+            "cannot be stopped: no exit event".into(),
+            1,
+        ),
+        (
+            "stop, in vain",
+            |w| w.hold = Some(Hold::Asked),
+            Ok(()),
+            ServiceState::Blocked,
+            format!("cannot be stopped: {nothing}"),
+            0,
+        ),
+        (
+            "restart",
+            |w| w.happen(&Event::Restart),
+            refused.clone(),
+            ServiceState::Blocked,
+            "cannot be stopped: no exit event".into(),
+            1,
+        ),
+        (
+            "kill",
+            |w| w.happen(&Event::Gone),
+            refused.clone(),
+            ServiceState::Blocked,
+            "cannot be killed: no exit event".into(),
+            1,
+        ),
+        (
+            "dead",
+            |w| w.run(RunState::Dead),
+            refused.clone(),
+            ServiceState::Blocked,
+            "cannot be removed: no exit event".into(),
+            1,
+        ),
+        (
+            "removing",
+            |w| w.run(RunState::Removing),
+            Ok(()),
+            ServiceState::Blocked,
+            format!("cannot be removed: {nothing}"),
+            0,
+        ),
+        (
+            "start",
+            |w| w.happen(&Event::Crash(1)),
+            gone,
+            ServiceState::CrashLoop,
+            "network n not found; keeps failing, tried once a minute".into(),
+            1,
+        ),
+    ];
+    for (what, prepare, answer, state, reason, told) in cases {
+        let mut world = World::new();
+        world.recover().expect("ready");
+        world.happen(&Event::Pass(600_000));
+        prepare(&mut world);
+        world.answer = Some(answer);
+        let mut last = ServiceState::Ready;
+        for _ in 0..7_200 {
+            world.happen(&Event::Pass(495));
+            last = world.step().expect("safe").0;
+        }
+        assert!((8..=130).contains(&world.tries), "{what}: {} tries in an hour", world.tries);
+        if what == "start" {
+            // Made anew now and then, which fails as well.
+            assert!(
+                world.told.len() <= told && world.memory.last_failure.as_deref() == Some("network n not found"),
+                "{:?}",
+                world.told
+            );
+        } else {
+            assert_eq!(
+                (last, world.reason.as_str(), world.told.len()),
+                (state, reason.as_str(), told),
+                "{what}: {:?}",
+                world.told
+            );
+        }
+        world.answer = None;
+        let made = world.made;
+        world.happen(&Event::Pass(80_000));
+        world.hold = None;
+        if what == "restart" {
+            let before = world.seen.clone();
+            world.step().expect("safe");
+            assert_ne!(world.seen, before, "the wish outlives a stop that fails");
+        }
+        world.recover().expect("ready");
+        assert!(world.made <= made + 1, "{what}");
+    }
+}
+
+#[test]
+fn an_engine_that_was_away_during_a_step_and_a_container_that_is_gone_are_no_failures() {
+    let mut world = World::new();
+    world.recover().expect("ready");
+    world.happen(&Event::Crash(1));
+    world.step().expect("told");
+    world.answer = Some(Err(EngineError::Unreachable("nobody".into())));
+    world.step().expect("safe");
+    assert!(!world.memory.is_stuck());
+    world.answer = None;
+    // It was started all the same.
+    world.run(RunState::Running { started_at: world.now });
+    world.recover().expect("ready");
+    assert_eq!(world.memory.last_failure.as_deref(), Some("container exited 1"));
+    world.happen(&Event::Crash(1));
+    world.step().expect("told");
+    world.answer = Some(Err(EngineError::NotFound("no such container".into())));
+    world.happen(&Event::Pass(120_000));
+    world.step().expect("safe");
+    world.answer = None;
+    world.happen(&Event::Vanish);
+    world.recover().expect("ready");
+    assert!(!world.memory.is_stuck());
 }
 
 #[test]

@@ -29,6 +29,10 @@ pub(super) enum Fault {
     HeadWithoutState,
     StartFails(String, u32),
     CreateFails(String, u32),
+    StopFails(String, u32),
+    RemoveFails(String, u32),
+    /// `docker network prune`, or somebody's `docker network rm`: nothing is started without it.
+    NetworkGone,
     /// A container of somebody else takes the name, where there is none; goes after a while.
     Foreign(String, Duration),
     /// The engine ends with its containers, and is back after a while.
@@ -58,7 +62,7 @@ impl Fault {
         let node = dice.pick(&["ray-driver", "ray-worker-0", "ray-worker-1"]).to_owned();
         let long = dice.ms(1_000, 40_000);
         let short = dice.ms(200, 8_000);
-        match dice.between(0, 34) {
+        match dice.between(0, 38) {
             0..=4 => Self::Crash(s, dice.pick(&[137, 1, 0, 139])),
             5 => Self::OutOfMemory(s),
             6 if s.starts_with("ray-worker-") => Self::GpuGone(s),
@@ -87,6 +91,9 @@ impl Fault {
             30 => Self::LabdStop(s),
             31 => Self::LabdStart(s),
             32 => Self::LabdRestart(s),
+            33 => Self::StopFails(s, dice.between(1, 5) as u32),
+            34 => Self::RemoveFails(s, dice.between(1, 5) as u32),
+            35 => Self::NetworkGone,
             _ => Self::Reload,
         }
     }
@@ -146,6 +153,13 @@ impl Fault {
             Self::CreateFails(s, n) => {
                 w.create_fails.insert(s.clone(), *n);
             }
+            Self::StopFails(s, n) => {
+                w.stop_fails.insert(s.clone(), *n);
+            }
+            Self::RemoveFails(s, n) => {
+                w.remove_fails.insert(s.clone(), *n);
+            }
+            Self::NetworkGone => w.network = false,
             Self::Foreign(s, _) => {
                 if w.of(s).is_none()
                     && let Some(spec) = w.plan.service(s).map(|s| s.container.clone())

@@ -41,7 +41,7 @@ use crate::{
     },
     incident::{Cause, Incident},
     jobs::LedgerView,
-    journal::Journal,
+    journal::{EventQuery, Journal},
     node::gpu::Inventory,
     plan::{
         self,
@@ -423,6 +423,8 @@ impl History {
         w.say("faults are over");
         w.start_fails.clear();
         w.create_fails.clear();
+        w.stop_fails.clear();
+        w.remove_fails.clear();
         let now = Timestamp::now();
         (w.slow_until, w.busy_until, w.deaf_until) = (now, now, now);
     }
@@ -519,6 +521,70 @@ fn run_many(test: &str, histories: u64, history: fn(u64) -> Outcome) {
         })
         .collect();
     assert!(failed.is_empty(), "{}", lines.join("\n"));
+}
+
+#[test]
+fn what_does_not_succeed_for_an_hour_is_tried_now_and_then_and_told_in_a_few_lines() {
+    simulate(|| async {
+        let mut h = History::new(1);
+        h.ready_within(Duration::from_mins(1), "the beginning").await;
+        {
+            let mut w = h.outside.lock();
+            w.start_fails.insert("ray-worker-0".into(), u32::MAX);
+            w.exit("ray-worker-0", 137, false);
+            w.stop_fails.insert("ray-worker-1".into(), u32::MAX);
+            w.remove_fails.insert("minio".into(), u32::MAX);
+            w.exit("minio", 137, false);
+            w.half_remove("minio");
+        }
+        h.ask(Command::Stop { service: "ray-worker-1".into() }).await;
+        h.pass(Duration::from_hours(1)).await;
+        let labd = h.labd.as_ref().expect("it lives");
+        let snapshot = labd.snapshot.borrow().clone();
+        for (name, state, why) in [
+            ("ray-worker-0", ServiceState::CrashLoop, "port 8265 is taken; keeps failing, tried once a minute"),
+            ("ray-worker-1", ServiceState::Blocked, "cannot be stopped: tried to stop the container, but"),
+            ("minio", ServiceState::Blocked, "cannot be removed: unable to remove filesystem: operation not permitted"),
+        ] {
+            let shown = snapshot.services.iter().find(|v| v.name == name).expect("planned");
+            assert!(shown.state == state && shown.last_reason.starts_with(why), "{shown:?}");
+            let service = Some(name.to_owned());
+            let query = EventQuery { after_seq: None, service, kind: None, limit: 500, newest: true };
+            let told = h.journal.events(query).await;
+            assert!(told.len() <= 24, "{}: {told:#?}", told.len());
+            let tries = h.outside.lock().trace.iter().filter(|l| l.contains("labd: ") && l.ends_with(name)).count();
+            assert!((5..=220).contains(&tries), "{name} was tried {tries} times");
+        }
+        {
+            let mut w = h.outside.lock();
+            w.start_fails.clear();
+            w.stop_fails.clear();
+            w.remove_fails.clear();
+        }
+        h.pass(Duration::from_secs(80)).await;
+        h.ask(Command::Start { service: "ray-worker-1".into() }).await;
+        h.ready_within(BOUND, "the end of the refusals").await;
+        h.outcome(Duration::ZERO)
+    });
+}
+
+#[test]
+fn a_lab_that_goes_down_ends_although_the_engine_keeps_a_container() {
+    simulate(|| async {
+        let mut h = History::new(1);
+        h.ready_within(Duration::from_mins(1), "the beginning").await;
+        h.outside.lock().remove_fails.insert("ray-driver".into(), u32::MAX);
+        h.ask(Command::Down).await;
+        h.pass(Duration::from_mins(1)).await;
+        let labd = h.labd.as_ref().expect("it was started");
+        assert!(labd.requests.is_closed(), "it has ended");
+        let query = EventQuery { after_seq: None, service: None, kind: None, limit: 500, newest: true };
+        let told = h.journal.events(query).await;
+        let left: Vec<&str> = told.iter().filter(|e| e.what == "left").map(|e| e.reason.as_str()).collect();
+        let line = "the container lab-ray-driver is left: unable to remove filesystem: operation not permitted";
+        assert_eq!(left, [line]);
+        h.outcome(Duration::ZERO)
+    });
 }
 
 #[test]

@@ -89,8 +89,16 @@ pub(super) enum Power {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Run {
     Created,
-    Running { since: Timestamp },
-    Exited { code: i64, oom: bool, at: Timestamp },
+    Running {
+        since: Timestamp,
+    },
+    Exited {
+        code: i64,
+        oom: bool,
+        at: Timestamp,
+    },
+    /// The engine could not remove it.
+    Dead,
 }
 
 #[derive(Debug, Clone)]
@@ -184,6 +192,10 @@ pub(super) struct World {
     /// The next starts that fail, by service.
     pub(super) start_fails: BTreeMap<String, u32>,
     pub(super) create_fails: BTreeMap<String, u32>,
+    pub(super) stop_fails: BTreeMap<String, u32>,
+    pub(super) remove_fails: BTreeMap<String, u32>,
+    /// Whether the lab's network is there: somebody may prune it.
+    pub(super) network: bool,
     /// A person asked labd to restart it, lately.
     pub(super) restart_asked: BTreeMap<String, Timestamp>,
     /// Held beyond doubt: since when.
@@ -235,6 +247,9 @@ impl World {
             busy_until: now,
             start_fails: BTreeMap::new(),
             create_fails: BTreeMap::new(),
+            stop_fails: BTreeMap::new(),
+            remove_fails: BTreeMap::new(),
+            network: false,
             restart_asked: BTreeMap::new(),
             held: BTreeMap::new(),
             hand_stops: BTreeMap::new(),
@@ -349,6 +364,9 @@ impl World {
         if c.running().is_some() {
             return Ok(());
         }
+        if c.run == Run::Dead {
+            return Err(EngineError::Conflict("container is marked for removal and cannot be started".into()));
+        }
         c.run = Run::Running { since: now };
         c.boot = if c.in_cluster() { slow } else { quick };
         (c.joined, c.orphan_since, c.stops_at, c.dies_at) = (false, None, None, None);
@@ -368,6 +386,15 @@ impl World {
         let c = self.containers.remove(i);
         self.say(format_args!("{service} is removed"));
         self.event(service, &c.id, Happened::Other);
+    }
+
+    /// The engine begins to remove a container and cannot.
+    pub(super) fn half_remove(&mut self, service: &str) {
+        self.exit(service, 137, false);
+        if let Some(c) = self.of_mut(service) {
+            c.run = Run::Dead;
+        }
+        self.say(format_args!("{service} is dead: it cannot be removed"));
     }
 
     pub(super) fn add(&mut self, service: &str, spec: &ContainerSpec, ours: bool) {
@@ -669,6 +696,10 @@ fn c_gives_up(c: &Container, gcs_down_since: Option<Timestamp>, now: Timestamp) 
     c.kind != Some(Kind::RayHead) && away && ran && !c.frozen && !c.paused
 }
 
+fn no_network() -> EngineError {
+    EngineError::NotFound("network lab not found".into())
+}
+
 fn unreachable() -> EngineError {
     EngineError::Unreachable("no container engine answers".into())
 }
@@ -727,6 +758,7 @@ impl Engine for Outside {
                     Run::Exited { code, oom, at } => {
                         RunState::Exited { code, oom, finished_at: at, error: String::new() }
                     }
+                    Run::Dead => RunState::Dead,
                 },
                 pid: None,
                 ports: if c.running().is_some() { c.ports.clone() } else { BTreeMap::new() },
@@ -749,7 +781,11 @@ impl Engine for Outside {
     }
 
     async fn ensure_network(&self, _: &NetworkSpec) -> Result<(), EngineError> {
-        self.call(|_| Ok(())).await
+        self.call(|w| {
+            w.network = true;
+            Ok(())
+        })
+        .await
     }
 
     async fn remove_network(&self) -> Result<(), EngineError> {
@@ -764,6 +800,9 @@ impl Engine for Outside {
             if let Some(n) = w.create_fails.get_mut(service).filter(|n| **n > 0) {
                 *n -= 1;
                 return Err(EngineError::Other("no space left on device".into()));
+            }
+            if !w.network {
+                return Err(no_network());
             }
             w.say(format_args!("labd: create {service}"));
             w.add(service, spec, true);
@@ -780,6 +819,9 @@ impl Engine for Outside {
                 *n -= 1;
                 return Err(EngineError::Conflict("port 8265 is taken".into()));
             }
+            if !w.network {
+                return Err(no_network());
+            }
             w.begin_start(&service)
         })
         .await
@@ -789,6 +831,12 @@ impl Engine for Outside {
         self.lock().check_end("stop", id);
         self.call(|w| {
             let service = Self::by_id(w, id)?.service.clone();
+            if let Some(n) = w.stop_fails.get_mut(&service).filter(|n| **n > 0) {
+                *n -= 1;
+                return Err(EngineError::Other(
+                    "tried to stop the container, but did not receive an exit event".into(),
+                ));
+            }
             w.begin_stop(&service, false);
             Ok(())
         })
@@ -814,6 +862,11 @@ impl Engine for Outside {
         self.call(|w| {
             if let Ok(c) = Self::by_id(w, id) {
                 let service = c.service.clone();
+                if let Some(n) = w.remove_fails.get_mut(&service).filter(|n| **n > 0) {
+                    *n -= 1;
+                    w.half_remove(&service);
+                    return Err(EngineError::Other("unable to remove filesystem: operation not permitted".into()));
+                }
                 w.remove(&service);
             }
             Ok(())
