@@ -52,6 +52,7 @@ use crate::{
         },
         routes,
     },
+    pins::{self, Pins},
     plan::{self, Inputs, PlanView},
     ray::{HttpJobs, Ray},
     secrets,
@@ -263,24 +264,35 @@ fn credentials(config: &Config, secrets: &plan::Secrets) -> Vec<Credential> {
     all
 }
 
-/// The lab's /24: what `labd.toml` says, else what the lab's network already has, else a free one.
-pub async fn subnet(config: &Config, engine: &DockerEngine) -> Result<[u8; 3], String> {
+/// The lab's /24: what `labd.toml` says, else what the lab's network already has, else the one it had, else a free one.
+pub async fn subnet(config: &Config, engine: &DockerEngine, pins: &Pins) -> Result<[u8; 3], String> {
     if let Some(text) = &config.network.subnet {
         return config::parse_subnet(text);
     }
-    if let Ok(Some(own)) = engine.own_subnet().await
-        && let Ok(subnet) = config::parse_subnet(&own)
-    {
-        return Ok(subnet);
-    }
+    let own = engine.own_subnet().await.map(|own| own.and_then(|text| config::parse_subnet(&text).ok()));
     let mut taken = routes::host();
-    for (_, subnet) in engine.networks().await.unwrap_or_default() {
+    // One that does not answer is not waited for twice.
+    let networks = if own.is_ok() { engine.networks().await.unwrap_or_default() } else { Vec::new() };
+    for (_, subnet) in networks {
         taken.extend(routes::parse_cidr(&subnet));
     }
-    routes::free_subnet(&taken).ok_or_else(|| {
+    choose_subnet(own.map_err(drop), pins.subnet, &taken).ok_or_else(|| {
         "every /24 from 198.18.100.0 to 198.18.249.0 is in use on this machine; set `network.subnet` in labd.toml"
             .to_owned()
     })
+}
+
+/// The lab's /24 where `labd.toml` names none. `own` is that of the lab's network as the engine says it, `kept` the one it had.
+///
+/// While the engine is away its bridges are still there, the lab's own among them: only the engine could say which is whose,
+/// so the lab's last subnet is taken for its own. Another one would make every container outdated once the engine is back.
+fn choose_subnet(own: Result<Option<[u8; 3]>, ()>, kept: Option<[u8; 3]>, taken: &[(u32, u32)]) -> Option<[u8; 3]> {
+    match (own, kept) {
+        (Ok(Some(own)), _) => Some(own),
+        (Err(()), Some(kept)) => Some(kept),
+        (Ok(None), Some(kept)) if !routes::overlaps(kept, taken) => Some(kept),
+        _ => routes::free_subnet(taken),
+    }
 }
 
 /// Runs until SIGTERM, SIGINT or `labd down`. SIGHUP reads `labd.toml` again. Containers outlive the daemon.
@@ -293,8 +305,10 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let _sole = claim(&config.lab.name)?;
     let engine = DockerEngine::connect(&config.engine.socket, &config.lab.name).map_err(|e| other(&e))?;
     let facts = node::facts();
-    let (subnet, address) = tokio::join!(subnet(&config, &engine), address::find(config.node.address.as_deref()));
     let data_dir = config.lab.data_dir.clone();
+    let mut pins = pins::load(&data_dir);
+    let (subnet, address) =
+        tokio::join!(subnet(&config, &engine, &pins), address::find(config.node.address.as_deref()));
     let journal = Journal::open(&data_dir.join("journal.db"), config.journal.retention()).map_err(|e| other(&e))?;
     let heard = journal.memory(supervise::EVENTS_HEARD).and_then(|ms| ms.parse().ok()).map(Timestamp::from_millis);
     let (engine_view, nudges) = listen::spawn(engine.clone(), heard);
@@ -314,6 +328,8 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         gpus.found(FIRST_LOOK).await;
     }
     let subnet = subnet.map_err(|e| other(&e))?;
+    pins.subnet = Some(subnet);
+    pins::save(&data_dir, &pins);
     let machine = Machine { facts, simulate: options.simulate_gpus, subnet, gpus: gpus.watch() };
     let wish = wish(config, &options.config, &machine, false)?;
     make_workspace(&wish.config)?;
@@ -636,5 +652,24 @@ impl LogSource for EngineLogs {
             })
         });
         stream::iter([]).chain(logs).boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_engine_that_is_away_does_not_move_the_lab_to_another_subnet() {
+        let (first, second, third) = ([198, 18, 100], [198, 18, 101], [198, 18, 102]);
+        let bridge = |n: u8| routes::parse_cidr(&format!("198.18.{n}.0/24")).expect("a subnet");
+        // Its own bridge, and somebody else's.
+        let taken = [bridge(101), bridge(100)];
+        assert_eq!(choose_subnet(Err(()), Some(second), &taken), Some(second));
+        assert_eq!(choose_subnet(Ok(Some(second)), Some(first), &taken), Some(second), "the engine knows best");
+        assert_eq!(choose_subnet(Ok(None), Some(second), &[bridge(100)]), Some(second), "after `labd down`");
+        assert_eq!(choose_subnet(Ok(None), Some(second), &taken), Some(third), "it has become somebody else's");
+        assert_eq!(choose_subnet(Err(()), None, &taken), Some(third));
+        assert_eq!(choose_subnet(Ok(None), None, &[]), Some(first));
     }
 }

@@ -44,6 +44,7 @@ pub mod install;
 pub mod jobs;
 pub mod journal;
 pub mod node;
+pub mod pins;
 pub mod plan;
 pub mod probe;
 pub mod ray;
