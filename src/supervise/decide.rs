@@ -25,6 +25,9 @@ use crate::{
 /// A service that was ready and does not answer for so long is hung. Busy is not hung: probes are answered within a
 /// second under full load, and this is thirty of them.
 pub const HUNG_AFTER: Duration = Duration::from_secs(30);
+/// The same where somebody who should know calls it alive: a Ray node whose dashboard agent is silent goes on training, and
+/// killing it loses more than waiting does.
+pub const HUNG_ALTHOUGH_ALIVE: Duration = Duration::from_mins(10);
 /// How long an engine may take to remove a container: its layers may be large, and the disk busy.
 const REMOVED: Duration = Duration::from_mins(1);
 /// How long an engine takes to clear up after a container, and say so: some tenths of a second.
@@ -119,6 +122,8 @@ pub enum Health {
         reason: String,
         /// Since when it has not held, without a good answer in between.
         since: Timestamp,
+        /// Whether somebody else who should know counts it as alive all the same.
+        alive: bool,
     },
     /// Its contract does not hold, and waiting cannot mend that.
     Lost {
@@ -198,6 +203,9 @@ pub struct Situation<'a> {
     pub hash: &'a str,
     /// Longest time from start to ready.
     pub start_deadline: Duration,
+    /// Whether it is killed when it does not answer for long. JupyterLab is not: one cell that blocks its event loop would
+    /// cost every kernel.
+    pub kill_silent: bool,
     /// How long the engine lets it end by itself when it is stopped.
     pub stop_timeout: Duration,
     /// Whether the GCS must be told when its container ended.
@@ -245,7 +253,10 @@ pub struct Memory {
     seen_to_end: bool,
     /// Whether it has been ready since its container was started, and when that was.
     ready: Option<(Timestamp, Timestamp)>,
-    failing_since: Option<Timestamp>,
+    /// Since when it does not answer, and whether it is called alive all the same.
+    failing_since: Option<(Timestamp, bool)>,
+    /// It ran before this labd began to look, and may have been ready.
+    adopted: bool,
     /// labd itself ends the container; its exit is no failure, or is one for this reason.
     ending: Option<Ending>,
     /// A person's restart that has not happened yet.
@@ -460,6 +471,7 @@ impl Memory {
     /// It ran before this labd began to look: if nothing is there now, that is news.
     pub fn has_run(&mut self) {
         self.ran = true;
+        self.adopted = true;
     }
 
     /// A person wants it: forget what failed.
@@ -706,6 +718,7 @@ fn absent(s: &Situation<'_>, m: &mut Memory, now: Timestamp) -> Decision {
     let asked = matches!(m.ending, Some(Ending::Asked(_)));
     m.ready = None;
     m.failing_since = None;
+    m.adopted = false;
     m.ending = None;
     m.restart = false;
     let ended = (m.ran && !asked).then(|| {
@@ -770,6 +783,7 @@ fn present(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen)
             }
             m.ready = None;
             m.failing_since = None;
+            m.adopted = false;
             m.ran = false;
             // Whoever asked for a restart gets it by this.
             m.restart = false;
@@ -933,11 +947,17 @@ fn serving(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen,
             m.failing_since = None;
             Decision::new(Action::None, S::Ready, m.explain(""))
         }
-        (Health::Failing { reason, since }, Some(_)) => {
-            let since = *m.failing_since.get_or_insert(*since);
-            let hung_at = since.plus(HUNG_AFTER);
+        (Health::Failing { reason, since, alive }, Some(_)) => {
+            // What was alive and is not any more gets its time from then on.
+            let same = m.failing_since.filter(|(_, before)| before == alive);
+            let (since, _) = *m.failing_since.insert(same.unwrap_or((*since, *alive)));
+            if !s.kill_silent {
+                return silent(s, reason);
+            }
+            let patience = patience(*alive);
+            let hung_at = since.plus(patience);
             if now >= hung_at {
-                return kill(m, c, Ending::Hung(format!("hung: {reason} for {}", human(HUNG_AFTER))), since);
+                return kill(m, c, Ending::Hung(format!("hung: {reason} for {}", human(patience))), since);
             }
             Decision::new(Action::None, S::Unhealthy, reason.clone()).wake_at(hung_at)
         }
@@ -947,8 +967,11 @@ fn serving(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen,
             let starting = Decision::new(Action::None, S::Starting, m.explain("started"));
             match health {
                 // After labd's own restart the deadline has long passed: one that is busy just then is not hung.
-                Health::Failing { reason, since } => {
-                    let hung_at = deadline.max(since.plus(HUNG_AFTER));
+                Health::Failing { reason, since, alive } => {
+                    let hung_at = deadline.max(since.plus(patience(*alive)));
+                    if now >= hung_at && m.adopted && !s.kill_silent {
+                        return silent(s, reason);
+                    }
                     if now >= hung_at {
                         let reason = format!("not ready {} after its start: {reason}", human(now.since(started_at)));
                         return kill(m, c, Ending::Hung(reason), *since);
@@ -966,6 +989,17 @@ fn serving(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen,
             }
         }
     }
+}
+
+/// How long it may be silent.
+const fn patience(alive: bool) -> Duration {
+    if alive { HUNG_ALTHOUGH_ALIVE } else { HUNG_AFTER }
+}
+
+/// It is silent, and not killed for that.
+fn silent(s: &Situation<'_>, reason: &str) -> Decision {
+    let why = format!("{reason}; `labd restart {}` ends it with all that runs in it", s.name);
+    Decision::new(Action::None, ServiceState::Unhealthy, why)
 }
 
 fn kill(m: &mut Memory, c: &ContainerSeen, ending: Ending, since: Timestamp) -> Decision {

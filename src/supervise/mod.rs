@@ -913,6 +913,7 @@ impl<E: Engine> Lab<E> {
         let void = self.void(name);
         let container = self.p.wish.plan.container_name(name);
         let away = self.away;
+        let kill_silent_jupyter = self.p.wish.config.services.jupyter.restart_silent.unwrap_or(false);
         let Some(entry) = self.entries.get_mut(name) else { return false };
         let Some(there) = entry.seen.clone() else { return false };
         entry.not_before = None;
@@ -921,6 +922,7 @@ impl<E: Engine> Lab<E> {
             container: &container,
             hash: &entry.hash,
             start_deadline: entry.spec.as_ref().map_or(Duration::MAX, |s| s.start_deadline),
+            kill_silent: entry.kind() != Some(Kind::Jupyter) || kill_silent_jupyter,
             stop_timeout: entry.spec.as_ref().map_or(Duration::ZERO, |s| s.container.stop_timeout),
             is_ray_node: entry.kind().is_some_and(Kind::is_ray_node),
             wanted,

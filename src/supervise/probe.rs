@@ -109,7 +109,7 @@ pub(super) async fn run<E: Engine>(
 /// Asks for ever whether the contract holds.
 async fn contract(prober: &Prober, mut ray: watch::Receiver<Arc<RayView>>, tell: impl Fn(Health)) {
     let (mut last, mut misses) = (Answer::Unknown, 0);
-    let (mut bad_since, mut joined) = (None, false);
+    let (mut bad_since, mut joined): (Option<(Timestamp, bool)>, bool) = (None, false);
     loop {
         let view = ray.borrow_and_update().clone();
         let answer = match prober.ask(&view).await {
@@ -119,9 +119,11 @@ async fn contract(prober: &Prober, mut ray: watch::Receiver<Arc<RayView>>, tell:
         };
         joined |= answer == Answer::Passing;
         let was_passing = last == Answer::Passing;
-        if matches!(answer, Answer::Failing(_)) {
+        // How long it has been as bad as it is now.
+        if let Answer::Failing(_) | Answer::Silent(_) = answer {
+            let alive = matches!(answer, Answer::Silent(_));
             misses += 1;
-            bad_since.get_or_insert_with(Timestamp::now);
+            bad_since = bad_since.filter(|(_, before)| *before == alive).or_else(|| Some((Timestamp::now(), alive)));
         } else {
             misses = 0;
             bad_since = None;
@@ -129,10 +131,12 @@ async fn contract(prober: &Prober, mut ray: watch::Receiver<Arc<RayView>>, tell:
         let believed = !(was_passing && misses > 0 && misses < MISSES);
         if believed && answer != last {
             last = answer;
+            let since = bad_since.map_or_else(Timestamp::now, |(since, _)| since);
             tell(match last.clone() {
                 Answer::Unknown => Health::Unknown,
                 Answer::Passing => Health::Passing,
-                Answer::Failing(reason) => Health::Failing { reason, since: bad_since.unwrap_or_else(Timestamp::now) },
+                Answer::Failing(reason) => Health::Failing { reason, since, alive: false },
+                Answer::Silent(reason) => Health::Failing { reason, since, alive: true },
                 Answer::Lost(reason) => Health::Lost { reason },
             });
         }
@@ -154,6 +158,8 @@ enum Answer {
     Unknown,
     Passing,
     Failing(String),
+    /// It does not answer, and somebody who should know counts it as alive.
+    Silent(String),
     /// Waiting cannot mend it.
     Lost(String),
 }
@@ -179,7 +185,12 @@ impl Prober {
                 }
             }
             Probe::RayNode { agent_port } => match node(ray, &self.container, self.started_at) {
-                Answer::Passing => self.expect_ok(*agent_port, "/api/local_raylet_healthz", None).await,
+                Answer::Passing => match self.expect_ok(*agent_port, "/api/local_raylet_healthz", None).await {
+                    Answer::Failing(reason) => {
+                        Answer::Silent(format!("Ray counts the node as alive; its agent {reason}"))
+                    }
+                    other => other,
+                },
                 other => other,
             },
         }
@@ -278,21 +289,27 @@ mod tests {
     use super::*;
     use crate::{engine::RunState, ray::RayNode};
 
-    #[test]
-    fn a_node_counts_from_this_start_on() {
-        let at = Timestamp::from_millis;
-        let address = Ipv4Addr::new(198, 18, 100, 20);
-        let container = ContainerSeen {
+    fn at(ms: i64) -> Timestamp {
+        Timestamp::from_millis(ms)
+    }
+
+    const ADDRESS: Ipv4Addr = Ipv4Addr::new(198, 18, 100, 20);
+
+    fn container() -> ContainerSeen {
+        ContainerSeen {
             id: "c".into(),
             spec_hash: "h".into(),
             run: RunState::Running { started_at: at(10_000) },
             pid: None,
             ports: BTreeMap::new(),
-            address: Some(address),
-        };
-        let node_at = |started, alive| RayNode {
+            address: Some(ADDRESS),
+        }
+    }
+
+    fn node_at(started: i64, alive: bool) -> RayNode {
+        RayNode {
             id: vec![1],
-            address,
+            address: ADDRESS,
             port: 0,
             alive,
             is_head: false,
@@ -301,7 +318,39 @@ mod tests {
             resources: BTreeMap::new(),
             available: BTreeMap::new(),
             labels: BTreeMap::new(),
-        };
+        }
+    }
+
+    /// Nobody answers.
+    struct Silence;
+
+    impl Ask for Silence {
+        fn ask<'a>(
+            &'a self,
+            _: Method,
+            _: &'a str,
+            _: Option<(&'a str, &'a Secret)>,
+        ) -> Pin<Box<dyn Future<Output = Result<u16, String>> + Send + 'a>> {
+            Box::pin(async { Err("does not answer yet".to_owned()) })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_silent_agent_of_a_node_that_is_alive_is_told_from_a_node_that_is_dead() {
+        let (plan, _) = crate::plan::make(&crate::plan::tests::inputs("", 1, 32)).expect("a plan");
+        let spec = plan.service("ray-worker-0").expect("planned").clone();
+        let Probe::RayNode { agent_port } = spec.probe else { panic!("a node") };
+        let container = ContainerSeen { ports: BTreeMap::from([(agent_port, 1)]), ..container() };
+        let prober = Prober { ask: Arc::new(Silence), spec, container, started_at: at(10_000) };
+        let view = |alive| RayView { gcs: Gcs::Reachable, nodes: vec![node_at(11_000, alive)], ..RayView::default() };
+        let reason = "Ray counts the node as alive; its agent does not answer yet";
+        assert_eq!(prober.ask(&view(true)).await, Answer::Silent(reason.into()));
+        assert_eq!(prober.ask(&view(false)).await, failing("Ray counts the node as dead"));
+    }
+
+    #[test]
+    fn a_node_counts_from_this_start_on() {
+        let container = container();
         let view = |gcs, nodes| RayView { gcs, nodes, ..RayView::default() };
         let ask = |view: &RayView| node(view, &container, at(10_000));
         assert_eq!(ask(&view(Gcs::Unknown, vec![])), Answer::Unknown);
@@ -310,8 +359,11 @@ mod tests {
         assert_eq!(ask(&view(Gcs::Reachable, vec![node_at(9_500, true)])), Answer::Passing, "clocks");
         assert!(matches!(ask(&view(Gcs::Reachable, vec![node_at(2_000, true)])), Answer::Failing(_)), "the one before");
         assert!(matches!(ask(&view(Gcs::Reachable, vec![node_at(11_000, false)])), Answer::Failing(_)));
-        let head_at =
-            |started| RayNode { address: Ipv4Addr::new(198, 18, 100, 10), is_head: true, ..node_at(started, true) };
+        let head_at = |started: i64| RayNode {
+            address: Ipv4Addr::new(198, 18, 100, 10),
+            is_head: true,
+            ..node_at(started, true)
+        };
         assert!(matches!(ask(&view(Gcs::Reachable, vec![head_at(5_000)])), Answer::Failing(_)), "it may yet join");
         assert!(
             matches!(ask(&view(Gcs::Reachable, vec![head_at(50_000)])), Answer::Lost(_)),

@@ -84,6 +84,7 @@ struct World {
     barred: bool,
     version: u32,
     made: u32,
+    kill_silent: bool,
     fail_next: bool,
     /// What the engine answers to each call from now on, without doing anything.
     answer: Option<Result<(), EngineError>>,
@@ -114,6 +115,7 @@ impl World {
             barred: false,
             version: 1,
             made: 0,
+            kill_silent: true,
             fail_next: false,
             answer: None,
             tries: 0,
@@ -212,7 +214,7 @@ impl World {
     }
 
     fn failing(&self) -> Health {
-        Health::Failing { reason: "no answer".into(), since: self.now }
+        Health::Failing { reason: "no answer".into(), since: self.now, alive: false }
     }
 
     /// It ends, if it runs.
@@ -255,6 +257,7 @@ impl World {
             container: "lab-ray-worker-0",
             hash: &hash,
             start_deadline: Duration::from_mins(2),
+            kill_silent: self.kill_silent,
             stop_timeout: Duration::from_secs(40),
             is_ray_node: true,
             wanted,
@@ -721,6 +724,57 @@ fn after_labds_own_restart_one_missed_answer_of_an_old_container_is_no_hang() {
     assert_eq!(world.step().expect("safe"), (ServiceState::Starting, false));
     world.health = Health::Passing;
     assert_eq!(world.step().expect("safe"), (ServiceState::Ready, false));
+}
+
+/// Whether what is silent for so long is killed.
+fn is_killed_after(world: &mut World, minutes: u64) -> bool {
+    for _ in 0..minutes * 6 {
+        world.happen(&Event::Pass(9_995));
+        if world.step().expect("safe").1 {
+            return true;
+        }
+    }
+    false
+}
+
+#[test]
+fn a_node_that_ray_calls_alive_is_not_killed_for_a_silent_agent_for_minutes() {
+    let mut world = World::new();
+    world.recover().expect("ready");
+    let silent = |world: &World, alive| Health::Failing { reason: "its agent".into(), since: world.now, alive };
+    world.health = silent(&world, true);
+    assert!(!is_killed_after(&mut world, 9));
+    assert_eq!(world.step().expect("safe"), (ServiceState::Unhealthy, false));
+    // From now on it is not alive either: it gets the time that every dead one gets.
+    world.health = silent(&world, false);
+    assert_eq!(world.step().expect("safe"), (ServiceState::Unhealthy, false));
+    assert!(is_killed_after(&mut world, 1));
+    let mut world = World::new();
+    world.recover().expect("ready");
+    world.health = silent(&world, true);
+    assert!(is_killed_after(&mut world, 11), "and not left silent for ever");
+}
+
+#[test]
+fn a_jupyter_that_is_silent_is_shown_and_not_killed_by_this_labd_or_the_next() {
+    let mut world = World::new();
+    world.kill_silent = false;
+    world.recover().expect("ready");
+    world.health = world.failing();
+    assert!(!is_killed_after(&mut world, 60));
+    assert_eq!(world.step().expect("safe"), (ServiceState::Unhealthy, false));
+    assert!(world.reason.contains("`labd restart ray-worker-0` ends it"), "{}", world.reason);
+    world.memory = Memory::default();
+    world.memory.has_run();
+    assert!(!is_killed_after(&mut world, 60));
+    assert_eq!(world.step().expect("safe"), (ServiceState::Unhealthy, false));
+    world.health = Health::Passing;
+    assert_eq!(world.step().expect("safe"), (ServiceState::Ready, false));
+    // One that hangs on its way up has no kernels yet.
+    world.happen(&Event::Crash(1));
+    settle(&mut world);
+    world.health = world.failing();
+    assert!(is_killed_after(&mut world, 3));
 }
 
 #[test]

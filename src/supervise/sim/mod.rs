@@ -425,6 +425,10 @@ impl History {
         w.create_fails.clear();
         w.stop_fails.clear();
         w.remove_fails.clear();
+        // It is not killed for that: somebody ends what blocks it.
+        if let Some(c) = w.of_mut("jupyter") {
+            c.frozen = false;
+        }
         let now = Timestamp::now();
         (w.slow_until, w.busy_until, w.deaf_until) = (now, now, now);
     }

@@ -23,7 +23,7 @@ use tokio::{
 };
 
 use crate::{
-    engine::{ContainerSeen, Engine, EngineError, Happened, Nudge, Ran, RunState, Seen, listen::Source},
+    engine::{ContainerSeen, Engine, EngineError, Happened, Nudge, Patience, Ran, RunState, Seen, listen::Source},
     plan::{
         HEAD_PORTS,
         spec::{ContainerSpec, Kind, NetworkSpec, Plan, Requirement},
@@ -875,7 +875,7 @@ impl Engine for Outside {
     }
 
     /// Looks into containers draw no dice: many of them happen in every history.
-    async fn run(&self, id: &str, _: &[String], _: Duration) -> Result<Ran, EngineError> {
+    async fn run(&self, id: &str, _: &[String], _: Patience) -> Result<Ran, EngineError> {
         let life = self.answers(None).await?;
         let busy = Timestamp::now() < self.lock().busy_until;
         sleep(if busy { Duration::from_secs(5) } else { TICK }).await;
