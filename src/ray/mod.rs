@@ -215,7 +215,8 @@ impl Ray {
         let mut told = 0;
         for node in client.nodes().await? {
             let node = convert(node);
-            if node.alive && !node.is_head && node.address == address && node.started_at < before {
+            let old = began_before(node.started_at, before, Timestamp::now());
+            if node.alive && !node.is_head && node.address == address && old {
                 client.unregister(node.id, reason).await?;
                 told += 1;
             }
@@ -351,9 +352,16 @@ fn convert(node: proto::Node) -> RayNode {
     }
 }
 
-/// One node per address: the one that was started last. A node that returned leaves its dead predecessors in the GCS.
-fn newest(mut nodes: Vec<RayNode>) -> Vec<RayNode> {
-    nodes.sort_by_key(|n| (n.address, std::cmp::Reverse(n.started_at)));
+/// Whether a node began before `before`, which is past `now`: one that began in the future did so before the clock was set
+/// back.
+pub(crate) fn began_before(began: Timestamp, before: Timestamp, now: Timestamp) -> bool {
+    began < before || began > now.plus(Duration::from_secs(1))
+}
+
+/// One node per address: the living one, else the one that was started last. A node that returned leaves its dead
+/// predecessors in the GCS, and one of those may have the later time, when the clock was set back since.
+pub(crate) fn newest(mut nodes: Vec<RayNode>) -> Vec<RayNode> {
+    nodes.sort_by_key(|n| (n.address, !n.alive, std::cmp::Reverse(n.started_at)));
     nodes.dedup_by_key(|n| n.address);
     nodes
 }
@@ -370,6 +378,16 @@ mod tests {
         let nodes = newest(vec![node("198.18.1.2", 1, 5), node("198.18.1.1", 0, 1), node("198.18.1.2", 0, 9)]);
         let seen: Vec<(u8, bool)> = nodes.iter().map(|n| (n.address.octets()[3], n.alive)).collect();
         assert_eq!(seen, [(1, true), (2, true)]);
+        // The clock was set back between the two.
+        let nodes = newest(vec![node("198.18.1.2", 1, 3_600_000), node("198.18.1.2", 0, 9)]);
+        assert!(nodes.len() == 1 && nodes[0].alive);
+    }
+
+    #[test]
+    fn a_node_from_before_the_clock_was_set_back_is_an_old_one() {
+        let at = |s: i64| Timestamp::from_millis(s * 1_000);
+        let old = |began| began_before(at(began), at(100), at(102));
+        assert_eq!([90, 101, 102, 3_700].map(old), [true, false, false, true]);
     }
 
     #[tokio::test]

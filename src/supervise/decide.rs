@@ -19,7 +19,7 @@ use crate::{
     engine::{ContainerSeen, EngineError, RunState, Seen},
     incident::Cause,
     snapshot::ServiceState,
-    time::{Timestamp, human},
+    time::{Moment, Now, Timestamp, human},
 };
 
 /// A service that was ready and does not answer for so long is hung. Busy is not hung: probes are answered within a
@@ -121,7 +121,7 @@ pub enum Health {
         /// What is missing, in one line.
         reason: String,
         /// Since when it has not held, without a good answer in between.
-        since: Timestamp,
+        since: Moment,
         /// Whether somebody else who should know counts it as alive all the same.
         alive: bool,
     },
@@ -252,9 +252,13 @@ pub struct Memory {
     /// Its first process was seen to end, before the engine said so: the GCS is told, or will be.
     seen_to_end: bool,
     /// Whether it has been ready since its container was started, and when that was.
-    ready: Option<(Timestamp, Timestamp)>,
+    ready: Option<(Timestamp, Moment)>,
+    /// The run of a container that was seen last, and when it began: the time from then on is not the wall clock's.
+    run: Option<(String, Timestamp, Moment)>,
+    /// The end that was seen last, in the same way.
+    end: Option<(String, Timestamp, Moment)>,
     /// Since when it does not answer, and whether it is called alive all the same.
-    failing_since: Option<(Timestamp, bool)>,
+    failing_since: Option<(Moment, bool)>,
     /// It ran before this labd began to look, and may have been ready.
     adopted: bool,
     /// labd itself ends the container; its exit is no failure, or is one for this reason.
@@ -268,7 +272,7 @@ pub struct Memory {
     /// The step that does not succeed.
     stuck: Option<Stuck>,
     /// Since when the engine has been removing it.
-    removing_since: Option<Timestamp>,
+    removing_since: Option<Moment>,
 }
 
 /// The step taken last, and what stood there before it.
@@ -397,7 +401,7 @@ pub struct Decision {
     /// Why, in one line.
     pub reason: String,
     /// When to decide again even if nothing changes.
-    pub wake: Option<Timestamp>,
+    pub wake: Option<Moment>,
     /// It has ended, or is about to on request, which is known as of now.
     pub ended: Option<Ended>,
 }
@@ -407,7 +411,7 @@ impl Decision {
         Self { action, state, reason: reason.into(), wake: None, ended: None }
     }
 
-    fn wake_at(mut self, at: Timestamp) -> Self {
+    fn wake_at(mut self, at: Moment) -> Self {
         self.wake = Some(at);
         self
     }
@@ -422,7 +426,7 @@ impl Memory {
     /// What became of the step that was decided last. A refusal is a failure at once; an engine that was away and a
     /// container that was gone are one only if the same step must be taken on the same container again, and so is a success
     /// that changed nothing. Returns the line for the journal, when this is the first such failure.
-    pub fn done(&mut self, result: &Result<(), EngineError>, now: Timestamp, seed: u64) -> Option<String> {
+    pub fn done(&mut self, result: &Result<(), EngineError>, now: Now, seed: u64) -> Option<String> {
         let said = match result {
             Ok(()) => return None,
             Err(error) => error.to_string(),
@@ -437,17 +441,17 @@ impl Memory {
         self.failed(step, id, said, now, seed)
     }
 
-    fn failed(&mut self, step: Step, id: Option<String>, said: String, now: Timestamp, seed: u64) -> Option<String> {
+    fn failed(&mut self, step: Step, id: Option<String>, said: String, now: Now, seed: u64) -> Option<String> {
         let news = self.stuck.as_ref().is_none_or(|stuck| stuck.step != step || stuck.said != said);
         let line = news.then(|| format!("cannot be {}: {said}", step.participle()));
         if step.brings_up() {
-            self.backoff.fail(now, seed);
+            self.backoff.fail(now.moment, seed);
             self.last_failure = Some(said.clone());
         }
         // One container after another that cannot be started is the same trouble.
         let same = self.stuck.take().filter(|stuck| stuck.step == step && (step.brings_up() || stuck.id == id));
         let mut backoff = same.map(|stuck| stuck.backoff).unwrap_or_default();
-        backoff.fail(now, seed);
+        backoff.fail(now.moment, seed);
         self.stuck = Some(Stuck { step, id, said, backoff });
         line.filter(|_| !step.brings_up())
     }
@@ -458,8 +462,8 @@ impl Memory {
     }
 
     /// Why the container cannot be taken away, once that has failed so often that it needs a person.
-    pub fn stays(&self, now: Timestamp) -> Option<&str> {
-        let stuck = self.stuck.as_ref().filter(|stuck| !stuck.step.brings_up() && stuck.backoff.is_loop(now))?;
+    pub fn stays(&self, now: Now) -> Option<&str> {
+        let stuck = self.stuck.as_ref().filter(|stuck| !stuck.step.brings_up() && stuck.backoff.is_loop(now.moment))?;
         Some(&stuck.said)
     }
 
@@ -519,7 +523,7 @@ pub fn hold(before: Option<Hold>, seen: &Seen, touched: Option<&Touched>) -> Opt
 }
 
 /// Decides the next step and brings the memory up to date.
-pub fn decide(s: &Situation<'_>, m: &mut Memory, now: Timestamp) -> Decision {
+pub fn decide(s: &Situation<'_>, m: &mut Memory, now: Now) -> Decision {
     m.see(s.seen);
     let decision = next(s, m, now);
     m.take(s, decision, now)
@@ -541,7 +545,7 @@ impl Memory {
     }
 
     /// Puts a step off that has failed before, and says so.
-    fn take(&mut self, s: &Situation<'_>, mut decision: Decision, now: Timestamp) -> Decision {
+    fn take(&mut self, s: &Situation<'_>, mut decision: Decision, now: Now) -> Decision {
         let Some(step) = decision.action.step() else { return decision };
         if let Some(taken) = self.taken.take_if(|taken| taken.step == step) {
             let said = taken.said.unwrap_or_else(|| "the engine says that it did, and nothing changed".to_owned());
@@ -554,12 +558,12 @@ impl Memory {
                 (decision.state, decision.reason) = failing(self, now);
             } else {
                 decision.reason = format!("cannot be {}: {}", stuck.step.participle(), stuck.said);
-                if stuck.backoff.is_loop(now) {
+                if stuck.backoff.is_loop(now.moment) {
                     decision.state = ServiceState::Blocked;
                 }
             }
             if stuck.step == step
-                && let Some(at) = stuck.backoff.next_try(now)
+                && let Some(at) = stuck.backoff.next_try(now.moment)
             {
                 decision.action = Action::None;
                 return decision.wake_at(at);
@@ -570,7 +574,7 @@ impl Memory {
     }
 }
 
-fn next(s: &Situation<'_>, m: &mut Memory, now: Timestamp) -> Decision {
+fn next(s: &Situation<'_>, m: &mut Memory, now: Now) -> Decision {
     use ServiceState as S;
     let container = match s.seen {
         Seen::Foreign { .. } if s.wanted == Wanted::Up => {
@@ -635,7 +639,7 @@ fn gone(s: &Situation<'_>, m: &mut Memory) {
 }
 
 /// The way from running to not running, and what follows once it does not run and the GCS knows.
-fn end(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen, then: Decision) -> Decision {
+fn end(s: &Situation<'_>, m: &mut Memory, now: Now, c: &ContainerSeen, then: Decision) -> Decision {
     use ServiceState as S;
     m.ready = None;
     m.failing_since = None;
@@ -654,10 +658,10 @@ fn end(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen, the
     match &c.run {
         RunState::Running { .. } => {
             m.ending = Some(Ending::Asked(why));
-            Decision::new(Action::Stop { id: c.id.clone() }, S::Stopping, why).because(ended(now))
+            Decision::new(Action::Stop { id: c.id.clone() }, S::Stopping, why).because(ended(now.wall))
         }
         // A paused process cannot act on SIGTERM.
-        RunState::Paused => Decision::new(Action::Kill { id: c.id.clone() }, S::Stopping, why).because(ended(now)),
+        RunState::Paused => Decision::new(Action::Kill { id: c.id.clone() }, S::Stopping, why).because(ended(now.wall)),
         RunState::Removing => removing(m, now, c),
         RunState::Dead => dead(c),
         RunState::Ending => ending(s, m, now, S::Stopping, why),
@@ -678,9 +682,9 @@ fn end(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen, the
 }
 
 /// The engine is removing it, which takes a moment; one that does not come to an end is asked again.
-fn removing(m: &mut Memory, now: Timestamp, c: &ContainerSeen) -> Decision {
-    let asked_again = m.removing_since.get_or_insert(now).plus(REMOVED);
-    if now >= asked_again {
+fn removing(m: &mut Memory, now: Now, c: &ContainerSeen) -> Decision {
+    let asked_again = m.removing_since.get_or_insert(now.moment).plus(REMOVED);
+    if now.moment >= asked_again {
         let remove = Action::Remove { id: c.id.clone() };
         return Decision::new(remove, ServiceState::Stopping, "its removal does not come to an end");
     }
@@ -701,10 +705,10 @@ fn node_ended(s: &Situation<'_>, m: &mut Memory, why: &str) {
 }
 
 /// The container has ended, as the kernel says; what follows waits until the engine says so, too.
-fn ending(s: &Situation<'_>, m: &mut Memory, now: Timestamp, state: ServiceState, why: &str) -> Decision {
+fn ending(s: &Situation<'_>, m: &mut Memory, now: Now, state: ServiceState, why: &str) -> Decision {
     node_ended(s, m, why);
     m.seen_to_end = true;
-    tell(s, m, state, why).unwrap_or_else(|| Decision::new(Action::None, state, why).wake_at(now.plus(CLEARED)))
+    tell(s, m, state, why).unwrap_or_else(|| Decision::new(Action::None, state, why).wake_at(now.moment.plus(CLEARED)))
 }
 
 /// The GCS is told before anything takes the dead node's place.
@@ -714,7 +718,7 @@ fn tell(s: &Situation<'_>, m: &Memory, state: ServiceState, why: &str) -> Option
 }
 
 /// Nothing is there, and something should be.
-fn absent(s: &Situation<'_>, m: &mut Memory, now: Timestamp) -> Decision {
+fn absent(s: &Situation<'_>, m: &mut Memory, now: Now) -> Decision {
     let asked = matches!(m.ending, Some(Ending::Asked(_)));
     m.ready = None;
     m.failing_since = None;
@@ -724,7 +728,7 @@ fn absent(s: &Situation<'_>, m: &mut Memory, now: Timestamp) -> Decision {
     let ended = (m.ran && !asked).then(|| {
         let why = "its container was removed".to_owned();
         m.last_failure = Some(why.clone());
-        Ended { cause: Cause::Gone, why, at: now }
+        Ended { cause: Cause::Gone, why, at: now.wall }
     });
     gone(s, m);
     let mut decision = make(s, m, now);
@@ -733,7 +737,7 @@ fn absent(s: &Situation<'_>, m: &mut Memory, now: Timestamp) -> Decision {
 }
 
 /// The way from nothing to a container.
-fn make(s: &Situation<'_>, m: &Memory, now: Timestamp) -> Decision {
+fn make(s: &Situation<'_>, m: &Memory, now: Now) -> Decision {
     use ServiceState as S;
     if let Some(decision) = tell(s, m, S::Starting, "the GCS is told of the node that was here") {
         return decision;
@@ -749,7 +753,7 @@ fn make(s: &Situation<'_>, m: &Memory, now: Timestamp) -> Decision {
 }
 
 /// A container of ours is there, and should run.
-fn present(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen) -> Decision {
+fn present(s: &Situation<'_>, m: &mut Memory, now: Now, c: &ContainerSeen) -> Decision {
     use ServiceState as S;
     let outdated = c.spec_hash != s.hash;
     let remove = |reason: &str| Decision::new(Action::Remove { id: c.id.clone() }, S::Stopping, reason);
@@ -777,7 +781,7 @@ fn present(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen)
             let uncounted = m.counted != exit_of(c);
             if uncounted
                 && m.ending.is_none()
-                && let Some(wait) = perhaps_stopped(s, now, c, *finished_at)
+                && let Some(wait) = perhaps_stopped(s, m, now, c, *finished_at)
             {
                 return wait;
             }
@@ -804,9 +808,9 @@ fn present(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen)
                     m.last_failure = Some(why.clone());
                     // The engine's end is not the service's failure: nothing waits for what it did not do wrong.
                     if !with_engine && !matches!(ending, Some(Ending::Lost(_))) {
-                        m.backoff.fail(now, s.seed);
+                        m.backoff.fail(now.moment, s.seed);
                         if s.spare_worker && m.backoff.streak() == 1 {
-                            m.backoff.not_before(now.plus(YIELD_TO_RECOVERY));
+                            m.backoff.not_before(now.moment.plus(YIELD_TO_RECOVERY));
                         }
                     }
                 }
@@ -837,21 +841,36 @@ fn present(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen)
 }
 
 /// Waits with an exit that may turn out to be somebody's `docker stop`: the engine says so only afterwards.
-fn perhaps_stopped(s: &Situation<'_>, now: Timestamp, c: &ContainerSeen, finished_at: Timestamp) -> Option<Decision> {
+fn perhaps_stopped(
+    s: &Situation<'_>,
+    m: &mut Memory,
+    now: Now,
+    c: &ContainerSeen,
+    finished_at: Timestamp,
+) -> Option<Decision> {
+    let ended = began(&mut m.end, c, finished_at, now);
     let touched = s.touched.filter(|t| t.id == c.id)?;
     let stopped = touched.stopped.is_some_and(|at| at >= finished_at);
     let signalled = touched.signalled.is_some_and(|at| may_have_ended_by(s, at, finished_at));
     let until = match (stopped, signalled) {
-        (true, _) => finished_at.plus(STOP_VERDICT),
-        (false, true) => finished_at.plus(STOP_WORD),
+        (true, _) => ended.plus(STOP_VERDICT),
+        (false, true) => ended.plus(STOP_WORD),
         (false, false) => return None,
     };
-    // A clock that was set back must not make this long.
-    if now >= until || until.since(now) > STOP_VERDICT {
+    if now.moment >= until {
         return None;
     }
     let reason = "ended after a signal by hand; it shows in a moment whether it was stopped";
     Some(Decision::new(Action::None, ServiceState::Stopping, reason).wake_at(until))
+}
+
+/// The moment at which a run or an end of a container began: found out when it is first seen, and kept, so that a clock that
+/// is set later makes no wait longer or shorter.
+fn began(known: &mut Option<(String, Timestamp, Moment)>, c: &ContainerSeen, at: Timestamp, now: Now) -> Moment {
+    match known {
+        Some((id, same, began)) if *id == c.id && *same == at => *began,
+        _ => known.insert((c.id.clone(), at, now.moment_of(at))).2,
+    }
 }
 
 /// Whether a signal at `at` can be what the container ended by: a stop ends within its timeout, one long before was
@@ -863,14 +882,16 @@ fn may_have_ended_by(s: &Situation<'_>, at: Timestamp, finished_at: Timestamp) -
 impl Away {
     /// Whether a container that ended then ended because the engine did.
     fn explains(self, finished_at: Timestamp) -> bool {
-        finished_at.plus(ENGINE_ENDS) >= self.from && self.to.is_none_or(|to| finished_at <= to.plus(ENGINE_BEGINS))
+        // One that is back before it went saw its clock being set back.
+        let before = |to: Timestamp| to < self.from || finished_at <= to.plus(ENGINE_BEGINS);
+        finished_at.plus(ENGINE_ENDS) >= self.from && self.to.is_none_or(before)
     }
 }
 
 fn running(
     s: &Situation<'_>,
     m: &mut Memory,
-    now: Timestamp,
+    now: Now,
     c: &ContainerSeen,
     started_at: Timestamp,
     outdated: bool,
@@ -880,7 +901,7 @@ fn running(
     if m.restart {
         let why = "restarted by hand";
         m.ending = Some(Ending::Asked(why));
-        return Decision::new(Action::Stop { id: c.id.clone() }, S::Stopping, why).because(Ended::asked(why, now));
+        return Decision::new(Action::Stop { id: c.id.clone() }, S::Stopping, why).because(Ended::asked(why, now.wall));
     }
     if outdated {
         match (s.image, &s.turn) {
@@ -888,7 +909,7 @@ fn running(
                 let why = "recreated for its new settings";
                 m.ending = Some(Ending::Asked(why));
                 let stop = Action::Stop { id: c.id.clone() };
-                return Decision::new(stop, S::Stopping, "its settings changed").because(Ended::asked(why, now));
+                return Decision::new(stop, S::Stopping, "its settings changed").because(Ended::asked(why, now.wall));
             }
             // The old one serves until the new one's image is there.
             (Image::Preparing(_) | Image::Unavailable(_), Turn::Now) => {
@@ -912,7 +933,7 @@ fn running(
 }
 
 /// Whether a running container does its work.
-fn serving(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen, started_at: Timestamp) -> Decision {
+fn serving(s: &Situation<'_>, m: &mut Memory, now: Now, c: &ContainerSeen, started_at: Timestamp) -> Decision {
     use ServiceState as S;
     if m.ready.is_some_and(|(start, _)| start != started_at) {
         m.ready = None;
@@ -932,12 +953,12 @@ fn serving(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen,
         }
         (Health::Passing, ready) => {
             // Health is counted from the last trouble.
-            let since = ready.filter(|_| m.failing_since.is_none()).map_or(now, |(_, since)| since);
+            let since = ready.filter(|_| m.failing_since.is_none()).map_or(now.moment, |(_, since)| since);
             m.failing_since = None;
             m.ready = Some((started_at, since));
             let reason = m.explain("");
             let decision = Decision::new(Action::None, S::Ready, reason);
-            match m.backoff.healthy(now.since(since)) {
+            match m.backoff.healthy(now.moment.since(since)) {
                 Some(enough) => decision.wake_at(since.plus(enough)),
                 None => decision,
             }
@@ -956,33 +977,35 @@ fn serving(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen,
             }
             let patience = patience(*alive);
             let hung_at = since.plus(patience);
-            if now >= hung_at {
-                return kill(m, c, Ending::Hung(format!("hung: {reason} for {}", human(patience))), since);
+            if now.moment >= hung_at {
+                let at = now.wall_at(since);
+                return kill(m, c, Ending::Hung(format!("hung: {reason} for {}", human(patience))), at);
             }
             Decision::new(Action::None, S::Unhealthy, reason.clone()).wake_at(hung_at)
         }
-        (Health::Lost { reason }, Some(_)) => kill(m, c, Ending::Lost(reason.clone()), now),
+        (Health::Lost { reason }, Some(_)) => kill(m, c, Ending::Lost(reason.clone()), now.wall),
         (health, None) => {
-            let deadline = started_at.plus(s.start_deadline);
+            let begun = began(&mut m.run, c, started_at, now);
+            let deadline = begun.plus(s.start_deadline);
             let starting = Decision::new(Action::None, S::Starting, m.explain("started"));
             match health {
                 // After labd's own restart the deadline has long passed: one that is busy just then is not hung.
                 Health::Failing { reason, since, alive } => {
                     let hung_at = deadline.max(since.plus(patience(*alive)));
-                    if now >= hung_at && m.adopted && !s.kill_silent {
+                    if now.moment >= hung_at && m.adopted && !s.kill_silent {
                         return silent(s, reason);
                     }
-                    if now >= hung_at {
-                        let reason = format!("not ready {} after its start: {reason}", human(now.since(started_at)));
-                        return kill(m, c, Ending::Hung(reason), *since);
+                    if now.moment >= hung_at {
+                        let reason = format!("not ready {} after its start: {reason}", human(now.moment.since(begun)));
+                        return kill(m, c, Ending::Hung(reason), now.wall_at(*since));
                     }
                     starting.wake_at(hung_at)
                 }
-                Health::Lost { reason } if now >= deadline => kill(m, c, Ending::Lost(reason.clone()), now),
+                Health::Lost { reason } if now.moment >= deadline => kill(m, c, Ending::Lost(reason.clone()), now.wall),
                 // Whether it is ready, or whose fault it is that it is not, cannot be told while the GCS is away.
                 Health::Unknown => match &s.unmet {
                     Some(unmet) => Decision::new(Action::None, S::Waiting, m.explain(unmet)),
-                    None if now >= deadline => starting,
+                    None if now.moment >= deadline => starting,
                     None => starting.wake_at(deadline),
                 },
                 _ => starting.wake_at(deadline),
@@ -1014,7 +1037,7 @@ fn kill(m: &mut Memory, c: &ContainerSeen, ending: Ending, since: Timestamp) -> 
 }
 
 /// A container that does not run is started when nothing speaks against it.
-fn start(s: &Situation<'_>, m: &Memory, now: Timestamp, c: &ContainerSeen) -> Decision {
+fn start(s: &Situation<'_>, m: &Memory, now: Now, c: &ContainerSeen) -> Decision {
     use ServiceState as S;
     if let Some(wait) = backing_off(m, now) {
         return wait;
@@ -1023,7 +1046,7 @@ fn start(s: &Situation<'_>, m: &Memory, now: Timestamp, c: &ContainerSeen) -> De
     if let Some(unmet) = &s.unmet {
         return Decision::new(Action::None, S::Waiting, m.explain(unmet));
     }
-    if m.backoff.is_loop(now) && !fresh {
+    if m.backoff.is_loop(now.moment) && !fresh {
         // Starting it again did not help four times: what is wrong may be in the container itself. It stays until the next
         // try, so that its output can be read.
         return Decision::new(Action::Remove { id: c.id.clone() }, S::Stopping, m.explain("made anew"));
@@ -1033,16 +1056,16 @@ fn start(s: &Situation<'_>, m: &Memory, now: Timestamp, c: &ContainerSeen) -> De
     Decision::new(Action::Start { id: c.id.clone(), again }, S::Starting, reason)
 }
 
-fn backing_off(m: &Memory, now: Timestamp) -> Option<Decision> {
-    let at = m.backoff.next_try(now)?;
+fn backing_off(m: &Memory, now: Now) -> Option<Decision> {
+    let at = m.backoff.next_try(now.moment)?;
     let (state, why) = failing(m, now);
     Some(Decision::new(Action::None, state, why).wake_at(at))
 }
 
 /// What is shown of a service that fails.
-fn failing(m: &Memory, now: Timestamp) -> (ServiceState, String) {
+fn failing(m: &Memory, now: Now) -> (ServiceState, String) {
     let why = m.last_failure.as_deref().unwrap_or("failed");
-    if m.backoff.is_loop(now) {
+    if m.backoff.is_loop(now.moment) {
         (ServiceState::CrashLoop, format!("{why}; keeps failing, tried once a minute"))
     } else {
         (ServiceState::Backoff, why.to_owned())

@@ -65,7 +65,7 @@ use crate::{
         DaemonView, EngineView, GpuState, GpuTrouble, InstallsView, NodeView, Notice, ServiceState, ServiceView,
         Snapshot,
     },
-    time::{Timestamp, human},
+    time::{Moment, Now, Timestamp, human},
 };
 use decide::{Action, Away, Bar, Decision, Health, Hold, Image, Member, Memory, Situation, Touched, Turn, Wanted};
 use incidents::Incidents;
@@ -218,7 +218,7 @@ struct Entry {
     acting: bool,
     /// Steps that the journal was told of since one of them has not succeeded.
     told: BTreeSet<&'static str>,
-    not_before: Option<Timestamp>,
+    not_before: Option<Moment>,
     health: Health,
     prober: Option<Prober>,
     memory: Memory,
@@ -228,7 +228,7 @@ struct Entry {
     reason: String,
     progress: Option<String>,
     next_try: Option<Timestamp>,
-    wake: Option<Timestamp>,
+    wake: Option<Moment>,
     /// Whether anything was decided yet in this daemon's life.
     fresh: bool,
     recorded: Option<ServiceState>,
@@ -264,9 +264,12 @@ impl OwnStop {
         Some(Self { id: id.to_owned(), from: Timestamp::from_millis(ms.parse().ok()?), to: None })
     }
 
-    fn covers(&self, id: &str, at: Timestamp) -> bool {
-        // Our clock and the engine's are the same, read a moment apart.
-        self.id == id && at.plus(Duration::from_secs(1)) >= self.from && self.to.is_none_or(|to| at <= to)
+    /// Whether it is the reason for an event of `at`, which is told at `now`.
+    fn covers(&self, id: &str, at: Timestamp, now: Timestamp) -> bool {
+        // Our clock and the engine's are the same, read a moment apart; a stop in the future was before the clock was set
+        // back.
+        let after = at.plus(Duration::from_secs(1)) >= self.from || self.from > now;
+        self.id == id && after && self.to.is_none_or(|to| at <= to)
     }
 }
 
@@ -544,7 +547,7 @@ impl<E: Engine> Lab<E> {
             keep_shortage(&self.p.journal, &service, &shortage);
             entry.shortage = Some(shortage);
         }
-        let own = entry.own_stop.as_ref().is_some_and(|own| own.covers(&id, at));
+        let own = entry.own_stop.as_ref().is_some_and(|own| own.covers(&id, at, Timestamp::now()));
         if !own && !matches!(what, Happened::OutOfMemory | Happened::Other) {
             let touched = match &mut entry.touched {
                 Some(touched) if touched.id == id => touched,
@@ -561,14 +564,14 @@ impl<E: Engine> Lab<E> {
     }
 
     fn next_wake(&self) -> Duration {
-        let now = Timestamp::now();
+        let now = Now::read();
         // A step or a look under way wakes the loop by itself.
         let idle = self.entries.values().filter(|e| !e.acting && !e.observing);
         let seen = |e: &Entry| self.engine && !e.stale && e.seen.is_some();
-        let due = |e: &Entry| e.shortage.as_ref().filter(|_| seen(e)).and_then(oom::Shortage::due);
+        let due = |e: &Entry| Some(now.moment.plus(e.shortage.as_ref().filter(|_| seen(e))?.due_in(now.wall)?));
         let at = idle.filter_map(|e| e.wake.into_iter().chain(e.not_before).chain(due(e)).min()).min();
         // Never quite zero: a wake in the past would spin.
-        at.map_or(RESYNC, |at| at.since(now).max(Duration::from_millis(20)).min(RESYNC))
+        at.map_or(RESYNC, |at| at.since(now.moment).max(Duration::from_millis(20)).min(RESYNC))
     }
 
     // ---- observing ----
@@ -671,7 +674,7 @@ impl<E: Engine> Lab<E> {
                     Err(reason) => {
                         tracing::debug!(service = name, reason, "the GCS could not be told");
                         entry.tell_tries += 1;
-                        entry.not_before = Some(Timestamp::now().plus(AFTER_FAILURE));
+                        entry.not_before = Some(Moment::now().plus(AFTER_FAILURE));
                         if entry.tell_tries >= TELL_TRIES {
                             entry.memory.told();
                             entry.tell_tries = 0;
@@ -684,13 +687,13 @@ impl<E: Engine> Lab<E> {
     }
 
     fn done(&mut self, name: &str, action: &Action, result: Result<(), EngineError>) {
-        let now = Timestamp::now();
+        let now = Now::read();
         let seed = self.p.seed;
         let Some(entry) = self.entries.get_mut(name) else { return };
         entry.acting = false;
         let news = entry.memory.done(&result, now, seed);
         if let Err(error) = result {
-            entry.not_before = Some(now.plus(AFTER_FAILURE));
+            entry.not_before = Some(now.moment.plus(AFTER_FAILURE));
             tracing::info!(service = name, %error, "a step failed");
             if let (EngineError::NotFound(_), Some(spec), Action::Create) = (&error, &entry.spec, action) {
                 self.p.images.mark_missing(spec.image);
@@ -853,14 +856,15 @@ impl<E: Engine> Lab<E> {
     fn void(&self, name: &str) -> Option<Health> {
         let (since, reason) = self.p.gpus.borrow().of_worker(name)?.restart.clone()?;
         let (_, started_at) = self.entries.get(name)?.running()?;
-        (started_at < since).then_some(Health::Gone { reason, since })
+        // A fault in the future was before the clock was set back: what has been started since may be of an earlier time.
+        (started_at < since && since <= Timestamp::now()).then_some(Health::Gone { reason, since })
     }
 
     /// On the way down the head and MinIO go last: a Ray node without its head waits for it until it is killed, and a
     /// run's last checkpoint needs its store.
     fn carries_others(&self, name: &str) -> bool {
         let carries = matches!(self.entries.get(name).and_then(Entry::kind), Some(Kind::RayHead | Kind::Minio));
-        let now = Timestamp::now();
+        let now = Now::read();
         let carried = |e: &Entry| e.kind().is_some_and(Kind::is_ray_node) && e.running().is_some();
         carries && self.entries.values().any(|e| carried(e) && e.memory.stays(now).is_none())
     }
@@ -890,12 +894,12 @@ impl<E: Engine> Lab<E> {
 
     /// Returns whether the state changed.
     fn decide(&mut self, name: &str) -> bool {
-        let now = Timestamp::now();
+        let now = Now::read();
         let Some(entry) = self.entries.get_mut(name) else { return false };
         if entry.seen.is_none()
             || entry.acting
             || entry.observing
-            || entry.not_before.is_some_and(|at| at > now)
+            || entry.not_before.is_some_and(|at| at > now.moment)
             || (self.down && self.carries_others(name))
         {
             return false;
@@ -950,8 +954,8 @@ impl<E: Engine> Lab<E> {
         }
         let decision = decide::decide(&situation, &mut entry.memory, now);
         let changed = self.show(name, &decision, now);
-        self.follow(name, &decision, now);
-        self.act(name, decision, now);
+        self.follow(name, &decision, now.wall);
+        self.act(name, decision, now.wall);
         changed
     }
 
@@ -965,7 +969,7 @@ impl<E: Engine> Lab<E> {
                 continue;
             }
             let running = entry.running().map(|(c, started_at)| (c.id.clone(), started_at));
-            let Some(shortage) = entry.shortage.as_mut().filter(|s| s.due().is_some_and(|at| now >= at)) else {
+            let Some(shortage) = entry.shortage.as_mut().filter(|s| s.due_in(now).is_some_and(|d| d.is_zero())) else {
                 continue;
             };
             if let Some(incident) = shortage.judge(name, running.as_ref().map(|(id, at)| (id.as_str(), *at)), now) {
@@ -1226,7 +1230,7 @@ impl<E: Engine> Lab<E> {
     // ---- showing ----
 
     /// Brings what is shown up to date, and the journal when the state changed.
-    fn show(&mut self, name: &str, decision: &Decision, now: Timestamp) -> bool {
+    fn show(&mut self, name: &str, decision: &Decision, now: Now) -> bool {
         let Some(entry) = self.entries.get_mut(name) else { return false };
         let before = entry.state;
         let unchanged_since = entry.running().is_some_and(|(_, started_at)| started_at <= entry.since);
@@ -1248,9 +1252,13 @@ impl<E: Engine> Lab<E> {
         let adopted = std::mem::take(&mut entry.fresh);
         let changed = before != decision.state || adopted;
         entry.state = decision.state;
-        entry.wake = decision.wake;
+        let same_wake = std::mem::replace(&mut entry.wake, decision.wake) == decision.wake;
         entry.next_try = match decision.state {
-            ServiceState::Backoff | ServiceState::CrashLoop => decision.wake,
+            // Said once, so that it does not move by the moment in which it is looked at.
+            ServiceState::Backoff | ServiceState::CrashLoop if same_wake && entry.next_try.is_some() => entry.next_try,
+            ServiceState::Backoff | ServiceState::CrashLoop | ServiceState::Blocked => {
+                decision.wake.map(|at| now.wall_at(at))
+            }
             _ => None,
         };
         entry.progress = (decision.state == ServiceState::Preparing).then(|| decision.reason.clone());
@@ -1260,7 +1268,7 @@ impl<E: Engine> Lab<E> {
             let known = adopted && entry.recorded == Some(ServiceState::Ready) && unchanged_since;
             reason = match entry.running() {
                 Some((_, at)) if changed => {
-                    let ready_at = if known { entry.since } else { now };
+                    let ready_at = if known { entry.since } else { now.wall };
                     format!("ready {} after its start", human(ready_at.since(at)))
                 }
                 _ => entry.reason.clone(),
@@ -1277,12 +1285,12 @@ impl<E: Engine> Lab<E> {
         if before != decision.state || entry.recorded != Some(decision.state) {
             let recorded = entry.recorded.replace(decision.state);
             if recorded != Some(decision.state) {
-                entry.since = now;
+                entry.since = now.wall;
                 // An image that is tried again and again is told once, for all that need it.
                 let no_image = |s| matches!(s, ServiceState::Preparing | ServiceState::Unavailable);
                 if !(recorded.is_some_and(no_image) && no_image(decision.state)) {
                     self.p.journal.record(Record {
-                        at: now,
+                        at: now.wall,
                         service: Some(name.to_owned()),
                         kind: RecordKind::State,
                         what: decision.state.word().to_owned(),
@@ -1507,7 +1515,7 @@ impl<E: Engine> Lab<E> {
         if self.given_up {
             return true;
         }
-        let now = Timestamp::now();
+        let now = Now::read();
         let there = |e: &&Entry| e.acting || e.observing || matches!(e.seen, Some(Seen::Ours(_)));
         let left: Vec<Option<String>> =
             self.entries.values().filter(there).map(|e| e.memory.stays(now).map(str::to_owned)).collect();

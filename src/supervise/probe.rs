@@ -7,7 +7,7 @@
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -22,9 +22,9 @@ use super::{decide::Health, inside};
 use crate::{
     engine::{ContainerSeen, Engine},
     plan::spec::{Probe, ServiceSpec},
-    ray::{Gcs, RayView},
+    ray::{Gcs, RayNode, RayView},
     secret::Secret,
-    time::Timestamp,
+    time::{Moment, Timestamp},
 };
 
 /// Until it is ready for the first time.
@@ -35,6 +35,8 @@ const CALM: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Misses in a row that make a ready one failing.
 const MISSES: u32 = 3;
+/// How long Ray's GCS may count a dead node as alive where nobody tells it.
+const CALLED_DEAD: Duration = Duration::from_secs(25);
 /// A Ray node's clock and the engine's are the same, read a moment apart.
 const CLOCK_SLACK: Duration = Duration::from_secs(1);
 
@@ -96,7 +98,7 @@ pub(super) async fn run<E: Engine>(
     ray: watch::Receiver<Arc<RayView>>,
     tell: impl Fn(Health),
 ) {
-    let prober = Prober { ask, spec, container, started_at };
+    let prober = Prober { ask, spec, container, started_at, begun: Moment::now(), before: OnceLock::new() };
     tokio::select! {
         biased;
         (reason, since) = inside::watch(&*engine, &prober.container.id, &prober.spec.container) => {
@@ -109,7 +111,7 @@ pub(super) async fn run<E: Engine>(
 /// Asks for ever whether the contract holds.
 async fn contract(prober: &Prober, mut ray: watch::Receiver<Arc<RayView>>, tell: impl Fn(Health)) {
     let (mut last, mut misses) = (Answer::Unknown, 0);
-    let (mut bad_since, mut joined): (Option<(Timestamp, bool)>, bool) = (None, false);
+    let (mut bad_since, mut joined): (Option<(Moment, bool)>, bool) = (None, false);
     loop {
         let view = ray.borrow_and_update().clone();
         let answer = match prober.ask(&view).await {
@@ -123,7 +125,7 @@ async fn contract(prober: &Prober, mut ray: watch::Receiver<Arc<RayView>>, tell:
         if let Answer::Failing(_) | Answer::Silent(_) = answer {
             let alive = matches!(answer, Answer::Silent(_));
             misses += 1;
-            bad_since = bad_since.filter(|(_, before)| *before == alive).or_else(|| Some((Timestamp::now(), alive)));
+            bad_since = bad_since.filter(|(_, before)| *before == alive).or_else(|| Some((Moment::now(), alive)));
         } else {
             misses = 0;
             bad_since = None;
@@ -131,7 +133,7 @@ async fn contract(prober: &Prober, mut ray: watch::Receiver<Arc<RayView>>, tell:
         let believed = !(was_passing && misses > 0 && misses < MISSES);
         if believed && answer != last {
             last = answer;
-            let since = bad_since.map_or_else(Timestamp::now, |(since, _)| since);
+            let since = bad_since.map_or_else(Moment::now, |(since, _)| since);
             tell(match last.clone() {
                 Answer::Unknown => Health::Unknown,
                 Answer::Passing => Health::Passing,
@@ -169,9 +171,22 @@ struct Prober {
     spec: ServiceSpec,
     container: ContainerSeen,
     started_at: Timestamp,
+    /// Since when it is looked at.
+    begun: Moment,
+    /// The node that was at the container's address when it was first looked for.
+    before: OnceLock<Option<Vec<u8>>>,
 }
 
 impl Prober {
+    /// Whether the node at the container's address is of this run whatever its clock says, since the clock may have been set
+    /// back between the container's start and the node's: it was not there at the first look, or Ray has counted it as alive
+    /// for longer than it does with one that is dead.
+    fn is_new(&self, ray: &RayView) -> bool {
+        let there = || ray.nodes.iter().find(|n| Some(n.address) == self.container.address).map(|n| n.id.clone());
+        ray.gcs == Gcs::Reachable
+            && (*self.before.get_or_init(there) != there() || Moment::now().since(self.begun) >= CALLED_DEAD)
+    }
+
     async fn ask(&self, ray: &RayView) -> Answer {
         match &self.spec.probe {
             Probe::Http { port, path, authorization } => {
@@ -184,7 +199,7 @@ impl Prober {
                     other => other,
                 }
             }
-            Probe::RayNode { agent_port } => match node(ray, &self.container, self.started_at) {
+            Probe::RayNode { agent_port } => match node(ray, &self.container, self.started_at, self.is_new(ray)) {
                 Answer::Passing => match self.expect_ok(*agent_port, "/api/local_raylet_healthz", None).await {
                     Answer::Failing(reason) => {
                         Answer::Silent(format!("Ray counts the node as alive; its agent {reason}"))
@@ -263,13 +278,14 @@ fn failing(reason: impl Into<String>) -> Answer {
     Answer::Failing(reason.into())
 }
 
-/// Whether the container's node is in the cluster since this start. Pure.
-fn node(ray: &RayView, container: &ContainerSeen, started_at: Timestamp) -> Answer {
+/// Whether the container's node is in the cluster since this start, by the clock or because it `is_new` there. Pure.
+fn node(ray: &RayView, container: &ContainerSeen, started_at: Timestamp, is_new: bool) -> Answer {
     if ray.gcs != Gcs::Reachable {
         return Answer::Unknown;
     }
     let Some(address) = container.address else { return failing("it has no address on the lab's network") };
-    let node = ray.nodes.iter().find(|n| n.address == address && n.started_at.plus(CLOCK_SLACK) >= started_at);
+    let of_this_run = |n: &RayNode| n.started_at.plus(CLOCK_SLACK) >= started_at || (is_new && n.alive);
+    let node = ray.nodes.iter().find(|n| n.address == address && of_this_run(n));
     match node {
         Some(n) if n.alive => Answer::Passing,
         Some(_) => failing("Ray counts the node as dead"),
@@ -287,7 +303,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::{engine::RunState, ray::RayNode};
+    use crate::engine::RunState;
 
     fn at(ms: i64) -> Timestamp {
         Timestamp::from_millis(ms)
@@ -341,7 +357,8 @@ mod tests {
         let spec = plan.service("ray-worker-0").expect("planned").clone();
         let Probe::RayNode { agent_port } = spec.probe else { panic!("a node") };
         let container = ContainerSeen { ports: BTreeMap::from([(agent_port, 1)]), ..container() };
-        let prober = Prober { ask: Arc::new(Silence), spec, container, started_at: at(10_000) };
+        let (ask, begun, before) = (Arc::new(Silence), Moment::now(), OnceLock::new());
+        let prober = Prober { ask, spec, container, started_at: at(10_000), begun, before };
         let view = |alive| RayView { gcs: Gcs::Reachable, nodes: vec![node_at(11_000, alive)], ..RayView::default() };
         let reason = "Ray counts the node as alive; its agent does not answer yet";
         assert_eq!(prober.ask(&view(true)).await, Answer::Silent(reason.into()));
@@ -352,7 +369,7 @@ mod tests {
     fn a_node_counts_from_this_start_on() {
         let container = container();
         let view = |gcs, nodes| RayView { gcs, nodes, ..RayView::default() };
-        let ask = |view: &RayView| node(view, &container, at(10_000));
+        let ask = |view: &RayView| node(view, &container, at(10_000), false);
         assert_eq!(ask(&view(Gcs::Unknown, vec![])), Answer::Unknown);
         assert_eq!(ask(&view(Gcs::Unreachable { reason: "x".into() }, vec![node_at(11_000, true)])), Answer::Unknown);
         assert_eq!(ask(&view(Gcs::Reachable, vec![node_at(11_000, true)])), Answer::Passing);
@@ -369,5 +386,9 @@ mod tests {
             matches!(ask(&view(Gcs::Reachable, vec![head_at(50_000)])), Answer::Lost(_)),
             "a new head without the old state"
         );
+        // The clock was set back between the container's start and its node's.
+        let back = |alive| view(Gcs::Reachable, vec![node_at(2_000, alive)]);
+        assert_eq!(node(&back(true), &container, at(10_000), true), Answer::Passing);
+        assert!(matches!(node(&back(false), &container, at(10_000), true), Answer::Failing(_)));
     }
 }

@@ -11,7 +11,7 @@ use super::decide::{
 use crate::{
     engine::{ContainerSeen, EngineError, RunState, Seen},
     snapshot::ServiceState,
-    time::Timestamp,
+    time::{Moment, Timestamp},
 };
 
 #[derive(Debug, Clone)]
@@ -214,7 +214,7 @@ impl World {
     }
 
     fn failing(&self) -> Health {
-        Health::Failing { reason: "no answer".into(), since: self.now, alive: false }
+        Health::Failing { reason: "no answer".into(), since: Moment::from_millis(self.now.as_millis()), alive: false }
     }
 
     /// It ends, if it runs.
@@ -274,7 +274,7 @@ impl World {
             bar: bar.as_ref(),
             seed: 7,
         };
-        let decision = decide(&situation, &mut self.memory, self.now);
+        let decision = decide(&situation, &mut self.memory, self.now.into());
         prop_assert!(!decision.reason.contains('\n'));
         let running = matches!(&seen, Seen::Ours(c) if matches!(c.run, RunState::Running { .. }));
         let unchanged = matches!(&seen, Seen::Ours(c) if c.spec_hash == hash);
@@ -300,7 +300,8 @@ impl World {
         if matches!(decision.state, ServiceState::Backoff | ServiceState::CrashLoop) && decision.action == Action::None
         {
             let wake = decision.wake.expect("a time to try again");
-            prop_assert!(wake > self.now && wake.since(self.now) <= Duration::from_secs(72));
+            let now = Moment::from_millis(self.now.as_millis());
+            prop_assert!(wake > now && wake.since(now) <= Duration::from_secs(72));
         }
         let acted = !matches!(decision.action, Action::None | Action::PrepareImage);
         let is_call = acted && !matches!(decision.action, Action::TellGcs { .. });
@@ -308,11 +309,11 @@ impl World {
             std::mem::take(&mut self.fail_next).then(|| Err(EngineError::Conflict("port 8265 is taken".into())));
         if is_call && let Some(answer) = self.answer.clone().or(refused) {
             self.tries += 1;
-            self.told.extend(self.memory.done(&answer, self.now, 7));
+            self.told.extend(self.memory.done(&answer, self.now.into(), 7));
             return Ok((decision.state, true));
         }
         if is_call {
-            self.memory.done(&Ok(()), self.now, 7);
+            self.memory.done(&Ok(()), self.now.into(), 7);
         }
         self.reason.clone_from(&decision.reason);
         self.take(&decision.action);
@@ -741,7 +742,11 @@ fn is_killed_after(world: &mut World, minutes: u64) -> bool {
 fn a_node_that_ray_calls_alive_is_not_killed_for_a_silent_agent_for_minutes() {
     let mut world = World::new();
     world.recover().expect("ready");
-    let silent = |world: &World, alive| Health::Failing { reason: "its agent".into(), since: world.now, alive };
+    let silent = |world: &World, alive| Health::Failing {
+        reason: "its agent".into(),
+        since: Moment::from_millis(world.now.as_millis()),
+        alive,
+    };
     world.health = silent(&world, true);
     assert!(!is_killed_after(&mut world, 9));
     assert_eq!(world.step().expect("safe"), (ServiceState::Unhealthy, false));

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::world::{Container, Dice, Power, Run, World};
-use crate::time::Timestamp;
+use super::world::{Container, Dice, Power, Run, World, now};
+use crate::time::simulated;
 
 /// One fault, at the moment it happens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +53,8 @@ pub(super) enum Fault {
     LabdRestart(String),
     /// `labd.toml` changes.
     Reload,
+    /// Somebody, or the time service, sets the wall clock, by so many milliseconds.
+    ClockSet(i64),
 }
 
 impl Fault {
@@ -98,9 +100,14 @@ impl Fault {
         }
     }
 
+    /// An hour either way, or a little more than what is awaited here and there.
+    pub(super) fn clock(dice: &mut Dice) -> Self {
+        Self::ClockSet(dice.pick(&[3_600_000, -3_600_000, 3_600_000, -3_600_000, 40_000, -40_000]))
+    }
+
     /// What happens to the world at once; the rest is the caller's.
     pub(super) fn strike(&self, w: &mut World) {
-        let now = Timestamp::now();
+        let now = now();
         match self {
             Self::Crash(s, code) => w.exit(s, *code, false),
             Self::OutOfMemory(s) => w.exit(s, 137, true),
@@ -193,6 +200,7 @@ impl Fault {
                 }
             }
             Self::KillLabd(_) | Self::LabdStop(_) | Self::LabdStart(_) | Self::LabdRestart(_) | Self::Reload => {}
+            Self::ClockSet(ms) => simulated::set_by(*ms),
         }
     }
 

@@ -52,7 +52,7 @@ use crate::{
     time::{Timestamp, simulated},
 };
 use faults::{Fault, Relief};
-use world::{Dice, Outside, Power, Run, TICK, World};
+use world::{Dice, Outside, Power, Run, TICK, World, now};
 
 /// From the last fault's end until everything is ready: a hang is found after half a minute, a wrong token after two, a
 /// crash loop is tried once a minute.
@@ -135,11 +135,11 @@ impl Labd {
                     if nudge.what == Happened::StoppedByHand {
                         let mut w = world.lock();
                         let still = w.of(&nudge.service).is_some_and(|c| {
-                            c.id == nudge.id && matches!(c.run, Run::Exited { at, .. } if at <= nudge.at)
+                            c.id == nudge.id && matches!(c.run, Run::Exited { .. }) && c.stamp <= nudge.at
                         });
                         if still && w.hand_stops.get(&nudge.service) == Some(&stop) {
                             w.say(format_args!("labd knows that {} was stopped by hand", nudge.service));
-                            w.held.insert(nudge.service.clone(), Timestamp::now());
+                            w.held.insert(nudge.service.clone(), world::now());
                         }
                     }
                     if pass.send(nudge).await.is_err() {
@@ -254,10 +254,10 @@ impl History {
 
     /// Lets time pass.
     async fn pass(&mut self, d: Duration) {
-        let until = Timestamp::now().plus(d);
-        while Timestamp::now() < until {
+        let until = now().plus(d);
+        while now() < until {
             sleep(TICK).await;
-            let now = Timestamp::now();
+            let now = now();
             let due: Vec<Relief> = self.reliefs.extract_if(.., |(at, _)| *at <= now).map(|(_, r)| r).collect();
             {
                 let mut w = self.outside.lock();
@@ -280,7 +280,7 @@ impl History {
     }
 
     async fn strike(&mut self, fault: &Fault) {
-        let now = Timestamp::now();
+        let now = now();
         {
             let mut w = self.outside.lock();
             // What needs an engine does not happen without one, and an engine ends once at a time.
@@ -316,7 +316,7 @@ impl History {
                 self.outside.lock().touched.insert(s.clone(), now);
                 if self.ask(Command::Stop { service: s.clone() }).await {
                     let mut w = self.outside.lock();
-                    w.held.entry(s.clone()).or_insert(Timestamp::now());
+                    w.held.entry(s.clone()).or_insert(world::now());
                 }
             }
             Fault::LabdStart(s) => {
@@ -377,10 +377,10 @@ impl History {
     /// Waits until everything is ready and stays so for [`STAYS`]; fails when that does not begin within `bound`. Returns
     /// how long it took to begin.
     async fn ready_within(&mut self, bound: Duration, what: &str) -> Duration {
-        let from = Timestamp::now();
+        let from = now();
         let mut ready_since = None;
         loop {
-            let (missing, now) = (self.missing(), Timestamp::now());
+            let (missing, now) = (self.missing(), now());
             if missing.is_empty() {
                 let since: Timestamp = *ready_since.get_or_insert(now);
                 if now.since(since) >= STAYS {
@@ -406,7 +406,7 @@ impl History {
             // Often while the last one is being dealt with, sometimes in peace.
             let pause = if dice.one_in(3) { dice.ms(1, 800) } else { dice.ms(500, 45_000) };
             self.pass(pause).await;
-            let fault = Fault::any(&mut dice, &services);
+            let fault = if dice.one_in(10) { Fault::clock(&mut dice) } else { Fault::any(&mut dice, &services) };
             self.strike(&fault).await;
         }
         self.end_faults().await;
@@ -429,7 +429,7 @@ impl History {
         if let Some(c) = w.of_mut("jupyter") {
             c.frozen = false;
         }
-        let now = Timestamp::now();
+        let now = now();
         (w.slow_until, w.busy_until, w.deaf_until) = (now, now, now);
     }
 
@@ -439,7 +439,7 @@ impl History {
             violations: std::mem::take(&mut w.violations),
             trace: std::mem::take(&mut w.trace),
             recovery,
-            simulated: Timestamp::now().since(EPOCH),
+            simulated: now().since(EPOCH),
         }
     }
 }
@@ -570,6 +570,53 @@ fn what_does_not_succeed_for_an_hour_is_tried_now_and_then_and_told_in_a_few_lin
         h.ready_within(BOUND, "the end of the refusals").await;
         h.outcome(Duration::ZERO)
     });
+}
+
+#[test]
+fn an_engine_that_ends_after_the_clock_was_set_back_is_nobodys_stop() {
+    simulate(|| async {
+        let mut h = History::new(3);
+        h.ready_within(Duration::from_mins(1), "the beginning").await;
+        h.strike(&Fault::ClockSet(-3_600_000)).await;
+        h.pass(Duration::from_secs(20)).await;
+        h.strike(&Fault::EngineRestart(Duration::from_secs(5))).await;
+        h.end_faults().await;
+        h.ready_within(BOUND, "the engine's restart").await;
+        let snapshot = h.labd.as_ref().expect("it lives").snapshot.borrow().clone();
+        assert!(snapshot.services.iter().all(|s| s.state != ServiceState::Held), "{snapshot:?}");
+        h.outcome(Duration::ZERO)
+    });
+}
+
+#[test]
+fn a_clock_that_is_set_by_an_hour_makes_nobody_wait_and_no_incident_stay_open() {
+    for step in [-3_600_000, 3_600_000] {
+        simulate(|| async move {
+            let mut h = History::new(2);
+            h.ready_within(Duration::from_mins(1), "the beginning").await;
+            h.pass(Duration::from_mins(3)).await;
+            // Crashes enough for a wait, and the clock is set in the middle of it.
+            for _ in 0..3 {
+                h.strike(&Fault::Crash("ray-worker-0".into(), 1)).await;
+                h.pass(Duration::from_secs(6)).await;
+            }
+            h.strike(&Fault::Crash("ray-worker-0".into(), 1)).await;
+            h.pass(Duration::from_millis(300)).await;
+            h.strike(&Fault::ClockSet(step)).await;
+            assert!(h.ready_within(Duration::from_secs(30), "the clock was set").await <= Duration::from_secs(20));
+            h.strike(&Fault::Crash("ray-driver".into(), 1)).await;
+            h.pass(Duration::from_secs(1)).await;
+            h.strike(&Fault::LabdRestart("ray-worker-1".into())).await;
+            h.ready_within(Duration::from_secs(30), "the next crash").await;
+            let incidents = h.labd.as_ref().expect("it lives").incidents.borrow().clone();
+            assert!(incidents.iter().all(|i| i.ready_at.is_some()), "{step}: {incidents:#?}");
+            assert!(incidents.iter().any(|i| i.service == "ray-driver"), "{incidents:#?}");
+            let w = h.outside.lock();
+            assert!(w.held.is_empty() && w.violations.is_empty(), "{:?}", w.violations);
+            drop(w);
+            h.outcome(Duration::ZERO)
+        });
+    }
 }
 
 #[test]

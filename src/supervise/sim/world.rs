@@ -28,17 +28,23 @@ use crate::{
         HEAD_PORTS,
         spec::{ContainerSpec, Kind, NetworkSpec, Plan, Requirement},
     },
-    ray::{Endpoint, Gcs, RayNode, RayView},
+    ray::{self, Endpoint, Gcs, RayNode, RayView},
     secret::Secret,
     snapshot::EngineView,
     supervise::probe::Ask,
-    time::Timestamp,
+    time::{Timestamp, simulated},
 };
 
 /// A container that was well for so long is blameless: no probe can still be of another opinion.
 const BLAMELESS: Duration = Duration::from_secs(15);
 /// Between two moves of the world.
 pub(super) const TICK: Duration = Duration::from_millis(100);
+
+/// The time in truth. The lab's wall clock ([`Timestamp::now`]) may be set; what the engine and Ray say goes by that one, and
+/// everything that takes time goes by this one.
+pub(super) fn now() -> Timestamp {
+    simulated::steady().unwrap_or_default()
+}
 
 /// Numbers from a seed: SplitMix64.
 #[derive(Debug, Clone)]
@@ -112,6 +118,8 @@ pub(super) struct Container {
     ports: BTreeMap<u16, u16>,
     stop_timeout: Duration,
     pub(super) run: Run,
+    /// When that began, by the wall clock of that time: what the engine says.
+    pub(super) stamp: Timestamp,
     /// From start to the first answer, in this run.
     boot: Duration,
     pub(super) frozen: bool,
@@ -163,6 +171,7 @@ struct Node {
     address: Ipv4Addr,
     /// Container and start: which run of it this node is.
     run: (String, Timestamp),
+    /// By the wall clock of that time.
     started_at: Timestamp,
     alive: bool,
     is_head: bool,
@@ -229,7 +238,7 @@ impl Outside {
 
 impl World {
     pub(super) fn new(seed: u64, plan: Plan) -> Self {
-        let now = Timestamp::now();
+        let now = now();
         let mut dice = Dice::new(seed);
         Self {
             persist: !dice.one_in(4),
@@ -265,13 +274,13 @@ impl World {
     }
 
     pub(super) fn say(&mut self, text: impl std::fmt::Display) {
-        let at = Timestamp::now().since(self.begun);
+        let at = now().since(self.begun);
         self.trace.push(format!("{:>8.3} {text}", at.as_secs_f64()));
     }
 
     pub(super) fn never(&mut self, text: impl std::fmt::Display) {
         self.say(format_args!("VIOLATION: {text}"));
-        let at = Timestamp::now().since(self.begun);
+        let at = now().since(self.begun);
         self.violations.push(format!("at {:.3} s: {text}", at.as_secs_f64()));
     }
 
@@ -299,7 +308,7 @@ impl World {
             self.say(format_args!("event {c} {what:?}"));
         }
         self.log.push(nudge.clone());
-        if Timestamp::now() >= self.deaf_until {
+        if now() >= self.deaf_until {
             self.listeners.retain(|l| l.send(nudge.clone()).is_ok());
         }
     }
@@ -312,12 +321,12 @@ impl World {
     }
 
     pub(super) fn exit(&mut self, service: &str, code: i64, oom: bool) {
-        let at = Timestamp::now();
+        let at = now();
         if oom {
             self.runs_out_of_memory(service);
         }
         let Some(c) = self.of_mut(service).filter(|c| c.running().is_some()) else { return };
-        c.run = Run::Exited { code, oom, at };
+        (c.run, c.stamp) = (Run::Exited { code, oom, at }, Timestamp::now());
         self.deaths.push(at);
         let Some(c) = self.of_mut(service) else { return };
         (c.frozen, c.paused, c.stops_at, c.dies_at) = (false, false, None, None);
@@ -334,7 +343,7 @@ impl World {
             self.exit(service, 137, false);
             return;
         }
-        let ends = Timestamp::now().plus(self.dice.ms(10, 900));
+        let ends = now().plus(self.dice.ms(10, 900));
         if let Some(c) = self.of_mut(service) {
             c.dies_at = Some(ends);
         }
@@ -342,7 +351,7 @@ impl World {
 
     /// The beginning of `docker stop`, or of labd's own.
     pub(super) fn begin_stop(&mut self, service: &str, by_hand: bool) {
-        let now = Timestamp::now();
+        let now = now();
         let takes = self.dice.ms(20, 3_000);
         let Some(c) = self.of_mut(service).filter(|c| c.running().is_some()) else { return };
         if c.stops_at.is_some() {
@@ -358,7 +367,7 @@ impl World {
     }
 
     pub(super) fn begin_start(&mut self, service: &str) -> Result<(), EngineError> {
-        let now = Timestamp::now();
+        let now = now();
         let (quick, slow) = (self.dice.ms(200, 3_000), self.dice.ms(1_500, 5_000));
         let Some(c) = self.of_mut(service) else { return Err(EngineError::NotFound("no such container".into())) };
         if c.running().is_some() {
@@ -367,7 +376,7 @@ impl World {
         if c.run == Run::Dead {
             return Err(EngineError::Conflict("container is marked for removal and cannot be started".into()));
         }
-        c.run = Run::Running { since: now };
+        (c.run, c.stamp) = (Run::Running { since: now }, Timestamp::now());
         c.boot = if c.in_cluster() { slow } else { quick };
         (c.joined, c.orphan_since, c.stops_at, c.dies_at) = (false, None, None, None);
         let id = c.id.clone();
@@ -411,6 +420,7 @@ impl World {
             ports: ports.map(|(i, p)| (p.container, base + i as u16)).collect(),
             stop_timeout: spec.stop_timeout,
             run: Run::Created,
+            stamp: Timestamp::now(),
             boot: Duration::ZERO,
             frozen: false,
             paused: false,
@@ -420,7 +430,7 @@ impl World {
             orphan_since: None,
             stops_at: None,
             dies_at: None,
-            unwell_until: Timestamp::now(),
+            unwell_until: now(),
             by_hand: false,
         };
         let id = c.id.clone();
@@ -440,7 +450,7 @@ impl World {
     // ---- the passing of time ----
 
     pub(super) fn tick(&mut self) {
-        let now = Timestamp::now();
+        let now = now();
         let services: Vec<String> = self.containers.iter().map(|c| c.service.clone()).collect();
         for service in &services {
             let Some(c) = self.of(service) else { continue };
@@ -453,7 +463,7 @@ impl World {
                 self.exit(service, code, false);
                 self.event(service, &id, Happened::Stopped);
                 if by_hand {
-                    self.hand_stops.insert(service.clone(), (id, now));
+                    self.hand_stops.insert(service.clone(), (id, Timestamp::now()));
                 }
             }
         }
@@ -477,7 +487,7 @@ impl World {
     }
 
     pub(super) fn serves(&self, service: &str) -> bool {
-        self.of(service).is_some_and(|c| c.ours && self.is_well(c, Timestamp::now()))
+        self.of(service).is_some_and(|c| c.ours && self.is_well(c, now()))
     }
 
     pub(super) fn gcs_up(&self, now: Timestamp) -> bool {
@@ -519,7 +529,7 @@ impl World {
                         id: self.counter,
                         address,
                         run,
-                        started_at: since.plus(c.boot / 2),
+                        started_at: Timestamp::now().minus(now.since(since.plus(c.boot / 2))),
                         alive: true,
                         is_head,
                         silent_since: None,
@@ -599,7 +609,7 @@ impl World {
 
     /// What the GCS says.
     fn ray_view(&mut self, aim: Option<&Endpoint>) -> (Gcs, Vec<RayNode>) {
-        let now = Timestamp::now();
+        let now = now();
         let Some(endpoint) = aim else { return (Gcs::Unknown, Vec::new()) };
         let head = self.containers.iter().find(|c| c.ours && c.kind == Some(Kind::RayHead));
         let there = head.is_some_and(|c| c.ports.get(&HEAD_PORTS.0) == Some(&endpoint.gcs.port()));
@@ -607,7 +617,7 @@ impl World {
             return (Gcs::Unreachable { reason: "does not answer".into() }, Vec::new());
         }
         self.gcs_answered = now;
-        let mut nodes: Vec<RayNode> = self
+        let nodes: Vec<RayNode> = self
             .nodes
             .iter()
             .map(|n| RayNode {
@@ -623,20 +633,19 @@ impl World {
                 labels: BTreeMap::new(),
             })
             .collect();
-        nodes.sort_by_key(|n| (n.address, std::cmp::Reverse(n.started_at)));
-        nodes.dedup_by_key(|n| n.address);
-        (Gcs::Reachable, nodes)
+        (Gcs::Reachable, ray::newest(nodes))
     }
 
     fn unregister(&mut self, address: Ipv4Addr, before: Timestamp) -> Result<usize, String> {
-        let now = Timestamp::now();
+        let now = now();
         if !self.gcs_up(now) {
             return Err("the GCS does not answer".into());
         }
         let mut told = 0;
         for n in 0..self.nodes.len() {
             let node = &self.nodes[n];
-            if !node.alive || node.is_head || node.address != address || node.started_at >= before {
+            let old = ray::began_before(node.started_at, before, Timestamp::now());
+            if !node.alive || node.is_head || node.address != address || !old {
                 continue;
             }
             let run = node.run.clone();
@@ -653,7 +662,7 @@ impl World {
 
     /// labd is about to end a container.
     fn check_end(&mut self, how: &str, id: &str) {
-        let now = Timestamp::now();
+        let now = now();
         let Some(c) = self.containers.iter().find(|c| c.id == id) else { return };
         let (service, running) = (c.service.clone(), c.running().is_some());
         let blameless = running && self.is_well(c, now) && now.since(c.unwell_until) >= BLAMELESS;
@@ -674,7 +683,7 @@ impl World {
     }
 
     fn check_start(&mut self, id: &str) {
-        let now = Timestamp::now();
+        let now = now();
         let Some(service) = self.containers.iter().find(|c| c.id == id).map(|c| c.service.clone()) else { return };
         self.say(format_args!("labd: start {service}"));
         if self.held.get(&service).is_some_and(|&since| now.since(since) >= Duration::from_millis(50)) {
@@ -709,7 +718,7 @@ impl Outside {
     async fn call<T>(&self, effect: impl FnOnce(&mut World) -> Result<T, EngineError>) -> Result<T, EngineError> {
         let half = || {
             let mut w = self.lock();
-            if Timestamp::now() < w.slow_until { w.dice.ms(100, 1_500) } else { w.dice.ms(1, 15) }
+            if now() < w.slow_until { w.dice.ms(100, 1_500) } else { w.dice.ms(1, 15) }
         };
         sleep(half()).await;
         let life = self.answers(None).await?;
@@ -754,9 +763,9 @@ impl Engine for Outside {
                 run: match c.run {
                     Run::Created => RunState::Created,
                     Run::Running { .. } if c.paused => RunState::Paused,
-                    Run::Running { since } => RunState::Running { started_at: since },
-                    Run::Exited { code, oom, at } => {
-                        RunState::Exited { code, oom, finished_at: at, error: String::new() }
+                    Run::Running { .. } => RunState::Running { started_at: c.stamp },
+                    Run::Exited { code, oom, .. } => {
+                        RunState::Exited { code, oom, finished_at: c.stamp, error: String::new() }
                     }
                     Run::Dead => RunState::Dead,
                 },
@@ -770,7 +779,9 @@ impl Engine for Outside {
 
     async fn first_process_ended(&self, container: ContainerSeen) {
         let RunState::Running { started_at } = container.run else { return std::future::pending().await };
-        let runs = |w: &World| w.containers.iter().any(|c| c.id == container.id && c.running() == Some(started_at));
+        let runs = |w: &World| {
+            w.containers.iter().any(|c| c.id == container.id && c.running().is_some() && c.stamp == started_at)
+        };
         while runs(&self.lock()) {
             sleep(TICK).await;
         }
@@ -877,7 +888,7 @@ impl Engine for Outside {
     /// Looks into containers draw no dice: many of them happen in every history.
     async fn run(&self, id: &str, _: &[String], _: Patience) -> Result<Ran, EngineError> {
         let life = self.answers(None).await?;
-        let busy = Timestamp::now() < self.lock().busy_until;
+        let busy = now() < self.lock().busy_until;
         sleep(if busy { Duration::from_secs(5) } else { TICK }).await;
         self.answers(Some(life)).await?;
         match Self::by_id(&mut self.lock(), id)? {
@@ -918,13 +929,13 @@ impl Ask for Outside {
             let port = url::Url::parse(url).ok().and_then(|u| u.port()).unwrap_or(0);
             let busy = {
                 let mut w = self.lock();
-                if Timestamp::now() < w.busy_until { w.dice.ms(500, 4_500) } else { w.dice.ms(1, 20) }
+                if now() < w.busy_until { w.dice.ms(500, 4_500) } else { w.dice.ms(1, 20) }
             };
             sleep(busy).await;
             loop {
                 {
                     let w = self.lock();
-                    let now = Timestamp::now();
+                    let now = now();
                     let there =
                         w.containers.iter().find(|c| c.running().is_some() && c.ports.values().any(|&p| p == port));
                     match there {
