@@ -1,7 +1,8 @@
 //! The daemon: reads the configuration whole, claims what it needs, then starts the tasks and waits for the end.
 //!
-//! What is in the way is said before anything else begins: a broken `labd.toml`, another labd, a taken port. An engine that
-//! is not there (yet) is no reason to end: labd says so everywhere and goes on when it comes.
+//! What is in the way is said before anything else begins: a broken `labd.toml`, another labd. What may pass by itself is no
+//! reason to end: an engine that is not there (yet), a taken port, a file system that does not answer. labd says so and goes
+//! on when it has passed.
 
 use std::{
     net::SocketAddr,
@@ -27,6 +28,7 @@ use tokio::{
 };
 
 use crate::{
+    bug,
     checkpoints::{Checkpoints, Store},
     config::{self, Config, ConfigError, packages},
     control::{Command, Control},
@@ -58,12 +60,14 @@ use crate::{
     secrets,
     snapshot::{DaemonView, EngineView, ServiceState, Snapshot},
     supervise::{self, DoorView, Parts, Scrapes, Wish},
-    time::Timestamp,
+    time::{Timestamp, human},
 };
 
 /// Between two tries to listen where it was not possible: on the lab's network, which exists once its first container
 /// does, and at a taken port.
 const LISTEN_RETRY: Duration = Duration::from_secs(2);
+/// How long what `labd.toml` names on file systems may take to be read or made.
+const WORKSPACE: Duration = Duration::from_secs(20);
 /// How long GPUs are looked for before the first plan is made without them: a driver that nobody holds open takes some
 /// seconds to wake its GPUs.
 const FIRST_LOOK: Duration = Duration::from_secs(15);
@@ -298,10 +302,10 @@ fn choose_subnet(own: Result<Option<[u8; 3]>, ()>, kept: Option<[u8; 3]>, taken:
 /// Runs until SIGTERM, SIGINT or `labd down`. SIGHUP reads `labd.toml` again. Containers outlive the daemon.
 pub async fn run(options: Options) -> Result<(), StartError> {
     let other = |e: &dyn std::fmt::Display| StartError::Other(e.to_string());
+    bug::end_with_the_first();
     let started_at = Timestamp::now();
     let (config, found) = Config::load(&options.config)?;
     let socket = http::bind_unix(&options.socket).await.map_err(|e| other(&e))?;
-    let page = http::bind_tcp(config.lab.page, "lab.page").await.map_err(|e| other(&e))?;
     let _sole = claim(&config.lab.name)?;
     let engine = DockerEngine::connect(&config.engine.socket, &config.lab.name).map_err(|e| other(&e))?;
     let facts = node::facts();
@@ -332,7 +336,11 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     pins::save(&data_dir, &pins);
     let machine = Machine { facts, simulate: options.simulate_gpus, subnet, gpus: gpus.watch() };
     let wish = wish(config, &options.config, &machine, false)?;
-    make_workspace(&wish.config)?;
+    if let Err(Late(line)) = in_time(WORKSPACE, "lab.workspace", workspace_maker(&wish.config)).await? {
+        // JupyterLab alone needs it, and says so.
+        tracing::error!("{line}");
+        note(&journal, "workspace", &line);
+    }
     make_door(&wish.config)?;
     let ledger = jobs::open(&data_dir).map_err(|e| other(&e))?;
 
@@ -386,7 +394,12 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         tell_scrapes.send_replace(Scrapes { address: Some(scrape), last: None });
         tokio::spawn(serve_scrapes(scrape, state.clone(), tell_scrapes, stopped.clone()));
     }
-    servers.spawn(http::serve_tcp(page, http::public_router(state), stopped.clone()));
+    let (tell_page, page_trouble) = watch::channel(None);
+    let page = serve_page(page_address, http::public_router(state), tell_page, stopped.clone());
+    servers.spawn(async move {
+        page.await;
+        Ok(())
+    });
 
     note(&journal, "started", &format!("labd {} (pid {})", daemon.version, daemon.pid));
     let replan = replan(options.config.clone(), machine.clone());
@@ -417,6 +430,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         jobs: ledger.watch(),
         installs: all_installs,
         door: door_views,
+        page: page_trouble,
         scrapes,
         config: tell_config,
         snapshot,
@@ -492,10 +506,32 @@ fn note(journal: &Journal, what: &str, reason: &str) {
     });
 }
 
-fn make_workspace(config: &Config) -> Result<(), StartError> {
+fn workspace_maker(config: &Config) -> impl FnOnce() -> Result<(), StartError> + Send + 'static {
     let dir = config.workspace();
-    std::fs::create_dir_all(&dir)
-        .map_err(|e| StartError::Other(format!("cannot make {}: {e}; set `lab.workspace` in labd.toml", dir.display())))
+    move || {
+        let cannot = |e| format!("cannot make {}: {e}; set `lab.workspace` in labd.toml", dir.display());
+        std::fs::create_dir_all(&dir).map_err(|e| StartError::Other(cannot(e)))
+    }
+}
+
+/// Something that did not come to an end in time, in one line.
+struct Late(String);
+
+/// Does what reads or writes files, in a thread of its own: on a network file system that is dead it may never end, and
+/// neither the loop nor the daemon's end may wait for it. `what` is the setting that names the files.
+async fn in_time<T: Send + 'static, E: Send + 'static>(
+    limit: Duration,
+    what: &str,
+    work: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<Result<T, Late>, E> {
+    match tokio::time::timeout(limit, tokio::task::spawn_blocking(work)).await {
+        Ok(Ok(done)) => done.map(Ok),
+        Ok(Err(_)) => Ok(Err(Late(format!("what `{what}` names could not be looked at")))),
+        Err(_) => Ok(Err(Late(format!(
+            "what `{what}` names does not answer within {}: is it on a network file system whose server is away?",
+            human(limit)
+        )))),
+    }
 }
 
 /// The folder that the relay sees: it must be there before the relay's container is made.
@@ -507,7 +543,7 @@ fn make_door(config: &Config) -> Result<(), StartError> {
 
 /// What a running daemon cannot change, compared with what it was started with.
 fn reread(path: PathBuf, first: Config, machine: Machine) -> supervise::Reread {
-    Box::new(move || {
+    let read = move || {
         let (config, _) = Config::load(&path).map_err(|e| e.to_string())?;
         for (key, same) in [
             ("lab.name", config.lab.name == first.lab.name),
@@ -525,14 +561,23 @@ fn reread(path: PathBuf, first: Config, machine: Machine) -> supervise::Reread {
             }
         }
         let wish = wish(config, &path, &machine, false).map_err(|e| e.to_string())?;
-        make_workspace(&wish.config).map_err(|e| e.to_string())?;
+        workspace_maker(&wish.config)().map_err(|e| e.to_string())?;
         Ok(wish)
+    };
+    let read = Arc::new(read);
+    Box::new(move || {
+        let read = read.clone();
+        async move { in_time(WORKSPACE, "labd.toml", move || read()).await?.map_err(|Late(line)| line) }.boxed()
     })
 }
 
 /// Plans again with the GPUs as they are.
 fn replan(path: PathBuf, machine: Machine) -> supervise::Replan {
-    Box::new(move |config| wish(config.clone(), &path, &machine, false).map_err(|e| e.to_string()))
+    Box::new(move |config| {
+        let (path, machine) = (path.clone(), machine.clone());
+        let plan = move || wish(config, &path, &machine, false).map_err(|e| e.to_string());
+        async move { in_time(WORKSPACE, "labd.toml", plan).await?.map_err(|Late(line)| line) }.boxed()
+    })
 }
 
 /// Until the loop has looked at anything.
@@ -576,6 +621,35 @@ async fn serve_scrapes(
             let _ = http::serve_tcp(listener, router.clone(), stopped.clone()).await;
         }
         let mut stop = stopped.clone();
+        tokio::select! {
+            () = tokio::time::sleep(LISTEN_RETRY) => {}
+            _ = stop.wait_for(|stop| *stop) => return,
+        }
+    }
+}
+
+/// The status page. A taken port is said and tried again: everything else of the lab works without it.
+async fn serve_page(
+    addr: SocketAddr,
+    router: axum::Router,
+    trouble: watch::Sender<Option<String>>,
+    stopped: watch::Receiver<bool>,
+) {
+    let mut stop = stopped.clone();
+    loop {
+        match http::bind_tcp(addr, "lab.page").await {
+            Ok(listener) => {
+                trouble.send_replace(None);
+                if let Err(error) = http::serve_tcp(listener, router.clone(), stopped.clone()).await {
+                    tracing::warn!(%error, "a listener ended");
+                }
+            }
+            Err(error) => {
+                if trouble.send_replace(Some(error.to_string())).is_none() {
+                    tracing::error!("{error}");
+                }
+            }
+        }
         tokio::select! {
             () = tokio::time::sleep(LISTEN_RETRY) => {}
             _ = stop.wait_for(|stop| *stop) => return,
@@ -658,6 +732,35 @@ impl LogSource for EngineLogs {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn files_that_do_not_answer_block_nothing_and_are_said() {
+        let (_never, wait) = std::sync::mpsc::channel::<()>();
+        let hangs = move || wait.recv().map_err(|e| e.to_string());
+        let late = in_time(Duration::from_millis(50), "lab.workspace", hangs).await.expect("no failure of its own");
+        let Err(Late(line)) = late else { panic!("it hangs") };
+        assert!(line.starts_with("what `lab.workspace` names does not answer within 50 ms"), "{line}");
+        let fails = in_time(Duration::from_secs(5), "x", || Err::<(), _>("no")).await;
+        assert!(matches!(fails, Err("no")));
+        assert!(matches!(in_time(Duration::from_secs(5), "x", || Ok::<_, ()>(7)).await, Ok(Ok(7))));
+    }
+
+    #[tokio::test]
+    async fn a_taken_page_port_is_said_and_taken_once_it_is_free() {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let addr = taken.local_addr().expect("bound");
+        let (tell, mut trouble) = watch::channel(None);
+        let (_stop, stopped) = watch::channel(false);
+        tokio::spawn(serve_page(addr, axum::Router::new(), tell, stopped));
+        let said = trouble.wait_for(Option::is_some).await.expect("it goes on").clone().expect("said");
+        assert!(said.contains("is taken by another program; set `lab.page` in labd.toml"), "{said}");
+        drop(taken);
+        tokio::time::timeout(LISTEN_RETRY * 2, trouble.wait_for(Option::is_none))
+            .await
+            .expect("in time")
+            .expect("served");
+        assert!(tokio::net::TcpStream::connect(addr).await.is_ok());
+    }
 
     #[test]
     fn an_engine_that_is_away_does_not_move_the_lab_to_another_subnet() {

@@ -30,6 +30,7 @@
 //! | [`journal`] writer thread | the database | entries (`mpsc`) | events (`broadcast`), its health (`watch`) |
 //! | [`http`] servers | listeners | requests | commands (`mpsc`) |
 
+pub mod bug;
 pub mod checkpoints;
 pub mod cli;
 pub mod config;

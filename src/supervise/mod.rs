@@ -32,8 +32,9 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::BoxFuture;
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     task::AbortHandle,
     time::MissedTickBehavior,
 };
@@ -77,6 +78,9 @@ pub const RESYNC: Duration = Duration::from_secs(5);
 const RECOVERY_WATCHED: Duration = Duration::from_mins(15);
 /// After a step that failed, before the same service is looked at again.
 const AFTER_FAILURE: Duration = Duration::from_millis(500);
+/// An engine that has not said for so long what a container does hangs: it takes milliseconds, and some seconds on a disk that
+/// thrashes.
+const SLOW_ANSWER: Duration = Duration::from_secs(10);
 /// How often the GCS is told in vain before a node is started all the same.
 const TELL_TRIES: u32 = 10;
 
@@ -106,11 +110,12 @@ pub struct Wish {
     pub credentials: Vec<Credential>,
 }
 
-/// Reads `labd.toml` again. The error is one line, and nothing has changed then.
-pub type Reread = Box<dyn Fn() -> Result<Wish, String> + Send + Sync>;
+/// Reads `labd.toml` again, in its own time: the files that it names may be on a file system that hangs. The error is one
+/// line, and nothing has changed then.
+pub type Reread = Box<dyn Fn() -> BoxFuture<'static, Result<Wish, String>> + Send + Sync>;
 
 /// Plans again from a configuration that holds, for GPUs that are others now. The error is one line.
-pub type Replan = Box<dyn Fn(&Config) -> Result<Wish, String> + Send + Sync>;
+pub type Replan = Box<dyn Fn(Config) -> BoxFuture<'static, Result<Wish, String>> + Send + Sync>;
 
 /// What the loop is given.
 pub struct Parts<E> {
@@ -150,6 +155,8 @@ pub struct Parts<E> {
     pub installs: watch::Receiver<Arc<InstallsView>>,
     /// The front door on the host.
     pub door: watch::Receiver<DoorView>,
+    /// Why the status page is not served, in one line.
+    pub page: watch::Receiver<Option<String>>,
     /// What Prometheus asks of labd itself.
     pub scrapes: watch::Receiver<Scrapes>,
     /// Where the configuration goes that a reload brought.
@@ -195,6 +202,9 @@ enum Word {
     Told(String, Result<usize, String>),
     Health(String, (String, Timestamp), Health),
     Listed(Result<Vec<String>, EngineError>),
+    Reread(Result<Box<Wish>, String>, oneshot::Sender<Result<String, Refusal>>),
+    /// For these GPUs.
+    Replanned(Vec<Gpu>, Result<Box<Wish>, String>),
 }
 
 /// One service, planned or left over.
@@ -210,8 +220,8 @@ struct Entry {
     touched: Option<Touched>,
     own_stop: Option<OwnStop>,
     shortage: Option<oom::Shortage>,
-    /// An observation is under way.
-    observing: bool,
+    /// Since when an observation is under way.
+    observing: Option<Moment>,
     /// Something happened since the observation under way began.
     look_again: bool,
     /// A step is under way.
@@ -284,7 +294,7 @@ impl Entry {
             touched: None,
             own_stop: None,
             shortage: None,
-            observing: false,
+            observing: None,
             look_again: false,
             acting: false,
             told: BTreeSet::new(),
@@ -333,6 +343,11 @@ impl Entry {
         }
     }
 
+    /// How long the engine has not said what the container does, once that is long.
+    fn unanswered(&self, now: Moment) -> Option<Duration> {
+        self.observing.map(|since| now.since(since)).filter(|&waited| waited >= SLOW_ANSWER)
+    }
+
     fn ready(&self) -> bool {
         self.state == ServiceState::Ready
     }
@@ -365,6 +380,8 @@ struct Lab<E> {
     disks: disk_guard::Levels,
     /// The last GPUs that could not be planned with: said once.
     gpus_refused: Option<Vec<Gpu>>,
+    /// A plan with other GPUs is being made.
+    replanning: bool,
     /// Images that could not be had when they were last tried, and why.
     no_image: BTreeMap<ImageName, String>,
 }
@@ -393,6 +410,7 @@ impl<E: Engine> Lab<E> {
             listing: false,
             disks: disk_guard::Levels::new(),
             gpus_refused: None,
+            replanning: false,
             no_image: BTreeMap::new(),
         }
     }
@@ -430,6 +448,7 @@ impl<E: Engine> Lab<E> {
         let mut jobs = self.p.jobs.clone();
         let mut installs = self.p.installs.clone();
         let mut door = self.p.door.clone();
+        let mut page = self.p.page.clone();
         let mut engine_view = self.p.engine_view.clone();
         let mut stop = self.p.stop.clone();
         loop {
@@ -470,6 +489,7 @@ impl<E: Engine> Lab<E> {
                 Ok(()) = jobs.changed() => {}
                 Ok(()) = installs.changed() => {}
                 Ok(()) = door.changed() => {}
+                Ok(()) = page.changed() => {}
                 _ = resync.tick() => self.look_at_all(),
                 () = tokio::time::sleep(wake) => {}
             }
@@ -514,14 +534,28 @@ impl<E: Engine> Lab<E> {
         if !settled || self.down || gpus == self.p.wish.gpus || self.gpus_refused.as_ref() == Some(&gpus) {
             return;
         }
-        match (self.p.replan)(&self.p.wish.config) {
+        if std::mem::replace(&mut self.replanning, true) {
+            return;
+        }
+        let (plan, tx) = ((self.p.replan)(self.p.wish.config.clone()), self.tx.clone());
+        tokio::spawn(async move {
+            let _ = tx.send(Word::Replanned(gpus, plan.await.map(Box::new)));
+        });
+    }
+
+    /// What came of [`Self::mind_gpus`].
+    fn replanned(&mut self, gpus: Vec<Gpu>, result: Result<Box<Wish>, String>) {
+        self.replanning = false;
+        match result {
             // Simulated ones are planned whatever there is.
-            Ok(wish) if wish.gpus == self.p.wish.gpus => {}
+            Ok(wish) if wish.gpus == self.p.wish.gpus => self.gpus_refused = Some(gpus),
             Ok(wish) => {
                 let before: Vec<String> = self.p.wish.gpus.iter().map(|g| g.id.clone()).collect();
                 let line = gpu_change(&before, &wish.gpus);
                 self.note(RecordKind::Daemon, None, "gpus", &line);
-                self.replace(wish);
+                self.replace(*wish);
+                // They may have become others again meanwhile.
+                self.mind_gpus();
             }
             Err(reason) => {
                 self.gpus_refused = Some(gpus);
@@ -566,7 +600,7 @@ impl<E: Engine> Lab<E> {
     fn next_wake(&self) -> Duration {
         let now = Now::read();
         // A step or a look under way wakes the loop by itself.
-        let idle = self.entries.values().filter(|e| !e.acting && !e.observing);
+        let idle = self.entries.values().filter(|e| !e.acting && e.observing.is_none());
         let seen = |e: &Entry| self.engine && !e.stale && e.seen.is_some();
         let due = |e: &Entry| Some(now.moment.plus(e.shortage.as_ref().filter(|_| seen(e))?.due_in(now.wall)?));
         let at = idle.filter_map(|e| e.wake.into_iter().chain(e.not_before).chain(due(e)).min()).min();
@@ -596,11 +630,11 @@ impl<E: Engine> Lab<E> {
             // Looked at when the step is done.
             return;
         }
-        if entry.observing {
+        if entry.observing.is_some() {
             entry.look_again = true;
             return;
         }
-        entry.observing = true;
+        entry.observing = Some(Moment::now());
         let (engine, tx, name) = (self.p.engine.clone(), self.tx.clone(), name.to_owned());
         tokio::spawn(async move {
             let seen = engine.observe(&name).await;
@@ -612,7 +646,7 @@ impl<E: Engine> Lab<E> {
         match word {
             Word::Seen(name, seen) => {
                 let Some(entry) = self.entries.get_mut(&name) else { return };
-                entry.observing = false;
+                entry.observing = None;
                 match seen {
                     Ok(seen) => {
                         entry.seen = Some(seen);
@@ -663,6 +697,11 @@ impl<E: Engine> Lab<E> {
                 }
             }
             Word::Done(name, action, result) => self.done(&name, &action, result),
+            Word::Reread(result, reply) => {
+                // Whoever asked may have gone.
+                let _ = reply.send(self.reloaded(result));
+            }
+            Word::Replanned(gpus, result) => self.replanned(gpus, result),
             Word::Told(name, result) => {
                 let Some(entry) = self.entries.get_mut(&name) else { return };
                 entry.acting = false;
@@ -756,7 +795,8 @@ impl<E: Engine> Lab<E> {
         self.tell_incidents(Timestamp::now());
         if !self.down {
             // A container that no plan knows is forgotten once it is gone.
-            self.entries.retain(|_, e| e.spec.is_some() || e.acting || e.observing || e.seen != Some(Seen::Absent));
+            self.entries
+                .retain(|_, e| e.spec.is_some() || e.acting || e.observing.is_some() || e.seen != Some(Seen::Absent));
         }
     }
 
@@ -895,16 +935,16 @@ impl<E: Engine> Lab<E> {
     /// Returns whether the state changed.
     fn decide(&mut self, name: &str) -> bool {
         let now = Now::read();
-        let Some(entry) = self.entries.get_mut(name) else { return false };
+        let Some(entry) = self.entries.get(name) else { return false };
         if entry.seen.is_none()
             || entry.acting
-            || entry.observing
+            || (entry.observing.is_some() && entry.unanswered(now.moment).is_none())
             || entry.not_before.is_some_and(|at| at > now.moment)
             || (self.down && self.carries_others(name))
         {
             return false;
         }
-        let stale = self.entries.get(name).is_none_or(|e| e.stale) || !self.engine;
+        let stale = entry.stale || entry.observing.is_some() || !self.engine;
         if !stale {
             self.mind_hold(name);
         }
@@ -965,7 +1005,7 @@ impl<E: Engine> Lab<E> {
     fn mind_memory(&mut self, now: Timestamp) {
         for (name, entry) in &mut self.entries {
             // What is not seen as it is now is no ground for a verdict.
-            if entry.stale || entry.acting || entry.observing || entry.seen.is_none() || !self.engine {
+            if entry.stale || entry.acting || entry.observing.is_some() || entry.seen.is_none() || !self.engine {
                 continue;
             }
             let running = entry.running().map(|(c, started_at)| (c.id.clone(), started_at));
@@ -1326,6 +1366,14 @@ impl<E: Engine> Lab<E> {
         }
         let ray = self.p.ray.watch().borrow().clone();
         let door = self.p.door.borrow().clone();
+        let page = self.p.page.borrow().clone();
+        let moment = Moment::now();
+        let unanswered: Vec<&str> = self
+            .entries
+            .iter()
+            .filter(|(_, e)| e.unanswered(moment).is_some())
+            .map(|(name, _)| name.as_str())
+            .collect();
         let ledger = self.p.jobs.borrow().clone();
         let installs = self.p.installs.borrow().clone();
         let store = self.p.checkpoints.watch().borrow().clone();
@@ -1350,6 +1398,8 @@ impl<E: Engine> Lab<E> {
             ledger: &ledger,
             installs: &installs,
             door: door.trouble.as_deref(),
+            page: page.as_deref(),
+            unanswered: &unanswered,
             scrapes: *self.p.scrapes.borrow(),
             store: &store,
             disks: &self.disks,
@@ -1375,11 +1425,18 @@ impl<E: Engine> Lab<E> {
     // ---- obeying ----
 
     fn obey(&mut self, request: Request) {
+        if request.command == Command::Reload && !self.down {
+            let (read, tx) = ((self.p.reread)(), self.tx.clone());
+            tokio::spawn(async move {
+                let _ = tx.send(Word::Reread(read.await.map(Box::new), request.reply));
+            });
+            return;
+        }
         let answer = match request.command {
             Command::Start { service } => self.known(&service).and_then(|()| self.start(&service)),
             Command::Stop { service } => self.known(&service).map(|()| self.hold(&service)),
             Command::Restart { service } => self.known(&service).and_then(|()| self.restart(&service)),
-            Command::Reload => self.reload(),
+            Command::Reload => Err(Refusal::ShuttingDown),
             Command::Down if matches!(*self.p.engine_view.borrow(), EngineView::Unreachable { .. }) => {
                 self.down = true;
                 self.given_up = true;
@@ -1460,15 +1517,18 @@ impl<E: Engine> Lab<E> {
         Ok(format!("{service}: is being restarted"))
     }
 
-    fn reload(&mut self) -> Result<String, Refusal> {
+    /// `labd.toml` was read again.
+    fn reloaded(&mut self, read: Result<Box<Wish>, String>) -> Result<String, Refusal> {
         if self.down {
             return Err(Refusal::ShuttingDown);
         }
-        let wish = (self.p.reread)().map_err(|reason| {
+        let wish = read.map_err(|reason| {
             self.note(RecordKind::Config, None, "refused", &reason);
             Refusal::Invalid(reason)
         })?;
-        let changed = self.replace(wish);
+        let changed = self.replace(*wish);
+        // It was planned with the GPUs that were there when the reading began.
+        self.mind_gpus();
         let message = if changed.is_empty() {
             "labd.toml was read; no container is concerned".to_owned()
         } else {
@@ -1481,6 +1541,7 @@ impl<E: Engine> Lab<E> {
     /// Takes over what is wanted from now on. Returns the services that are concerned.
     fn replace(&mut self, wish: Wish) -> Vec<String> {
         let before = std::mem::replace(&mut self.p.wish, wish);
+        self.gpus_refused = None;
         let now = Timestamp::now();
         let mut changed = Vec::new();
         for spec in self.p.wish.plan.services.clone() {
@@ -1516,7 +1577,7 @@ impl<E: Engine> Lab<E> {
             return true;
         }
         let now = Now::read();
-        let there = |e: &&Entry| e.acting || e.observing || matches!(e.seen, Some(Seen::Ours(_)));
+        let there = |e: &&Entry| e.acting || e.observing.is_some() || matches!(e.seen, Some(Seen::Ours(_)));
         let left: Vec<Option<String>> =
             self.entries.values().filter(there).map(|e| e.memory.stays(now).map(str::to_owned)).collect();
         if !left.is_empty() && left.iter().all(Option::is_some) {
@@ -1529,7 +1590,8 @@ impl<E: Engine> Lab<E> {
             }
             return true;
         }
-        let gone = self.entries.values().all(|e| !e.acting && !e.observing && !matches!(e.seen, Some(Seen::Ours(_))));
+        let gone =
+            self.entries.values().all(|e| !e.acting && e.observing.is_none() && !matches!(e.seen, Some(Seen::Ours(_))));
         if !gone || !self.listed_empty {
             if gone && !self.listing {
                 self.look_at_all();

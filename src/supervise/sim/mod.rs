@@ -189,18 +189,22 @@ impl Labd {
             jobs: watch::channel(Arc::new(LedgerView::default())).1,
             installs: watch::channel(Arc::default()).1,
             door: watch::channel(DoorView::default()).1,
+            page: watch::channel(None).1,
             scrapes: watch::channel(Scrapes::default()).1,
             config: watch::channel(Arc::new(Config::default())).0,
             journal: journal.clone(),
             wish: wish(wanted),
-            reread: Box::new(move || Ok(wish(*version.lock().expect("no panic under it")))),
+            reread: Box::new(move || {
+                let read = Ok(wish(*version.lock().expect("no panic under it")));
+                Box::pin(std::future::ready(read))
+            }),
             daemon,
             requests: asked,
             nudges,
             engine_view,
             node: watch::channel(node).1,
             gpus: watch::channel(Arc::new(Inventory { settled: true, ..Inventory::default() })).1,
-            replan: Box::new(|_| Err("the GPUs stay what they are".to_owned())),
+            replan: Box::new(|_| Box::pin(std::future::ready(Err("the GPUs stay what they are".to_owned())))),
             snapshot,
             incidents: tell_incidents,
             seed,
@@ -568,6 +572,27 @@ fn what_does_not_succeed_for_an_hour_is_tried_now_and_then_and_told_in_a_few_lin
         h.pass(Duration::from_secs(80)).await;
         h.ask(Command::Start { service: "ray-worker-1".into() }).await;
         h.ready_within(BOUND, "the end of the refusals").await;
+        h.outcome(Duration::ZERO)
+    });
+}
+
+#[test]
+fn an_engine_that_does_not_say_what_containers_do_is_said_and_what_probes_see_is_shown() {
+    simulate(|| async {
+        let mut h = History::new(4);
+        h.ready_within(Duration::from_mins(1), "the beginning").await;
+        h.strike(&Fault::EngineMute(Duration::from_mins(2))).await;
+        h.pass(Duration::from_secs(6)).await;
+        h.strike(&Fault::Freeze("minio".into(), Some(Duration::from_mins(2)))).await;
+        h.pass(Duration::from_secs(35)).await;
+        let snapshot = h.labd.as_ref().expect("it lives").snapshot.borrow().clone();
+        let said = |part: &str| snapshot.notices.iter().any(|n| n.text.contains(part));
+        assert!(said("does not say what jupyter, minio, ray-driver"), "{:?}", snapshot.notices);
+        let state = |name: &str| snapshot.services.iter().find(|v| v.name == name).map(|v| v.state);
+        assert_eq!(state("minio"), Some(ServiceState::Unhealthy), "and not ready for as long as the engine hangs");
+        assert_eq!(state("ray-worker-0"), Some(ServiceState::Ready));
+        h.end_faults().await;
+        h.ready_within(BOUND, "the engine's silence").await;
         h.outcome(Duration::ZERO)
     });
 }
