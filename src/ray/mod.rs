@@ -37,6 +37,9 @@ pub(crate) use train::run_names;
 const CALM: Duration = Duration::from_millis(500);
 /// Between two looks while it does not: a head that comes up is seen soon.
 const EAGER: Duration = Duration::from_millis(200);
+/// So many looks in a row without an answer mean that the GCS is away: a head under load misses one now and then. One whose
+/// container has ended is not looked at any more.
+const MISSES: u32 = 2;
 /// Between two looks at jobs, while the dashboard answers.
 const JOBS: Duration = Duration::from_secs(2);
 /// The same while a run waits for its workers: when they train is part of the recovery record.
@@ -232,10 +235,12 @@ async fn watch_nodes(
     poke: Arc<Notify>,
 ) {
     let mut client: Option<Client> = None;
+    let mut misses = 0;
     loop {
         if aim.has_changed().unwrap_or(true) || client.is_none() {
             let target = aim.borrow_and_update().clone();
             client = target.as_ref().map(Client::connect);
+            misses = 0;
             update(&tell, |view| {
                 view.gcs = Gcs::Unknown;
                 view.nodes.clear();
@@ -251,6 +256,7 @@ async fn watch_nodes(
         let (nodes, state) = tokio::join!(gcs.nodes(), gcs.state());
         let pause = match nodes {
             Ok(nodes) => {
+                misses = 0;
                 let mut nodes = newest(nodes.into_iter().map(convert).collect());
                 let demands = state.as_ref().ok().map(demand::demands);
                 for node in &mut nodes {
@@ -267,7 +273,8 @@ async fn watch_nodes(
                 CALM
             }
             Err(reason) => {
-                update(&tell, |view| view.gcs = Gcs::Unreachable { reason });
+                misses += 1;
+                update(&tell, |view| view.gcs = after_misses(misses, &view.gcs, reason));
                 EAGER
             }
         };
@@ -321,6 +328,14 @@ async fn watch_jobs(mut aim: watch::Receiver<Option<Endpoint>>, tell: Arc<watch:
             () = tokio::time::sleep(pause) => {}
             changed = aim.changed() => if changed.is_err() { return },
         }
+    }
+}
+
+/// Whether the GCS answers, after so many looks in a row without an answer.
+fn after_misses(misses: u32, before: &Gcs, reason: String) -> Gcs {
+    match before {
+        Gcs::Reachable if misses < MISSES => Gcs::Reachable,
+        _ => Gcs::Unreachable { reason },
     }
 }
 
@@ -388,6 +403,15 @@ mod tests {
         let at = |s: i64| Timestamp::from_millis(s * 1_000);
         let old = |began| began_before(at(began), at(100), at(102));
         assert_eq!([90, 101, 102, 3_700].map(old), [true, false, false, true]);
+    }
+
+    #[test]
+    fn one_missed_look_is_no_dead_head() {
+        let after = |misses, before: &Gcs| after_misses(misses, before, "late".into());
+        let away = Gcs::Unreachable { reason: "late".into() };
+        assert_eq!(after(1, &Gcs::Reachable), Gcs::Reachable);
+        assert_eq!(after(2, &Gcs::Reachable), away);
+        assert_eq!(after(1, &Gcs::Unknown), away, "one that never answered");
     }
 
     #[tokio::test]

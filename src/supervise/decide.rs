@@ -267,6 +267,8 @@ pub struct Memory {
     pub restart: bool,
     /// The last failure, until a person intervenes: what `ready` is explained by.
     pub last_failure: Option<String>,
+    /// The container that stands there was made to the end, its files included, as far as this labd knows.
+    whole: bool,
     /// The step taken last, until what is seen shows that it had an effect.
     taken: Option<Taken>,
     /// The step that does not succeed.
@@ -427,11 +429,14 @@ impl Memory {
     /// container that was gone are one only if the same step must be taken on the same container again, and so is a success
     /// that changed nothing. Returns the line for the journal, when this is the first such failure.
     pub fn done(&mut self, result: &Result<(), EngineError>, now: Now, seed: u64) -> Option<String> {
+        let taken = self.taken.as_mut()?;
+        if taken.step == Step::Create {
+            self.whole = result.is_ok();
+        }
         let said = match result {
             Ok(()) => return None,
             Err(error) => error.to_string(),
         };
-        let taken = self.taken.as_mut()?;
         if matches!(result, Err(EngineError::Unreachable(_) | EngineError::NotFound(_))) {
             taken.said = Some(said);
             return None;
@@ -766,6 +771,8 @@ fn present(s: &Situation<'_>, m: &mut Memory, now: Now, c: &ContainerSeen) -> De
             format!("paused by somebody; `docker unpause` or `labd restart {}` ends that", s.name),
         ),
         RunState::Created if outdated => remove("its settings changed"),
+        // A create that was not answered, or that a labd was killed in, goes on in the engine; nobody puts the files in then.
+        RunState::Created if !m.whole => remove("it was not made to the end"),
         RunState::Created => {
             tell(s, m, S::Starting, "the GCS is told of the node that was here").unwrap_or_else(|| start(s, m, now, c))
         }
@@ -1114,7 +1121,8 @@ pub fn turn(members: &[Member<'_>], me: usize) -> Turn {
         return Turn::Now;
     }
     for (i, other) in members.iter().enumerate() {
-        if i == me || !other.counts {
+        // A broken one is not on its way back, and waiting for it mends nothing.
+        if i == me || !other.counts || other.broken {
             continue;
         }
         // Not ready: on its way back, or broken; outdated and before me in order: its turn is first.
@@ -1136,4 +1144,6 @@ pub struct Member<'a> {
     pub ready: bool,
     /// Whether its container is not what is wanted any more.
     pub outdated: bool,
+    /// Whether it fails again and again, or lacks what it needs: it comes back when a person has helped.
+    pub broken: bool,
 }

@@ -1157,6 +1157,10 @@ impl<E: Engine> Lab<E> {
                     counts: self.wanted(name) == Wanted::Up,
                     ready: e.ready() && !e.acting,
                     outdated: e.container().is_some_and(|c| c.spec_hash != e.hash),
+                    broken: matches!(
+                        e.state,
+                        ServiceState::CrashLoop | ServiceState::Blocked | ServiceState::Unavailable
+                    ),
                 })
             })
             .collect();

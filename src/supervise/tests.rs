@@ -560,19 +560,54 @@ proptest! {
 
     #[test]
     fn changed_settings_never_take_two_ready_workers_at_once(
-        flags in prop::collection::vec((any::<bool>(), any::<bool>(), any::<bool>()), 1..12)
+        flags in prop::collection::vec((any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>()), 1..12)
     ) {
         let names: Vec<String> = (0..flags.len()).map(|i| format!("ray-worker-{i}")).collect();
         let members: Vec<Member<'_>> = flags.iter().zip(&names)
-            .map(|(&(counts, ready, outdated), name)| Member { name, counts, ready, outdated }).collect();
+            .map(|(&(counts, ready, outdated, broken), name)| Member {
+                name, counts, ready, outdated, broken: broken && !ready,
+            }).collect();
         let going: Vec<usize> = (0..members.len())
             .filter(|&i| members[i].counts && members[i].ready && members[i].outdated && turn(&members, i) == Turn::Now)
             .collect();
         prop_assert!(going.len() <= 1, "{going:?}");
         if going.len() == 1 {
-            prop_assert!(members.iter().all(|m| !m.counts || m.ready), "all the others serve");
+            prop_assert!(members.iter().all(|m| !m.counts || m.ready || m.broken), "all the others serve");
         }
     }
+}
+
+#[test]
+fn a_broken_worker_keeps_the_others_from_nothing() {
+    let member = |name, ready, broken| Member { name, counts: true, ready, outdated: true, broken };
+    let members =
+        [member("ray-worker-0", false, true), member("ray-worker-1", true, false), member("ray-worker-2", true, false)];
+    assert_eq!(turn(&members, 1), Turn::Now);
+    assert_eq!(turn(&members, 2), Turn::After("ray-worker-1".into()), "one at a time all the same");
+    let on_its_way = [member("ray-worker-0", false, false), members[1]];
+    assert_eq!(turn(&on_its_way, 1), Turn::After("ray-worker-0".into()));
+}
+
+#[test]
+fn a_container_that_was_not_made_to_the_end_is_made_anew_and_never_started() {
+    let mut world = World::new();
+    // The engine makes it, and labd does not hear of it in time.
+    for answer in [Err(EngineError::Unreachable("no answer in time".into())), Ok(())] {
+        world.answer = Some(answer.clone());
+        world.step().expect("safe");
+        world.answer = None;
+        world.take(&Action::Create);
+        world.step().expect("safe");
+        let removed = world.seen == Seen::Absent;
+        assert_eq!(removed, answer.is_err(), "{:?}", world.seen);
+    }
+    // Neither does the next labd know that it has its files.
+    let mut world = World::new();
+    world.step().expect("made");
+    world.memory = Memory::default();
+    world.step().expect("safe");
+    assert_eq!(world.seen, Seen::Absent);
+    world.recover().expect("ready");
 }
 
 #[test]

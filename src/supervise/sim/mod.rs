@@ -427,6 +427,7 @@ impl History {
         w.say("faults are over");
         w.start_fails.clear();
         w.create_fails.clear();
+        w.create_lost.clear();
         w.stop_fails.clear();
         w.remove_fails.clear();
         // It is not killed for that: somebody ends what blocks it.

@@ -112,6 +112,8 @@ pub(super) struct Container {
     pub(super) id: String,
     pub(super) service: String,
     pub(super) ours: bool,
+    /// Its files were put in.
+    whole: bool,
     hash: String,
     kind: Option<Kind>,
     address: Ipv4Addr,
@@ -201,6 +203,8 @@ pub(super) struct World {
     /// The next starts that fail, by service.
     pub(super) start_fails: BTreeMap<String, u32>,
     pub(super) create_fails: BTreeMap<String, u32>,
+    /// The next creates that are carried out and not answered: nobody puts the files in.
+    pub(super) create_lost: BTreeMap<String, u32>,
     pub(super) stop_fails: BTreeMap<String, u32>,
     pub(super) remove_fails: BTreeMap<String, u32>,
     /// Whether the lab's network is there: somebody may prune it.
@@ -256,6 +260,7 @@ impl World {
             busy_until: now,
             start_fails: BTreeMap::new(),
             create_fails: BTreeMap::new(),
+            create_lost: BTreeMap::new(),
             stop_fails: BTreeMap::new(),
             remove_fails: BTreeMap::new(),
             network: false,
@@ -414,6 +419,7 @@ impl World {
             id: format!("c{}", self.counter),
             service: service.to_owned(),
             ours,
+            whole: true,
             hash: spec.hash(),
             kind: self.kind(service),
             address: spec.address,
@@ -684,8 +690,12 @@ impl World {
 
     fn check_start(&mut self, id: &str) {
         let now = now();
-        let Some(service) = self.containers.iter().find(|c| c.id == id).map(|c| c.service.clone()) else { return };
+        let Some(c) = self.containers.iter().find(|c| c.id == id) else { return };
+        let (service, whole) = (c.service.clone(), c.whole);
         self.say(format_args!("labd: start {service}"));
+        if !whole {
+            self.never(format_args!("{service} was started without its files"));
+        }
         if self.held.get(&service).is_some_and(|&since| now.since(since) >= Duration::from_millis(50)) {
             self.never(format_args!("{service} was started although it is held"));
         }
@@ -817,6 +827,13 @@ impl Engine for Outside {
             }
             w.say(format_args!("labd: create {service}"));
             w.add(service, spec, true);
+            if let Some(n) = w.create_lost.get_mut(service).filter(|n| **n > 0) {
+                *n -= 1;
+                if let Some(c) = w.of_mut(service) {
+                    c.whole = false;
+                }
+                return Err(EngineError::Unreachable("the container engine does not answer in time".into()));
+            }
             Ok(())
         })
         .await
