@@ -237,7 +237,32 @@ pub struct Services {
     /// Grafana.
     pub grafana: Service,
     /// JupyterLab.
-    pub jupyter: Service,
+    pub jupyter: Jupyter,
+}
+
+/// `[services.jupyter]`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Jupyter {
+    /// Whether it runs; yes when absent.
+    pub enabled: Option<bool>,
+    /// Hard memory limit; computed when absent.
+    pub memory: Option<Bytes>,
+    /// Whether it is killed and started again when it does not answer for half a minute; no when absent. One cell that
+    /// blocks its event loop would cost every kernel.
+    pub restart_silent: Option<bool>,
+}
+
+impl Jupyter {
+    /// Whether it runs.
+    pub fn on(&self) -> bool {
+        self.enabled.unwrap_or(true)
+    }
+
+    /// What it has in common with the other services.
+    pub fn service(&self) -> Service {
+        Service { enabled: self.enabled, memory: self.memory }
+    }
 }
 
 /// One of `[services.NAME]`.
@@ -537,6 +562,7 @@ impl Config {
                 "checkpoints would have no place; name another store in `[s3]`".into(),
             );
         }
+        let jupyter = self.services.jupyter.service();
         let limits = [
             ("ray-head", &self.services.ray_head),
             ("ray-driver", &self.services.ray_driver),
@@ -544,7 +570,7 @@ impl Config {
             ("minio", &self.services.minio),
             ("prometheus", &self.services.prometheus),
             ("grafana", &self.services.grafana),
-            ("jupyter", &self.services.jupyter),
+            ("jupyter", &jupyter),
         ];
         for (key, service) in limits {
             if service.memory.is_some_and(|b| b.get() < 64 << 20) {

@@ -1,10 +1,11 @@
 //! The daemon: reads the configuration whole, claims what it needs, then starts the tasks and waits for the end.
 //!
-//! What is in the way is said before anything else begins: a broken `labd.toml`, another labd, a taken port. An engine that
-//! is not there (yet) is no reason to end: labd says so everywhere and goes on when it comes.
+//! What is in the way is said before anything else begins: a broken `labd.toml`, another labd. What may pass by itself is no
+//! reason to end: an engine that is not there (yet), a taken port, a file system that does not answer. labd says so and goes
+//! on when it has passed.
 
 use std::{
-    fs::{self, DirBuilder, File, TryLockError},
+    fs::{DirBuilder, File, TryLockError},
     net::{IpAddr, SocketAddr},
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
@@ -25,6 +26,7 @@ use tokio::{
 };
 
 use crate::{
+    bug,
     checkpoints::{Checkpoints, Store},
     config::{self, Config, ConfigError, packages},
     control::{Command, Control},
@@ -51,17 +53,20 @@ use crate::{
         },
         guard, routes,
     },
+    pins::{self, Pins},
     plan::{self, Inputs, PlanView},
     ray::{HttpJobs, Ray},
     secrets,
     snapshot::{DaemonView, EngineView, ServiceState, Snapshot},
     supervise::{self, DoorView, Parts, Scrapes, Wish},
-    time::Timestamp,
+    time::{Timestamp, human},
 };
 
 /// Between two tries to listen where it was not possible: on the lab's network, which exists once its first container
 /// does, and at a taken port.
 const LISTEN_RETRY: Duration = Duration::from_secs(2);
+/// How long what `labd.toml` names on file systems may take to be read or made.
+const WORKSPACE: Duration = Duration::from_secs(20);
 /// How long GPUs are looked for before the first plan is made without them: a driver that nobody holds open takes some
 /// seconds to wake its GPUs.
 const FIRST_LOOK: Duration = Duration::from_secs(15);
@@ -262,34 +267,45 @@ fn credentials(config: &Config, secrets: &plan::Secrets) -> Vec<Credential> {
     all
 }
 
-/// The lab's /24: what `labd.toml` says, else what the lab's network already has, else a free one.
-pub async fn subnet(config: &Config, engine: &DockerEngine) -> Result<[u8; 3], String> {
+/// The lab's /24: what `labd.toml` says, else what the lab's network already has, else the one it had, else a free one.
+pub async fn subnet(config: &Config, engine: &DockerEngine, pins: &Pins) -> Result<[u8; 3], String> {
     if let Some(text) = &config.network.subnet {
         return config::parse_subnet(text);
     }
-    if let Ok(Some(own)) = engine.own_subnet().await
-        && let Ok(subnet) = config::parse_subnet(&own)
-    {
-        return Ok(subnet);
-    }
+    let own = engine.own_subnet().await.map(|own| own.and_then(|text| config::parse_subnet(&text).ok()));
     let mut taken = routes::host();
-    for (_, subnet) in engine.networks().await.unwrap_or_default() {
+    // One that does not answer is not waited for twice.
+    let networks = if own.is_ok() { engine.networks().await.unwrap_or_default() } else { Vec::new() };
+    for (_, subnet) in networks {
         taken.extend(routes::parse_cidr(&subnet));
     }
-    routes::free_subnet(&taken).ok_or_else(|| {
+    choose_subnet(own.map_err(drop), pins.subnet, &taken).ok_or_else(|| {
         "every /24 from 198.18.100.0 to 198.18.249.0 is in use on this machine; set `network.subnet` in labd.toml"
             .to_owned()
     })
 }
 
+/// The lab's /24 where `labd.toml` names none. `own` is that of the lab's network as the engine says it, `kept` the one it had.
+///
+/// While the engine is away its bridges are still there, the lab's own among them: only the engine could say which is whose,
+/// so the lab's last subnet is taken for its own. Another one would make every container outdated once the engine is back.
+fn choose_subnet(own: Result<Option<[u8; 3]>, ()>, kept: Option<[u8; 3]>, taken: &[(u32, u32)]) -> Option<[u8; 3]> {
+    match (own, kept) {
+        (Ok(Some(own)), _) => Some(own),
+        (Err(()), Some(kept)) => Some(kept),
+        (Ok(None), Some(kept)) if !routes::overlaps(kept, taken) => Some(kept),
+        _ => routes::free_subnet(taken),
+    }
+}
+
 /// Runs until SIGTERM, SIGINT or `labd down`. SIGHUP reads `labd.toml` again. Containers outlive the daemon.
 pub async fn run(options: Options) -> Result<(), StartError> {
     let other = |e: &dyn std::fmt::Display| StartError::Other(e.to_string());
+    bug::end_with_the_first();
     let started_at = Timestamp::now();
     http::raise_open_files();
     let (config, found) = Config::load(&options.config)?;
     let socket = http::bind_unix(&options.socket).await.map_err(|e| other(&e))?;
-    let page = http::bind_tcp(config.lab.page, "lab.page").await.map_err(|e| other(&e))?;
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
     let root_user = rustix::process::geteuid().is_root();
     make_data_dir(&config)?;
@@ -297,8 +313,10 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let engine = DockerEngine::connect(&config.engine.socket, &config.lab.name).map_err(|e| other(&e))?;
     let lab = config.lab.name.clone();
     let facts = node::facts();
-    let (subnet, address) = tokio::join!(subnet(&config, &engine), address::find(config.node.address.as_deref()));
     let data_dir = config.lab.data_dir.clone();
+    let mut pins = pins::load(&data_dir);
+    let (subnet, address) =
+        tokio::join!(subnet(&config, &engine, &pins), address::find(config.node.address.as_deref()));
     let journal = Journal::open(&data_dir.join("journal.db"), config.journal.retention()).map_err(|e| other(&e))?;
     let heard = journal.memory(supervise::EVENTS_HEARD).and_then(|ms| ms.parse().ok()).map(Timestamp::from_millis);
     let (engine_view, nudges) = listen::spawn(engine.clone(), heard);
@@ -318,9 +336,15 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         gpus.found(FIRST_LOOK).await;
     }
     let subnet = subnet.map_err(|e| other(&e))?;
+    pins.subnet = Some(subnet);
+    pins::save(&data_dir, &pins);
     let machine = Machine { facts, simulate: options.simulate_gpus, subnet, gpus: gpus.watch() };
     let wish = wish(config, &options.config, &machine, false)?;
-    make_workspace(&wish.config)?;
+    if let Err(Late(line)) = in_time(WORKSPACE, "lab.workspace", workspace_maker(&wish.config)).await? {
+        // JupyterLab alone needs it, and says so.
+        tracing::error!("{line}");
+        note(&journal, "workspace", &line);
+    }
     make_door(&wish.config)?;
     let ledger = jobs::open(&data_dir).map_err(|e| other(&e))?;
 
@@ -380,7 +404,8 @@ pub async fn run(options: Options) -> Result<(), StartError> {
             serve_scrapes(scrape, known.into_iter().flatten().collect(), state.clone(), tell_scrapes, stopped.clone());
         tokio::spawn(served);
     }
-    servers.spawn(http::serve_tcp(page, http::public_router(state), stopped.clone()));
+    let (tell_page, page_trouble) = watch::channel(None);
+    servers.spawn(serve_page(page_address, http::public_router(state), tell_page, stopped.clone()));
 
     note(&journal, "started", &format!("labd {} (pid {})", daemon.version, daemon.pid));
     let replan = replan(options.config.clone(), machine.clone());
@@ -414,6 +439,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         jobs: ledger.watch(),
         installs: all_installs,
         door: door_views,
+        page: page_trouble,
         scrapes,
         config: tell_config,
         snapshot,
@@ -522,10 +548,32 @@ fn make_data_dir(config: &Config) -> Result<(), StartError> {
     }
 }
 
-fn make_workspace(config: &Config) -> Result<(), StartError> {
+fn workspace_maker(config: &Config) -> impl FnOnce() -> Result<(), StartError> + Send + 'static {
     let dir = config.workspace();
-    fs::create_dir_all(&dir)
-        .map_err(|e| StartError::Other(format!("cannot make {}: {e}; set `lab.workspace` in labd.toml", dir.display())))
+    move || {
+        let cannot = |e| format!("cannot make {}: {e}; set `lab.workspace` in labd.toml", dir.display());
+        std::fs::create_dir_all(&dir).map_err(|e| StartError::Other(cannot(e)))
+    }
+}
+
+/// Something that did not come to an end in time, in one line.
+struct Late(String);
+
+/// Does what reads or writes files, in a thread of its own: on a network file system that is dead it may never end, and
+/// neither the loop nor the daemon's end may wait for it. `what` is the setting that names the files.
+async fn in_time<T: Send + 'static, E: Send + 'static>(
+    limit: Duration,
+    what: &str,
+    work: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<Result<T, Late>, E> {
+    match tokio::time::timeout(limit, tokio::task::spawn_blocking(work)).await {
+        Ok(Ok(done)) => done.map(Ok),
+        Ok(Err(_)) => Ok(Err(Late(format!("what `{what}` names could not be looked at")))),
+        Err(_) => Ok(Err(Late(format!(
+            "what `{what}` names does not answer within {}: is it on a network file system whose server is away?",
+            human(limit)
+        )))),
+    }
 }
 
 /// The folder that the relay sees: it must be there before the relay's container is made.
@@ -541,7 +589,7 @@ fn make_door(config: &Config) -> Result<(), StartError> {
 
 /// What a running daemon cannot change, compared with what it was started with.
 fn reread(path: PathBuf, first: Config, machine: Machine) -> supervise::Reread {
-    Box::new(move || {
+    let read = move || {
         let (config, _) = Config::load(&path).map_err(|e| e.to_string())?;
         for (key, same) in [
             ("lab.name", config.lab.name == first.lab.name),
@@ -559,14 +607,23 @@ fn reread(path: PathBuf, first: Config, machine: Machine) -> supervise::Reread {
             }
         }
         let wish = wish(config, &path, &machine, false).map_err(|e| e.to_string())?;
-        make_workspace(&wish.config).map_err(|e| e.to_string())?;
+        workspace_maker(&wish.config)().map_err(|e| e.to_string())?;
         Ok(wish)
+    };
+    let read = Arc::new(read);
+    Box::new(move || {
+        let read = read.clone();
+        async move { in_time(WORKSPACE, "labd.toml", move || read()).await?.map_err(|Late(line)| line) }.boxed()
     })
 }
 
 /// Plans again with the GPUs as they are.
 fn replan(path: PathBuf, machine: Machine) -> supervise::Replan {
-    Box::new(move |config| wish(config.clone(), &path, &machine, false).map_err(|e| e.to_string()))
+    Box::new(move |config| {
+        let (path, machine) = (path.clone(), machine.clone());
+        let plan = move || wish(config, &path, &machine, false).map_err(|e| e.to_string());
+        async move { in_time(WORKSPACE, "labd.toml", plan).await?.map_err(|Late(line)| line) }.boxed()
+    })
 }
 
 /// Until the loop has looked at anything.
@@ -611,6 +668,33 @@ async fn serve_scrapes(
             http::serve_tcp_to(known.clone(), listener, router.clone(), stopped.clone()).await;
         }
         let mut stop = stopped.clone();
+        tokio::select! {
+            () = tokio::time::sleep(LISTEN_RETRY) => {}
+            _ = stop.wait_for(|stop| *stop) => return,
+        }
+    }
+}
+
+/// The status page. A taken port is said and tried again: everything else of the lab works without it.
+async fn serve_page(
+    addr: SocketAddr,
+    router: axum::Router,
+    trouble: watch::Sender<Option<String>>,
+    stopped: watch::Receiver<bool>,
+) {
+    let mut stop = stopped.clone();
+    loop {
+        match http::bind_tcp(addr, "lab.page").await {
+            Ok(listener) => {
+                trouble.send_replace(None);
+                http::serve_tcp(listener, router.clone(), stopped.clone()).await;
+            }
+            Err(error) => {
+                if trouble.send_replace(Some(error.to_string())).is_none() {
+                    tracing::error!("{error}");
+                }
+            }
+        }
         tokio::select! {
             () = tokio::time::sleep(LISTEN_RETRY) => {}
             _ = stop.wait_for(|stop| *stop) => return,
@@ -687,5 +771,53 @@ impl LogSource for EngineLogs {
             })
         });
         stream::iter([]).chain(logs).boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn files_that_do_not_answer_block_nothing_and_are_said() {
+        let (_never, wait) = std::sync::mpsc::channel::<()>();
+        let hangs = move || wait.recv().map_err(|e| e.to_string());
+        let late = in_time(Duration::from_millis(50), "lab.workspace", hangs).await.expect("no failure of its own");
+        let Err(Late(line)) = late else { panic!("it hangs") };
+        assert!(line.starts_with("what `lab.workspace` names does not answer within 50 ms"), "{line}");
+        let fails = in_time(Duration::from_secs(5), "x", || Err::<(), _>("no")).await;
+        assert!(matches!(fails, Err("no")));
+        assert!(matches!(in_time(Duration::from_secs(5), "x", || Ok::<_, ()>(7)).await, Ok(Ok(7))));
+    }
+
+    #[tokio::test]
+    async fn a_taken_page_port_is_said_and_taken_once_it_is_free() {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let addr = taken.local_addr().expect("bound");
+        let (tell, mut trouble) = watch::channel(None);
+        let (_stop, stopped) = watch::channel(false);
+        tokio::spawn(serve_page(addr, axum::Router::new(), tell, stopped));
+        let said = trouble.wait_for(Option::is_some).await.expect("it goes on").clone().expect("said");
+        assert!(said.contains("is taken by another program; set `lab.page` in labd.toml"), "{said}");
+        drop(taken);
+        tokio::time::timeout(LISTEN_RETRY * 2, trouble.wait_for(Option::is_none))
+            .await
+            .expect("in time")
+            .expect("served");
+        assert!(tokio::net::TcpStream::connect(addr).await.is_ok());
+    }
+
+    #[test]
+    fn an_engine_that_is_away_does_not_move_the_lab_to_another_subnet() {
+        let (first, second, third) = ([198, 18, 100], [198, 18, 101], [198, 18, 102]);
+        let bridge = |n: u8| routes::parse_cidr(&format!("198.18.{n}.0/24")).expect("a subnet");
+        // Its own bridge, and somebody else's.
+        let taken = [bridge(101), bridge(100)];
+        assert_eq!(choose_subnet(Err(()), Some(second), &taken), Some(second));
+        assert_eq!(choose_subnet(Ok(Some(second)), Some(first), &taken), Some(second), "the engine knows best");
+        assert_eq!(choose_subnet(Ok(None), Some(second), &[bridge(100)]), Some(second), "after `labd down`");
+        assert_eq!(choose_subnet(Ok(None), Some(second), &taken), Some(third), "it has become somebody else's");
+        assert_eq!(choose_subnet(Err(()), None, &taken), Some(third));
+        assert_eq!(choose_subnet(Ok(None), None, &[]), Some(first));
     }
 }

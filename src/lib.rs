@@ -30,6 +30,7 @@
 //! | [`journal`] writer thread | the database | entries (`mpsc`) | events (`broadcast`), its health (`watch`) |
 //! | [`http`] servers | listeners | requests | commands (`mpsc`) |
 
+pub mod bug;
 pub mod checkpoints;
 pub mod cli;
 pub mod config;
@@ -46,6 +47,7 @@ pub mod jobs;
 pub mod journal;
 pub mod minio;
 pub mod node;
+pub mod pins;
 pub mod plan;
 pub mod probe;
 pub mod ray;

@@ -42,9 +42,90 @@ impl Timestamp {
         Self(self.0.saturating_add(i64::try_from(d.as_millis()).unwrap_or(i64::MAX)))
     }
 
+    /// The time so long before.
+    #[must_use]
+    pub fn minus(self, d: Duration) -> Self {
+        Self(self.0.saturating_sub(i64::try_from(d.as_millis()).unwrap_or(i64::MAX)))
+    }
+
     /// How long ago `earlier` was; zero when it lies in the future (clocks step).
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
+    }
+}
+
+/// A moment of a clock that is never set, in milliseconds since some moment of this process: what waits are measured by.
+/// Means nothing outside this process, so it is never kept or shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Moment(i64);
+
+impl Moment {
+    /// The present one.
+    pub fn now() -> Self {
+        #[cfg(test)]
+        if let Some(now) = simulated::steady() {
+            return Self(now.0);
+        }
+        static BEGAN: std::sync::OnceLock<tokio::time::Instant> = std::sync::OnceLock::new();
+        let now = tokio::time::Instant::now();
+        Self(i64::try_from(now.duration_since(*BEGAN.get_or_init(|| now)).as_millis()).unwrap_or(i64::MAX))
+    }
+
+    /// From milliseconds of the same clock.
+    pub const fn from_millis(ms: i64) -> Self {
+        Self(ms)
+    }
+
+    /// This moment plus `d`; saturates at the end of time.
+    #[must_use]
+    pub fn plus(self, d: Duration) -> Self {
+        Self(self.0.saturating_add(i64::try_from(d.as_millis()).unwrap_or(i64::MAX)))
+    }
+
+    /// The moment so long before; it may lie before this process.
+    #[must_use]
+    pub fn minus(self, d: Duration) -> Self {
+        Self(self.0.saturating_sub(i64::try_from(d.as_millis()).unwrap_or(i64::MAX)))
+    }
+
+    /// How long ago `earlier` was; zero when it is still to come.
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
+    }
+}
+
+/// The present by both clocks: the wall clock, which engines and people go by and which may be set, and the one for waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Now {
+    /// By the wall clock.
+    pub wall: Timestamp,
+    /// By the clock that is never set.
+    pub moment: Moment,
+}
+
+impl Now {
+    /// Reads both clocks.
+    pub fn read() -> Self {
+        Self { wall: Timestamp::now(), moment: Moment::now() }
+    }
+
+    /// What the wall clock shows at a moment near this one.
+    pub fn wall_at(self, moment: Moment) -> Timestamp {
+        self.wall.plus(moment.since(self.moment)).minus(self.moment.since(moment))
+    }
+
+    /// The moment at which something happened at `at` by the wall clock; the present where that lies in the future, since the
+    /// clock was set back then. Right only as long as the clock is not set meanwhile, so it is asked for once.
+    pub fn moment_of(self, at: Timestamp) -> Moment {
+        self.moment.minus(self.wall.since(at))
+    }
+}
+
+#[cfg(test)]
+impl From<Timestamp> for Now {
+    /// Two clocks that agree.
+    fn from(at: Timestamp) -> Self {
+        Self { wall: at, moment: Moment(at.0) }
     }
 }
 
@@ -81,14 +162,27 @@ pub(crate) mod simulated {
 
     thread_local! {
         static BEGAN: Cell<Option<(Instant, Timestamp)>> = const { Cell::new(None) };
+        /// By how many milliseconds the wall clock was set since.
+        static SET: Cell<i64> = const { Cell::new(0) };
     }
 
     /// From now on, on this thread, it is `at` and time passes as in this thread's tokio runtime; `None` ends that.
     pub(crate) fn begin(at: Option<Timestamp>) {
         BEGAN.set(at.map(|at| (Instant::now(), at)));
+        SET.set(0);
+    }
+
+    /// Somebody sets the wall clock.
+    pub(crate) fn set_by(ms: i64) {
+        SET.set(SET.get() + ms);
     }
 
     pub(super) fn now() -> Option<Timestamp> {
+        steady().map(|at| Timestamp(at.0 + SET.get()))
+    }
+
+    /// The time without what the clock was set by.
+    pub(crate) fn steady() -> Option<Timestamp> {
         BEGAN.get().map(|(began, at)| at.plus(began.elapsed()))
     }
 }

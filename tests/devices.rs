@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, env, fs, net::Ipv4Addr, os::unix::fs::MetadataExt as _, path::Path, time::Duration};
 
 use labd::{
-    engine::{ContainerSeen, Engine as _, EngineError, Ran, Seen, docker::DockerEngine},
+    engine::{ContainerSeen, Engine as _, EngineError, Patience, Ran, Seen, docker::DockerEngine},
     node::{self, gpu::handing},
     plan::spec::{ContainerSpec, Device, EnvValue, NetworkSpec, Rights},
     supervise::{decide::Inside, inside},
@@ -75,15 +75,15 @@ impl Lab {
 
     async fn sh(&self, id: &str, script: &str) -> String {
         let argv = ["sh", "-c", script].map(str::to_owned);
-        match self.engine.run(id, &argv, PATIENCE).await.expect("the engine answers") {
+        match self.engine.run(id, &argv, Patience::whole(PATIENCE)).await.expect("the engine answers") {
             Ran::Ended { output, .. } => output.trim().to_owned(),
-            Ran::Unfinished => panic!("`{script}` does not end"),
+            Ran::NotBegun | Ran::Unfinished => panic!("`{script}` does not end"),
         }
     }
 
     async fn look(&self, id: &str, spec: &ContainerSpec) -> Inside {
         let command = inside::command(spec).expect("it has a device");
-        inside::verdict(&self.engine.run(id, &command, PATIENCE).await)
+        inside::verdict(&self.engine.run(id, &command, Patience::whole(PATIENCE)).await)
     }
 
     async fn clean(&self) {

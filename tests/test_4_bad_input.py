@@ -7,6 +7,7 @@ import socket
 import socketserver
 import subprocess
 import threading
+import urllib.request
 
 import pytest
 
@@ -95,8 +96,13 @@ def test_the_pages_port_is_taken(fresh):
         s.listen()
         port = s.getsockname()[1]
         lab = fresh(page=port)
-        line = one_line(lab.labd("up", check=False), 1)
-    assert f"port {port} is taken by another program; set `lab.page`" in line
+        lab.labd("up", "--timeout=3", check=False)
+        taken = f"port {port} is taken by another program; set `lab.page`"
+        said = lambda: [n for n in lab.snapshot()["notices"] if taken in n["text"]]
+        wait_for("it is said, and labd runs", said, 10)
+    wait_for("it is free, and taken", lambda: not said(), 10)
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as answer:
+        assert answer.status == 200
 
 
 def test_a_services_port_is_taken(fresh):

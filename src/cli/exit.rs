@@ -40,6 +40,11 @@ impl Failure {
     pub fn new(exit: Exit, line: impl Into<String>) -> Self {
         Self { exit, line: line.into() }
     }
+
+    /// The same failure with what it means in front.
+    pub fn because(self, what: &str) -> Self {
+        Self { line: format!("{what}: {}", self.line), ..self }
+    }
 }
 
 impl From<Failure> for ExitCode {

@@ -17,6 +17,7 @@ use crate::{
         images::{ImageState, Images},
     },
     node::{self, guard},
+    pins,
     plan::spec::{ImageName, ImageSource, ImageSpec, Kind},
     supervise::Wish,
     text::log_line,
@@ -65,7 +66,8 @@ async fn wish(global: &Global, simulate: Option<u32>) -> Result<(Wish, DockerEng
     let (config, _) = Config::load(&global.config)?;
     let engine = DockerEngine::connect(&config.engine.socket, &config.lab.name)
         .map_err(|e| Failure::new(Exit::Config, e.to_string()))?;
-    let subnet = tokio::time::timeout(ENGINE, daemon::subnet(&config, &engine)).await;
+    let subnet =
+        tokio::time::timeout(ENGINE, daemon::subnet(&config, &engine, &pins::load(&config.lab.data_dir))).await;
     let subnet = match subnet {
         Ok(found) => found.map_err(|e| Failure::new(Exit::Config, e))?,
         Err(_) => [198, 18, 100],

@@ -202,5 +202,7 @@ pub(super) async fn down(global: &Global, args: &args::Down, out: &mut Out) -> R
         }
         tokio::time::sleep(LOOK).await;
     }
+    // What the engine did not let go of is still there, and it says why once more.
+    local::down(global).await.map_err(|failure| failure.because("the lab is down but for what the engine keeps"))?;
     out.line(DONE)
 }

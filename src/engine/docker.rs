@@ -46,8 +46,11 @@ use futures_util::{
 };
 
 pub use doctor::{Setup, Standing};
+use tokio::time::{Instant, timeout_at};
 
-use super::{ContainerSeen, Engine, EngineError, Happened, LABEL_LAB, LABEL_SERVICE, Nudge, Ran, Seen, listen::Source};
+use super::{
+    ContainerSeen, Engine, EngineError, Happened, LABEL_LAB, LABEL_SERVICE, Nudge, Patience, Ran, Seen, listen::Source,
+};
 use crate::{
     node::gpu::{cdi, handing::EngineDevices, simulate::Counters},
     plan::spec::{ContainerSpec, NetworkSpec},
@@ -260,9 +263,9 @@ impl DockerEngine {
     /// Fails when the container does not run, and when the command takes longer than `timeout` (it then goes on, unseen).
     pub async fn exec(&self, service: &str, argv: &[&str], timeout: Duration) -> Result<(i64, String), EngineError> {
         let words: Vec<String> = argv.iter().map(|&a| a.to_owned()).collect();
-        match self.run(&self.container_name(service), &words, timeout).await? {
+        match self.run(&self.container_name(service), &words, Patience::whole(timeout)).await? {
             Ran::Ended { code, output } => Ok((code, output)),
-            Ran::Unfinished => {
+            Ran::NotBegun | Ran::Unfinished => {
                 let program = argv.first().copied().unwrap_or_default();
                 Err(EngineError::Other(format!("`{program}` in {service} did not finish within {}", human(timeout))))
             }
@@ -529,7 +532,7 @@ impl Engine for DockerEngine {
         client.remove_container(id, Some(options)).await.or_else(|e| self.unless_status(&e, &[404, 409]))
     }
 
-    async fn run(&self, container: &str, argv: &[String], timeout: Duration) -> Result<Ran, EngineError> {
+    async fn run(&self, container: &str, argv: &[String], patience: Patience) -> Result<Ran, EngineError> {
         let client = self.client().await?;
         let config = ExecConfig {
             attach_stdout: Some(true),
@@ -539,21 +542,26 @@ impl Engine for DockerEngine {
         };
         // Up to here a slow answer is the engine's, not the command's.
         let id = client.create_exec(container, config).await.map_err(|e| self.fail(&e))?.id;
-        let run = async {
-            let mut out = Vec::new();
-            if let StartExecResults::Attached { mut output, .. } =
-                client.start_exec(&id, None).await.map_err(|e| self.fail(&e))?
-            {
-                while let Some(piece) = output.try_next().await.map_err(|e| self.fail(&e))? {
-                    let piece = piece.into_bytes();
-                    let room = EXEC_OUTPUT.saturating_sub(out.len());
-                    out.extend_from_slice(&piece[..piece.len().min(room)]);
+        let mut begun = patience.begin.is_none();
+        let mut until = Instant::now() + patience.begin.unwrap_or(patience.run);
+        let late = |begun| Ok(if begun { Ran::Unfinished } else { Ran::NotBegun });
+        let Ok(started) = timeout_at(until, client.start_exec(&id, None)).await else { return late(begun) };
+        let mut out = Vec::new();
+        if let StartExecResults::Attached { mut output, .. } = started.map_err(|e| self.fail(&e))? {
+            loop {
+                let Ok(piece) = timeout_at(until, output.try_next()).await else { return late(begun) };
+                let Some(piece) = piece.map_err(|e| self.fail(&e))? else { break };
+                if !begun {
+                    (begun, until) = (true, Instant::now() + patience.run);
                 }
+                let piece = piece.into_bytes();
+                let room = EXEC_OUTPUT.saturating_sub(out.len());
+                out.extend_from_slice(&piece[..piece.len().min(room)]);
             }
-            let code = client.inspect_exec(&id).await.map_err(|e| self.fail(&e))?.exit_code.unwrap_or(-1);
-            Ok(Ran::Ended { code, output: String::from_utf8_lossy(&out).into_owned() })
-        };
-        tokio::time::timeout(timeout, run).await.unwrap_or(Ok(Ran::Unfinished))
+        }
+        // The command has ended: what is slow from here on is the engine.
+        let code = client.inspect_exec(&id).await.map_err(|e| self.fail(&e))?.exit_code.unwrap_or(-1);
+        Ok(Ran::Ended { code, output: String::from_utf8_lossy(&out).into_owned() })
     }
 }
 

@@ -76,7 +76,9 @@ async fn listen(
 ) -> Result<(), String> {
     let view = engine.view().await.map_err(|e| e.to_string())?;
     let answered = Timestamp::now();
-    let mut events = engine.events(*since).await.map_err(|e| e.to_string())?;
+    // What was heard in the future was heard before the clock was set back.
+    let since_then = since.map(|at| at.min(answered));
+    let mut events = engine.events(since_then).await.map_err(|e| e.to_string())?;
     let mut reachable = Some(view);
     let mut early = VecDeque::new();
     loop {
@@ -105,7 +107,9 @@ async fn listen(
             return Ok(());
         }
         let Some(event) = stopped else { continue };
-        if event.at > answered && !lives_on(engine, &mut events, &mut early).await {
+        // By the clock only what is told at the beginning is old: it may be set back while the engine is listened to.
+        let present = reachable.is_none() || event.at > answered;
+        if present && !lives_on(engine, &mut events, &mut early).await {
             return Err("the container engine is ending; start it again (systemctl start docker)".to_owned());
         }
         if nudge.send(Nudge { what: Happened::StoppedByHand, ..event }).await.is_err() {

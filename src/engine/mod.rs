@@ -70,8 +70,10 @@ pub enum RunState {
         /// The engine's own error, when it could not start it.
         error: String,
     },
-    /// The engine is removing it, or could not.
+    /// The engine is removing it.
     Removing,
+    /// The engine began to remove it and could not: it cannot be started any more, only removed again.
+    Dead,
 }
 
 /// What stands where a service's container belongs.
@@ -144,8 +146,27 @@ pub enum Ran {
         /// What it printed, both streams mixed, at most 1 MiB.
         output: String,
     },
+    /// It had not printed anything in time: a busy machine starts it slowly. It goes on, unseen.
+    NotBegun,
     /// It had not ended in time. It goes on, unseen.
     Unfinished,
+}
+
+/// How long a command in a container may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Patience {
+    /// Longest time from its start to its first output. Where this is given, `run` counts from that output on: how long a
+    /// busy machine takes to start a process says nothing of what the process does. Absent where only the whole counts.
+    pub begin: Option<Duration>,
+    /// Longest time to its end.
+    pub run: Duration,
+}
+
+impl Patience {
+    /// Patience with a command as a whole.
+    pub const fn whole(run: Duration) -> Self {
+        Self { begin: None, run }
+    }
 }
 
 /// What supervision needs of a container engine.
@@ -171,12 +192,12 @@ pub trait Engine: Send + Sync + 'static {
     fn kill(&self, id: &str) -> impl Future<Output = Result<(), EngineError>> + Send;
     /// Removes a container, never its volumes.
     fn remove(&self, id: &str) -> impl Future<Output = Result<(), EngineError>> + Send;
-    /// Runs a command in a running container, by id or name, and waits for its end, not longer than `timeout`. `argv` is
-    /// visible to everyone on the machine while it runs: no secrets.
+    /// Runs a command in a running container, by id or name, and waits for its end, not longer than `patience` says. `argv`
+    /// is visible to everyone on the machine while it runs: no secrets.
     fn run(
         &self,
         id: &str,
         argv: &[String],
-        timeout: Duration,
+        patience: Patience,
     ) -> impl Future<Output = Result<Ran, EngineError>> + Send;
 }

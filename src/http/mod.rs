@@ -103,6 +103,7 @@ pub fn scrape_router(state: State) -> Router {
         .route("/healthz", get(healthz::get))
         .fallback(error::nothing_here)
         .layer(middleware::map_response(headers))
+        .layer(middleware::from_fn(contained))
         .with_state(state)
         .layer(middleware::from_fn_with_state(host_names, host::check))
 }
@@ -130,6 +131,12 @@ fn common(api: Router<State>) -> Router<State> {
         .fallback(error::nothing_here)
         .method_not_allowed_fallback(error::wrong_method)
         .layer(middleware::map_response(headers))
+        .layer(middleware::from_fn(contained))
+}
+
+/// What one request breaks is that request.
+pub(crate) async fn contained(request: Request, next: Next) -> Response {
+    crate::bug::contain(next.run(request)).await
 }
 
 async fn no_store(request: Request, next: Next) -> Response {

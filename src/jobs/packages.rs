@@ -118,8 +118,25 @@ impl Incoming {
         self.file.sync_all().await?;
         tokio::fs::rename(&self.part, &self.to).await?;
         self.done = true;
+        // Its name is in the folder, which is on the disk only now: whoever was answered may count on it after a power cut.
+        if let Some(folder) = self.to.parent() {
+            sync(folder).await?;
+        }
         Ok(())
     }
+}
+
+/// Brings a folder's names to the disk.
+async fn sync(folder: &Path) -> io::Result<()> {
+    #[cfg(test)]
+    SYNCED.with_borrow_mut(|synced| synced.push(folder.to_owned()));
+    tokio::fs::File::open(folder).await?.sync_all().await
+}
+
+#[cfg(test)]
+thread_local! {
+    /// Folders that were synced: no file system shows a test what a power cut would.
+    static SYNCED: std::cell::RefCell<Vec<PathBuf>> = const { std::cell::RefCell::new(Vec::new()) };
 }
 
 impl Drop for Incoming {
@@ -146,6 +163,7 @@ mod tests {
                 incoming.finish().await.expect("finished");
             }
         }
+        assert_eq!(SYNCED.take(), [dir.path()], "the name as well");
         assert!(packages.find("_ray_pkg_1.zip").is_some_and(|p| fs::read(p).expect("readable") == b"PK"));
         assert_eq!(fs::read_dir(dir.path()).expect("readable").count(), 1);
         assert!(packages.receive("../x").await.is_none() && packages.find("/etc/passwd").is_none());

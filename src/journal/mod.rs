@@ -7,9 +7,11 @@
 //!
 //! * [`schema`]: versions and migrations; what is refused and what is set aside.
 //! * [`query`]: reading, on a connection of its own.
+//! * [`steady`]: whether the clock may be believed when history is deleted. Pure.
 
 mod query;
 mod schema;
+mod steady;
 mod writer;
 
 #[cfg(test)]

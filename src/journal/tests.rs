@@ -352,6 +352,15 @@ async fn what_is_too_old_or_too_much_goes() {
     journal.flush().await;
     drop(journal);
 
+    // The clock could have jumped by a week: nothing goes.
+    let journal = Journal::open(&path, Duration::from_hours(48)).expect("opens");
+    journal.flush().await;
+    assert_eq!(query::events(&path, &everything()).expect("readable").len(), 10);
+    let ms = |at: Timestamp| at.as_millis();
+    journal.set_memory(steady::MEMORY, format!("{} {}", ms(last_week), ms(Timestamp::now())));
+    journal.flush().await;
+    drop(journal);
+
     let journal = Journal::open(&path, Duration::from_hours(48)).expect("opens");
     journal.flush().await;
     let seqs: Vec<_> = query::events(&path, &everything()).expect("readable").iter().map(|e| e.seq).collect();

@@ -16,7 +16,9 @@ use rusqlite::{Connection, params};
 use tokio::sync::{broadcast, oneshot, watch};
 
 use super::{
-    Entry, EventQuery, JournalError, JournalHealth, Kind, Message, Options, RING, Shared, lock, query, schema::SHAPE,
+    Entry, EventQuery, JournalError, JournalHealth, Kind, Message, Options, RING, Shared, lock, query,
+    schema::SHAPE,
+    steady::{self, Steady},
 };
 use crate::{
     db::{self, OpenFailure},
@@ -25,7 +27,8 @@ use crate::{
     time::{Timestamp, human},
 };
 
-const A_DAY: Duration = Duration::from_hours(24);
+/// Between two looks for what is too old or too much.
+const SWEEP: Duration = Duration::from_hours(1);
 /// Rows deleted at once; new entries get their turn in between.
 const SWEEP_BATCH: usize = 5_000;
 
@@ -46,6 +49,8 @@ pub(super) struct Writer {
     dropped: u64,
     retry_at: Instant,
     sweep_at: Instant,
+    /// When the wall clock was last compared.
+    compared: Option<Instant>,
 }
 
 impl Writer {
@@ -71,6 +76,7 @@ impl Writer {
             dropped: 0,
             retry_at: now,
             sweep_at: now,
+            compared: None,
         }
     }
 
@@ -368,14 +374,19 @@ impl Writer {
         self.pending.push_back(numbered(self.last_seq, entry));
     }
 
-    /// Once a day, and at the start: deletes what is too old or too much, a batch at a time.
+    /// Once an hour, and at the start: deletes what is too old or too much, a batch at a time.
     fn sweep(&mut self) {
         if Instant::now() < self.sweep_at {
             return;
         }
+        if self.db.is_none() {
+            return;
+        }
+        let now = Timestamp::now();
+        // Before the beginning of time is nothing.
+        let oldest =
+            if self.believes(now) { now.minus(self.options.retention) } else { Timestamp::default() }.as_millis();
         let Some(db) = &self.db else { return };
-        let now = Timestamp::now().as_millis();
-        let oldest = now.saturating_sub(i64::try_from(self.options.retention.as_millis()).unwrap_or(i64::MAX));
         let swept = (|| {
             let old = db.execute(
                 "DELETE FROM events WHERE seq IN (SELECT seq FROM events WHERE at_ms < ?1 LIMIT ?2)",
@@ -395,13 +406,24 @@ impl Writer {
                 if let Some(restarts) = restarts {
                     lock(&self.shared).restarts = restarts;
                 }
-                self.sweep_at = Instant::now() + if more { Duration::ZERO } else { A_DAY };
+                self.sweep_at = Instant::now() + if more { Duration::ZERO } else { SWEEP };
             }
             Err(e) => {
                 self.sweep_at = Instant::now() + self.options.retry;
                 self.failed(&e);
             }
         }
+    }
+
+    /// Whether the wall clock says truly what is old.
+    fn believes(&mut self, now: Timestamp) -> bool {
+        let passed = self.compared.replace(Instant::now()).map(|at| at.elapsed());
+        let mut shared = lock(&self.shared);
+        let kept = shared.memory.get(steady::MEMORY).and_then(|text| Steady::parse(text));
+        let clock = Steady::after(kept, now, passed);
+        shared.memory.insert(steady::MEMORY.to_owned(), clock.text());
+        shared.unsaved.insert(steady::MEMORY.to_owned());
+        clock.is_believed()
     }
 
     #[cfg(test)]

@@ -134,7 +134,14 @@ fn nofile_limit(limits: &str) -> u64 {
 /// The machine as the snapshot shows it, refreshed every 5 s. `places` are paths whose file systems matter to the lab. The
 /// task ends with the last receiver.
 pub fn watch_node(facts: NodeFacts, address: String, places: Vec<PathBuf>) -> watch::Receiver<NodeView> {
-    let (tell, view) = watch::channel(look(&facts, &address, &places));
+    let first = {
+        let (facts, address, places) = (facts.clone(), address.clone(), places.clone());
+        let (tell, hear) = std::sync::mpsc::channel();
+        // The daemon does not wait for a dead network file system with its start.
+        std::thread::spawn(move || tell.send(look(&facts, &address, &places)));
+        hear.recv_timeout(LOOK).ok()
+    };
+    let (tell, view) = watch::channel(first.unwrap_or_else(|| look(&facts, &address, &[])));
     tokio::spawn(async move {
         while !tell.is_closed() {
             tokio::time::sleep(LOOK).await;
@@ -161,6 +168,9 @@ fn look(facts: &NodeFacts, address: &str, places: &[PathBuf]) -> NodeView {
 }
 
 pub(crate) fn disks(places: &[PathBuf]) -> Vec<DiskView> {
+    if places.is_empty() {
+        return Vec::new();
+    }
     let Ok(disks) = Disks::new_with_refreshed_list() else { return Vec::new() };
     let mut found: Vec<DiskView> = Vec::new();
     for place in places {

@@ -88,7 +88,7 @@ pub fn compute(config: &Config, node: &NodeFacts, workers: u32) -> Result<Sizes,
     let prometheus = share(&services.prometheus, 25, 192 * MIB, 4 * GIB);
     let grafana = share(&services.grafana, 10, 128 * MIB, GIB);
     // Kernels, and 1.2 GB for `ray job logs` of 300 MB in a terminal.
-    let jupyter = share(&services.jupyter, 75, 512 * MIB, 32 * GIB);
+    let jupyter = share(&services.jupyter.service(), 75, 512 * MIB, 32 * GIB);
     let front_door = super::door::MEMORY;
     let around = head + driver + minio + prometheus + grafana + jupyter + front_door.get();
     let left = usable.saturating_sub(around);

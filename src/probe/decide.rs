@@ -13,12 +13,11 @@
 //! line (a library that it is linked with does not fit). After any other end, and after the last source, it begins with the
 //! best one again, later each time: libraries and drivers are installed while labd runs.
 //!
-//! Times are milliseconds of a clock that is never set, from the start of the task on; [`Timestamp`] since [`Backoff`] counts
-//! in it.
+//! Times are those of a clock that is never set, from the start of the task on.
 
 use std::time::Duration;
 
-use crate::{supervise::backoff::Backoff, time::Timestamp};
+use crate::{supervise::backoff::Backoff, time::Moment};
 
 /// A probe prints a line at least every second: so long without one, and it hangs.
 pub const SILENCE: Duration = Duration::from_secs(5);
@@ -56,7 +55,7 @@ pub(super) enum Step {
     /// Kill the process.
     Kill(End),
     /// Nothing before this time.
-    Wait(Timestamp),
+    Wait(Moment),
 }
 
 /// What is remembered of a vendor's probe.
@@ -79,13 +78,13 @@ enum State {
 #[derive(Debug)]
 struct Running {
     source: usize,
-    since: Timestamp,
-    last_line: Timestamp,
+    since: Moment,
+    last_line: Moment,
     spoke: bool,
     /// Better sources that could be asked when it was started, and were not or in vain.
     passed_over: Vec<bool>,
     /// When the second began in which lines and bytes are counted.
-    second: Timestamp,
+    second: Moment,
     lines: u32,
     bytes: usize,
     end: Option<End>,
@@ -98,7 +97,7 @@ impl Memory {
     }
 
     /// `usable`: which sources can be started now, best first. `unreaped`: killed processes that are still there.
-    pub(super) fn step(&self, now: Timestamp, usable: &[bool], unreaped: usize) -> Step {
+    pub(super) fn step(&self, now: Moment, usable: &[bool], unreaped: usize) -> Step {
         match &self.state {
             State::Running(r) => {
                 let due = r.last_line.plus(SILENCE);
@@ -124,7 +123,7 @@ impl Memory {
     }
 
     /// This source's process was started.
-    pub(super) fn started(&mut self, source: usize, now: Timestamp, usable: &[bool]) {
+    pub(super) fn started(&mut self, source: usize, now: Moment, usable: &[bool]) {
         self.state = State::Running(Running {
             source,
             since: now,
@@ -139,7 +138,7 @@ impl Memory {
     }
 
     /// A line of so many bytes came; `understood` if it is one of the protocol. Others are no sign of life.
-    pub(super) fn line(&mut self, now: Timestamp, bytes: usize, understood: bool) {
+    pub(super) fn line(&mut self, now: Moment, bytes: usize, understood: bool) {
         let State::Running(r) = &mut self.state else { return };
         if now.since(r.second) >= Duration::from_secs(1) {
             (r.second, r.lines, r.bytes) = (now, 0, 0);
@@ -171,7 +170,7 @@ impl Memory {
     }
 
     /// The process is gone, or was killed. Returns whether another source is asked instead, at once.
-    pub(super) fn ended(&mut self, end: &End, now: Timestamp, usable: &[bool]) -> bool {
+    pub(super) fn ended(&mut self, end: &End, now: Moment, usable: &[bool]) -> bool {
         let State::Running(r) = std::mem::replace(&mut self.state, State::Idle) else { return false };
         let worse = (r.source + 1..usable.len()).find(|&i| usable[i]);
         let next = match end {
@@ -196,8 +195,8 @@ mod tests {
 
     const BOTH: &[bool] = &[true, true];
 
-    fn at(ms: i64) -> Timestamp {
-        Timestamp::from_millis(ms)
+    fn at(ms: i64) -> Moment {
+        Moment::from_millis(ms)
     }
 
     fn running(source: usize, usable: &[bool]) -> Memory {

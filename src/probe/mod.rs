@@ -56,7 +56,7 @@ use self::{
     decide::{End, LOOK, Memory, Step, UNREAPED},
     lines::Lines,
 };
-use crate::time::Timestamp;
+use crate::time::{Moment, Timestamp};
 
 /// How long a process whose output ended may take to end itself before it is no longer waited for.
 const LAST_BREATH: Duration = Duration::from_secs(1);
@@ -152,13 +152,13 @@ async fn watch_sources(
 ) {
     let (began, wall) = (Instant::now(), Timestamp::now());
     // Of a clock that nobody sets.
-    let clock = || Timestamp::from_millis(i64::try_from(began.elapsed().as_millis()).unwrap_or(i64::MAX));
-    let instant = |at: Timestamp| began + at.since(Timestamp::from_millis(0));
+    let clock = || Moment::from_millis(i64::try_from(began.elapsed().as_millis()).unwrap_or(i64::MAX));
+    let instant = |at: Moment| began + at.since(Moment::from_millis(0));
     let mut memory = Memory::new(rand::random());
     let mut process: Option<Process> = None;
     let unreaped = Arc::new(AtomicUsize::new(0));
     let mut known: Vec<Option<Launch>> = Vec::new();
-    let mut looked: Option<Timestamp> = None;
+    let mut looked: Option<Moment> = None;
     let mut read_at = clock();
     tell.send_modify(|view| view.present = true);
 

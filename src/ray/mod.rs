@@ -40,6 +40,9 @@ pub(crate) use train::run_names;
 const CALM: Duration = Duration::from_millis(500);
 /// Between two looks while it does not: a head that comes up is seen soon.
 const EAGER: Duration = Duration::from_millis(200);
+/// So many looks in a row without an answer mean that the GCS is away: a head under load misses one now and then. One whose
+/// container has ended is not looked at any more.
+const MISSES: u32 = 2;
 /// Between two looks at jobs, while the dashboard answers.
 const JOBS: Duration = Duration::from_secs(2);
 /// The same while a run waits for its workers: when they train is part of the recovery record.
@@ -233,7 +236,8 @@ impl Ray {
         let mut told = 0;
         for node in client.nodes().await? {
             let node = convert(node);
-            if node.alive && !node.is_head && node.address == address && node.started_at < before {
+            let old = began_before(node.started_at, before, Timestamp::now());
+            if node.alive && !node.is_head && node.address == address && old {
                 client.unregister(node.id, reason).await?;
                 told += 1;
             }
@@ -249,10 +253,12 @@ async fn watch_nodes(
     poke: Arc<Notify>,
 ) {
     let mut client: Option<Client> = None;
+    let mut misses = 0;
     loop {
         if aim.has_changed().unwrap_or(true) || client.is_none() {
             let target = aim.borrow_and_update().clone();
             client = target.as_ref().map(Client::connect);
+            misses = 0;
             update(&tell, |view| {
                 view.gcs = Gcs::Unknown;
                 view.nodes.clear();
@@ -268,6 +274,7 @@ async fn watch_nodes(
         let (nodes, state) = tokio::join!(gcs.nodes(), gcs.state());
         let pause = match nodes {
             Ok(nodes) => {
+                misses = 0;
                 let mut nodes = newest(nodes.into_iter().map(convert).collect());
                 let demands = state.as_ref().ok().map(demand::demands);
                 for node in &mut nodes {
@@ -284,7 +291,8 @@ async fn watch_nodes(
                 CALM
             }
             Err(reason) => {
-                update(&tell, |view| view.gcs = Gcs::Unreachable { reason });
+                misses += 1;
+                update(&tell, |view| view.gcs = after_misses(misses, &view.gcs, reason));
                 EAGER
             }
         };
@@ -372,6 +380,14 @@ async fn watch_jobs(
     }
 }
 
+/// Whether the GCS answers, after so many looks in a row without an answer.
+fn after_misses(misses: u32, before: &Gcs, reason: String) -> Gcs {
+    match before {
+        Gcs::Reachable if misses < MISSES => Gcs::Reachable,
+        _ => Gcs::Unreachable { reason },
+    }
+}
+
 /// Changes the view, and wakes nobody when nothing changed.
 fn update(tell: &watch::Sender<Arc<RayView>>, change: impl FnOnce(&mut RayView)) {
     tell.send_if_modified(|view| {
@@ -400,9 +416,16 @@ fn convert(node: proto::Node) -> RayNode {
     }
 }
 
-/// One node per address: the one that was started last. A node that returned leaves its dead predecessors in the GCS.
-fn newest(mut nodes: Vec<RayNode>) -> Vec<RayNode> {
-    nodes.sort_by_key(|n| (n.address, std::cmp::Reverse(n.started_at)));
+/// Whether a node began before `before`, which is past `now`: one that began in the future did so before the clock was set
+/// back.
+pub(crate) fn began_before(began: Timestamp, before: Timestamp, now: Timestamp) -> bool {
+    began < before || began > now.plus(Duration::from_secs(1))
+}
+
+/// One node per address: the living one, else the one that was started last. A node that returned leaves its dead
+/// predecessors in the GCS, and one of those may have the later time, when the clock was set back since.
+pub(crate) fn newest(mut nodes: Vec<RayNode>) -> Vec<RayNode> {
+    nodes.sort_by_key(|n| (n.address, !n.alive, std::cmp::Reverse(n.started_at)));
     nodes.dedup_by_key(|n| n.address);
     nodes
 }
@@ -419,6 +442,25 @@ mod tests {
         let nodes = newest(vec![node("198.18.1.2", 1, 5), node("198.18.1.1", 0, 1), node("198.18.1.2", 0, 9)]);
         let seen: Vec<(u8, bool)> = nodes.iter().map(|n| (n.address.octets()[3], n.alive)).collect();
         assert_eq!(seen, [(1, true), (2, true)]);
+        // The clock was set back between the two.
+        let nodes = newest(vec![node("198.18.1.2", 1, 3_600_000), node("198.18.1.2", 0, 9)]);
+        assert!(nodes.len() == 1 && nodes[0].alive);
+    }
+
+    #[test]
+    fn a_node_from_before_the_clock_was_set_back_is_an_old_one() {
+        let at = |s: i64| Timestamp::from_millis(s * 1_000);
+        let old = |began| began_before(at(began), at(100), at(102));
+        assert_eq!([90, 101, 102, 3_700].map(old), [true, false, false, true]);
+    }
+
+    #[test]
+    fn one_missed_look_is_no_dead_head() {
+        let after = |misses, before: &Gcs| after_misses(misses, before, "late".into());
+        let away = Gcs::Unreachable { reason: "late".into() };
+        assert_eq!(after(1, &Gcs::Reachable), Gcs::Reachable);
+        assert_eq!(after(2, &Gcs::Reachable), away);
+        assert_eq!(after(1, &Gcs::Unknown), away, "one that never answered");
     }
 
     #[tokio::test]

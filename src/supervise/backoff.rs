@@ -8,7 +8,7 @@
 
 use std::time::Duration;
 
-use crate::time::Timestamp;
+use crate::time::Moment;
 
 /// The second failure of a streak waits this long.
 pub const FIRST_WAIT: Duration = Duration::from_secs(1);
@@ -29,13 +29,13 @@ pub struct Backoff {
     /// Failures since the service was steady.
     streak: u32,
     /// The newest failures, at most [`LOOP_FAILURES`], oldest first.
-    recent: Vec<Timestamp>,
-    next_try: Option<Timestamp>,
+    recent: Vec<Moment>,
+    next_try: Option<Moment>,
 }
 
 impl Backoff {
     /// Counts a failure and sets the time of the next try. `seed` makes the jitter: the same seed, the same wait.
-    pub fn fail(&mut self, now: Timestamp, seed: u64) {
+    pub fn fail(&mut self, now: Moment, seed: u64) {
         self.streak = self.streak.saturating_add(1);
         self.recent.push(now);
         if self.recent.len() > LOOP_FAILURES {
@@ -65,17 +65,17 @@ impl Backoff {
     }
 
     /// When it is tried again, if that is still to come.
-    pub fn next_try(&self, now: Timestamp) -> Option<Timestamp> {
+    pub fn next_try(&self, now: Moment) -> Option<Moment> {
         self.next_try.filter(|&at| at > now)
     }
 
     /// Puts the next try off until `at` at least.
-    pub fn not_before(&mut self, at: Timestamp) {
+    pub fn not_before(&mut self, at: Moment) {
         self.next_try = self.next_try.max(Some(at));
     }
 
     /// Whether it fails so often that more tries need a person's eye.
-    pub fn is_loop(&self, now: Timestamp) -> bool {
+    pub fn is_loop(&self, now: Moment) -> bool {
         self.recent.len() >= LOOP_FAILURES && self.recent.iter().all(|&at| now.since(at) <= LOOP_WINDOW)
     }
 
@@ -118,7 +118,7 @@ mod tests {
     #[test]
     fn five_in_ten_minutes_are_a_loop_and_time_or_health_ends_it() {
         let mut b = Backoff::default();
-        let at = |s: i64| Timestamp::from_millis(s * 1000);
+        let at = |s: i64| Moment::from_millis(s * 1000);
         for s in 0..4 {
             b.fail(at(s * 100), 1);
             assert!(!b.is_loop(at(s * 100)));
@@ -133,7 +133,7 @@ mod tests {
     #[test]
     fn ten_seconds_of_health_end_the_wait_but_not_the_count() {
         let mut b = Backoff::default();
-        let at = |s: i64| Timestamp::from_millis(s * 1000);
+        let at = |s: i64| Moment::from_millis(s * 1000);
         b.fail(at(0), 1);
         assert_eq!(b.healthy(Duration::from_secs(9)), Some(STEADY));
         b.fail(at(9), 1);
@@ -155,7 +155,7 @@ mod tests {
             let mut now = 0;
             for (i, t) in times.into_iter().enumerate() {
                 now += t;
-                let now = Timestamp::from_millis(now);
+                let now = Moment::from_millis(now);
                 b.fail(now, seed);
                 let wait = b.next_try(now).map_or(Duration::ZERO, |at| at.since(now));
                 prop_assert!(wait <= LONGEST_WAIT.mul_f64(1.2));

@@ -16,15 +16,20 @@ use std::time::Duration;
 
 use super::{backoff::Backoff, oom};
 use crate::{
-    engine::{ContainerSeen, RunState, Seen},
+    engine::{ContainerSeen, EngineError, RunState, Seen},
     incident::Cause,
     snapshot::ServiceState,
-    time::{Timestamp, human},
+    time::{Moment, Now, Timestamp, human},
 };
 
 /// A service that was ready and does not answer for so long is hung. Busy is not hung: probes are answered within a
 /// second under full load, and this is thirty of them.
 pub const HUNG_AFTER: Duration = Duration::from_secs(30);
+/// The same where somebody who should know calls it alive: a Ray node whose dashboard agent is silent goes on training, and
+/// killing it loses more than waiting does.
+pub const HUNG_ALTHOUGH_ALIVE: Duration = Duration::from_mins(10);
+/// How long an engine may take to remove a container: its layers may be large, and the disk busy.
+const REMOVED: Duration = Duration::from_mins(1);
 /// How long an engine takes to clear up after a container, and say so: some tenths of a second.
 const CLEARED: Duration = Duration::from_secs(1);
 /// After an exit that a signal by hand preceded, for the word that it was a `docker stop`: it comes within milliseconds.
@@ -116,7 +121,9 @@ pub enum Health {
         /// What is missing, in one line.
         reason: String,
         /// Since when it has not held, without a good answer in between.
-        since: Timestamp,
+        since: Moment,
+        /// Whether somebody else who should know counts it as alive all the same.
+        alive: bool,
     },
     /// Its contract does not hold, and waiting cannot mend that.
     Lost {
@@ -196,6 +203,9 @@ pub struct Situation<'a> {
     pub hash: &'a str,
     /// Longest time from start to ready.
     pub start_deadline: Duration,
+    /// Whether it is killed when it does not answer for long. JupyterLab is not: one cell that blocks its event loop would
+    /// cost every kernel.
+    pub kill_silent: bool,
     /// How long the engine lets it end by itself when it is stopped.
     pub stop_timeout: Duration,
     /// Whether the GCS must be told when its container ended.
@@ -242,14 +252,50 @@ pub struct Memory {
     /// Its first process was seen to end, before the engine said so: the GCS is told, or will be.
     seen_to_end: bool,
     /// Whether it has been ready since its container was started, and when that was.
-    ready: Option<(Timestamp, Timestamp)>,
-    failing_since: Option<Timestamp>,
+    ready: Option<(Timestamp, Moment)>,
+    /// The run of a container that was seen last, and when it began: the time from then on is not the wall clock's.
+    run: Option<(String, Timestamp, Moment)>,
+    /// The end that was seen last, in the same way.
+    end: Option<(String, Timestamp, Moment)>,
+    /// Since when it does not answer, and whether it is called alive all the same.
+    failing_since: Option<(Moment, bool)>,
+    /// It ran before this labd began to look, and may have been ready.
+    adopted: bool,
     /// labd itself ends the container; its exit is no failure, or is one for this reason.
     ending: Option<Ending>,
     /// A person's restart that has not happened yet.
     pub restart: bool,
     /// The last failure, until a person intervenes: what `ready` is explained by.
     pub last_failure: Option<String>,
+    /// The container that stands there was made to the end, its files included, as far as this labd knows.
+    whole: bool,
+    /// The step taken last, until what is seen shows that it had an effect.
+    taken: Option<Taken>,
+    /// The step that does not succeed.
+    stuck: Option<Stuck>,
+    /// Since when the engine has been removing it.
+    removing_since: Option<Moment>,
+}
+
+/// The step taken last, and what stood there before it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Taken {
+    step: Step,
+    seen: Seen,
+    /// What the engine answered, when that alone is no failure: it was away, or the container was gone. The same step on
+    /// the same container once more shows that it was one.
+    said: Option<String>,
+}
+
+/// A step that does not succeed: tried again later each time, with the engine's words as the reason.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Stuck {
+    step: Step,
+    /// The container; absent for one that cannot be made.
+    id: Option<String>,
+    /// The engine's words.
+    said: String,
+    backoff: Backoff,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -300,6 +346,53 @@ pub enum Action {
     },
 }
 
+/// A step's kind: what the engine is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// [`Action::Create`].
+    Create,
+    /// [`Action::Start`].
+    Start,
+    /// [`Action::Stop`].
+    Stop,
+    /// [`Action::Kill`].
+    Kill,
+    /// [`Action::Remove`].
+    Remove,
+}
+
+impl Step {
+    /// What the container cannot be, when this step fails.
+    const fn participle(self) -> &'static str {
+        match self {
+            Self::Create => "made",
+            Self::Start => "started",
+            Self::Stop => "stopped",
+            Self::Kill => "killed",
+            Self::Remove => "removed",
+        }
+    }
+
+    /// Whether it is on the way to a running container: its failures are the service's own, and count towards a crash loop.
+    const fn brings_up(self) -> bool {
+        matches!(self, Self::Create | Self::Start)
+    }
+}
+
+impl Action {
+    /// What the engine is asked for; absent where it is not asked.
+    const fn step(&self) -> Option<Step> {
+        match self {
+            Self::None | Self::PrepareImage | Self::TellGcs { .. } => None,
+            Self::Create => Some(Step::Create),
+            Self::Start { .. } => Some(Step::Start),
+            Self::Stop { .. } => Some(Step::Stop),
+            Self::Kill { .. } => Some(Step::Kill),
+            Self::Remove { .. } => Some(Step::Remove),
+        }
+    }
+}
+
 /// What to do, what to show, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decision {
@@ -310,7 +403,7 @@ pub struct Decision {
     /// Why, in one line.
     pub reason: String,
     /// When to decide again even if nothing changes.
-    pub wake: Option<Timestamp>,
+    pub wake: Option<Moment>,
     /// It has ended, or is about to on request, which is known as of now.
     pub ended: Option<Ended>,
 }
@@ -320,7 +413,7 @@ impl Decision {
         Self { action, state, reason: reason.into(), wake: None, ended: None }
     }
 
-    fn wake_at(mut self, at: Timestamp) -> Self {
+    fn wake_at(mut self, at: Moment) -> Self {
         self.wake = Some(at);
         self
     }
@@ -332,11 +425,51 @@ impl Decision {
 }
 
 impl Memory {
-    /// An engine call on the service's behalf failed: it is tried again like a crash. An unreachable engine and a
-    /// container that is gone are no failures of the service and do not come here.
-    pub fn obstacle(&mut self, reason: String, now: Timestamp, seed: u64) {
-        self.backoff.fail(now, seed);
-        self.last_failure = Some(reason);
+    /// What became of the step that was decided last. A refusal is a failure at once; an engine that was away and a
+    /// container that was gone are one only if the same step must be taken on the same container again, and so is a success
+    /// that changed nothing. Returns the line for the journal, when this is the first such failure.
+    pub fn done(&mut self, result: &Result<(), EngineError>, now: Now, seed: u64) -> Option<String> {
+        let taken = self.taken.as_mut()?;
+        if taken.step == Step::Create {
+            self.whole = result.is_ok();
+        }
+        let said = match result {
+            Ok(()) => return None,
+            Err(error) => error.to_string(),
+        };
+        if matches!(result, Err(EngineError::Unreachable(_) | EngineError::NotFound(_))) {
+            taken.said = Some(said);
+            return None;
+        }
+        let (step, id) = (taken.step, id_of(&taken.seen));
+        self.taken = None;
+        self.failed(step, id, said, now, seed)
+    }
+
+    fn failed(&mut self, step: Step, id: Option<String>, said: String, now: Now, seed: u64) -> Option<String> {
+        let news = self.stuck.as_ref().is_none_or(|stuck| stuck.step != step || stuck.said != said);
+        let line = news.then(|| format!("cannot be {}: {said}", step.participle()));
+        if step.brings_up() {
+            self.backoff.fail(now.moment, seed);
+            self.last_failure = Some(said.clone());
+        }
+        // One container after another that cannot be started is the same trouble.
+        let same = self.stuck.take().filter(|stuck| stuck.step == step && (step.brings_up() || stuck.id == id));
+        let mut backoff = same.map(|stuck| stuck.backoff).unwrap_or_default();
+        backoff.fail(now.moment, seed);
+        self.stuck = Some(Stuck { step, id, said, backoff });
+        line.filter(|_| !step.brings_up())
+    }
+
+    /// Whether a step does not succeed: what is tried because of it is no news.
+    pub fn is_stuck(&self) -> bool {
+        self.stuck.is_some()
+    }
+
+    /// Why the container cannot be taken away, once that has failed so often that it needs a person.
+    pub fn stays(&self, now: Now) -> Option<&str> {
+        let stuck = self.stuck.as_ref().filter(|stuck| !stuck.step.brings_up() && stuck.backoff.is_loop(now.moment))?;
+        Some(&stuck.said)
     }
 
     /// The GCS was told of the node that was here, or need not be any more.
@@ -347,12 +480,21 @@ impl Memory {
     /// It ran before this labd began to look: if nothing is there now, that is news.
     pub fn has_run(&mut self) {
         self.ran = true;
+        self.adopted = true;
     }
 
     /// A person wants it: forget what failed.
     pub fn forgive(&mut self) {
         self.backoff.forget();
         self.last_failure = None;
+        self.stuck = None;
+    }
+}
+
+fn id_of(seen: &Seen) -> Option<String> {
+    match seen {
+        Seen::Ours(c) => Some(c.id.clone()),
+        Seen::Absent | Seen::Foreign { .. } => None,
     }
 }
 
@@ -386,7 +528,58 @@ pub fn hold(before: Option<Hold>, seen: &Seen, touched: Option<&Touched>) -> Opt
 }
 
 /// Decides the next step and brings the memory up to date.
-pub fn decide(s: &Situation<'_>, m: &mut Memory, now: Timestamp) -> Decision {
+pub fn decide(s: &Situation<'_>, m: &mut Memory, now: Now) -> Decision {
+    m.see(s.seen);
+    let decision = next(s, m, now);
+    m.take(s, decision, now)
+}
+
+impl Memory {
+    /// What is seen may show that the last step had its effect, and that a stuck one is stuck no more.
+    fn see(&mut self, seen: &Seen) {
+        let runs = matches!(seen, Seen::Ours(c) if matches!(c.run, RunState::Running { .. } | RunState::Paused));
+        self.taken.take_if(|taken| taken.seen != *seen);
+        if !matches!(seen, Seen::Ours(c) if c.run == RunState::Removing) {
+            self.removing_since = None;
+        }
+        self.stuck.take_if(|stuck| match stuck.step {
+            Step::Create | Step::Start => runs,
+            Step::Stop | Step::Kill => !runs || stuck.id != id_of(seen),
+            Step::Remove => stuck.id != id_of(seen),
+        });
+    }
+
+    /// Puts a step off that has failed before, and says so.
+    fn take(&mut self, s: &Situation<'_>, mut decision: Decision, now: Now) -> Decision {
+        let Some(step) = decision.action.step() else { return decision };
+        if let Some(taken) = self.taken.take_if(|taken| taken.step == step) {
+            let said = taken.said.unwrap_or_else(|| "the engine says that it did, and nothing changed".to_owned());
+            self.failed(step, id_of(s.seen), said, now, s.seed);
+        }
+        let up = s.wanted == Wanted::Up;
+        if let Some(stuck) = self.stuck.as_ref().filter(|stuck| stuck.step == step || (up && stuck.step.brings_up())) {
+            // The state is the same while it waits and while it is tried: no journal entry comes of a try.
+            if stuck.step.brings_up() {
+                (decision.state, decision.reason) = failing(self, now);
+            } else {
+                decision.reason = format!("cannot be {}: {}", stuck.step.participle(), stuck.said);
+                if stuck.backoff.is_loop(now.moment) {
+                    decision.state = ServiceState::Blocked;
+                }
+            }
+            if stuck.step == step
+                && let Some(at) = stuck.backoff.next_try(now.moment)
+            {
+                decision.action = Action::None;
+                return decision.wake_at(at);
+            }
+        }
+        self.taken = Some(Taken { step, seen: s.seen.clone(), said: None });
+        decision
+    }
+}
+
+fn next(s: &Situation<'_>, m: &mut Memory, now: Now) -> Decision {
     use ServiceState as S;
     let container = match s.seen {
         Seen::Foreign { .. } if s.wanted == Wanted::Up => {
@@ -451,7 +644,7 @@ fn gone(s: &Situation<'_>, m: &mut Memory) {
 }
 
 /// The way from running to not running, and what follows once it does not run and the GCS knows.
-fn end(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen, then: Decision) -> Decision {
+fn end(s: &Situation<'_>, m: &mut Memory, now: Now, c: &ContainerSeen, then: Decision) -> Decision {
     use ServiceState as S;
     m.ready = None;
     m.failing_since = None;
@@ -470,11 +663,12 @@ fn end(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen, the
     match &c.run {
         RunState::Running { .. } => {
             m.ending = Some(Ending::Asked(why));
-            Decision::new(Action::Stop { id: c.id.clone() }, S::Stopping, why).because(ended(now))
+            Decision::new(Action::Stop { id: c.id.clone() }, S::Stopping, why).because(ended(now.wall))
         }
         // A paused process cannot act on SIGTERM.
-        RunState::Paused => Decision::new(Action::Kill { id: c.id.clone() }, S::Stopping, why).because(ended(now)),
-        RunState::Removing => Decision::new(Action::None, S::Stopping, "is being removed"),
+        RunState::Paused => Decision::new(Action::Kill { id: c.id.clone() }, S::Stopping, why).because(ended(now.wall)),
+        RunState::Removing => removing(m, now, c),
+        RunState::Dead => dead(c),
         RunState::Ending => ending(s, m, now, S::Stopping, why),
         RunState::Exited { finished_at, .. } => {
             let mut died = None;
@@ -492,6 +686,22 @@ fn end(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen, the
     }
 }
 
+/// The engine is removing it, which takes a moment; one that does not come to an end is asked again.
+fn removing(m: &mut Memory, now: Now, c: &ContainerSeen) -> Decision {
+    let asked_again = m.removing_since.get_or_insert(now.moment).plus(REMOVED);
+    if now.moment >= asked_again {
+        let remove = Action::Remove { id: c.id.clone() };
+        return Decision::new(remove, ServiceState::Stopping, "its removal does not come to an end");
+    }
+    Decision::new(Action::None, ServiceState::Stopping, "is being removed").wake_at(asked_again)
+}
+
+/// The engine could not remove it, and does not try again by itself.
+fn dead(c: &ContainerSeen) -> Decision {
+    let remove = Action::Remove { id: c.id.clone() };
+    Decision::new(remove, ServiceState::Stopping, "the engine could not remove it")
+}
+
 /// The node that was here is no more, which the GCS is told once.
 fn node_ended(s: &Situation<'_>, m: &mut Memory, why: &str) {
     if !std::mem::take(&mut m.seen_to_end) {
@@ -500,10 +710,10 @@ fn node_ended(s: &Situation<'_>, m: &mut Memory, why: &str) {
 }
 
 /// The container has ended, as the kernel says; what follows waits until the engine says so, too.
-fn ending(s: &Situation<'_>, m: &mut Memory, now: Timestamp, state: ServiceState, why: &str) -> Decision {
+fn ending(s: &Situation<'_>, m: &mut Memory, now: Now, state: ServiceState, why: &str) -> Decision {
     node_ended(s, m, why);
     m.seen_to_end = true;
-    tell(s, m, state, why).unwrap_or_else(|| Decision::new(Action::None, state, why).wake_at(now.plus(CLEARED)))
+    tell(s, m, state, why).unwrap_or_else(|| Decision::new(Action::None, state, why).wake_at(now.moment.plus(CLEARED)))
 }
 
 /// The GCS is told before anything takes the dead node's place.
@@ -513,16 +723,17 @@ fn tell(s: &Situation<'_>, m: &Memory, state: ServiceState, why: &str) -> Option
 }
 
 /// Nothing is there, and something should be.
-fn absent(s: &Situation<'_>, m: &mut Memory, now: Timestamp) -> Decision {
+fn absent(s: &Situation<'_>, m: &mut Memory, now: Now) -> Decision {
     let asked = matches!(m.ending, Some(Ending::Asked(_)));
     m.ready = None;
     m.failing_since = None;
+    m.adopted = false;
     m.ending = None;
     m.restart = false;
     let ended = (m.ran && !asked).then(|| {
         let why = "its container was removed".to_owned();
         m.last_failure = Some(why.clone());
-        Ended { cause: Cause::Gone, why, at: now }
+        Ended { cause: Cause::Gone, why, at: now.wall }
     });
     gone(s, m);
     let mut decision = make(s, m, now);
@@ -531,7 +742,7 @@ fn absent(s: &Situation<'_>, m: &mut Memory, now: Timestamp) -> Decision {
 }
 
 /// The way from nothing to a container.
-fn make(s: &Situation<'_>, m: &Memory, now: Timestamp) -> Decision {
+fn make(s: &Situation<'_>, m: &Memory, now: Now) -> Decision {
     use ServiceState as S;
     if let Some(decision) = tell(s, m, S::Starting, "the GCS is told of the node that was here") {
         return decision;
@@ -547,18 +758,21 @@ fn make(s: &Situation<'_>, m: &Memory, now: Timestamp) -> Decision {
 }
 
 /// A container of ours is there, and should run.
-fn present(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen) -> Decision {
+fn present(s: &Situation<'_>, m: &mut Memory, now: Now, c: &ContainerSeen) -> Decision {
     use ServiceState as S;
     let outdated = c.spec_hash != s.hash;
     let remove = |reason: &str| Decision::new(Action::Remove { id: c.id.clone() }, S::Stopping, reason);
     match &c.run {
-        RunState::Removing => Decision::new(Action::None, S::Stopping, "is being removed"),
+        RunState::Removing => removing(m, now, c),
+        RunState::Dead => dead(c),
         RunState::Paused => Decision::new(
             Action::None,
             S::Unhealthy,
             format!("paused by somebody; `docker unpause` or `labd restart {}` ends that", s.name),
         ),
         RunState::Created if outdated => remove("its settings changed"),
+        // A create that was not answered, or that a labd was killed in, goes on in the engine; nobody puts the files in then.
+        RunState::Created if !m.whole => remove("it was not made to the end"),
         RunState::Created => {
             tell(s, m, S::Starting, "the GCS is told of the node that was here").unwrap_or_else(|| start(s, m, now, c))
         }
@@ -574,12 +788,13 @@ fn present(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen)
             let uncounted = m.counted != exit_of(c);
             if uncounted
                 && m.ending.is_none()
-                && let Some(wait) = perhaps_stopped(s, now, c, *finished_at)
+                && let Some(wait) = perhaps_stopped(s, m, now, c, *finished_at)
             {
                 return wait;
             }
             m.ready = None;
             m.failing_since = None;
+            m.adopted = false;
             m.ran = false;
             // Whoever asked for a restart gets it by this.
             m.restart = false;
@@ -600,9 +815,9 @@ fn present(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen)
                     m.last_failure = Some(why.clone());
                     // The engine's end is not the service's failure: nothing waits for what it did not do wrong.
                     if !with_engine && !matches!(ending, Some(Ending::Lost(_))) {
-                        m.backoff.fail(now, s.seed);
+                        m.backoff.fail(now.moment, s.seed);
                         if s.spare_worker && m.backoff.streak() == 1 {
-                            m.backoff.not_before(now.plus(YIELD_TO_RECOVERY));
+                            m.backoff.not_before(now.moment.plus(YIELD_TO_RECOVERY));
                         }
                     }
                 }
@@ -633,21 +848,36 @@ fn present(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen)
 }
 
 /// Waits with an exit that may turn out to be somebody's `docker stop`: the engine says so only afterwards.
-fn perhaps_stopped(s: &Situation<'_>, now: Timestamp, c: &ContainerSeen, finished_at: Timestamp) -> Option<Decision> {
+fn perhaps_stopped(
+    s: &Situation<'_>,
+    m: &mut Memory,
+    now: Now,
+    c: &ContainerSeen,
+    finished_at: Timestamp,
+) -> Option<Decision> {
+    let ended = began(&mut m.end, c, finished_at, now);
     let touched = s.touched.filter(|t| t.id == c.id)?;
     let stopped = touched.stopped.is_some_and(|at| at >= finished_at);
     let signalled = touched.signalled.is_some_and(|at| may_have_ended_by(s, at, finished_at));
     let until = match (stopped, signalled) {
-        (true, _) => finished_at.plus(STOP_VERDICT),
-        (false, true) => finished_at.plus(STOP_WORD),
+        (true, _) => ended.plus(STOP_VERDICT),
+        (false, true) => ended.plus(STOP_WORD),
         (false, false) => return None,
     };
-    // A clock that was set back must not make this long.
-    if now >= until || until.since(now) > STOP_VERDICT {
+    if now.moment >= until {
         return None;
     }
     let reason = "ended after a signal by hand; it shows in a moment whether it was stopped";
     Some(Decision::new(Action::None, ServiceState::Stopping, reason).wake_at(until))
+}
+
+/// The moment at which a run or an end of a container began: found out when it is first seen, and kept, so that a clock that
+/// is set later makes no wait longer or shorter.
+fn began(known: &mut Option<(String, Timestamp, Moment)>, c: &ContainerSeen, at: Timestamp, now: Now) -> Moment {
+    match known {
+        Some((id, same, began)) if *id == c.id && *same == at => *began,
+        _ => known.insert((c.id.clone(), at, now.moment_of(at))).2,
+    }
 }
 
 /// Whether a signal at `at` can be what the container ended by: a stop ends within its timeout, one long before was
@@ -659,24 +889,26 @@ fn may_have_ended_by(s: &Situation<'_>, at: Timestamp, finished_at: Timestamp) -
 impl Away {
     /// Whether a container that ended then ended because the engine did.
     fn explains(self, finished_at: Timestamp) -> bool {
-        finished_at.plus(ENGINE_ENDS) >= self.from && self.to.is_none_or(|to| finished_at <= to.plus(ENGINE_BEGINS))
+        // One that is back before it went saw its clock being set back.
+        let before = |to: Timestamp| to < self.from || finished_at <= to.plus(ENGINE_BEGINS);
+        finished_at.plus(ENGINE_ENDS) >= self.from && self.to.is_none_or(before)
     }
 }
 
 fn running(
     s: &Situation<'_>,
     m: &mut Memory,
-    now: Timestamp,
+    now: Now,
     c: &ContainerSeen,
     started_at: Timestamp,
     outdated: bool,
 ) -> Decision {
     use ServiceState as S;
+    // Wished for until the container is seen not to run: the stop may fail.
     if m.restart {
-        m.restart = false;
         let why = "restarted by hand";
         m.ending = Some(Ending::Asked(why));
-        return Decision::new(Action::Stop { id: c.id.clone() }, S::Stopping, why).because(Ended::asked(why, now));
+        return Decision::new(Action::Stop { id: c.id.clone() }, S::Stopping, why).because(Ended::asked(why, now.wall));
     }
     if outdated {
         match (s.image, &s.turn) {
@@ -684,7 +916,7 @@ fn running(
                 let why = "recreated for its new settings";
                 m.ending = Some(Ending::Asked(why));
                 let stop = Action::Stop { id: c.id.clone() };
-                return Decision::new(stop, S::Stopping, "its settings changed").because(Ended::asked(why, now));
+                return Decision::new(stop, S::Stopping, "its settings changed").because(Ended::asked(why, now.wall));
             }
             // The old one serves until the new one's image is there.
             (Image::Preparing(_) | Image::Unavailable(_), Turn::Now) => {
@@ -708,7 +940,7 @@ fn running(
 }
 
 /// Whether a running container does its work.
-fn serving(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen, started_at: Timestamp) -> Decision {
+fn serving(s: &Situation<'_>, m: &mut Memory, now: Now, c: &ContainerSeen, started_at: Timestamp) -> Decision {
     use ServiceState as S;
     if m.ready.is_some_and(|(start, _)| start != started_at) {
         m.ready = None;
@@ -728,12 +960,12 @@ fn serving(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen,
         }
         (Health::Passing, ready) => {
             // Health is counted from the last trouble.
-            let since = ready.filter(|_| m.failing_since.is_none()).map_or(now, |(_, since)| since);
+            let since = ready.filter(|_| m.failing_since.is_none()).map_or(now.moment, |(_, since)| since);
             m.failing_since = None;
             m.ready = Some((started_at, since));
             let reason = m.explain("");
             let decision = Decision::new(Action::None, S::Ready, reason);
-            match m.backoff.healthy(now.since(since)) {
+            match m.backoff.healthy(now.moment.since(since)) {
                 Some(enough) => decision.wake_at(since.plus(enough)),
                 None => decision,
             }
@@ -743,39 +975,61 @@ fn serving(s: &Situation<'_>, m: &mut Memory, now: Timestamp, c: &ContainerSeen,
             m.failing_since = None;
             Decision::new(Action::None, S::Ready, m.explain(""))
         }
-        (Health::Failing { reason, since }, Some(_)) => {
-            let since = *m.failing_since.get_or_insert(*since);
-            let hung_at = since.plus(HUNG_AFTER);
-            if now >= hung_at {
-                return kill(m, c, Ending::Hung(format!("hung: {reason} for {}", human(HUNG_AFTER))), since);
+        (Health::Failing { reason, since, alive }, Some(_)) => {
+            // What was alive and is not any more gets its time from then on.
+            let same = m.failing_since.filter(|(_, before)| before == alive);
+            let (since, _) = *m.failing_since.insert(same.unwrap_or((*since, *alive)));
+            if !s.kill_silent {
+                return silent(s, reason);
+            }
+            let patience = patience(*alive);
+            let hung_at = since.plus(patience);
+            if now.moment >= hung_at {
+                let at = now.wall_at(since);
+                return kill(m, c, Ending::Hung(format!("hung: {reason} for {}", human(patience))), at);
             }
             Decision::new(Action::None, S::Unhealthy, reason.clone()).wake_at(hung_at)
         }
-        (Health::Lost { reason }, Some(_)) => kill(m, c, Ending::Lost(reason.clone()), now),
+        (Health::Lost { reason }, Some(_)) => kill(m, c, Ending::Lost(reason.clone()), now.wall),
         (health, None) => {
-            let deadline = started_at.plus(s.start_deadline);
+            let begun = began(&mut m.run, c, started_at, now);
+            let deadline = begun.plus(s.start_deadline);
             let starting = Decision::new(Action::None, S::Starting, m.explain("started"));
             match health {
                 // After labd's own restart the deadline has long passed: one that is busy just then is not hung.
-                Health::Failing { reason, since } => {
-                    let hung_at = deadline.max(since.plus(HUNG_AFTER));
-                    if now >= hung_at {
-                        let reason = format!("not ready {} after its start: {reason}", human(now.since(started_at)));
-                        return kill(m, c, Ending::Hung(reason), *since);
+                Health::Failing { reason, since, alive } => {
+                    let hung_at = deadline.max(since.plus(patience(*alive)));
+                    if now.moment >= hung_at && m.adopted && !s.kill_silent {
+                        return silent(s, reason);
+                    }
+                    if now.moment >= hung_at {
+                        let reason = format!("not ready {} after its start: {reason}", human(now.moment.since(begun)));
+                        return kill(m, c, Ending::Hung(reason), now.wall_at(*since));
                     }
                     starting.wake_at(hung_at)
                 }
-                Health::Lost { reason } if now >= deadline => kill(m, c, Ending::Lost(reason.clone()), now),
+                Health::Lost { reason } if now.moment >= deadline => kill(m, c, Ending::Lost(reason.clone()), now.wall),
                 // Whether it is ready, or whose fault it is that it is not, cannot be told while the GCS is away.
                 Health::Unknown => match &s.unmet {
                     Some(unmet) => Decision::new(Action::None, S::Waiting, m.explain(unmet)),
-                    None if now >= deadline => starting,
+                    None if now.moment >= deadline => starting,
                     None => starting.wake_at(deadline),
                 },
                 _ => starting.wake_at(deadline),
             }
         }
     }
+}
+
+/// How long it may be silent.
+const fn patience(alive: bool) -> Duration {
+    if alive { HUNG_ALTHOUGH_ALIVE } else { HUNG_AFTER }
+}
+
+/// It is silent, and not killed for that.
+fn silent(s: &Situation<'_>, reason: &str) -> Decision {
+    let why = format!("{reason}; `labd restart {}` ends it with all that runs in it", s.name);
+    Decision::new(Action::None, ServiceState::Unhealthy, why)
 }
 
 fn kill(m: &mut Memory, c: &ContainerSeen, ending: Ending, since: Timestamp) -> Decision {
@@ -790,7 +1044,7 @@ fn kill(m: &mut Memory, c: &ContainerSeen, ending: Ending, since: Timestamp) -> 
 }
 
 /// A container that does not run is started when nothing speaks against it.
-fn start(s: &Situation<'_>, m: &Memory, now: Timestamp, c: &ContainerSeen) -> Decision {
+fn start(s: &Situation<'_>, m: &Memory, now: Now, c: &ContainerSeen) -> Decision {
     use ServiceState as S;
     if let Some(wait) = backing_off(m, now) {
         return wait;
@@ -799,7 +1053,7 @@ fn start(s: &Situation<'_>, m: &Memory, now: Timestamp, c: &ContainerSeen) -> De
     if let Some(unmet) = &s.unmet {
         return Decision::new(Action::None, S::Waiting, m.explain(unmet));
     }
-    if m.backoff.is_loop(now) && !fresh {
+    if m.backoff.is_loop(now.moment) && !fresh {
         // Starting it again did not help four times: what is wrong may be in the container itself. It stays until the next
         // try, so that its output can be read.
         return Decision::new(Action::Remove { id: c.id.clone() }, S::Stopping, m.explain("made anew"));
@@ -809,16 +1063,20 @@ fn start(s: &Situation<'_>, m: &Memory, now: Timestamp, c: &ContainerSeen) -> De
     Decision::new(Action::Start { id: c.id.clone(), again }, S::Starting, reason)
 }
 
-fn backing_off(m: &Memory, now: Timestamp) -> Option<Decision> {
-    use ServiceState as S;
-    let at = m.backoff.next_try(now)?;
+fn backing_off(m: &Memory, now: Now) -> Option<Decision> {
+    let at = m.backoff.next_try(now.moment)?;
+    let (state, why) = failing(m, now);
+    Some(Decision::new(Action::None, state, why).wake_at(at))
+}
+
+/// What is shown of a service that fails.
+fn failing(m: &Memory, now: Now) -> (ServiceState, String) {
     let why = m.last_failure.as_deref().unwrap_or("failed");
-    let decision = if m.backoff.is_loop(now) {
-        Decision::new(Action::None, S::CrashLoop, format!("{why}; keeps failing, tried once a minute"))
+    if m.backoff.is_loop(now.moment) {
+        (ServiceState::CrashLoop, format!("{why}; keeps failing, tried once a minute"))
     } else {
-        Decision::new(Action::None, S::Backoff, why)
-    };
-    Some(decision.wake_at(at))
+        (ServiceState::Backoff, why.to_owned())
+    }
 }
 
 impl Memory {
@@ -863,7 +1121,8 @@ pub fn turn(members: &[Member<'_>], me: usize) -> Turn {
         return Turn::Now;
     }
     for (i, other) in members.iter().enumerate() {
-        if i == me || !other.counts {
+        // A broken one is not on its way back, and waiting for it mends nothing.
+        if i == me || !other.counts || other.broken {
             continue;
         }
         // Not ready: on its way back, or broken; outdated and before me in order: its turn is first.
@@ -885,4 +1144,6 @@ pub struct Member<'a> {
     pub ready: bool,
     /// Whether its container is not what is wanted any more.
     pub outdated: bool,
+    /// Whether it fails again and again, or lacks what it needs: it comes back when a person has helped.
+    pub broken: bool,
 }

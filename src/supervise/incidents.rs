@@ -1,6 +1,10 @@
 //! The incidents of this lab: opened, followed until the service is back, and put in words. Pure.
 
-use std::{collections::BTreeSet, fmt::Write as _, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    time::Duration,
+};
 
 use super::decide::Ended;
 use crate::{
@@ -18,6 +22,10 @@ pub(super) struct Incidents {
     all: Vec<Incident>,
     /// Changed since the last [`Self::news`]: service and time of death.
     changed: BTreeSet<(Timestamp, String)>,
+    /// When each service's container was started that was seen running last.
+    runs: BTreeMap<String, Timestamp>,
+    /// The run that each service's newest incident ended; absent for one that an earlier labd opened.
+    ended: BTreeMap<String, Timestamp>,
 }
 
 /// What has changed since it was last asked for.
@@ -32,19 +40,25 @@ pub(super) struct News {
 impl Incidents {
     /// From what the journal kept, oldest first.
     pub(super) fn new(all: Vec<Incident>) -> Self {
-        Self { all, changed: BTreeSet::new() }
+        Self { all, ..Self::default() }
     }
 
     /// A service ended. Returns an incident that this one cuts short: the service ran again and was not ready yet.
     pub(super) fn open(&mut self, service: &str, ended: Ended, now: Timestamp) -> Option<Incident> {
         let mut cut_short = None;
         if let Some(last) = self.last(service).filter(|i| i.ready_at.is_none()) {
-            if last.running_at.is_none() || last.died_at >= ended.at {
+            // One in the future was before the clock was set back.
+            let known = last.died_at >= ended.at && last.died_at <= now;
+            if last.running_at.is_none() || known {
                 // It has not been back meanwhile: the same incident, seen again.
                 return None;
             }
             cut_short = Some(last.clone());
         }
+        match self.runs.get(service) {
+            Some(&run) => self.ended.insert(service.to_owned(), run),
+            None => self.ended.remove(service),
+        };
         self.changed.insert((ended.at, service.to_owned()));
         self.all.push(Incident {
             service: service.to_owned(),
@@ -84,8 +98,13 @@ impl Incidents {
         ready: bool,
         now: Timestamp,
     ) -> Option<Incident> {
+        if let Some(at) = running {
+            self.runs.insert(service.to_owned(), at);
+        }
+        let ended = self.ended.get(service).copied();
         let last = self.last(service).filter(|i| i.ready_at.is_none())?;
-        let again = running.filter(|&at| at > last.died_at);
+        // Another run than the one that ended. Where that is not known the times tell, unless the clock was set back since.
+        let again = running.filter(|&at| ended.map_or(at > last.died_at || last.died_at > now, |run| at != run));
         if last.running_at.is_none() && again.is_some() {
             last.running_at = again;
         } else if last.running_at.is_none() || !ready {
@@ -194,6 +213,24 @@ mod tests {
         );
         assert_eq!(all.follow("w", Some(at(1_310)), true, at(9_000)), None, "said once");
         assert_eq!(all.newest(9), [over]);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_keeps_no_incident_open() {
+        for known in [true, false] {
+            let mut all = Incidents::default();
+            if known {
+                all.follow("w", Some(at(3_000_000)), true, at(3_500_000));
+            }
+            all.open("w", exit(3_600_000), at(3_600_040));
+            // An hour back: the container is started again long before its death.
+            assert_eq!(all.follow("w", known.then(|| at(3_000_000)), false, at(100)), None);
+            assert_eq!(all.follow("w", Some(at(310)), false, at(320)), None);
+            let over = all.follow("w", Some(at(310)), true, at(4_100)).expect("it is over");
+            assert_eq!((over.running_at, over.ready_at), (Some(at(310)), Some(at(4_100))));
+            all.open("w", exit(60_000), at(60_040));
+            assert_eq!(all.newest(9).len(), 2, "the next death is one of its own");
+        }
     }
 
     #[test]

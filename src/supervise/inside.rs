@@ -11,22 +11,23 @@ use std::time::Duration;
 
 use super::decide::{GONE_AFTER, Inside, missing};
 use crate::{
-    engine::{Engine, EngineError, Ran},
+    engine::{Engine, EngineError, Patience, Ran},
     plan::spec::{ContainerSpec, Device},
     time::{Timestamp, human},
 };
 
 /// Between two looks. A look is a shell and, for NVIDIA, an `nvidia-smi -L`.
 const EVERY: Duration = Duration::from_secs(15);
-/// How long a look may take. Two that take longer, and the time between them, are longer than half a minute: a busy
-/// machine is not a lost GPU.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a look may take, from its first output on. A machine whose disk thrashes takes many seconds to start a process
+/// in a container, in all containers at once: that is not a lost GPU, and says nothing about it.
+const PATIENCE: Patience = Patience { begin: Some(Duration::from_mins(1)), run: Duration::from_secs(10) };
 
-/// Opens each device node, then asks NVIDIA's own tool where there is one. Exit code 3 means that the GPU is gone, with the
+/// Says that it has begun, opens each device node, then asks NVIDIA's own tool where there is one. Exit code 3 means that the GPU is gone, with the
 /// reason as the last line; every other failure is the look's own.
 ///
 /// Arguments: the UUID that the tool must list, or an empty one, and the nodes; one with a wildcard may match none.
 const LOOK: &str = r#"
+echo looking
 export LC_ALL=C
 uuid=$1
 shift
@@ -98,9 +99,10 @@ pub fn verdict(answer: &Result<Ran, EngineError>) -> Inside {
             let last: String = last.chars().filter(|c| !c.is_control()).take(160).collect();
             Inside::Gone(format!("{WORDS}: {last}"))
         }
-        Ok(Ran::Unfinished) => Inside::Gone(format!("{WORDS}: no answer within {}", human(PATIENCE))),
-        // The engine is away, the container is paused or has just ended, the image has no shell: nothing about the GPU.
-        Ok(Ran::Ended { .. }) | Err(_) => Inside::Unknown,
+        Ok(Ran::Unfinished) => Inside::Gone(format!("{WORDS}: no answer within {}", human(PATIENCE.run))),
+        // The engine is away, the container is paused or has just ended, the image has no shell, the look has not even
+        // begun: nothing about the GPU.
+        Ok(Ran::Ended { .. } | Ran::NotBegun) | Err(_) => Inside::Unknown,
     }
 }
 
@@ -215,8 +217,22 @@ mod tests {
         assert_eq!(verdict(&ended(0, "")), Inside::There);
         assert_eq!(verdict(&ended(3, "x\n/dev/a: y\u{1b}\n\n")), Inside::Gone(format!("{WORDS}: /dev/a: y")));
         assert_eq!(verdict(&Ok(Ran::Unfinished)), Inside::Gone(format!("{WORDS}: no answer within 10 s")));
-        for other in [ended(127, "sh: not found"), ended(137, ""), Err(EngineError::Unreachable("x".into()))] {
+        let slow = Ok(Ran::NotBegun);
+        for other in [ended(127, "sh: not found"), ended(137, ""), Err(EngineError::Unreachable("x".into())), slow] {
             assert_eq!(verdict(&other), Inside::Unknown);
         }
+    }
+
+    #[test]
+    fn a_look_says_at_once_that_it_has_begun() {
+        let mut look = Command::new("sh")
+            .args(["-c", LOOK, "look", "", "/dev/null"])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .expect("a shell");
+        let mut first = [0; 8];
+        std::io::Read::read_exact(look.stdout.as_mut().expect("piped"), &mut first).expect("it says something");
+        assert_eq!(&first, b"looking\n");
+        assert!(look.wait().expect("it ends").success());
     }
 }

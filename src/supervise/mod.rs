@@ -26,14 +26,15 @@ mod tests;
 mod view;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
 
+use futures_util::future::BoxFuture;
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     task::AbortHandle,
     time::MissedTickBehavior,
 };
@@ -65,7 +66,7 @@ use crate::{
         DaemonView, EngineView, GpuState, GpuTrouble, InstallsView, NodeView, Notice, ServiceState, ServiceView,
         Snapshot,
     },
-    time::{Timestamp, human},
+    time::{Moment, Now, Timestamp, human},
 };
 use decide::{Action, Away, Bar, Decision, Health, Hold, Image, Member, Memory, Situation, Touched, Turn, Wanted};
 use incidents::Incidents;
@@ -77,6 +78,9 @@ pub const RESYNC: Duration = Duration::from_secs(5);
 const RECOVERY_WATCHED: Duration = Duration::from_mins(15);
 /// After a step that failed, before the same service is looked at again.
 const AFTER_FAILURE: Duration = Duration::from_millis(500);
+/// An engine that has not said for so long what a container does hangs: it takes milliseconds, and some seconds on a disk that
+/// thrashes.
+const SLOW_ANSWER: Duration = Duration::from_secs(10);
 /// How often the GCS is told in vain before a node is started all the same.
 const TELL_TRIES: u32 = 10;
 
@@ -106,11 +110,12 @@ pub struct Wish {
     pub credentials: Vec<Credential>,
 }
 
-/// Reads `labd.toml` again. The error is one line, and nothing has changed then.
-pub type Reread = Box<dyn Fn() -> Result<Wish, String> + Send + Sync>;
+/// Reads `labd.toml` again, in its own time: the files that it names may be on a file system that hangs. The error is one
+/// line, and nothing has changed then.
+pub type Reread = Box<dyn Fn() -> BoxFuture<'static, Result<Wish, String>> + Send + Sync>;
 
 /// Plans again from a configuration that holds, for GPUs that are others now. The error is one line.
-pub type Replan = Box<dyn Fn(&Config) -> Result<Wish, String> + Send + Sync>;
+pub type Replan = Box<dyn Fn(Config) -> BoxFuture<'static, Result<Wish, String>> + Send + Sync>;
 
 /// What the loop is given.
 pub struct Parts<E> {
@@ -150,6 +155,8 @@ pub struct Parts<E> {
     pub installs: watch::Receiver<Arc<InstallsView>>,
     /// The front door on the host.
     pub door: watch::Receiver<DoorView>,
+    /// Why the status page is not served, in one line.
+    pub page: watch::Receiver<Option<String>>,
     /// What Prometheus asks of labd itself.
     pub scrapes: watch::Receiver<Scrapes>,
     /// Where the configuration goes that a reload brought.
@@ -195,6 +202,9 @@ enum Word {
     Told(String, Result<usize, String>),
     Health(String, (String, Timestamp), Health),
     Listed(Result<Vec<String>, EngineError>),
+    Reread(Result<Box<Wish>, String>, oneshot::Sender<Result<String, Refusal>>),
+    /// For these GPUs.
+    Replanned(Vec<Gpu>, Result<Box<Wish>, String>),
 }
 
 /// One service, planned or left over.
@@ -210,13 +220,15 @@ struct Entry {
     touched: Option<Touched>,
     own_stop: Option<OwnStop>,
     shortage: Option<oom::Shortage>,
-    /// An observation is under way.
-    observing: bool,
+    /// Since when an observation is under way.
+    observing: Option<Moment>,
     /// Something happened since the observation under way began.
     look_again: bool,
     /// A step is under way.
     acting: bool,
-    not_before: Option<Timestamp>,
+    /// Steps that the journal was told of since one of them has not succeeded.
+    told: BTreeSet<&'static str>,
+    not_before: Option<Moment>,
     health: Health,
     prober: Option<Prober>,
     memory: Memory,
@@ -226,7 +238,7 @@ struct Entry {
     reason: String,
     progress: Option<String>,
     next_try: Option<Timestamp>,
-    wake: Option<Timestamp>,
+    wake: Option<Moment>,
     /// Whether anything was decided yet in this daemon's life.
     fresh: bool,
     recorded: Option<ServiceState>,
@@ -262,9 +274,12 @@ impl OwnStop {
         Some(Self { id: id.to_owned(), from: Timestamp::from_millis(ms.parse().ok()?), to: None })
     }
 
-    fn covers(&self, id: &str, at: Timestamp) -> bool {
-        // Our clock and the engine's are the same, read a moment apart.
-        self.id == id && at.plus(Duration::from_secs(1)) >= self.from && self.to.is_none_or(|to| at <= to)
+    /// Whether it is the reason for an event of `at`, which is told at `now`.
+    fn covers(&self, id: &str, at: Timestamp, now: Timestamp) -> bool {
+        // Our clock and the engine's are the same, read a moment apart; a stop in the future was before the clock was set
+        // back.
+        let after = at.plus(Duration::from_secs(1)) >= self.from || self.from > now;
+        self.id == id && after && self.to.is_none_or(|to| at <= to)
     }
 }
 
@@ -279,9 +294,10 @@ impl Entry {
             touched: None,
             own_stop: None,
             shortage: None,
-            observing: false,
+            observing: None,
             look_again: false,
             acting: false,
+            told: BTreeSet::new(),
             not_before: None,
             health: Health::Unknown,
             prober: None,
@@ -327,6 +343,11 @@ impl Entry {
         }
     }
 
+    /// How long the engine has not said what the container does, once that is long.
+    fn unanswered(&self, now: Moment) -> Option<Duration> {
+        self.observing.map(|since| now.since(since)).filter(|&waited| waited >= SLOW_ANSWER)
+    }
+
     fn ready(&self) -> bool {
         self.state == ServiceState::Ready
     }
@@ -359,6 +380,8 @@ struct Lab<E> {
     disks: disk_guard::Levels,
     /// The last GPUs that could not be planned with: said once.
     gpus_refused: Option<Vec<Gpu>>,
+    /// A plan with other GPUs is being made.
+    replanning: bool,
     /// Images that could not be had when they were last tried, and why.
     no_image: BTreeMap<ImageName, String>,
 }
@@ -387,6 +410,7 @@ impl<E: Engine> Lab<E> {
             listing: false,
             disks: disk_guard::Levels::new(),
             gpus_refused: None,
+            replanning: false,
             no_image: BTreeMap::new(),
         }
     }
@@ -424,6 +448,7 @@ impl<E: Engine> Lab<E> {
         let mut jobs = self.p.jobs.clone();
         let mut installs = self.p.installs.clone();
         let mut door = self.p.door.clone();
+        let mut page = self.p.page.clone();
         let mut engine_view = self.p.engine_view.clone();
         let mut stop = self.p.stop.clone();
         loop {
@@ -464,6 +489,7 @@ impl<E: Engine> Lab<E> {
                 Ok(()) = jobs.changed() => {}
                 Ok(()) = installs.changed() => {}
                 Ok(()) = door.changed() => {}
+                Ok(()) = page.changed() => {}
                 _ = resync.tick() => self.look_at_all(),
                 () = tokio::time::sleep(wake) => {}
             }
@@ -508,14 +534,28 @@ impl<E: Engine> Lab<E> {
         if !settled || self.down || gpus == self.p.wish.gpus || self.gpus_refused.as_ref() == Some(&gpus) {
             return;
         }
-        match (self.p.replan)(&self.p.wish.config) {
+        if std::mem::replace(&mut self.replanning, true) {
+            return;
+        }
+        let (plan, tx) = ((self.p.replan)(self.p.wish.config.clone()), self.tx.clone());
+        tokio::spawn(async move {
+            let _ = tx.send(Word::Replanned(gpus, plan.await.map(Box::new)));
+        });
+    }
+
+    /// What came of [`Self::mind_gpus`].
+    fn replanned(&mut self, gpus: Vec<Gpu>, result: Result<Box<Wish>, String>) {
+        self.replanning = false;
+        match result {
             // Simulated ones are planned whatever there is.
-            Ok(wish) if wish.gpus == self.p.wish.gpus => {}
+            Ok(wish) if wish.gpus == self.p.wish.gpus => self.gpus_refused = Some(gpus),
             Ok(wish) => {
                 let before: Vec<String> = self.p.wish.gpus.iter().map(|g| g.id.clone()).collect();
                 let line = gpu_change(&before, &wish.gpus);
                 self.note(RecordKind::Daemon, None, "gpus", &line);
-                self.replace(wish);
+                self.replace(*wish);
+                // They may have become others again meanwhile.
+                self.mind_gpus();
             }
             Err(reason) => {
                 self.gpus_refused = Some(gpus);
@@ -541,7 +581,7 @@ impl<E: Engine> Lab<E> {
             keep_shortage(&self.p.journal, &service, &shortage);
             entry.shortage = Some(shortage);
         }
-        let own = entry.own_stop.as_ref().is_some_and(|own| own.covers(&id, at));
+        let own = entry.own_stop.as_ref().is_some_and(|own| own.covers(&id, at, Timestamp::now()));
         if !own && !matches!(what, Happened::OutOfMemory | Happened::Other) {
             let touched = match &mut entry.touched {
                 Some(touched) if touched.id == id => touched,
@@ -558,14 +598,14 @@ impl<E: Engine> Lab<E> {
     }
 
     fn next_wake(&self) -> Duration {
-        let now = Timestamp::now();
+        let now = Now::read();
         // A step or a look under way wakes the loop by itself.
-        let idle = self.entries.values().filter(|e| !e.acting && !e.observing);
+        let idle = self.entries.values().filter(|e| !e.acting && e.observing.is_none());
         let seen = |e: &Entry| self.engine && !e.stale && e.seen.is_some();
-        let due = |e: &Entry| e.shortage.as_ref().filter(|_| seen(e)).and_then(oom::Shortage::due);
+        let due = |e: &Entry| Some(now.moment.plus(e.shortage.as_ref().filter(|_| seen(e))?.due_in(now.wall)?));
         let at = idle.filter_map(|e| e.wake.into_iter().chain(e.not_before).chain(due(e)).min()).min();
         // Never quite zero: a wake in the past would spin.
-        at.map_or(RESYNC, |at| at.since(now).max(Duration::from_millis(20)).min(RESYNC))
+        at.map_or(RESYNC, |at| at.since(now.moment).max(Duration::from_millis(20)).min(RESYNC))
     }
 
     // ---- observing ----
@@ -590,11 +630,11 @@ impl<E: Engine> Lab<E> {
             // Looked at when the step is done.
             return;
         }
-        if entry.observing {
+        if entry.observing.is_some() {
             entry.look_again = true;
             return;
         }
-        entry.observing = true;
+        entry.observing = Some(Moment::now());
         let (engine, tx, name) = (self.p.engine.clone(), self.tx.clone(), name.to_owned());
         tokio::spawn(async move {
             let seen = engine.observe(&name).await;
@@ -606,7 +646,7 @@ impl<E: Engine> Lab<E> {
         match word {
             Word::Seen(name, seen) => {
                 let Some(entry) = self.entries.get_mut(&name) else { return };
-                entry.observing = false;
+                entry.observing = None;
                 match seen {
                     Ok(seen) => {
                         entry.seen = Some(seen);
@@ -657,6 +697,11 @@ impl<E: Engine> Lab<E> {
                 }
             }
             Word::Done(name, action, result) => self.done(&name, &action, result),
+            Word::Reread(result, reply) => {
+                // Whoever asked may have gone.
+                let _ = reply.send(self.reloaded(result));
+            }
+            Word::Replanned(gpus, result) => self.replanned(gpus, result),
             Word::Told(name, result) => {
                 let Some(entry) = self.entries.get_mut(&name) else { return };
                 entry.acting = false;
@@ -668,7 +713,7 @@ impl<E: Engine> Lab<E> {
                     Err(reason) => {
                         tracing::debug!(service = name, reason, "the GCS could not be told");
                         entry.tell_tries += 1;
-                        entry.not_before = Some(Timestamp::now().plus(AFTER_FAILURE));
+                        entry.not_before = Some(Moment::now().plus(AFTER_FAILURE));
                         if entry.tell_tries >= TELL_TRIES {
                             entry.memory.told();
                             entry.tell_tries = 0;
@@ -681,23 +726,20 @@ impl<E: Engine> Lab<E> {
     }
 
     fn done(&mut self, name: &str, action: &Action, result: Result<(), EngineError>) {
-        let now = Timestamp::now();
+        let now = Now::read();
         let seed = self.p.seed;
         let Some(entry) = self.entries.get_mut(name) else { return };
         entry.acting = false;
+        let news = entry.memory.done(&result, now, seed);
         if let Err(error) = result {
-            entry.not_before = Some(now.plus(AFTER_FAILURE));
+            entry.not_before = Some(now.moment.plus(AFTER_FAILURE));
             tracing::info!(service = name, %error, "a step failed");
-            let making = matches!(action, Action::Create | Action::Start { .. });
-            match (&error, &entry.spec) {
-                (EngineError::NotFound(_), Some(spec)) if *action == Action::Create => {
-                    self.p.images.mark_missing(spec.image);
-                }
-                // The engine is away, or the container is gone meanwhile: looked at again, nothing else.
-                (EngineError::Unreachable(_) | EngineError::NotFound(_), _) => {}
-                _ if making => entry.memory.obstacle(error.to_string(), now, seed),
-                _ => {}
+            if let (EngineError::NotFound(_), Some(spec), Action::Create) = (&error, &entry.spec, action) {
+                self.p.images.mark_missing(spec.image);
             }
+        }
+        if let Some(line) = news {
+            self.note(RecordKind::Action, Some(name), "failed", &line);
         }
         self.look(name);
     }
@@ -753,7 +795,8 @@ impl<E: Engine> Lab<E> {
         self.tell_incidents(Timestamp::now());
         if !self.down {
             // A container that no plan knows is forgotten once it is gone.
-            self.entries.retain(|_, e| e.spec.is_some() || e.acting || e.observing || e.seen != Some(Seen::Absent));
+            self.entries
+                .retain(|_, e| e.spec.is_some() || e.acting || e.observing.is_some() || e.seen != Some(Seen::Absent));
         }
     }
 
@@ -853,14 +896,17 @@ impl<E: Engine> Lab<E> {
     fn void(&self, name: &str) -> Option<Health> {
         let (since, reason) = self.p.gpus.borrow().of_worker(name)?.restart.clone()?;
         let (_, started_at) = self.entries.get(name)?.running()?;
-        (started_at < since).then_some(Health::Gone { reason, since })
+        // A fault in the future was before the clock was set back: what has been started since may be of an earlier time.
+        (started_at < since && since <= Timestamp::now()).then_some(Health::Gone { reason, since })
     }
 
     /// On the way down the head and MinIO go last: a Ray node without its head waits for it until it is killed, and a
     /// run's last checkpoint needs its store.
     fn carries_others(&self, name: &str) -> bool {
         let carries = matches!(self.entries.get(name).and_then(Entry::kind), Some(Kind::RayHead | Kind::Minio));
-        carries && self.entries.values().any(|e| e.kind().is_some_and(Kind::is_ray_node) && e.running().is_some())
+        let now = Now::read();
+        let carried = |e: &Entry| e.kind().is_some_and(Kind::is_ray_node) && e.running().is_some();
+        carries && self.entries.values().any(|e| carried(e) && e.memory.stays(now).is_none())
     }
 
     /// What was seen says whether a person stopped or started it past labd.
@@ -888,17 +934,17 @@ impl<E: Engine> Lab<E> {
 
     /// Returns whether the state changed.
     fn decide(&mut self, name: &str) -> bool {
-        let now = Timestamp::now();
-        let Some(entry) = self.entries.get_mut(name) else { return false };
+        let now = Now::read();
+        let Some(entry) = self.entries.get(name) else { return false };
         if entry.seen.is_none()
             || entry.acting
-            || entry.observing
-            || entry.not_before.is_some_and(|at| at > now)
+            || (entry.observing.is_some() && entry.unanswered(now.moment).is_none())
+            || entry.not_before.is_some_and(|at| at > now.moment)
             || (self.down && self.carries_others(name))
         {
             return false;
         }
-        let stale = self.entries.get(name).is_none_or(|e| e.stale) || !self.engine;
+        let stale = entry.stale || entry.observing.is_some() || !self.engine;
         if !stale {
             self.mind_hold(name);
         }
@@ -911,6 +957,7 @@ impl<E: Engine> Lab<E> {
         let void = self.void(name);
         let container = self.p.wish.plan.container_name(name);
         let away = self.away;
+        let kill_silent_jupyter = self.p.wish.config.services.jupyter.restart_silent.unwrap_or(false);
         let Some(entry) = self.entries.get_mut(name) else { return false };
         let Some(there) = entry.seen.clone() else { return false };
         entry.not_before = None;
@@ -919,6 +966,7 @@ impl<E: Engine> Lab<E> {
             container: &container,
             hash: &entry.hash,
             start_deadline: entry.spec.as_ref().map_or(Duration::MAX, |s| s.start_deadline),
+            kill_silent: entry.kind() != Some(Kind::Jupyter) || kill_silent_jupyter,
             stop_timeout: entry.spec.as_ref().map_or(Duration::ZERO, |s| s.container.stop_timeout),
             is_ray_node: entry.kind().is_some_and(Kind::is_ray_node),
             wanted,
@@ -946,8 +994,8 @@ impl<E: Engine> Lab<E> {
         }
         let decision = decide::decide(&situation, &mut entry.memory, now);
         let changed = self.show(name, &decision, now);
-        self.follow(name, &decision, now);
-        self.act(name, decision, now);
+        self.follow(name, &decision, now.wall);
+        self.act(name, decision, now.wall);
         changed
     }
 
@@ -957,11 +1005,11 @@ impl<E: Engine> Lab<E> {
     fn mind_memory(&mut self, now: Timestamp) {
         for (name, entry) in &mut self.entries {
             // What is not seen as it is now is no ground for a verdict.
-            if entry.stale || entry.acting || entry.observing || entry.seen.is_none() || !self.engine {
+            if entry.stale || entry.acting || entry.observing.is_some() || entry.seen.is_none() || !self.engine {
                 continue;
             }
             let running = entry.running().map(|(c, started_at)| (c.id.clone(), started_at));
-            let Some(shortage) = entry.shortage.as_mut().filter(|s| s.due().is_some_and(|at| now >= at)) else {
+            let Some(shortage) = entry.shortage.as_mut().filter(|s| s.due_in(now).is_some_and(|d| d.is_zero())) else {
                 continue;
             };
             if let Some(incident) = shortage.judge(name, running.as_ref().map(|(id, at)| (id.as_str(), *at)), now) {
@@ -1109,6 +1157,10 @@ impl<E: Engine> Lab<E> {
                     counts: self.wanted(name) == Wanted::Up,
                     ready: e.ready() && !e.acting,
                     outdated: e.container().is_some_and(|c| c.spec_hash != e.hash),
+                    broken: matches!(
+                        e.state,
+                        ServiceState::CrashLoop | ServiceState::Blocked | ServiceState::Unavailable
+                    ),
                 })
             })
             .collect();
@@ -1169,13 +1221,19 @@ impl<E: Engine> Lab<E> {
             Action::Remove { .. } => "remove",
         };
         tracing::info!(service = name, reason, "{what}");
-        self.p.journal.record(Record {
-            at: now,
-            service: Some(name.to_owned()),
-            kind: RecordKind::Action,
-            what: what.to_owned(),
-            reason,
-        });
+        // What is tried because a step does not succeed is told once: it is tried for as long as nobody helps.
+        if !entry.memory.is_stuck() {
+            entry.told.clear();
+        }
+        if entry.told.insert(what) || !entry.memory.is_stuck() {
+            self.p.journal.record(Record {
+                at: now,
+                service: Some(name.to_owned()),
+                kind: RecordKind::Action,
+                what: what.to_owned(),
+                reason,
+            });
+        }
         entry.acting = true;
         if let Action::Stop { id } = &action {
             entry.own_stop = Some(OwnStop { id: id.clone(), from: now, to: None });
@@ -1199,7 +1257,11 @@ impl<E: Engine> Lab<E> {
                     Ok(()) => engine.create(&name, &spec.container).await,
                     Err(e) => Err(e),
                 },
-                (Action::Start { id, .. }, _) => engine.start(id).await,
+                // Its network may have been pruned while it was stopped; without one it is not started.
+                (Action::Start { id, .. }, _) => match engine.ensure_network(&network).await {
+                    Ok(()) => engine.start(id).await,
+                    Err(e) => Err(e),
+                },
                 (Action::Stop { id }, _) => engine.stop(id).await,
                 (Action::Kill { id }, _) => engine.kill(id).await,
                 (Action::Remove { id }, _) => engine.remove(id).await,
@@ -1212,7 +1274,7 @@ impl<E: Engine> Lab<E> {
     // ---- showing ----
 
     /// Brings what is shown up to date, and the journal when the state changed.
-    fn show(&mut self, name: &str, decision: &Decision, now: Timestamp) -> bool {
+    fn show(&mut self, name: &str, decision: &Decision, now: Now) -> bool {
         let Some(entry) = self.entries.get_mut(name) else { return false };
         let before = entry.state;
         let unchanged_since = entry.running().is_some_and(|(_, started_at)| started_at <= entry.since);
@@ -1234,9 +1296,13 @@ impl<E: Engine> Lab<E> {
         let adopted = std::mem::take(&mut entry.fresh);
         let changed = before != decision.state || adopted;
         entry.state = decision.state;
-        entry.wake = decision.wake;
+        let same_wake = std::mem::replace(&mut entry.wake, decision.wake) == decision.wake;
         entry.next_try = match decision.state {
-            ServiceState::Backoff | ServiceState::CrashLoop => decision.wake,
+            // Said once, so that it does not move by the moment in which it is looked at.
+            ServiceState::Backoff | ServiceState::CrashLoop if same_wake && entry.next_try.is_some() => entry.next_try,
+            ServiceState::Backoff | ServiceState::CrashLoop | ServiceState::Blocked => {
+                decision.wake.map(|at| now.wall_at(at))
+            }
             _ => None,
         };
         entry.progress = (decision.state == ServiceState::Preparing).then(|| decision.reason.clone());
@@ -1246,7 +1312,7 @@ impl<E: Engine> Lab<E> {
             let known = adopted && entry.recorded == Some(ServiceState::Ready) && unchanged_since;
             reason = match entry.running() {
                 Some((_, at)) if changed => {
-                    let ready_at = if known { entry.since } else { now };
+                    let ready_at = if known { entry.since } else { now.wall };
                     format!("ready {} after its start", human(ready_at.since(at)))
                 }
                 _ => entry.reason.clone(),
@@ -1263,12 +1329,12 @@ impl<E: Engine> Lab<E> {
         if before != decision.state || entry.recorded != Some(decision.state) {
             let recorded = entry.recorded.replace(decision.state);
             if recorded != Some(decision.state) {
-                entry.since = now;
+                entry.since = now.wall;
                 // An image that is tried again and again is told once, for all that need it.
                 let no_image = |s| matches!(s, ServiceState::Preparing | ServiceState::Unavailable);
                 if !(recorded.is_some_and(no_image) && no_image(decision.state)) {
                     self.p.journal.record(Record {
-                        at: now,
+                        at: now.wall,
                         service: Some(name.to_owned()),
                         kind: RecordKind::State,
                         what: decision.state.word().to_owned(),
@@ -1304,6 +1370,14 @@ impl<E: Engine> Lab<E> {
         }
         let ray = self.p.ray.watch().borrow().clone();
         let door = self.p.door.borrow().clone();
+        let page = self.p.page.borrow().clone();
+        let moment = Moment::now();
+        let unanswered: Vec<&str> = self
+            .entries
+            .iter()
+            .filter(|(_, e)| e.unanswered(moment).is_some())
+            .map(|(name, _)| name.as_str())
+            .collect();
         let ledger = self.p.jobs.borrow().clone();
         let installs = self.p.installs.borrow().clone();
         let store = self.p.checkpoints.watch().borrow().clone();
@@ -1328,6 +1402,8 @@ impl<E: Engine> Lab<E> {
             ledger: &ledger,
             installs: &installs,
             door: door.trouble.as_deref(),
+            page: page.as_deref(),
+            unanswered: &unanswered,
             scrapes: *self.p.scrapes.borrow(),
             store: &store,
             disks: &self.disks,
@@ -1353,11 +1429,18 @@ impl<E: Engine> Lab<E> {
     // ---- obeying ----
 
     fn obey(&mut self, request: Request) {
+        if request.command == Command::Reload && !self.down {
+            let (read, tx) = ((self.p.reread)(), self.tx.clone());
+            tokio::spawn(async move {
+                let _ = tx.send(Word::Reread(read.await.map(Box::new), request.reply));
+            });
+            return;
+        }
         let answer = match request.command {
             Command::Start { service } => self.known(&service).and_then(|()| self.start(&service)),
             Command::Stop { service } => self.known(&service).map(|()| self.hold(&service)),
             Command::Restart { service } => self.known(&service).and_then(|()| self.restart(&service)),
-            Command::Reload => self.reload(),
+            Command::Reload => Err(Refusal::ShuttingDown),
             Command::Down if matches!(*self.p.engine_view.borrow(), EngineView::Unreachable { .. }) => {
                 self.down = true;
                 self.given_up = true;
@@ -1438,15 +1521,18 @@ impl<E: Engine> Lab<E> {
         Ok(format!("{service}: is being restarted"))
     }
 
-    fn reload(&mut self) -> Result<String, Refusal> {
+    /// `labd.toml` was read again.
+    fn reloaded(&mut self, read: Result<Box<Wish>, String>) -> Result<String, Refusal> {
         if self.down {
             return Err(Refusal::ShuttingDown);
         }
-        let wish = (self.p.reread)().map_err(|reason| {
+        let wish = read.map_err(|reason| {
             self.note(RecordKind::Config, None, "refused", &reason);
             Refusal::Invalid(reason)
         })?;
-        let changed = self.replace(wish);
+        let changed = self.replace(*wish);
+        // It was planned with the GPUs that were there when the reading began.
+        self.mind_gpus();
         let message = if changed.is_empty() {
             "labd.toml was read; no container is concerned".to_owned()
         } else {
@@ -1459,6 +1545,7 @@ impl<E: Engine> Lab<E> {
     /// Takes over what is wanted from now on. Returns the services that are concerned.
     fn replace(&mut self, wish: Wish) -> Vec<String> {
         let before = std::mem::replace(&mut self.p.wish, wish);
+        self.gpus_refused = None;
         let now = Timestamp::now();
         let mut changed = Vec::new();
         for spec in self.p.wish.plan.services.clone() {
@@ -1488,12 +1575,27 @@ impl<E: Engine> Lab<E> {
         changed
     }
 
-    /// Whether the lab is down: no container left, and the network gone.
+    /// Whether the lab is down: no container left but those that the engine does not take away, and the network gone.
     fn finished(&mut self) -> bool {
         if self.given_up {
             return true;
         }
-        let gone = self.entries.values().all(|e| !e.acting && !e.observing && !matches!(e.seen, Some(Seen::Ours(_))));
+        let now = Now::read();
+        let there = |e: &&Entry| e.acting || e.observing.is_some() || matches!(e.seen, Some(Seen::Ours(_)));
+        let left: Vec<Option<String>> =
+            self.entries.values().filter(there).map(|e| e.memory.stays(now).map(str::to_owned)).collect();
+        if !left.is_empty() && left.iter().all(Option::is_some) {
+            for (name, entry) in self.entries.iter().filter(|(_, e)| there(e)) {
+                let container = self.p.wish.plan.container_name(name);
+                let why = entry.memory.stays(now).unwrap_or_default();
+                let line = format!("the container {container} is left: {why}");
+                tracing::error!("{line}");
+                self.note(RecordKind::Daemon, Some(name), "left", &line);
+            }
+            return true;
+        }
+        let gone =
+            self.entries.values().all(|e| !e.acting && e.observing.is_none() && !matches!(e.seen, Some(Seen::Ours(_))));
         if !gone || !self.listed_empty {
             if gone && !self.listing {
                 self.look_at_all();

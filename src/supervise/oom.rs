@@ -68,9 +68,10 @@ impl Shortage {
         (self.container == container).then_some(self.last)
     }
 
-    /// When it is to be looked whether the container lived on; nothing once that is known.
-    pub(super) fn due(&self) -> Option<Timestamp> {
-        self.open.then(|| self.burst.plus(LIVES_ON))
+    /// How long until it is to be looked whether the container lived on; nothing once that is known. At once for a kill in
+    /// the future, which was before the clock was set back.
+    pub(super) fn due_in(&self, now: Timestamp) -> Option<Duration> {
+        self.open.then(|| self.burst.plus(LIVES_ON).since(now)).map(|d| if d > LIVES_ON { Duration::ZERO } else { d })
     }
 
     /// The incident of the newest burst, once it is due. `running` is the container as it was seen since: where it ended or
@@ -81,7 +82,7 @@ impl Shortage {
         running: Option<(&str, Timestamp)>,
         now: Timestamp,
     ) -> Option<Incident> {
-        if self.due().is_none_or(|at| now < at) {
+        if self.due_in(now).is_none_or(|d| !d.is_zero()) {
             return None;
         }
         self.open = false;
@@ -171,7 +172,9 @@ mod tests {
     fn it_is_an_incident_of_its_own_only_where_the_container_lives_on() {
         let running = Some(("c1", at(10)));
         let mut living = kills(&[100, 101]);
-        assert_eq!(living.due(), Some(at(101)));
+        let due = |s: &Shortage, now| s.due_in(at(now)).map(|d| d.as_secs());
+        assert_eq!([due(&living, 100), due(&living, 101), due(&living, 102)], [Some(1), Some(0), Some(0)]);
+        assert_eq!(due(&living, 50), Some(0), "the clock was set back");
         assert_eq!(living.judge("ray-driver", running, at(100)), None, "not yet");
         let incident = living.judge("ray-driver", running, at(102)).expect("it lives on");
         assert_eq!((incident.cause, incident.died_at, incident.ready_at), (Cause::OomInside, at(100), Some(at(100))));
@@ -180,7 +183,7 @@ mod tests {
             "out of memory: a process in it was killed; raise `services.ray-driver.memory` in labd.toml (now 1.0 GiB)"
         );
         assert_eq!(living.judge("ray-driver", running, at(103)), None, "told once");
-        assert_eq!(living.due(), None);
+        assert_eq!(due(&living, 104), None);
         for (what, seen) in
             [("ended", None), ("started anew", Some(("c1", at(101)))), ("made anew", Some(("c2", at(10))))]
         {

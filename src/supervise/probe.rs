@@ -8,7 +8,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     pin::Pin,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -26,9 +26,9 @@ use crate::{
     engine::{ContainerSeen, Engine},
     minio::{self, Keys},
     plan::spec::{Probe, ServiceSpec},
-    ray::{Gcs, RayView},
+    ray::{Gcs, RayNode, RayView},
     secret::Secret,
-    time::Timestamp,
+    time::{Moment, Timestamp},
 };
 
 /// Until it is ready for the first time.
@@ -39,6 +39,8 @@ const CALM: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Misses in a row that make a ready one failing.
 const MISSES: u32 = 3;
+/// How long Ray's GCS may count a dead node as alive where nobody tells it.
+const CALLED_DEAD: Duration = Duration::from_secs(25);
 /// A Ray node's clock and the engine's are the same, read a moment apart.
 const CLOCK_SLACK: Duration = Duration::from_secs(1);
 
@@ -129,7 +131,15 @@ pub(super) async fn run<E: Engine>(
     ray: watch::Receiver<Arc<RayView>>,
     tell: impl Fn(Health),
 ) {
-    let prober = Prober { ask, spec, container, started_at, user_told: AtomicBool::new(false) };
+    let prober = Prober {
+        ask,
+        spec,
+        container,
+        started_at,
+        begun: Moment::now(),
+        before: OnceLock::new(),
+        user_told: AtomicBool::new(false),
+    };
     tokio::select! {
         biased;
         (reason, since) = inside::watch(&*engine, &prober.container.id, &prober.spec.container) => {
@@ -142,7 +152,7 @@ pub(super) async fn run<E: Engine>(
 /// Asks for ever whether the contract holds.
 async fn contract(prober: &Prober, mut ray: watch::Receiver<Arc<RayView>>, tell: impl Fn(Health)) {
     let (mut last, mut misses) = (Answer::Unknown, 0);
-    let (mut bad_since, mut joined) = (None, false);
+    let (mut bad_since, mut joined): (Option<(Moment, bool)>, bool) = (None, false);
     loop {
         let view = ray.borrow_and_update().clone();
         let answer = match prober.ask(&view).await {
@@ -152,9 +162,11 @@ async fn contract(prober: &Prober, mut ray: watch::Receiver<Arc<RayView>>, tell:
         };
         joined |= answer == Answer::Passing;
         let was_passing = last == Answer::Passing;
-        if matches!(answer, Answer::Failing(_)) {
+        // How long it has been as bad as it is now.
+        if let Answer::Failing(_) | Answer::Silent(_) = answer {
+            let alive = matches!(answer, Answer::Silent(_));
             misses += 1;
-            bad_since.get_or_insert_with(Timestamp::now);
+            bad_since = bad_since.filter(|(_, before)| *before == alive).or_else(|| Some((Moment::now(), alive)));
         } else {
             misses = 0;
             bad_since = None;
@@ -162,10 +174,12 @@ async fn contract(prober: &Prober, mut ray: watch::Receiver<Arc<RayView>>, tell:
         let believed = !(was_passing && misses > 0 && misses < MISSES);
         if believed && answer != last {
             last = answer;
+            let since = bad_since.map_or_else(Moment::now, |(since, _)| since);
             tell(match last.clone() {
                 Answer::Unknown => Health::Unknown,
                 Answer::Passing => Health::Passing,
-                Answer::Failing(reason) => Health::Failing { reason, since: bad_since.unwrap_or_else(Timestamp::now) },
+                Answer::Failing(reason) => Health::Failing { reason, since, alive: false },
+                Answer::Silent(reason) => Health::Failing { reason, since, alive: true },
                 Answer::Lost(reason) => Health::Lost { reason },
             });
         }
@@ -187,6 +201,8 @@ enum Answer {
     Unknown,
     Passing,
     Failing(String),
+    /// It does not answer, and somebody who should know counts it as alive.
+    Silent(String),
     /// Waiting cannot mend it.
     Lost(String),
 }
@@ -196,11 +212,24 @@ struct Prober {
     spec: ServiceSpec,
     container: ContainerSeen,
     started_at: Timestamp,
+    /// Since when it is looked at.
+    begun: Moment,
+    /// The node that was at the container's address when it was first looked for.
+    before: OnceLock<Option<Vec<u8>>>,
     /// Whether this start of the store has heard of the user of jobs.
     user_told: AtomicBool,
 }
 
 impl Prober {
+    /// Whether the node at the container's address is of this run whatever its clock says, since the clock may have been set
+    /// back between the container's start and the node's: it was not there at the first look, or Ray has counted it as alive
+    /// for longer than it does with one that is dead.
+    fn is_new(&self, ray: &RayView) -> bool {
+        let there = || ray.nodes.iter().find(|n| Some(n.address) == self.container.address).map(|n| n.id.clone());
+        ray.gcs == Gcs::Reachable
+            && (*self.before.get_or_init(there) != there() || Moment::now().since(self.begun) >= CALLED_DEAD)
+    }
+
     async fn ask(&self, ray: &RayView) -> Answer {
         match &self.spec.probe {
             Probe::Http { port, path, authorization } => {
@@ -213,8 +242,13 @@ impl Prober {
                     other => other,
                 }
             }
-            Probe::RayNode { agent_port } => match node(ray, &self.container, self.started_at) {
-                Answer::Passing => self.expect_ok(*agent_port, "/api/local_raylet_healthz", None).await,
+            Probe::RayNode { agent_port } => match node(ray, &self.container, self.started_at, self.is_new(ray)) {
+                Answer::Passing => match self.expect_ok(*agent_port, "/api/local_raylet_healthz", None).await {
+                    Answer::Failing(reason) => {
+                        Answer::Silent(format!("Ray counts the node as alive; its agent {reason}"))
+                    }
+                    other => other,
+                },
                 other => other,
             },
         }
@@ -312,13 +346,14 @@ fn failing(reason: impl Into<String>) -> Answer {
     Answer::Failing(reason.into())
 }
 
-/// Whether the container's node is in the cluster since this start. Pure.
-fn node(ray: &RayView, container: &ContainerSeen, started_at: Timestamp) -> Answer {
+/// Whether the container's node is in the cluster since this start, by the clock or because it `is_new` there. Pure.
+fn node(ray: &RayView, container: &ContainerSeen, started_at: Timestamp, is_new: bool) -> Answer {
     if ray.gcs != Gcs::Reachable {
         return Answer::Unknown;
     }
     let Some(address) = container.address else { return failing("it has no address on the lab's network") };
-    let node = ray.nodes.iter().find(|n| n.address == address && n.started_at.plus(CLOCK_SLACK) >= started_at);
+    let of_this_run = |n: &RayNode| n.started_at.plus(CLOCK_SLACK) >= started_at || (is_new && n.alive);
+    let node = ray.nodes.iter().find(|n| n.address == address && of_this_run(n));
     match node {
         Some(n) if n.alive => Answer::Passing,
         Some(_) => failing("Ray counts the node as dead"),
@@ -336,23 +371,29 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::{engine::RunState, ray::RayNode};
+    use crate::engine::RunState;
 
-    #[test]
-    fn a_node_counts_from_this_start_on() {
-        let at = Timestamp::from_millis;
-        let address = Ipv4Addr::new(198, 18, 100, 20);
-        let container = ContainerSeen {
+    fn at(ms: i64) -> Timestamp {
+        Timestamp::from_millis(ms)
+    }
+
+    const ADDRESS: Ipv4Addr = Ipv4Addr::new(198, 18, 100, 20);
+
+    fn container() -> ContainerSeen {
+        ContainerSeen {
             id: "c".into(),
             spec_hash: "h".into(),
             run: RunState::Running { started_at: at(10_000) },
             pid: None,
             ports: BTreeMap::new(),
-            address: Some(address),
-        };
-        let node_at = |started, alive| RayNode {
+            address: Some(ADDRESS),
+        }
+    }
+
+    fn node_at(started: i64, alive: bool) -> RayNode {
+        RayNode {
             id: vec![1],
-            address,
+            address: ADDRESS,
             port: 0,
             alive,
             is_head: false,
@@ -361,21 +402,62 @@ mod tests {
             resources: BTreeMap::new(),
             available: BTreeMap::new(),
             labels: BTreeMap::new(),
-        };
+        }
+    }
+
+    /// Nobody answers.
+    struct Silence;
+
+    impl Ask for Silence {
+        fn ask<'a>(
+            &'a self,
+            _: Method,
+            _: &'a str,
+            _: Option<(&'a str, &'a Secret)>,
+        ) -> Pin<Box<dyn Future<Output = Result<u16, String>> + Send + 'a>> {
+            Box::pin(async { Err("does not answer yet".to_owned()) })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_silent_agent_of_a_node_that_is_alive_is_told_from_a_node_that_is_dead() {
+        let (plan, _) = crate::plan::make(&crate::plan::tests::inputs("", 1, 32)).expect("a plan");
+        let spec = plan.service("ray-worker-0").expect("planned").clone();
+        let Probe::RayNode { agent_port } = spec.probe else { panic!("a node") };
+        let container = ContainerSeen { ports: BTreeMap::from([(agent_port, 1)]), ..container() };
+        let (ask, begun, before) = (Arc::new(Silence), Moment::now(), OnceLock::new());
+        let user_told = AtomicBool::new(false);
+        let prober = Prober { ask, spec, container, started_at: at(10_000), begun, before, user_told };
+        let view = |alive| RayView { gcs: Gcs::Reachable, nodes: vec![node_at(11_000, alive)], ..RayView::default() };
+        let reason = "Ray counts the node as alive; its agent does not answer yet";
+        assert_eq!(prober.ask(&view(true)).await, Answer::Silent(reason.into()));
+        assert_eq!(prober.ask(&view(false)).await, failing("Ray counts the node as dead"));
+    }
+
+    #[test]
+    fn a_node_counts_from_this_start_on() {
+        let container = container();
         let view = |gcs, nodes| RayView { gcs, nodes, ..RayView::default() };
-        let ask = |view: &RayView| node(view, &container, at(10_000));
+        let ask = |view: &RayView| node(view, &container, at(10_000), false);
         assert_eq!(ask(&view(Gcs::Unknown, vec![])), Answer::Unknown);
         assert_eq!(ask(&view(Gcs::Unreachable { reason: "x".into() }, vec![node_at(11_000, true)])), Answer::Unknown);
         assert_eq!(ask(&view(Gcs::Reachable, vec![node_at(11_000, true)])), Answer::Passing);
         assert_eq!(ask(&view(Gcs::Reachable, vec![node_at(9_500, true)])), Answer::Passing, "clocks");
         assert!(matches!(ask(&view(Gcs::Reachable, vec![node_at(2_000, true)])), Answer::Failing(_)), "the one before");
         assert!(matches!(ask(&view(Gcs::Reachable, vec![node_at(11_000, false)])), Answer::Failing(_)));
-        let head_at =
-            |started| RayNode { address: Ipv4Addr::new(198, 18, 100, 10), is_head: true, ..node_at(started, true) };
+        let head_at = |started: i64| RayNode {
+            address: Ipv4Addr::new(198, 18, 100, 10),
+            is_head: true,
+            ..node_at(started, true)
+        };
         assert!(matches!(ask(&view(Gcs::Reachable, vec![head_at(5_000)])), Answer::Failing(_)), "it may yet join");
         assert!(
             matches!(ask(&view(Gcs::Reachable, vec![head_at(50_000)])), Answer::Lost(_)),
             "a new head without the old state"
         );
+        // The clock was set back between the container's start and its node's.
+        let back = |alive| view(Gcs::Reachable, vec![node_at(2_000, alive)]);
+        assert_eq!(node(&back(true), &container, at(10_000), true), Answer::Passing);
+        assert!(matches!(node(&back(false), &container, at(10_000), true), Answer::Failing(_)));
     }
 }

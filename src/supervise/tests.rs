@@ -9,9 +9,9 @@ use super::decide::{
     decide, hold, missing, turn,
 };
 use crate::{
-    engine::{ContainerSeen, RunState, Seen},
+    engine::{ContainerSeen, EngineError, RunState, Seen},
     snapshot::ServiceState,
-    time::Timestamp,
+    time::{Moment, Timestamp},
 };
 
 #[derive(Debug, Clone)]
@@ -84,7 +84,16 @@ struct World {
     barred: bool,
     version: u32,
     made: u32,
+    kill_silent: bool,
     fail_next: bool,
+    /// What the engine answers to each call from now on, without doing anything.
+    answer: Option<Result<(), EngineError>>,
+    /// Calls that were answered so.
+    tries: u32,
+    /// What the journal was told of them.
+    told: Vec<String>,
+    /// The last decision's.
+    reason: String,
     memory: Memory,
     started_by_restart_wish: bool,
 }
@@ -106,7 +115,12 @@ impl World {
             barred: false,
             version: 1,
             made: 0,
+            kill_silent: true,
             fail_next: false,
+            answer: None,
+            tries: 0,
+            told: Vec::new(),
+            reason: String::new(),
             memory: Memory::default(),
             started_by_restart_wish: false,
         }
@@ -191,8 +205,16 @@ impl World {
         }
     }
 
+    /// Its container does this from now on.
+    fn run(&mut self, run: RunState) {
+        if let Seen::Ours(c) = &mut self.seen {
+            c.run = run;
+        }
+        self.health = Health::Unknown;
+    }
+
     fn failing(&self) -> Health {
-        Health::Failing { reason: "no answer".into(), since: self.now }
+        Health::Failing { reason: "no answer".into(), since: Moment::from_millis(self.now.as_millis()), alive: false }
     }
 
     /// It ends, if it runs.
@@ -235,6 +257,7 @@ impl World {
             container: "lab-ray-worker-0",
             hash: &hash,
             start_deadline: Duration::from_mins(2),
+            kill_silent: self.kill_silent,
             stop_timeout: Duration::from_secs(40),
             is_ray_node: true,
             wanted,
@@ -251,7 +274,7 @@ impl World {
             bar: bar.as_ref(),
             seed: 7,
         };
-        let decision = decide(&situation, &mut self.memory, self.now);
+        let decision = decide(&situation, &mut self.memory, self.now.into());
         prop_assert!(!decision.reason.contains('\n'));
         let running = matches!(&seen, Seen::Ours(c) if matches!(c.run, RunState::Running { .. }));
         let unchanged = matches!(&seen, Seen::Ours(c) if c.spec_hash == hash);
@@ -277,13 +300,22 @@ impl World {
         if matches!(decision.state, ServiceState::Backoff | ServiceState::CrashLoop) && decision.action == Action::None
         {
             let wake = decision.wake.expect("a time to try again");
-            prop_assert!(wake > self.now && wake.since(self.now) <= Duration::from_secs(72));
+            let now = Moment::from_millis(self.now.as_millis());
+            prop_assert!(wake > now && wake.since(now) <= Duration::from_secs(72));
         }
         let acted = !matches!(decision.action, Action::None | Action::PrepareImage);
-        if std::mem::take(&mut self.fail_next) && matches!(decision.action, Action::Create | Action::Start { .. }) {
-            self.memory.obstacle("port 8265 is taken".into(), self.now, 7);
+        let is_call = acted && !matches!(decision.action, Action::TellGcs { .. });
+        let refused =
+            std::mem::take(&mut self.fail_next).then(|| Err(EngineError::Conflict("port 8265 is taken".into())));
+        if is_call && let Some(answer) = self.answer.clone().or(refused) {
+            self.tries += 1;
+            self.told.extend(self.memory.done(&answer, self.now.into(), 7));
             return Ok((decision.state, true));
         }
+        if is_call {
+            self.memory.done(&Ok(()), self.now.into(), 7);
+        }
+        self.reason.clone_from(&decision.reason);
         self.take(&decision.action);
         Ok((decision.state, acted))
     }
@@ -346,6 +378,136 @@ impl World {
 }
 
 #[test]
+fn a_step_that_does_not_succeed_is_taken_later_each_time_with_the_engines_words_and_told_once() {
+    let refused = Err(EngineError::Other("no exit event".into()));
+    let gone = Err(EngineError::NotFound("network n not found".into()));
+    let nothing = "the engine says that it did, and nothing changed";
+    type Prepare = fn(&mut World);
+    let cases: [(&str, Prepare, Result<(), EngineError>, ServiceState, String, usize); 7] = [
+        (
+            "stop",
+            |w| w.hold = Some(Hold::Asked),
+            refused.clone(),
+            ServiceState::Blocked,
+            "cannot be stopped: no exit event".into(),
+            1,
+        ),
+        (
+            "stop, in vain",
+            |w| w.hold = Some(Hold::Asked),
+            Ok(()),
+            ServiceState::Blocked,
+            format!("cannot be stopped: {nothing}"),
+            0,
+        ),
+        (
+            "restart",
+            |w| w.happen(&Event::Restart),
+            refused.clone(),
+            ServiceState::Blocked,
+            "cannot be stopped: no exit event".into(),
+            1,
+        ),
+        (
+            "kill",
+            |w| w.happen(&Event::Gone),
+            refused.clone(),
+            ServiceState::Blocked,
+            "cannot be killed: no exit event".into(),
+            1,
+        ),
+        (
+            "dead",
+            |w| w.run(RunState::Dead),
+            refused.clone(),
+            ServiceState::Blocked,
+            "cannot be removed: no exit event".into(),
+            1,
+        ),
+        (
+            "removing",
+            |w| w.run(RunState::Removing),
+            Ok(()),
+            ServiceState::Blocked,
+            format!("cannot be removed: {nothing}"),
+            0,
+        ),
+        (
+            "start",
+            |w| w.happen(&Event::Crash(1)),
+            gone,
+            ServiceState::CrashLoop,
+            "network n not found; keeps failing, tried once a minute".into(),
+            1,
+        ),
+    ];
+    for (what, prepare, answer, state, reason, told) in cases {
+        let mut world = World::new();
+        world.recover().expect("ready");
+        world.happen(&Event::Pass(600_000));
+        prepare(&mut world);
+        world.answer = Some(answer);
+        let mut last = ServiceState::Ready;
+        for _ in 0..7_200 {
+            world.happen(&Event::Pass(495));
+            last = world.step().expect("safe").0;
+        }
+        assert!((8..=130).contains(&world.tries), "{what}: {} tries in an hour", world.tries);
+        if what == "start" {
+            // Made anew now and then, which fails as well.
+            assert!(
+                world.told.len() <= told && world.memory.last_failure.as_deref() == Some("network n not found"),
+                "{:?}",
+                world.told
+            );
+        } else {
+            assert_eq!(
+                (last, world.reason.as_str(), world.told.len()),
+                (state, reason.as_str(), told),
+                "{what}: {:?}",
+                world.told
+            );
+        }
+        world.answer = None;
+        let made = world.made;
+        world.happen(&Event::Pass(80_000));
+        world.hold = None;
+        if what == "restart" {
+            let before = world.seen.clone();
+            world.step().expect("safe");
+            assert_ne!(world.seen, before, "the wish outlives a stop that fails");
+        }
+        world.recover().expect("ready");
+        assert!(world.made <= made + 1, "{what}");
+    }
+}
+
+#[test]
+fn an_engine_that_was_away_during_a_step_and_a_container_that_is_gone_are_no_failures() {
+    let mut world = World::new();
+    world.recover().expect("ready");
+    world.happen(&Event::Crash(1));
+    world.step().expect("told");
+    world.answer = Some(Err(EngineError::Unreachable("nobody".into())));
+    world.step().expect("safe");
+    assert!(!world.memory.is_stuck());
+    world.answer = None;
+    // It was started all the same.
+    world.run(RunState::Running { started_at: world.now });
+    world.recover().expect("ready");
+    assert_eq!(world.memory.last_failure.as_deref(), Some("container exited 1"));
+    world.happen(&Event::Crash(1));
+    world.step().expect("told");
+    world.answer = Some(Err(EngineError::NotFound("no such container".into())));
+    world.happen(&Event::Pass(120_000));
+    world.step().expect("safe");
+    world.answer = None;
+    world.happen(&Event::Vanish);
+    world.recover().expect("ready");
+    assert!(!world.memory.is_stuck());
+}
+
+#[test]
 fn the_gcs_is_told_of_a_death_before_the_engine_says_it_and_once() {
     let mut world = World::new();
     assert!(world.recover().is_ok());
@@ -398,19 +560,54 @@ proptest! {
 
     #[test]
     fn changed_settings_never_take_two_ready_workers_at_once(
-        flags in prop::collection::vec((any::<bool>(), any::<bool>(), any::<bool>()), 1..12)
+        flags in prop::collection::vec((any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>()), 1..12)
     ) {
         let names: Vec<String> = (0..flags.len()).map(|i| format!("ray-worker-{i}")).collect();
         let members: Vec<Member<'_>> = flags.iter().zip(&names)
-            .map(|(&(counts, ready, outdated), name)| Member { name, counts, ready, outdated }).collect();
+            .map(|(&(counts, ready, outdated, broken), name)| Member {
+                name, counts, ready, outdated, broken: broken && !ready,
+            }).collect();
         let going: Vec<usize> = (0..members.len())
             .filter(|&i| members[i].counts && members[i].ready && members[i].outdated && turn(&members, i) == Turn::Now)
             .collect();
         prop_assert!(going.len() <= 1, "{going:?}");
         if going.len() == 1 {
-            prop_assert!(members.iter().all(|m| !m.counts || m.ready), "all the others serve");
+            prop_assert!(members.iter().all(|m| !m.counts || m.ready || m.broken), "all the others serve");
         }
     }
+}
+
+#[test]
+fn a_broken_worker_keeps_the_others_from_nothing() {
+    let member = |name, ready, broken| Member { name, counts: true, ready, outdated: true, broken };
+    let members =
+        [member("ray-worker-0", false, true), member("ray-worker-1", true, false), member("ray-worker-2", true, false)];
+    assert_eq!(turn(&members, 1), Turn::Now);
+    assert_eq!(turn(&members, 2), Turn::After("ray-worker-1".into()), "one at a time all the same");
+    let on_its_way = [member("ray-worker-0", false, false), members[1]];
+    assert_eq!(turn(&on_its_way, 1), Turn::After("ray-worker-0".into()));
+}
+
+#[test]
+fn a_container_that_was_not_made_to_the_end_is_made_anew_and_never_started() {
+    let mut world = World::new();
+    // The engine makes it, and labd does not hear of it in time.
+    for answer in [Err(EngineError::Unreachable("no answer in time".into())), Ok(())] {
+        world.answer = Some(answer.clone());
+        world.step().expect("safe");
+        world.answer = None;
+        world.take(&Action::Create);
+        world.step().expect("safe");
+        let removed = world.seen == Seen::Absent;
+        assert_eq!(removed, answer.is_err(), "{:?}", world.seen);
+    }
+    // Neither does the next labd know that it has its files.
+    let mut world = World::new();
+    world.step().expect("made");
+    world.memory = Memory::default();
+    world.step().expect("safe");
+    assert_eq!(world.seen, Seen::Absent);
+    world.recover().expect("ready");
 }
 
 #[test]
@@ -563,6 +760,61 @@ fn after_labds_own_restart_one_missed_answer_of_an_old_container_is_no_hang() {
     assert_eq!(world.step().expect("safe"), (ServiceState::Starting, false));
     world.health = Health::Passing;
     assert_eq!(world.step().expect("safe"), (ServiceState::Ready, false));
+}
+
+/// Whether what is silent for so long is killed.
+fn is_killed_after(world: &mut World, minutes: u64) -> bool {
+    for _ in 0..minutes * 6 {
+        world.happen(&Event::Pass(9_995));
+        if world.step().expect("safe").1 {
+            return true;
+        }
+    }
+    false
+}
+
+#[test]
+fn a_node_that_ray_calls_alive_is_not_killed_for_a_silent_agent_for_minutes() {
+    let mut world = World::new();
+    world.recover().expect("ready");
+    let silent = |world: &World, alive| Health::Failing {
+        reason: "its agent".into(),
+        since: Moment::from_millis(world.now.as_millis()),
+        alive,
+    };
+    world.health = silent(&world, true);
+    assert!(!is_killed_after(&mut world, 9));
+    assert_eq!(world.step().expect("safe"), (ServiceState::Unhealthy, false));
+    // From now on it is not alive either: it gets the time that every dead one gets.
+    world.health = silent(&world, false);
+    assert_eq!(world.step().expect("safe"), (ServiceState::Unhealthy, false));
+    assert!(is_killed_after(&mut world, 1));
+    let mut world = World::new();
+    world.recover().expect("ready");
+    world.health = silent(&world, true);
+    assert!(is_killed_after(&mut world, 11), "and not left silent for ever");
+}
+
+#[test]
+fn a_jupyter_that_is_silent_is_shown_and_not_killed_by_this_labd_or_the_next() {
+    let mut world = World::new();
+    world.kill_silent = false;
+    world.recover().expect("ready");
+    world.health = world.failing();
+    assert!(!is_killed_after(&mut world, 60));
+    assert_eq!(world.step().expect("safe"), (ServiceState::Unhealthy, false));
+    assert!(world.reason.contains("`labd restart ray-worker-0` ends it"), "{}", world.reason);
+    world.memory = Memory::default();
+    world.memory.has_run();
+    assert!(!is_killed_after(&mut world, 60));
+    assert_eq!(world.step().expect("safe"), (ServiceState::Unhealthy, false));
+    world.health = Health::Passing;
+    assert_eq!(world.step().expect("safe"), (ServiceState::Ready, false));
+    // One that hangs on its way up has no kernels yet.
+    world.happen(&Event::Crash(1));
+    settle(&mut world);
+    world.health = world.failing();
+    assert!(is_killed_after(&mut world, 3));
 }
 
 #[test]

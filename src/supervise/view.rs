@@ -39,6 +39,10 @@ pub(super) struct Known<'a> {
     pub(super) installs: &'a InstallsView,
     /// Why the front door does not listen.
     pub(super) door: Option<&'a str>,
+    /// Why the status page is not served.
+    pub(super) page: Option<&'a str>,
+    /// Services whose container the engine says nothing of when it is asked.
+    pub(super) unanswered: &'a [&'a str],
     pub(super) scrapes: Scrapes,
     pub(super) store: &'a StoreView,
     pub(super) disks: &'a Levels,
@@ -146,6 +150,19 @@ fn notices(k: &Known<'_>, links: &[Link], runs: &[RunView]) -> Vec<Notice> {
     }
     if let Some(reason) = k.door {
         say(Severity::Error, format!("jobs cannot be submitted: {reason}"));
+    }
+    if let Some(reason) = k.page {
+        say(Severity::Warning, format!("the status page is not served: {reason}"));
+    }
+    if !k.unanswered.is_empty() {
+        let names = k.unanswered.join(", ");
+        say(
+            Severity::Warning,
+            format!(
+                "the container engine does not say what {names} does: what is shown is what was seen last; see \
+                 `journalctl -u docker`"
+            ),
+        );
     }
     if let Some(text) = unscraped(k.scrapes, k.services.iter().find(|s| s.name == "prometheus"), k.now) {
         say(Severity::Warning, text);

@@ -266,7 +266,8 @@ fn run_state(state: &ContainerState) -> RunState {
                 .map(|e| explain::known(e).unwrap_or_else(|| explain::shortened(e)))
                 .unwrap_or_default(),
         },
-        Status::REMOVING | Status::DEAD => RunState::Removing,
+        Status::REMOVING => RunState::Removing,
+        Status::DEAD => RunState::Dead,
         Status::CREATED | Status::EMPTY => RunState::Created,
     }
 }
@@ -477,6 +478,14 @@ mod tests {
         assert_eq!(ours.address, Some(Ipv4Addr::new(198, 18, 253, 9)));
         assert!(matches!(ours.run, RunState::Exited { code: 137, oom: true, finished_at, .. }
             if Some(finished_at) == Timestamp::parse("2026-01-01T00:00:01.5Z")));
+    }
+
+    #[test]
+    fn a_container_that_could_not_be_removed_is_told_from_one_that_is_being_removed() {
+        let of = |status: &str| {
+            run_state(&serde_json::from_value(serde_json::json!({ "Status": status })).expect("a state"))
+        };
+        assert_eq!((of("dead"), of("removing")), (RunState::Dead, RunState::Removing));
     }
 
     #[test]

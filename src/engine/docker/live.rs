@@ -123,6 +123,13 @@ async fn a_container_lives_as_it_is_told() {
     let slow = engine.exec("a", &["sleep", "30"], Duration::from_millis(300)).await;
     assert_eq!(slow, Err(EngineError::Other("`sleep` in a did not finish within 300 ms".into())));
 
+    let look = |script: &str| ["sh", "-c", script].map(str::to_owned).to_vec();
+    let patience = Patience { begin: Some(Duration::from_millis(1_500)), run: Duration::from_millis(400) };
+    let run = async |script: &str| engine.run(&made.id, &look(script), patience).await;
+    assert_eq!(run("sleep 3; echo late").await, Ok(Ran::NotBegun));
+    assert_eq!(run("sleep 1; echo begun; sleep 3").await, Ok(Ran::Unfinished));
+    assert_eq!(run("sleep 1; echo begun").await, Ok(Ran::Ended { code: 0, output: "begun\n".into() }));
+
     let begun = Instant::now();
     engine.stop(&made.id).await.expect("stopped");
     assert!(begun.elapsed() < Duration::from_secs(8), "its own stop timeout is 1 s");

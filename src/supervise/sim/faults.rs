@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::world::{Container, Dice, Power, Run, World};
-use crate::time::Timestamp;
+use super::world::{Container, Dice, Power, Run, World, now};
+use crate::time::simulated;
 
 /// One fault, at the moment it happens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +29,12 @@ pub(super) enum Fault {
     HeadWithoutState,
     StartFails(String, u32),
     CreateFails(String, u32),
+    /// Carried out by the engine, and not answered.
+    CreateLost(String, u32),
+    StopFails(String, u32),
+    RemoveFails(String, u32),
+    /// `docker network prune`, or somebody's `docker network rm`: nothing is started without it.
+    NetworkGone,
     /// A container of somebody else takes the name, where there is none; goes after a while.
     Foreign(String, Duration),
     /// The engine ends with its containers, and is back after a while.
@@ -49,6 +55,8 @@ pub(super) enum Fault {
     LabdRestart(String),
     /// `labd.toml` changes.
     Reload,
+    /// Somebody, or the time service, sets the wall clock, by so many milliseconds.
+    ClockSet(i64),
 }
 
 impl Fault {
@@ -58,7 +66,7 @@ impl Fault {
         let node = dice.pick(&["ray-driver", "ray-worker-0", "ray-worker-1"]).to_owned();
         let long = dice.ms(1_000, 40_000);
         let short = dice.ms(200, 8_000);
-        match dice.between(0, 34) {
+        match dice.between(0, 39) {
             0..=4 => Self::Crash(s, dice.pick(&[137, 1, 0, 139])),
             5 => Self::OutOfMemory(s),
             6 if s.starts_with("ray-worker-") => Self::GpuGone(s),
@@ -87,13 +95,22 @@ impl Fault {
             30 => Self::LabdStop(s),
             31 => Self::LabdStart(s),
             32 => Self::LabdRestart(s),
+            33 => Self::StopFails(s, dice.between(1, 5) as u32),
+            34 => Self::RemoveFails(s, dice.between(1, 5) as u32),
+            35 => Self::NetworkGone,
+            36 => Self::CreateLost(s, dice.between(1, 4) as u32),
             _ => Self::Reload,
         }
     }
 
+    /// An hour either way, or a little more than what is awaited here and there.
+    pub(super) fn clock(dice: &mut Dice) -> Self {
+        Self::ClockSet(dice.pick(&[3_600_000, -3_600_000, 3_600_000, -3_600_000, 40_000, -40_000]))
+    }
+
     /// What happens to the world at once; the rest is the caller's.
     pub(super) fn strike(&self, w: &mut World) {
-        let now = Timestamp::now();
+        let now = now();
         match self {
             Self::Crash(s, code) => w.exit(s, *code, false),
             Self::OutOfMemory(s) => w.exit(s, 137, true),
@@ -146,6 +163,16 @@ impl Fault {
             Self::CreateFails(s, n) => {
                 w.create_fails.insert(s.clone(), *n);
             }
+            Self::StopFails(s, n) => {
+                w.stop_fails.insert(s.clone(), *n);
+            }
+            Self::RemoveFails(s, n) => {
+                w.remove_fails.insert(s.clone(), *n);
+            }
+            Self::CreateLost(s, n) => {
+                w.create_lost.insert(s.clone(), *n);
+            }
+            Self::NetworkGone => w.network = false,
             Self::Foreign(s, _) => {
                 if w.of(s).is_none()
                     && let Some(spec) = w.plan.service(s).map(|s| s.container.clone())
@@ -179,6 +206,7 @@ impl Fault {
                 }
             }
             Self::KillLabd(_) | Self::LabdStop(_) | Self::LabdStart(_) | Self::LabdRestart(_) | Self::Reload => {}
+            Self::ClockSet(ms) => simulated::set_by(*ms),
         }
     }
 

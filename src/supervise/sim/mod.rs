@@ -41,7 +41,7 @@ use crate::{
     },
     incident::{Cause, Incident},
     jobs::LedgerView,
-    journal::Journal,
+    journal::{EventQuery, Journal},
     node::gpu::Inventory,
     plan::{
         self,
@@ -52,7 +52,7 @@ use crate::{
     time::{Timestamp, simulated},
 };
 use faults::{Fault, Relief};
-use world::{Dice, Outside, Power, Run, TICK, World};
+use world::{Dice, Outside, Power, Run, TICK, World, now};
 
 /// From the last fault's end until everything is ready: a hang is found after half a minute, a wrong token after two, a
 /// crash loop is tried once a minute.
@@ -135,11 +135,11 @@ impl Labd {
                     if nudge.what == Happened::StoppedByHand {
                         let mut w = world.lock();
                         let still = w.of(&nudge.service).is_some_and(|c| {
-                            c.id == nudge.id && matches!(c.run, Run::Exited { at, .. } if at <= nudge.at)
+                            c.id == nudge.id && matches!(c.run, Run::Exited { .. }) && c.stamp <= nudge.at
                         });
                         if still && w.hand_stops.get(&nudge.service) == Some(&stop) {
                             w.say(format_args!("labd knows that {} was stopped by hand", nudge.service));
-                            w.held.insert(nudge.service.clone(), Timestamp::now());
+                            w.held.insert(nudge.service.clone(), world::now());
                         }
                     }
                     if pass.send(nudge).await.is_err() {
@@ -189,18 +189,22 @@ impl Labd {
             jobs: watch::channel(Arc::new(LedgerView::default())).1,
             installs: watch::channel(Arc::default()).1,
             door: watch::channel(DoorView::default()).1,
+            page: watch::channel(None).1,
             scrapes: watch::channel(Scrapes::default()).1,
             config: watch::channel(Arc::new(Config::default())).0,
             journal: journal.clone(),
             wish: wish(wanted),
-            reread: Box::new(move || Ok(wish(*version.lock().expect("no panic under it")))),
+            reread: Box::new(move || {
+                let read = Ok(wish(*version.lock().expect("no panic under it")));
+                Box::pin(std::future::ready(read))
+            }),
             daemon,
             requests: asked,
             nudges,
             engine_view,
             node: watch::channel(node).1,
             gpus: watch::channel(Arc::new(Inventory { settled: true, ..Inventory::default() })).1,
-            replan: Box::new(|_| Err("the GPUs stay what they are".to_owned())),
+            replan: Box::new(|_| Box::pin(std::future::ready(Err("the GPUs stay what they are".to_owned())))),
             snapshot,
             incidents: tell_incidents,
             seed,
@@ -254,10 +258,10 @@ impl History {
 
     /// Lets time pass.
     async fn pass(&mut self, d: Duration) {
-        let until = Timestamp::now().plus(d);
-        while Timestamp::now() < until {
+        let until = now().plus(d);
+        while now() < until {
             sleep(TICK).await;
-            let now = Timestamp::now();
+            let now = now();
             let due: Vec<Relief> = self.reliefs.extract_if(.., |(at, _)| *at <= now).map(|(_, r)| r).collect();
             {
                 let mut w = self.outside.lock();
@@ -280,7 +284,7 @@ impl History {
     }
 
     async fn strike(&mut self, fault: &Fault) {
-        let now = Timestamp::now();
+        let now = now();
         {
             let mut w = self.outside.lock();
             // What needs an engine does not happen without one, and an engine ends once at a time.
@@ -316,7 +320,7 @@ impl History {
                 self.outside.lock().touched.insert(s.clone(), now);
                 if self.ask(Command::Stop { service: s.clone() }).await {
                     let mut w = self.outside.lock();
-                    w.held.entry(s.clone()).or_insert(Timestamp::now());
+                    w.held.entry(s.clone()).or_insert(world::now());
                 }
             }
             Fault::LabdStart(s) => {
@@ -377,10 +381,10 @@ impl History {
     /// Waits until everything is ready and stays so for [`STAYS`]; fails when that does not begin within `bound`. Returns
     /// how long it took to begin.
     async fn ready_within(&mut self, bound: Duration, what: &str) -> Duration {
-        let from = Timestamp::now();
+        let from = now();
         let mut ready_since = None;
         loop {
-            let (missing, now) = (self.missing(), Timestamp::now());
+            let (missing, now) = (self.missing(), now());
             if missing.is_empty() {
                 let since: Timestamp = *ready_since.get_or_insert(now);
                 if now.since(since) >= STAYS {
@@ -406,7 +410,7 @@ impl History {
             // Often while the last one is being dealt with, sometimes in peace.
             let pause = if dice.one_in(3) { dice.ms(1, 800) } else { dice.ms(500, 45_000) };
             self.pass(pause).await;
-            let fault = Fault::any(&mut dice, &services);
+            let fault = if dice.one_in(10) { Fault::clock(&mut dice) } else { Fault::any(&mut dice, &services) };
             self.strike(&fault).await;
         }
         self.end_faults().await;
@@ -423,7 +427,14 @@ impl History {
         w.say("faults are over");
         w.start_fails.clear();
         w.create_fails.clear();
-        let now = Timestamp::now();
+        w.create_lost.clear();
+        w.stop_fails.clear();
+        w.remove_fails.clear();
+        // It is not killed for that: somebody ends what blocks it.
+        if let Some(c) = w.of_mut("jupyter") {
+            c.frozen = false;
+        }
+        let now = now();
         (w.slow_until, w.busy_until, w.deaf_until) = (now, now, now);
     }
 
@@ -433,7 +444,7 @@ impl History {
             violations: std::mem::take(&mut w.violations),
             trace: std::mem::take(&mut w.trace),
             recovery,
-            simulated: Timestamp::now().since(EPOCH),
+            simulated: now().since(EPOCH),
         }
     }
 }
@@ -519,6 +530,138 @@ fn run_many(test: &str, histories: u64, history: fn(u64) -> Outcome) {
         })
         .collect();
     assert!(failed.is_empty(), "{}", lines.join("\n"));
+}
+
+#[test]
+fn what_does_not_succeed_for_an_hour_is_tried_now_and_then_and_told_in_a_few_lines() {
+    simulate(|| async {
+        let mut h = History::new(1);
+        h.ready_within(Duration::from_mins(1), "the beginning").await;
+        {
+            let mut w = h.outside.lock();
+            w.start_fails.insert("ray-worker-0".into(), u32::MAX);
+            w.exit("ray-worker-0", 137, false);
+            w.stop_fails.insert("ray-worker-1".into(), u32::MAX);
+            w.remove_fails.insert("minio".into(), u32::MAX);
+            w.exit("minio", 137, false);
+            w.half_remove("minio");
+        }
+        h.ask(Command::Stop { service: "ray-worker-1".into() }).await;
+        h.pass(Duration::from_hours(1)).await;
+        let labd = h.labd.as_ref().expect("it lives");
+        let snapshot = labd.snapshot.borrow().clone();
+        for (name, state, why) in [
+            ("ray-worker-0", ServiceState::CrashLoop, "port 8265 is taken; keeps failing, tried once a minute"),
+            ("ray-worker-1", ServiceState::Blocked, "cannot be stopped: tried to stop the container, but"),
+            ("minio", ServiceState::Blocked, "cannot be removed: unable to remove filesystem: operation not permitted"),
+        ] {
+            let shown = snapshot.services.iter().find(|v| v.name == name).expect("planned");
+            assert!(shown.state == state && shown.last_reason.starts_with(why), "{shown:?}");
+            let service = Some(name.to_owned());
+            let query = EventQuery { after_seq: None, service, kind: None, limit: 500, newest: true };
+            let told = h.journal.events(query).await;
+            assert!(told.len() <= 24, "{}: {told:#?}", told.len());
+            let tries = h.outside.lock().trace.iter().filter(|l| l.contains("labd: ") && l.ends_with(name)).count();
+            assert!((5..=220).contains(&tries), "{name} was tried {tries} times");
+        }
+        {
+            let mut w = h.outside.lock();
+            w.start_fails.clear();
+            w.stop_fails.clear();
+            w.remove_fails.clear();
+        }
+        h.pass(Duration::from_secs(80)).await;
+        h.ask(Command::Start { service: "ray-worker-1".into() }).await;
+        h.ready_within(BOUND, "the end of the refusals").await;
+        h.outcome(Duration::ZERO)
+    });
+}
+
+#[test]
+fn an_engine_that_does_not_say_what_containers_do_is_said_and_what_probes_see_is_shown() {
+    simulate(|| async {
+        let mut h = History::new(4);
+        h.ready_within(Duration::from_mins(1), "the beginning").await;
+        h.strike(&Fault::EngineMute(Duration::from_mins(2))).await;
+        h.pass(Duration::from_secs(6)).await;
+        h.strike(&Fault::Freeze("minio".into(), Some(Duration::from_mins(2)))).await;
+        h.pass(Duration::from_secs(35)).await;
+        let snapshot = h.labd.as_ref().expect("it lives").snapshot.borrow().clone();
+        let said = |part: &str| snapshot.notices.iter().any(|n| n.text.contains(part));
+        assert!(said("does not say what jupyter, minio, ray-driver"), "{:?}", snapshot.notices);
+        let state = |name: &str| snapshot.services.iter().find(|v| v.name == name).map(|v| v.state);
+        assert_eq!(state("minio"), Some(ServiceState::Unhealthy), "and not ready for as long as the engine hangs");
+        assert_eq!(state("ray-worker-0"), Some(ServiceState::Ready));
+        h.end_faults().await;
+        h.ready_within(BOUND, "the engine's silence").await;
+        h.outcome(Duration::ZERO)
+    });
+}
+
+#[test]
+fn an_engine_that_ends_after_the_clock_was_set_back_is_nobodys_stop() {
+    simulate(|| async {
+        let mut h = History::new(3);
+        h.ready_within(Duration::from_mins(1), "the beginning").await;
+        h.strike(&Fault::ClockSet(-3_600_000)).await;
+        h.pass(Duration::from_secs(20)).await;
+        h.strike(&Fault::EngineRestart(Duration::from_secs(5))).await;
+        h.end_faults().await;
+        h.ready_within(BOUND, "the engine's restart").await;
+        let snapshot = h.labd.as_ref().expect("it lives").snapshot.borrow().clone();
+        assert!(snapshot.services.iter().all(|s| s.state != ServiceState::Held), "{snapshot:?}");
+        h.outcome(Duration::ZERO)
+    });
+}
+
+#[test]
+fn a_clock_that_is_set_by_an_hour_makes_nobody_wait_and_no_incident_stay_open() {
+    for step in [-3_600_000, 3_600_000] {
+        simulate(|| async move {
+            let mut h = History::new(2);
+            h.ready_within(Duration::from_mins(1), "the beginning").await;
+            h.pass(Duration::from_mins(3)).await;
+            // Crashes enough for a wait, and the clock is set in the middle of it.
+            for _ in 0..3 {
+                h.strike(&Fault::Crash("ray-worker-0".into(), 1)).await;
+                h.pass(Duration::from_secs(6)).await;
+            }
+            h.strike(&Fault::Crash("ray-worker-0".into(), 1)).await;
+            h.pass(Duration::from_millis(300)).await;
+            h.strike(&Fault::ClockSet(step)).await;
+            assert!(h.ready_within(Duration::from_secs(30), "the clock was set").await <= Duration::from_secs(20));
+            h.strike(&Fault::Crash("ray-driver".into(), 1)).await;
+            h.pass(Duration::from_secs(1)).await;
+            h.strike(&Fault::LabdRestart("ray-worker-1".into())).await;
+            h.ready_within(Duration::from_secs(30), "the next crash").await;
+            let incidents = h.labd.as_ref().expect("it lives").incidents.borrow().clone();
+            assert!(incidents.iter().all(|i| i.ready_at.is_some()), "{step}: {incidents:#?}");
+            assert!(incidents.iter().any(|i| i.service == "ray-driver"), "{incidents:#?}");
+            let w = h.outside.lock();
+            assert!(w.held.is_empty() && w.violations.is_empty(), "{:?}", w.violations);
+            drop(w);
+            h.outcome(Duration::ZERO)
+        });
+    }
+}
+
+#[test]
+fn a_lab_that_goes_down_ends_although_the_engine_keeps_a_container() {
+    simulate(|| async {
+        let mut h = History::new(1);
+        h.ready_within(Duration::from_mins(1), "the beginning").await;
+        h.outside.lock().remove_fails.insert("ray-driver".into(), u32::MAX);
+        h.ask(Command::Down).await;
+        h.pass(Duration::from_mins(1)).await;
+        let labd = h.labd.as_ref().expect("it was started");
+        assert!(labd.requests.is_closed(), "it has ended");
+        let query = EventQuery { after_seq: None, service: None, kind: None, limit: 500, newest: true };
+        let told = h.journal.events(query).await;
+        let left: Vec<&str> = told.iter().filter(|e| e.what == "left").map(|e| e.reason.as_str()).collect();
+        let line = "the container lab-ray-driver is left: unable to remove filesystem: operation not permitted";
+        assert_eq!(left, [line]);
+        h.outcome(Duration::ZERO)
+    });
 }
 
 #[test]

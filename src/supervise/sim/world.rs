@@ -23,22 +23,28 @@ use tokio::{
 };
 
 use crate::{
-    engine::{ContainerSeen, Engine, EngineError, Happened, Nudge, Ran, RunState, Seen, listen::Source},
+    engine::{ContainerSeen, Engine, EngineError, Happened, Nudge, Patience, Ran, RunState, Seen, listen::Source},
     plan::{
         HEAD_PORTS,
         spec::{ContainerSpec, Kind, NetworkSpec, Plan, Requirement},
     },
-    ray::{Endpoint, Gcs, RayNode, RayView},
+    ray::{self, Endpoint, Gcs, RayNode, RayView},
     secret::Secret,
     snapshot::EngineView,
     supervise::probe::Ask,
-    time::Timestamp,
+    time::{Timestamp, simulated},
 };
 
 /// A container that was well for so long is blameless: no probe can still be of another opinion.
 const BLAMELESS: Duration = Duration::from_secs(15);
 /// Between two moves of the world.
 pub(super) const TICK: Duration = Duration::from_millis(100);
+
+/// The time in truth. The lab's wall clock ([`Timestamp::now`]) may be set; what the engine and Ray say goes by that one, and
+/// everything that takes time goes by this one.
+pub(super) fn now() -> Timestamp {
+    simulated::steady().unwrap_or_default()
+}
 
 /// Numbers from a seed: SplitMix64.
 #[derive(Debug, Clone)]
@@ -89,8 +95,16 @@ pub(super) enum Power {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Run {
     Created,
-    Running { since: Timestamp },
-    Exited { code: i64, oom: bool, at: Timestamp },
+    Running {
+        since: Timestamp,
+    },
+    Exited {
+        code: i64,
+        oom: bool,
+        at: Timestamp,
+    },
+    /// The engine could not remove it.
+    Dead,
 }
 
 #[derive(Debug, Clone)]
@@ -98,12 +112,16 @@ pub(super) struct Container {
     pub(super) id: String,
     pub(super) service: String,
     pub(super) ours: bool,
+    /// Its files were put in.
+    whole: bool,
     hash: String,
     kind: Option<Kind>,
     address: Ipv4Addr,
     ports: BTreeMap<u16, u16>,
     stop_timeout: Duration,
     pub(super) run: Run,
+    /// When that began, by the wall clock of that time: what the engine says.
+    pub(super) stamp: Timestamp,
     /// From start to the first answer, in this run.
     boot: Duration,
     pub(super) frozen: bool,
@@ -155,6 +173,7 @@ struct Node {
     address: Ipv4Addr,
     /// Container and start: which run of it this node is.
     run: (String, Timestamp),
+    /// By the wall clock of that time.
     started_at: Timestamp,
     alive: bool,
     is_head: bool,
@@ -184,6 +203,12 @@ pub(super) struct World {
     /// The next starts that fail, by service.
     pub(super) start_fails: BTreeMap<String, u32>,
     pub(super) create_fails: BTreeMap<String, u32>,
+    /// The next creates that are carried out and not answered: nobody puts the files in.
+    pub(super) create_lost: BTreeMap<String, u32>,
+    pub(super) stop_fails: BTreeMap<String, u32>,
+    pub(super) remove_fails: BTreeMap<String, u32>,
+    /// Whether the lab's network is there: somebody may prune it.
+    pub(super) network: bool,
     /// A person asked labd to restart it, lately.
     pub(super) restart_asked: BTreeMap<String, Timestamp>,
     /// Held beyond doubt: since when.
@@ -217,7 +242,7 @@ impl Outside {
 
 impl World {
     pub(super) fn new(seed: u64, plan: Plan) -> Self {
-        let now = Timestamp::now();
+        let now = now();
         let mut dice = Dice::new(seed);
         Self {
             persist: !dice.one_in(4),
@@ -235,6 +260,10 @@ impl World {
             busy_until: now,
             start_fails: BTreeMap::new(),
             create_fails: BTreeMap::new(),
+            create_lost: BTreeMap::new(),
+            stop_fails: BTreeMap::new(),
+            remove_fails: BTreeMap::new(),
+            network: false,
             restart_asked: BTreeMap::new(),
             held: BTreeMap::new(),
             hand_stops: BTreeMap::new(),
@@ -250,13 +279,13 @@ impl World {
     }
 
     pub(super) fn say(&mut self, text: impl std::fmt::Display) {
-        let at = Timestamp::now().since(self.begun);
+        let at = now().since(self.begun);
         self.trace.push(format!("{:>8.3} {text}", at.as_secs_f64()));
     }
 
     pub(super) fn never(&mut self, text: impl std::fmt::Display) {
         self.say(format_args!("VIOLATION: {text}"));
-        let at = Timestamp::now().since(self.begun);
+        let at = now().since(self.begun);
         self.violations.push(format!("at {:.3} s: {text}", at.as_secs_f64()));
     }
 
@@ -284,7 +313,7 @@ impl World {
             self.say(format_args!("event {c} {what:?}"));
         }
         self.log.push(nudge.clone());
-        if Timestamp::now() >= self.deaf_until {
+        if now() >= self.deaf_until {
             self.listeners.retain(|l| l.send(nudge.clone()).is_ok());
         }
     }
@@ -297,12 +326,12 @@ impl World {
     }
 
     pub(super) fn exit(&mut self, service: &str, code: i64, oom: bool) {
-        let at = Timestamp::now();
+        let at = now();
         if oom {
             self.runs_out_of_memory(service);
         }
         let Some(c) = self.of_mut(service).filter(|c| c.running().is_some()) else { return };
-        c.run = Run::Exited { code, oom, at };
+        (c.run, c.stamp) = (Run::Exited { code, oom, at }, Timestamp::now());
         self.deaths.push(at);
         let Some(c) = self.of_mut(service) else { return };
         (c.frozen, c.paused, c.stops_at, c.dies_at) = (false, false, None, None);
@@ -319,7 +348,7 @@ impl World {
             self.exit(service, 137, false);
             return;
         }
-        let ends = Timestamp::now().plus(self.dice.ms(10, 900));
+        let ends = now().plus(self.dice.ms(10, 900));
         if let Some(c) = self.of_mut(service) {
             c.dies_at = Some(ends);
         }
@@ -327,7 +356,7 @@ impl World {
 
     /// The beginning of `docker stop`, or of labd's own.
     pub(super) fn begin_stop(&mut self, service: &str, by_hand: bool) {
-        let now = Timestamp::now();
+        let now = now();
         let takes = self.dice.ms(20, 3_000);
         let Some(c) = self.of_mut(service).filter(|c| c.running().is_some()) else { return };
         if c.stops_at.is_some() {
@@ -343,13 +372,16 @@ impl World {
     }
 
     pub(super) fn begin_start(&mut self, service: &str) -> Result<(), EngineError> {
-        let now = Timestamp::now();
+        let now = now();
         let (quick, slow) = (self.dice.ms(200, 3_000), self.dice.ms(1_500, 5_000));
         let Some(c) = self.of_mut(service) else { return Err(EngineError::NotFound("no such container".into())) };
         if c.running().is_some() {
             return Ok(());
         }
-        c.run = Run::Running { since: now };
+        if c.run == Run::Dead {
+            return Err(EngineError::Conflict("container is marked for removal and cannot be started".into()));
+        }
+        (c.run, c.stamp) = (Run::Running { since: now }, Timestamp::now());
         c.boot = if c.in_cluster() { slow } else { quick };
         (c.joined, c.orphan_since, c.stops_at, c.dies_at) = (false, None, None, None);
         let id = c.id.clone();
@@ -370,6 +402,15 @@ impl World {
         self.event(service, &c.id, Happened::Other);
     }
 
+    /// The engine begins to remove a container and cannot.
+    pub(super) fn half_remove(&mut self, service: &str) {
+        self.exit(service, 137, false);
+        if let Some(c) = self.of_mut(service) {
+            c.run = Run::Dead;
+        }
+        self.say(format_args!("{service} is dead: it cannot be removed"));
+    }
+
     pub(super) fn add(&mut self, service: &str, spec: &ContainerSpec, ours: bool) {
         self.counter += 1;
         let ports = spec.ports.iter().enumerate();
@@ -378,12 +419,14 @@ impl World {
             id: format!("c{}", self.counter),
             service: service.to_owned(),
             ours,
+            whole: true,
             hash: spec.hash(),
             kind: self.kind(service),
             address: spec.address,
             ports: ports.map(|(i, p)| (p.container, base + i as u16)).collect(),
             stop_timeout: spec.stop_timeout,
             run: Run::Created,
+            stamp: Timestamp::now(),
             boot: Duration::ZERO,
             frozen: false,
             paused: false,
@@ -393,7 +436,7 @@ impl World {
             orphan_since: None,
             stops_at: None,
             dies_at: None,
-            unwell_until: Timestamp::now(),
+            unwell_until: now(),
             by_hand: false,
         };
         let id = c.id.clone();
@@ -413,7 +456,7 @@ impl World {
     // ---- the passing of time ----
 
     pub(super) fn tick(&mut self) {
-        let now = Timestamp::now();
+        let now = now();
         let services: Vec<String> = self.containers.iter().map(|c| c.service.clone()).collect();
         for service in &services {
             let Some(c) = self.of(service) else { continue };
@@ -426,7 +469,7 @@ impl World {
                 self.exit(service, code, false);
                 self.event(service, &id, Happened::Stopped);
                 if by_hand {
-                    self.hand_stops.insert(service.clone(), (id, now));
+                    self.hand_stops.insert(service.clone(), (id, Timestamp::now()));
                 }
             }
         }
@@ -450,7 +493,7 @@ impl World {
     }
 
     pub(super) fn serves(&self, service: &str) -> bool {
-        self.of(service).is_some_and(|c| c.ours && self.is_well(c, Timestamp::now()))
+        self.of(service).is_some_and(|c| c.ours && self.is_well(c, now()))
     }
 
     pub(super) fn gcs_up(&self, now: Timestamp) -> bool {
@@ -492,7 +535,7 @@ impl World {
                         id: self.counter,
                         address,
                         run,
-                        started_at: since.plus(c.boot / 2),
+                        started_at: Timestamp::now().minus(now.since(since.plus(c.boot / 2))),
                         alive: true,
                         is_head,
                         silent_since: None,
@@ -572,7 +615,7 @@ impl World {
 
     /// What the GCS says.
     fn ray_view(&mut self, aim: Option<&Endpoint>) -> (Gcs, Vec<RayNode>) {
-        let now = Timestamp::now();
+        let now = now();
         let Some(endpoint) = aim else { return (Gcs::Unknown, Vec::new()) };
         let head = self.containers.iter().find(|c| c.ours && c.kind == Some(Kind::RayHead));
         let there = head.is_some_and(|c| c.ports.get(&HEAD_PORTS.0) == Some(&endpoint.gcs.port()));
@@ -580,7 +623,7 @@ impl World {
             return (Gcs::Unreachable { reason: "does not answer".into() }, Vec::new());
         }
         self.gcs_answered = now;
-        let mut nodes: Vec<RayNode> = self
+        let nodes: Vec<RayNode> = self
             .nodes
             .iter()
             .map(|n| RayNode {
@@ -596,20 +639,19 @@ impl World {
                 labels: BTreeMap::new(),
             })
             .collect();
-        nodes.sort_by_key(|n| (n.address, std::cmp::Reverse(n.started_at)));
-        nodes.dedup_by_key(|n| n.address);
-        (Gcs::Reachable, nodes)
+        (Gcs::Reachable, ray::newest(nodes))
     }
 
     fn unregister(&mut self, address: Ipv4Addr, before: Timestamp) -> Result<usize, String> {
-        let now = Timestamp::now();
+        let now = now();
         if !self.gcs_up(now) {
             return Err("the GCS does not answer".into());
         }
         let mut told = 0;
         for n in 0..self.nodes.len() {
             let node = &self.nodes[n];
-            if !node.alive || node.is_head || node.address != address || node.started_at >= before {
+            let old = ray::began_before(node.started_at, before, Timestamp::now());
+            if !node.alive || node.is_head || node.address != address || !old {
                 continue;
             }
             let run = node.run.clone();
@@ -626,7 +668,7 @@ impl World {
 
     /// labd is about to end a container.
     fn check_end(&mut self, how: &str, id: &str) {
-        let now = Timestamp::now();
+        let now = now();
         let Some(c) = self.containers.iter().find(|c| c.id == id) else { return };
         let (service, running) = (c.service.clone(), c.running().is_some());
         let blameless = running && self.is_well(c, now) && now.since(c.unwell_until) >= BLAMELESS;
@@ -647,9 +689,13 @@ impl World {
     }
 
     fn check_start(&mut self, id: &str) {
-        let now = Timestamp::now();
-        let Some(service) = self.containers.iter().find(|c| c.id == id).map(|c| c.service.clone()) else { return };
+        let now = now();
+        let Some(c) = self.containers.iter().find(|c| c.id == id) else { return };
+        let (service, whole) = (c.service.clone(), c.whole);
         self.say(format_args!("labd: start {service}"));
+        if !whole {
+            self.never(format_args!("{service} was started without its files"));
+        }
         if self.held.get(&service).is_some_and(|&since| now.since(since) >= Duration::from_millis(50)) {
             self.never(format_args!("{service} was started although it is held"));
         }
@@ -669,6 +715,10 @@ fn c_gives_up(c: &Container, gcs_down_since: Option<Timestamp>, now: Timestamp) 
     c.kind != Some(Kind::RayHead) && away && ran && !c.frozen && !c.paused
 }
 
+fn no_network() -> EngineError {
+    EngineError::NotFound("network lab not found".into())
+}
+
 fn unreachable() -> EngineError {
     EngineError::Unreachable("no container engine answers".into())
 }
@@ -678,7 +728,7 @@ impl Outside {
     async fn call<T>(&self, effect: impl FnOnce(&mut World) -> Result<T, EngineError>) -> Result<T, EngineError> {
         let half = || {
             let mut w = self.lock();
-            if Timestamp::now() < w.slow_until { w.dice.ms(100, 1_500) } else { w.dice.ms(1, 15) }
+            if now() < w.slow_until { w.dice.ms(100, 1_500) } else { w.dice.ms(1, 15) }
         };
         sleep(half()).await;
         let life = self.answers(None).await?;
@@ -723,10 +773,11 @@ impl Engine for Outside {
                 run: match c.run {
                     Run::Created => RunState::Created,
                     Run::Running { .. } if c.paused => RunState::Paused,
-                    Run::Running { since } => RunState::Running { started_at: since },
-                    Run::Exited { code, oom, at } => {
-                        RunState::Exited { code, oom, finished_at: at, error: String::new() }
+                    Run::Running { .. } => RunState::Running { started_at: c.stamp },
+                    Run::Exited { code, oom, .. } => {
+                        RunState::Exited { code, oom, finished_at: c.stamp, error: String::new() }
                     }
+                    Run::Dead => RunState::Dead,
                 },
                 pid: None,
                 ports: if c.running().is_some() { c.ports.clone() } else { BTreeMap::new() },
@@ -738,7 +789,9 @@ impl Engine for Outside {
 
     async fn first_process_ended(&self, container: ContainerSeen) {
         let RunState::Running { started_at } = container.run else { return std::future::pending().await };
-        let runs = |w: &World| w.containers.iter().any(|c| c.id == container.id && c.running() == Some(started_at));
+        let runs = |w: &World| {
+            w.containers.iter().any(|c| c.id == container.id && c.running().is_some() && c.stamp == started_at)
+        };
         while runs(&self.lock()) {
             sleep(TICK).await;
         }
@@ -749,7 +802,11 @@ impl Engine for Outside {
     }
 
     async fn ensure_network(&self, _: &NetworkSpec) -> Result<(), EngineError> {
-        self.call(|_| Ok(())).await
+        self.call(|w| {
+            w.network = true;
+            Ok(())
+        })
+        .await
     }
 
     async fn remove_network(&self) -> Result<(), EngineError> {
@@ -765,8 +822,18 @@ impl Engine for Outside {
                 *n -= 1;
                 return Err(EngineError::Other("no space left on device".into()));
             }
+            if !w.network {
+                return Err(no_network());
+            }
             w.say(format_args!("labd: create {service}"));
             w.add(service, spec, true);
+            if let Some(n) = w.create_lost.get_mut(service).filter(|n| **n > 0) {
+                *n -= 1;
+                if let Some(c) = w.of_mut(service) {
+                    c.whole = false;
+                }
+                return Err(EngineError::Unreachable("the container engine does not answer in time".into()));
+            }
             Ok(())
         })
         .await
@@ -780,6 +847,9 @@ impl Engine for Outside {
                 *n -= 1;
                 return Err(EngineError::Conflict("port 8265 is taken".into()));
             }
+            if !w.network {
+                return Err(no_network());
+            }
             w.begin_start(&service)
         })
         .await
@@ -789,6 +859,12 @@ impl Engine for Outside {
         self.lock().check_end("stop", id);
         self.call(|w| {
             let service = Self::by_id(w, id)?.service.clone();
+            if let Some(n) = w.stop_fails.get_mut(&service).filter(|n| **n > 0) {
+                *n -= 1;
+                return Err(EngineError::Other(
+                    "tried to stop the container, but did not receive an exit event".into(),
+                ));
+            }
             w.begin_stop(&service, false);
             Ok(())
         })
@@ -814,6 +890,11 @@ impl Engine for Outside {
         self.call(|w| {
             if let Ok(c) = Self::by_id(w, id) {
                 let service = c.service.clone();
+                if let Some(n) = w.remove_fails.get_mut(&service).filter(|n| **n > 0) {
+                    *n -= 1;
+                    w.half_remove(&service);
+                    return Err(EngineError::Other("unable to remove filesystem: operation not permitted".into()));
+                }
                 w.remove(&service);
             }
             Ok(())
@@ -822,9 +903,9 @@ impl Engine for Outside {
     }
 
     /// Looks into containers draw no dice: many of them happen in every history.
-    async fn run(&self, id: &str, _: &[String], _: Duration) -> Result<Ran, EngineError> {
+    async fn run(&self, id: &str, _: &[String], _: Patience) -> Result<Ran, EngineError> {
         let life = self.answers(None).await?;
-        let busy = Timestamp::now() < self.lock().busy_until;
+        let busy = now() < self.lock().busy_until;
         sleep(if busy { Duration::from_secs(5) } else { TICK }).await;
         self.answers(Some(life)).await?;
         match Self::by_id(&mut self.lock(), id)? {
@@ -865,13 +946,13 @@ impl Ask for Outside {
             let port = url::Url::parse(url).ok().and_then(|u| u.port()).unwrap_or(0);
             let busy = {
                 let mut w = self.lock();
-                if Timestamp::now() < w.busy_until { w.dice.ms(500, 4_500) } else { w.dice.ms(1, 20) }
+                if now() < w.busy_until { w.dice.ms(500, 4_500) } else { w.dice.ms(1, 20) }
             };
             sleep(busy).await;
             loop {
                 {
                     let w = self.lock();
-                    let now = Timestamp::now();
+                    let now = now();
                     let there =
                         w.containers.iter().find(|c| c.running().is_some() && c.ports.values().any(|&p| p == port));
                     match there {
