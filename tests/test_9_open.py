@@ -378,13 +378,15 @@ def test_the_user_of_jobs_comes_back_when_it_was_removed(lab, store):
 @pytest.fixture
 def outside():
     """A host of its own on a cable to this one, with a route to the lab's subnet."""
-    name, link = "labdopen", "labdopen0"
+    # TEST-NET-3, as this machine may itself be in one of the other two.
+    name, link, here, there = "labdopen", "labdopen0", "203.0.113.1", "203.0.113.2"
+    assert "203.0.113." not in run("ip", "-4", "addr").stdout + run("ip", "-4", "route").stdout
     run("ip", "netns", "add", name)
     try:
         run("ip", "link", "add", link, "type", "veth", "peer", "name", "out", "netns", name)
-        run("ip", "addr", "add", "192.0.2.1/30", "dev", link)
+        run("ip", "addr", "add", f"{here}/30", "dev", link)
         run("ip", "link", "set", link, "up")
-        for words in ("addr add 192.0.2.2/30 dev out", "link set out up", "link set lo up", f"route add {SUBNET}.0/24 via 192.0.2.1"):
+        for words in (f"addr add {there}/30 dev out", "link set out up", "link set lo up", f"route add {SUBNET}.0/24 via {here}"):
             run("ip", "-n", name, *words.split())
         yield lambda *argv, **kwargs: run("ip", "netns", "exec", name, *argv, **kwargs)
     finally:
