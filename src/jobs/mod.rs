@@ -407,11 +407,11 @@ impl<A: JobApi> Keeper<A> {
 
     /// What of all that a job needs is there.
     fn present(&self) -> Present {
-        let ray = self.parts.ray.borrow();
+        let (ray, snapshot) = (self.parts.ray.borrow().clone(), self.parts.snapshot.borrow().clone());
         Present {
             head: ray.gcs == Gcs::Reachable,
             driver: decide::driver_alive(&ray.nodes),
-            store: store_serves(&self.parts.snapshot.borrow()),
+            store: store_serves(&snapshot),
         }
     }
 
@@ -530,13 +530,14 @@ impl<A: JobApi> Keeper<A> {
 
     fn publish(&self) {
         let view = {
-            let ray = self.parts.ray.borrow();
-            let snapshot = self.parts.snapshot.borrow();
+            // Not borrowed for long: whoever borrows twice waits for a writer that waits for the first.
+            let (ray, snapshot) = (self.parts.ray.borrow().clone(), self.parts.snapshot.borrow().clone());
+            let present = self.present();
             let at = |s: &ServiceView| Some((s.address.parse().ok()?, s.name.clone()));
             let services = snapshot.services.iter().filter_map(at).collect();
             let lists = ray.trouble.as_ref();
             let trouble = self.trouble.as_ref().or(lists).map(String::as_str);
-            let mut view = view::view(&self.book, &ray, &services, self.present(), trouble, Timestamp::now());
+            let mut view = view::view(&self.book, &ray, &services, present, trouble, Timestamp::now());
             view.notices.extend(view::unreadable(&self.unreadable));
             view
         };
