@@ -236,6 +236,8 @@ struct Entry {
     state: ServiceState,
     since: Timestamp,
     reason: String,
+    /// The journal's word on a service that was ready before labd was restarted, while it is shown what it waits for.
+    journaled: Option<String>,
     progress: Option<String>,
     next_try: Option<Timestamp>,
     wake: Option<Moment>,
@@ -306,6 +308,7 @@ impl Entry {
             state: ServiceState::Waiting,
             since: now,
             reason: "labd looks at it".to_owned(),
+            journaled: None,
             progress: None,
             next_try: None,
             wake: None,
@@ -1289,7 +1292,8 @@ impl<E: Engine> Lab<E> {
             entry.state = decision.state;
             entry.wake = decision.wake;
             if decision.state == ServiceState::Waiting {
-                entry.reason.clone_from(&decision.reason);
+                let journaled = std::mem::replace(&mut entry.reason, decision.reason.clone());
+                entry.journaled.get_or_insert(journaled);
             }
             return before != decision.state;
         }
@@ -1308,13 +1312,11 @@ impl<E: Engine> Lab<E> {
         entry.progress = (decision.state == ServiceState::Preparing).then(|| decision.reason.clone());
         let mut reason = decision.reason.clone();
         if decision.state == ServiceState::Ready && reason.is_empty() {
-            // Adopted, and ready as the journal has it: since then, not since now.
-            let known = adopted && entry.recorded == Some(ServiceState::Ready) && unchanged_since;
+            let word = entry.journaled.take().unwrap_or_else(|| entry.reason.clone());
             reason = match entry.running() {
-                Some((_, at)) if changed => {
-                    let ready_at = if known { entry.since } else { now.wall };
-                    format!("ready {} after its start", human(ready_at.since(at)))
-                }
+                // Adopted: the journal's word stands, if it has one.
+                Some(_) if adopted && !word.is_empty() => word,
+                Some((_, at)) if changed => format!("ready {} after its start", human(now.wall.since(at))),
                 _ => entry.reason.clone(),
             };
         }
