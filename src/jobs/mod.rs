@@ -367,12 +367,11 @@ impl<A: JobApi> Keeper<A> {
         let silent = |s: &&ServiceView| s.state == ServiceState::Unhealthy && decide::is_infrastructure(&s.name);
         for service in snapshot.services.iter().filter(silent) {
             let same = |known: &&mut Silence| known.service == service.name && known.to >= service.since;
-            match self.silences.iter_mut().find(same) {
-                Some(known) => known.to = now,
-                None => {
-                    let silence = Silence { service: service.name.clone(), from: service.since, to: now };
-                    self.silences.push(silence);
-                }
+            if let Some(known) = self.silences.iter_mut().find(same) {
+                known.to = now;
+            } else {
+                let silence = Silence { service: service.name.clone(), from: service.since, to: now };
+                self.silences.push(silence);
             }
         }
         self.silences.retain(|silence| now.since(silence.to) < REMEMBERED);
