@@ -30,15 +30,27 @@ pub(crate) fn path_segment(text: &str) -> String {
 
 /// Text without the logins of the addresses in it: what may be shown to anybody.
 pub(crate) fn without_logins(text: &str) -> String {
+    with_logins_as("", text)
+}
+
+/// Text with this in place of each login, and of the `@` behind it, in the addresses in it.
+pub(crate) fn with_logins_as(mark: &str, text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     let mut rest = text;
     while let Some((before, after)) = rest.split_once("://") {
         shown.push_str(before);
         shown.push_str("://");
-        let ends = |c: char| c.is_whitespace() || matches!(c, '/' | '?' | '#' | '"' | '\'' | '`');
+        // Not at `?` or `#`, which a password may hold that nobody has encoded.
+        let ends = |c: char| c.is_whitespace() || matches!(c, '/' | '"' | '\'');
         let end = after.find(ends).unwrap_or(after.len());
-        // The last `@` before the path: a password may hold one that nobody has encoded.
-        rest = &after[after[..end].rfind('@').map_or(0, |at| at + 1)..];
+        // The last `@` before the path: a password may hold one of those, too.
+        rest = match after[..end].rfind('@') {
+            Some(at) => {
+                shown.push_str(mark);
+                &after[at + 1..]
+            }
+            None => after,
+        };
     }
     shown.push_str(rest);
     shown

@@ -252,23 +252,7 @@ pub(crate) fn one_line(text: &str) -> String {
 
 /// Hides `user:password@` in URLs: tools print the proxy or the index they use.
 pub(crate) fn redact(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((before, after)) = rest.split_once("://") {
-        out.push_str(before);
-        out.push_str("://");
-        let authority = after.find(|c: char| c == '/' || c.is_whitespace() || c == '"' || c == '\'');
-        let end = authority.unwrap_or(after.len());
-        rest = match after[..end].rfind('@') {
-            Some(at) => {
-                out.push('…');
-                &after[at..]
-            }
-            None => after,
-        };
-    }
-    out.push_str(rest);
-    out
+    text::with_logins_as("…@", text)
 }
 
 fn after(text: &str, marker: &str) -> Option<String> {
