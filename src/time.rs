@@ -39,19 +39,29 @@ impl Timestamp {
     /// This moment plus `d`; saturates at the end of time.
     #[must_use]
     pub fn plus(self, d: Duration) -> Self {
-        Self(self.0.saturating_add(i64::try_from(d.as_millis()).unwrap_or(i64::MAX)))
+        Self(self.0.saturating_add(millis(d)))
     }
 
     /// The time so long before.
     #[must_use]
     pub fn minus(self, d: Duration) -> Self {
-        Self(self.0.saturating_sub(i64::try_from(d.as_millis()).unwrap_or(i64::MAX)))
+        Self(self.0.saturating_sub(millis(d)))
     }
 
     /// How long ago `earlier` was; zero when it lies in the future (clocks step).
     pub fn since(self, earlier: Self) -> Duration {
-        Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
+        between(earlier.0, self.0)
     }
+}
+
+/// A duration as both clocks count; saturates at the end of time.
+fn millis(d: Duration) -> i64 {
+    i64::try_from(d.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// From one point to another of the same clock, in milliseconds; zero where the second is the earlier one.
+fn between(earlier: i64, later: i64) -> Duration {
+    Duration::from_millis(u64::try_from(later.saturating_sub(earlier)).unwrap_or(0))
 }
 
 /// A moment of a clock that is never set, in milliseconds since some moment of this process: what waits are measured by.
@@ -79,18 +89,18 @@ impl Moment {
     /// This moment plus `d`; saturates at the end of time.
     #[must_use]
     pub fn plus(self, d: Duration) -> Self {
-        Self(self.0.saturating_add(i64::try_from(d.as_millis()).unwrap_or(i64::MAX)))
+        Self(self.0.saturating_add(millis(d)))
     }
 
     /// The moment so long before; it may lie before this process.
     #[must_use]
     pub fn minus(self, d: Duration) -> Self {
-        Self(self.0.saturating_sub(i64::try_from(d.as_millis()).unwrap_or(i64::MAX)))
+        Self(self.0.saturating_sub(millis(d)))
     }
 
     /// How long ago `earlier` was; zero when it is still to come.
     pub fn since(self, earlier: Self) -> Duration {
-        Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
+        between(earlier.0, self.0)
     }
 }
 
