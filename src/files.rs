@@ -4,7 +4,7 @@
 
 use std::{
     fs::{self, DirBuilder, File, Permissions},
-    io,
+    io::{self, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::Path,
 };
@@ -17,7 +17,8 @@ const FILE: u32 = 0o600;
 const FOLDER: u32 = 0o700;
 /// What labd and its supervision keep in the data directory. A name with more behind it, such as `journal.db-wal`, is theirs
 /// as well.
-const KEPT: [&str; 10] = [
+const KEPT: [&str; 11] = [
+    "machine.",
     "secrets.",
     "minio-root.",
     "journal.db",
@@ -36,6 +37,17 @@ pub(crate) fn open_private(path: &Path) -> io::Result<File> {
     let file = File::options().create(true).read(true).write(true).truncate(false).mode(FILE).open(path)?;
     close_to_others(path, &file.metadata()?.permissions(), FILE)?;
     Ok(file)
+}
+
+/// Writes a file that nobody else may open, whole or not at all. It is on disk before it has its name; that it has it is on
+/// disk only after its folder was synced.
+pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary = path.with_extension("new");
+    let _ = fs::remove_file(&temporary);
+    let mut file = File::options().write(true).create_new(true).mode(FILE).open(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)
 }
 
 /// Closes a file to others where it is there at all.
@@ -102,7 +114,7 @@ mod tests {
         assert_eq!(mode(&path), 0o700);
         assert_eq!(mode(path.parent().expect("one")) & 0o055, 0o055, "others of the machine go through there");
         // As an older labd left it.
-        for name in ["journal.db-wal", "ledger.db.corrupt-20260101", "secrets.json"] {
+        for name in ["journal.db-wal", "ledger.db.corrupt-20260101", "secrets.json", "machine.json"] {
             fs::write(path.join(name), "").expect("written");
         }
         fs::set_permissions(&path, Permissions::from_mode(0o755)).expect("set");

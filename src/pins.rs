@@ -3,12 +3,13 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    io,
     path::Path,
 };
 
 use serde::{Deserialize, Serialize};
+
+use crate::files;
 
 /// File in the data directory.
 const FILE: &str = "machine.json";
@@ -50,13 +51,7 @@ pub fn save(dir: &Path, pins: &Pins) {
 }
 
 fn write(dir: &Path, pins: &Pins) -> io::Result<()> {
-    let path = dir.join(FILE);
-    let temporary = path.with_extension("new");
-    let _ = fs::remove_file(&temporary);
-    let mut file = File::options().write(true).create_new(true).mode(0o600).open(&temporary)?;
-    file.write_all(&serde_json::to_vec_pretty(pins)?)?;
-    file.sync_all()?;
-    fs::rename(&temporary, &path)?;
+    files::write_private(&dir.join(FILE), &serde_json::to_vec_pretty(pins)?)?;
     File::open(dir)?.sync_all()
 }
 

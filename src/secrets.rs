@@ -1,11 +1,6 @@
 //! The lab's credentials: made once, kept in the data directory, readable by labd alone.
 
-use std::{
-    fs::{self, File},
-    io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
-    path::Path,
-};
+use std::{fs, io, path::Path};
 
 use rand::{Rng as _, distr::Alphanumeric};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -105,12 +100,7 @@ fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, String> {
 /// Whole or not at all: a half-written file would lock everybody out of their data.
 fn write(dir: &Path, path: &Path, stored: &impl Serialize) -> io::Result<()> {
     files::private_folder(dir)?;
-    let temporary = path.with_extension("new");
-    let _ = fs::remove_file(&temporary);
-    let mut file = File::options().write(true).create_new(true).mode(0o600).open(&temporary)?;
-    file.write_all(&serde_json::to_vec_pretty(stored)?)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)
+    files::write_private(path, &serde_json::to_vec_pretty(stored)?)
 }
 
 /// The thread's generator is a cryptographic one, seeded by the kernel. Letters and digits need no quoting anywhere.
