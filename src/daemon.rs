@@ -649,6 +649,12 @@ fn empty(daemon: &DaemonView, node: &watch::Receiver<crate::snapshot::NodeView>)
     }
 }
 
+/// Waits until a listener should be tried again; whether the daemon ends before that.
+async fn ends_before_retry(stopped: &watch::Receiver<bool>) -> bool {
+    let mut stop = stopped.clone();
+    tokio::time::timeout(LISTEN_RETRY, stop.wait_for(|stop| *stop)).await.is_ok()
+}
+
 /// Listens where Prometheus reaches labd: on the host's address in the lab's network. Only `known` peers are heard.
 async fn serve_scrapes(
     addr: SocketAddr,
@@ -667,10 +673,8 @@ async fn serve_scrapes(
         if let Ok(listener) = http::bind_tcp(addr, "lab.page").await {
             http::serve_tcp_to(known.clone(), listener, router.clone(), stopped.clone()).await;
         }
-        let mut stop = stopped.clone();
-        tokio::select! {
-            () = tokio::time::sleep(LISTEN_RETRY) => {}
-            _ = stop.wait_for(|stop| *stop) => return,
+        if ends_before_retry(&stopped).await {
+            return;
         }
     }
 }
@@ -682,7 +686,6 @@ async fn serve_page(
     trouble: watch::Sender<Option<String>>,
     stopped: watch::Receiver<bool>,
 ) {
-    let mut stop = stopped.clone();
     loop {
         match http::bind_tcp(addr, "lab.page").await {
             Ok(listener) => {
@@ -695,9 +698,8 @@ async fn serve_page(
                 }
             }
         }
-        tokio::select! {
-            () = tokio::time::sleep(LISTEN_RETRY) => {}
-            _ = stop.wait_for(|stop| *stop) => return,
+        if ends_before_retry(&stopped).await {
+            return;
         }
     }
 }
@@ -710,7 +712,6 @@ async fn serve_door(
     view: watch::Sender<DoorView>,
     stopped: watch::Receiver<bool>,
 ) {
-    let mut stop = stopped.clone();
     loop {
         let wanted = door_address(&configs.borrow_and_update());
         match http::bind_tcp(wanted, "ports.dashboard").await {
@@ -725,9 +726,8 @@ async fn serve_door(
                 view.send_replace(DoorView { port: None, trouble: Some(e.to_string()) });
             }
         }
-        tokio::select! {
-            () = tokio::time::sleep(LISTEN_RETRY) => {}
-            _ = stop.wait_for(|stop| *stop) => return,
+        if ends_before_retry(&stopped).await {
+            return;
         }
     }
 }
@@ -746,15 +746,13 @@ async fn moved(configs: &mut watch::Receiver<Arc<Config>>, from: SocketAddr) {
 
 /// The front door for the relay in the lab's network.
 async fn serve_relay(path: PathBuf, router: axum::Router, stopped: watch::Receiver<bool>) {
-    let mut stop = stopped.clone();
     loop {
         match http::bind_unix(&path).await {
             Ok(socket) => http::serve_unix(socket, router.clone(), stopped.clone()).await,
             Err(error) => tracing::warn!(%error, "containers cannot reach the front door"),
         }
-        tokio::select! {
-            () = tokio::time::sleep(LISTEN_RETRY) => {}
-            _ = stop.wait_for(|stop| *stop) => return,
+        if ends_before_retry(&stopped).await {
+            return;
         }
     }
 }
