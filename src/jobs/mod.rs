@@ -677,8 +677,7 @@ impl<A: JobApi> Keeper<A> {
         let why = self.trouble.clone().unwrap_or_default();
         self.withdraw(id);
         self.save().await;
-        let body = format!("labd can neither hand the job in nor keep it until then: {why}\n");
-        Reply { status: 507, content_type: "text/plain; charset=utf-8".into(), body: body.into() }
+        refusal(507, format!("labd can neither hand the job in nor keep it until then: {why}\n"))
     }
 
     /// Takes a submission out again; one that ended and had its id before stands again.
@@ -756,8 +755,7 @@ impl<A: JobApi> Keeper<A> {
         // One that ended, and that Ray forgot with its head's state, leaves its id free, as Ray would say.
         if ended.is_some_and(|ended| !ended || told) || self.unreadable.contains(&id) {
             let text = format!("Job with submission_id {id} already exists. Please use a different submission_id.");
-            let _ =
-                reply.send(Reply { status: 500, content_type: "text/plain; charset=utf-8".into(), body: text.into() });
+            let _ = reply.send(refusal(500, text));
             return;
         }
         if !self.has_room(&submission) {
@@ -765,8 +763,7 @@ impl<A: JobApi> Keeper<A> {
                 "labd keeps at most {} MiB of submissions, and unfinished ones fill that: wait for some, or stop them\n",
                 past::MOST_BYTES >> 20
             );
-            let refusal = Reply { status: 507, content_type: "text/plain; charset=utf-8".into(), body: text.into() };
-            let _ = reply.send(refusal);
+            let _ = reply.send(refusal(507, text));
             return;
         }
         // A request to stop that is still on its way is not meant for this one.
@@ -900,6 +897,11 @@ fn store_serves(snapshot: &Snapshot) -> bool {
 fn kept(id: &str) -> Reply {
     let body = serde_json::json!({ "job_id": id, "submission_id": id }).to_string();
     Reply { status: 200, content_type: "application/json".into(), body: body.into() }
+}
+
+/// As Ray answers one that it does not take.
+fn refusal(status: u16, text: String) -> Reply {
+    Reply { status, content_type: "text/plain; charset=utf-8".into(), body: text.into() }
 }
 
 fn says(reply: &Reply, text: &str) -> bool {

@@ -47,7 +47,11 @@ const PLACES: [&str; 5] = [
 
 /// A request body that is a submission.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Submission(Map<String, Value>);
+pub struct Submission {
+    map: Map<String, Value>,
+    /// Its length as JSON: asked for more often than it is told.
+    bytes: usize,
+}
 
 /// What a job's run is called, and what its log says of that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -78,17 +82,18 @@ impl Submission {
             && text_or_nothing("job_id")
             && map_or_nothing("metadata")
             && map_or_nothing("runtime_env");
-        fits.then_some(Self(map))
+        let bytes = serde_json::to_string(&map).unwrap_or_default().len();
+        fits.then_some(Self { map, bytes })
     }
 
     /// Its length as JSON, in bytes.
-    pub fn bytes(&self) -> usize {
-        self.to_json().len()
+    pub const fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// The id a person chose.
     pub fn id(&self) -> Option<&str> {
-        let text = |key: &str| self.0.get(key).and_then(Value::as_str).filter(|id| !id.is_empty());
+        let text = |key: &str| self.map.get(key).and_then(Value::as_str).filter(|id| !id.is_empty());
         text("submission_id").or_else(|| text("job_id"))
     }
 
@@ -110,11 +115,11 @@ impl Submission {
                 LONGEST_TEXT >> 10
             ));
         }
-        let metadata = self.0.get("metadata").and_then(Value::as_object);
+        let metadata = self.map.get("metadata").and_then(Value::as_object);
         if let Some((name, _)) = metadata.into_iter().flatten().find(|(_, value)| !value.is_string()) {
             return Err(format!("`metadata` must have text as values: `{}` has not", clip(name, 40)));
         }
-        let env = self.0.get("runtime_env").and_then(Value::as_object);
+        let env = self.map.get("runtime_env").and_then(Value::as_object);
         match env.and_then(|env| env.get("env_vars")) {
             None | Some(Value::Null) => {}
             Some(Value::Object(vars)) => vars.iter().try_for_each(|(name, value)| check_variable(name, value))?,
@@ -135,7 +140,7 @@ impl Submission {
 
     /// The command line.
     pub fn entrypoint(&self) -> &str {
-        self.0.get("entrypoint").and_then(Value::as_str).unwrap_or_default()
+        self.map.get("entrypoint").and_then(Value::as_str).unwrap_or_default()
     }
 
     /// How often it is to be resubmitted. Nonsense is `never`: what a person tried to limit is not repeated.
@@ -147,7 +152,7 @@ impl Submission {
     }
 
     fn metadata(&self, key: &str) -> Option<&str> {
-        self.0.get("metadata")?.get(key)?.as_str()
+        self.map.get("metadata")?.get(key)?.as_str()
     }
 
     /// Whether it says itself where its driver runs.
@@ -158,15 +163,15 @@ impl Submission {
             Value::Object(o) => !o.is_empty(),
             _ => true,
         };
-        PLACES.iter().any(|key| self.0.get(*key).is_some_and(placed))
+        PLACES.iter().any(|key| self.map.get(*key).is_some_and(placed))
     }
 
     /// What its driver asks of the node it runs on, by Ray's names.
     pub fn asks(&self) -> HashMap<String, f64> {
         let named = [("entrypoint_num_gpus", "GPU"), ("entrypoint_num_cpus", "CPU"), ("entrypoint_memory", "memory")];
-        let number = |key: &str| self.0.get(key).and_then(Value::as_f64);
+        let number = |key: &str| self.map.get(key).and_then(Value::as_f64);
         let asked = named.iter().filter_map(|(key, name)| Some(((*name).to_owned(), number(key)?)));
-        let others = self.0.get("entrypoint_resources").and_then(Value::as_object).into_iter().flatten();
+        let others = self.map.get("entrypoint_resources").and_then(Value::as_object).into_iter().flatten();
         let others = others.filter_map(|(name, n)| Some((name.clone(), n.as_f64()?)));
         asked.chain(others).filter(|(_, n)| *n > 0.0).collect()
     }
@@ -174,7 +179,7 @@ impl Submission {
     /// Names of the packages in the GCS that its `runtime_env` refers to.
     pub fn packages(&self) -> BTreeSet<String> {
         let mut found = BTreeSet::new();
-        if let Some(env) = self.0.get("runtime_env") {
+        if let Some(env) = self.map.get("runtime_env") {
             walk(env, &mut found);
         }
         found
@@ -184,7 +189,7 @@ impl Submission {
     /// its own resumes, when there is one in `named`. A driver that names no place gets the driver node's, so that neither
     /// the head's crash nor a GPU worker's takes it along.
     pub fn body(&self, id: &str, root: &str, attempt: u32, named: Named<'_>) -> Vec<u8> {
-        let mut map = self.0.clone();
+        let mut map = self.map.clone();
         map.remove("job_id");
         map.insert("submission_id".to_owned(), json!(id));
         if !self.names_place() {
@@ -211,7 +216,7 @@ impl Submission {
 
     /// As it was sent, for the ledger.
     pub fn to_json(&self) -> String {
-        serde_json::to_string(&self.0).unwrap_or_default()
+        serde_json::to_string(&self.map).unwrap_or_default()
     }
 }
 

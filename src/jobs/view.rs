@@ -180,8 +180,8 @@ pub(super) fn unreadable(ids: &BTreeSet<String>) -> Option<String> {
         if ids.len() == 1 { ("one job", "") } else { ("jobs", if ids.len() > 3 { ", ..." } else { "" }) };
     (!ids.is_empty()).then(|| {
         format!(
-            "the ledger has {jobs} that this labd cannot read ({first}{more}), perhaps as a newer one wrote it: left as it \
-             is, and not resubmitted"
+            "the ledger has {jobs} that this labd cannot read ({first}{more}), perhaps from a newer labd: kept on disk, and \
+             not resubmitted"
         )
     })
 }
