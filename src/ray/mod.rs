@@ -315,38 +315,37 @@ async fn watch_jobs(
     tell: Arc<watch::Sender<Arc<RayView>>>,
 ) {
     let mut before = None;
-    // While the list of all jobs is too long to be read: when it is tried again.
-    let mut all_at: Option<Instant> = None;
+    // Why the list of all jobs cannot be read, and when it is tried again.
+    let mut unread: Option<(Instant, String)> = None;
     loop {
         let target = aim.borrow_and_update().clone();
         let mut pause = EAGER;
         if let Some(endpoint) = target {
             let begun = Instant::now();
             let api = HttpJobs::new(endpoint);
-            let all =
-                async { if all_at.is_some_and(|at| begun < at) { Err(None) } else { api.list().await.map_err(Some) } };
-            let (jobs, runs) = tokio::join!(all, api.get("/api/train/v2/runs/v1"));
-            let now = Timestamp::now();
-            // An upgraded head says another one.
-            let version = api.version().await.ok();
-            let (mut trouble, all_jobs) = (None, jobs.is_ok());
-            let jobs = match jobs {
-                Ok(jobs) => {
-                    all_at = None;
+            let due = unread.as_ref().is_none_or(|(again, _)| begun >= *again);
+            let all = async { if due { Some(api.list().await) } else { None } };
+            // An upgraded head says another version.
+            let (all, runs, version) = tokio::join!(all, api.get("/api/train/v2/runs/v1"), api.version());
+            let (now, all_jobs) = (Timestamp::now(), matches!(all, Some(Ok(_))));
+            let jobs = match all {
+                Some(Ok(jobs)) => {
+                    unread = None;
                     Some(jobs)
                 }
-                Err(reason) if version.is_some() => {
-                    let wanted = followed.borrow().clone();
-                    if let Some(reason) = reason {
-                        all_at = Some(Instant::now() + ALL_JOBS);
-                        trouble = Some(format!(
+                // It answers, and not this.
+                all if version.is_ok() => {
+                    if let Some(Err(reason)) = all {
+                        let why = format!(
                             "Ray's list of jobs cannot be read ({reason}): unfinished jobs are asked for one by one; delete \
                              old ones (`ray job delete`)"
-                        ));
+                        );
+                        unread = Some((Instant::now() + ALL_JOBS, why));
                     }
+                    let wanted = followed.borrow().clone();
                     api.each(&wanted).await.ok()
                 }
-                Err(_) => None,
+                _ => None,
             };
             // A dashboard that has much to tell, or a busy node, is asked less often.
             let breath = begun.elapsed() * 2;
@@ -357,10 +356,8 @@ async fn watch_jobs(
                 if let Some(jobs) = jobs {
                     view.jobs = Some(Arc::new(jobs));
                 }
-                if trouble.is_some() || all_at.is_none() {
-                    view.trouble = trouble;
-                }
-                view.version = version.or(view.version.take());
+                view.trouble = unread.as_ref().map(|(_, why)| why.clone());
+                view.version = version.ok().or(view.version.take());
                 if let Ok(runs) = runs {
                     let known = view.jobs.as_ref().map_or(&[][..], |told| &told.jobs);
                     view.runs =
@@ -461,6 +458,29 @@ mod tests {
         assert_eq!(after(1, &Gcs::Reachable), Gcs::Reachable);
         assert_eq!(after(2, &Gcs::Reachable), away);
         assert_eq!(after(1, &Gcs::Unknown), away, "one that never answered");
+    }
+
+    #[tokio::test]
+    async fn when_the_list_of_jobs_cannot_be_read_unfinished_ones_are_asked_for_one_by_one() {
+        use axum::{Json, Router, http::StatusCode, routing::get};
+        use serde_json::json;
+        let dashboard = Router::new()
+            .route("/api/version", get(|| async { Json(json!({"version": "4"})) }))
+            .route("/api/jobs/", get(|| async { StatusCode::INTERNAL_SERVER_ERROR }))
+            .route("/api/jobs/going", get(|| async { Json(json!({"submission_id": "going", "status": "RUNNING"})) }));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let dashboard_at = listener.local_addr().expect("bound");
+        tokio::spawn(async move { axum::serve(listener, dashboard).await });
+        let ray = Ray::spawn();
+        ray.follow().send_replace(["going".to_owned(), "gone".to_owned()].into());
+        let token = Secret::new("t0ken");
+        ray.aim(Some(Endpoint { gcs: dashboard_at, dashboard: dashboard_at, token, spares: false }));
+        let mut view = ray.watch();
+        let told = view.wait_for(|view| view.jobs.is_some()).await.expect("the task runs").clone();
+        let ids: Vec<&str> = told.jobs.iter().flat_map(|t| &t.jobs).map(|job| job.submission_id.as_str()).collect();
+        assert_eq!(ids, ["going"], "the other one is not known to Ray");
+        let trouble = told.trouble.clone().unwrap_or_default();
+        assert!(trouble.contains("HTTP status 500") && trouble.contains("one by one"), "{trouble}");
     }
 
     #[tokio::test]
