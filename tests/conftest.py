@@ -18,14 +18,8 @@ LABDTEST_WORD = "of the lab"
 
 @pytest.fixture(scope="session")
 def lab():
-    lab = Lab("labdtest", "198.18.240.0/24", head=MOUNT_AND_WORD)
-    # What a killed run left (a volume with Ray's old jobs, say) must not be adopted as ours.
-    lab.sweep()
-    try:
-        lab.up_output = lab.up().stdout
+    with Lab("labdtest", "198.18.240.0/24", head=MOUNT_AND_WORD).running() as lab:
         yield lab
-    finally:
-        lab.down()
 
 
 @pytest.fixture
@@ -51,9 +45,5 @@ def course_lab():
     pictures = lab.dir / "pictures"
     lab.write(f'[[mounts]]\nsource = "{pictures}"\ntarget = "/mnt/pictures"\nread_only = true\n')
     run(sys.executable, ROOT / "samples/course/make_pictures.py", pictures)
-    lab.sweep()
-    try:
-        lab.up()
+    with lab.running():
         yield lab
-    finally:
-        lab.down()

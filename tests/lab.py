@@ -2,6 +2,7 @@
 
 Standard library only; everything is asked through `labd` and the `docker` command, as a person would.
 """
+import contextlib
 import json
 import os
 import pathlib
@@ -119,6 +120,17 @@ jupyter = 0
 
     def up(self, timeout=2400):
         return self.labd("up", f"--timeout={timeout}", timeout=timeout + 30)
+
+    @contextlib.contextmanager
+    def running(self):
+        """Up for as long as it is needed."""
+        # What a killed run left (a volume with Ray's old jobs, say) must not be adopted as ours.
+        self.sweep()
+        try:
+            self.up()
+            yield self
+        finally:
+            self.down()
 
     def down(self):
         """Everything this lab made, the data included: labs of tests leave nothing."""

@@ -37,12 +37,8 @@ def lab(tmp_path_factory):
     lab.written.mkdir()
     lab.base = lab.base.replace("data_dir =", f'workspace = "{lab.workspace}"\ndata_dir =')
     lab.write(f'[[mounts]]\nsource = "{lab.written}"\ntarget = "/mnt/written"\nread_only = false\n')
-    lab.sweep()
-    try:
-        lab.up()
+    with lab.running():
         yield lab
-    finally:
-        lab.down()
 
 
 def mode(path):
