@@ -182,4 +182,18 @@ mod tests {
         packages.sweep(&needed, SystemTime::now() + KEPT + Duration::from_mins(1));
         assert!(packages.find("needed.zip").is_some() && packages.find("unneeded.zip").is_none());
     }
+
+    #[test]
+    fn of_what_is_too_much_the_oldest_goes_but_nothing_that_is_needed() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let packages = Packages::open(dir.path()).expect("opens");
+        for (name, age) in [("needed.zip", 9), ("old.zip", 8), ("young.zip", 1)] {
+            let file = fs::File::create(dir.path().join(name)).expect("made");
+            file.set_len(100).expect("grown");
+            file.set_modified(SystemTime::now() - Duration::from_secs(age)).expect("dated");
+        }
+        packages.sweep_to(&BTreeSet::from(["needed.zip".to_owned()]), SystemTime::now(), 150);
+        let left = ["needed.zip", "old.zip", "young.zip"].map(|name| packages.find(name).is_some());
+        assert_eq!(left, [true, false, true]);
+    }
 }

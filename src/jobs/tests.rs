@@ -402,8 +402,12 @@ impl Rig {
     }
 
     async fn submit(&self) -> Reply {
-        let sent = br#"{"entrypoint": "x", "submission_id": "a"}"#;
-        self.ledger.submit(Submission::parse(sent).expect("a submission")).await.expect("answered")
+        self.submit_as("a", "").await
+    }
+
+    async fn submit_as(&self, id: &str, note: &str) -> Reply {
+        let sent = json!({"entrypoint": "x", "submission_id": id, "metadata": {"note": note}}).to_string();
+        self.ledger.submit(Submission::parse(sent.as_bytes()).expect("a submission")).await.expect("answered")
     }
 
     fn lists(&self, status: Option<JobStatus>) {
@@ -490,4 +494,21 @@ async fn what_neither_ray_nor_the_disk_has_is_refused() {
     rig.store_is(ServiceState::Ready);
     assert!(rig.submit().await.is_success(), "its id is free");
     assert_eq!(rig.api.asked(), ["submit"]);
+}
+
+#[tokio::test]
+async fn unfinished_submissions_have_a_budget_of_memory() {
+    let rig = Rig::new(Fake::default(), true);
+    let fat = "x".repeat(8 << 20);
+    let mut taken = 0;
+    let reply = loop {
+        let reply = rig.submit_as(&format!("job{taken}"), &fat).await;
+        if !reply.is_success() || taken > 20 {
+            break reply;
+        }
+        taken += 1;
+    };
+    assert_eq!((taken, reply.status), (15, 507), "of 8 MiB and a little each");
+    assert!(String::from_utf8_lossy(&reply.body).contains("at most 128 MiB"), "{reply:?}");
+    assert!(rig.submit_as("small", "").await.is_success(), "there is room for that");
 }
