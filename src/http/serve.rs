@@ -36,7 +36,7 @@ const SILENCE: Duration = Duration::from_secs(10);
 const CONNECTIONS: u64 = 8_192;
 
 /// Raises this process's soft limit of open files to its hard one, and returns what it is then. Shells give 1,024, which a
-/// thousand idle clients use up. Children get their own limits: none of labd's needs more.
+/// thousand idle clients use up. Programs that labd starts inherit it; containers have the engine's.
 pub fn raise_open_files() -> u64 {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });

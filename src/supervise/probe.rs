@@ -74,9 +74,7 @@ impl Http {
     pub fn new() -> Self {
         Self(Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build_http())
     }
-}
 
-impl Http {
     /// The connection is closed unread: only the status matters.
     async fn status(&self, request: hyper::http::request::Builder, body: Bytes) -> Result<u16, String> {
         let request = request.body(Full::new(body)).map_err(|_| "the address to ask is not valid".to_owned())?;
