@@ -476,7 +476,8 @@ mod tests {
         let token = Secret::new("t0ken");
         ray.aim(Some(Endpoint { gcs: dashboard_at, dashboard: dashboard_at, token, spares: false }));
         let mut view = ray.watch();
-        let told = view.wait_for(|view| view.jobs.is_some()).await.expect("the task runs").clone();
+        let told = tokio::time::timeout(Duration::from_secs(20), view.wait_for(|view| view.jobs.is_some())).await;
+        let told = told.expect("in time").expect("the task runs").clone();
         let ids: Vec<&str> = told.jobs.iter().flat_map(|t| &t.jobs).map(|job| job.submission_id.as_str()).collect();
         assert_eq!(ids, ["going"], "the other one is not known to Ray");
         let trouble = told.trouble.clone().unwrap_or_default();
