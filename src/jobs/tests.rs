@@ -280,8 +280,8 @@ impl Fake {
         self.asked.lock().expect("unpoisoned").clone()
     }
 
-    fn answer(status: Option<u16>) -> Result<Reply, String> {
-        Ok(Reply { status: status.unwrap_or(200), content_type: String::new(), body: "{\"stopped\": false}".into() })
+    fn answer(status: Option<u16>) -> Reply {
+        Reply { status: status.unwrap_or(200), content_type: String::new(), body: "{\"stopped\": false}".into() }
     }
 }
 
@@ -290,14 +290,14 @@ impl JobApi for Fake {
         self.note("submit".into());
         if let Some(mut gate) = self.gate.clone() {
             let open = gate.wait_for(Option::is_some).await.is_ok_and(|open| *open == Some(true));
-            return if open { Self::answer(None) } else { Err("the dashboard does not answer".into()) };
+            return if open { Ok(Self::answer(None)) } else { Err("the dashboard does not answer".into()) };
         }
-        Self::answer(None)
+        Ok(Self::answer(None))
     }
 
     async fn stop(&self, id: &str) -> Result<Reply, String> {
         self.note(format!("stop {id}"));
-        Self::answer(self.stop)
+        Ok(Self::answer(self.stop))
     }
 
     async fn stop_waiting(&self, _: &str) -> Result<(), String> {
@@ -310,7 +310,7 @@ impl JobApi for Fake {
 
     async fn put_package(&self, name: &str, _: &Path) -> Result<Reply, String> {
         self.note(format!("put {name}"));
-        Self::answer(self.put)
+        Ok(Self::answer(self.put))
     }
 }
 
@@ -359,7 +359,7 @@ struct Rig {
     api: Fake,
     ray: watch::Sender<Arc<RayView>>,
     snapshot: watch::Sender<Arc<Snapshot>>,
-    _alive: (watch::Sender<Arc<Vec<Incident>>>, watch::Sender<Arc<Config>>, tempfile::TempDir),
+    _alive: Box<dyn std::any::Any + Send + Sync>,
 }
 
 impl Rig {
@@ -398,7 +398,7 @@ impl Rig {
                 .expect("opens"),
         };
         let ledger = super::spawn(super::Opened { store, found, packages }, parts);
-        Self { ledger, api, ray, snapshot, _alive: (incidents, config, dir) }
+        Self { ledger, api, ray, snapshot, _alive: Box::new((incidents, config, dir)) }
     }
 
     async fn submit(&self) -> Reply {
