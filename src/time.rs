@@ -62,11 +62,11 @@ pub struct Moment(i64);
 impl Moment {
     /// The present one.
     pub fn now() -> Self {
+        static BEGAN: std::sync::OnceLock<tokio::time::Instant> = std::sync::OnceLock::new();
         #[cfg(test)]
         if let Some(now) = simulated::steady() {
             return Self(now.0);
         }
-        static BEGAN: std::sync::OnceLock<tokio::time::Instant> = std::sync::OnceLock::new();
         let now = tokio::time::Instant::now();
         Self(i64::try_from(now.duration_since(*BEGAN.get_or_init(|| now)).as_millis()).unwrap_or(i64::MAX))
     }

@@ -42,6 +42,7 @@ impl Failure {
     }
 
     /// The same failure with what it means in front.
+    #[must_use]
     pub fn because(self, what: &str) -> Self {
         Self { line: format!("{what}: {}", self.line), ..self }
     }

@@ -905,8 +905,8 @@ impl<E: Engine> Lab<E> {
     fn carries_others(&self, name: &str) -> bool {
         let carries = matches!(self.entries.get(name).and_then(Entry::kind), Some(Kind::RayHead | Kind::Minio));
         let now = Now::read();
-        let carried = |e: &Entry| e.kind().is_some_and(Kind::is_ray_node) && e.running().is_some();
-        carries && self.entries.values().any(|e| carried(e) && e.memory.stays(now).is_none())
+        let needs = |e: &Entry| e.kind().is_some_and(Kind::is_ray_node) && e.running().is_some();
+        carries && self.entries.values().any(|e| needs(e) && e.memory.stays(now).is_none())
     }
 
     /// What was seen says whether a person stopped or started it past labd.
@@ -1289,7 +1289,7 @@ impl<E: Engine> Lab<E> {
             entry.state = decision.state;
             entry.wake = decision.wake;
             if decision.state == ServiceState::Waiting {
-                entry.reason = decision.reason.clone();
+                entry.reason.clone_from(&decision.reason);
             }
             return before != decision.state;
         }

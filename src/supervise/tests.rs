@@ -377,13 +377,16 @@ impl World {
     }
 }
 
+/// What is tried, what comes before, what the engine answers to it; what is shown then, and how often the journal was told.
+type Case = (&'static str, fn(&mut World), Result<(), EngineError>, ServiceState, String, usize);
+
 #[test]
 fn a_step_that_does_not_succeed_is_taken_later_each_time_with_the_engines_words_and_told_once() {
     let refused = Err(EngineError::Other("no exit event".into()));
     let gone = Err(EngineError::NotFound("network n not found".into()));
     let nothing = "the engine says that it did, and nothing changed";
     type Prepare = fn(&mut World);
-    let cases: [(&str, Prepare, Result<(), EngineError>, ServiceState, String, usize); 7] = [
+    let cases: [Case; 7] = [
         (
             "stop",
             |w| w.hold = Some(Hold::Asked),

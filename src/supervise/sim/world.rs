@@ -368,6 +368,8 @@ impl World {
         let takes = if c.frozen || c.paused { c.stop_timeout } else { takes.min(c.stop_timeout) };
         c.stops_at = Some(now.plus(takes));
         let id = c.id.clone();
+        // What it does is over from now on.
+        self.deaths.push(now);
         self.event(service, &id, Happened::Signal(15));
     }
 
