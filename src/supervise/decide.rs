@@ -14,7 +14,7 @@
 
 use std::time::Duration;
 
-use super::{backoff::Backoff, oom};
+use super::{backoff::Backoff, oom, rollout::Turn};
 use crate::{
     engine::{ContainerSeen, EngineError, RunState, Seen},
     incident::Cause,
@@ -172,15 +172,6 @@ pub enum Image {
     Preparing(String),
     /// It cannot be had now.
     Unavailable(String),
-}
-
-/// Whether a service with changed settings may be recreated now.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Turn {
-    /// Yes.
-    Now,
-    /// After this one is done.
-    After(String),
 }
 
 /// What keeps a worker from its GPU.
@@ -761,6 +752,8 @@ fn make(s: &Situation<'_>, m: &Memory, now: Now) -> Decision {
 fn present(s: &Situation<'_>, m: &mut Memory, now: Now, c: &ContainerSeen) -> Decision {
     use ServiceState as S;
     let outdated = c.spec_hash != s.hash;
+    // The old one is better than none while the new one's image is built.
+    let renewable = outdated && *s.image == Image::Present;
     let remove = |reason: &str| Decision::new(Action::Remove { id: c.id.clone() }, S::Stopping, reason);
     match &c.run {
         RunState::Removing => removing(m, now, c),
@@ -770,7 +763,7 @@ fn present(s: &Situation<'_>, m: &mut Memory, now: Now, c: &ContainerSeen) -> De
             S::Unhealthy,
             format!("paused by somebody; `docker unpause` or `labd restart {}` ends that", s.name),
         ),
-        RunState::Created if outdated => remove("its settings changed"),
+        RunState::Created if renewable => remove("its settings changed"),
         // A create that was not answered, or that a labd was killed in, goes on in the engine; nobody puts the files in then.
         RunState::Created if !m.whole => remove("it was not made to the end"),
         RunState::Created => {
@@ -834,7 +827,7 @@ fn present(s: &Situation<'_>, m: &mut Memory, now: Now, c: &ContainerSeen) -> De
             let state = if asked { S::Stopping } else { S::Backoff };
             let mut decision = if let Some(decision) = tell(s, m, state, &why) {
                 decision
-            } else if outdated {
+            } else if renewable {
                 remove("its settings changed")
             } else if matches!(ending, Some(Ending::Hung(_) | Ending::Lost(_))) {
                 remove(&why)
@@ -1109,41 +1102,4 @@ fn exit_words(service: &str, code: i64, oom: bool, error: &str) -> String {
         _ => "",
     };
     format!("container exited {code}{meaning}")
-}
-
-/// Who of a group may be recreated now, so that at most one of them is missing for the sake of new settings.
-///
-/// `members` are in order; each says whether its container is outdated, whether it is ready, and whether it counts at all
-/// (wanted up). One that is not ready loses nothing by being recreated, so it need not wait.
-pub fn turn(members: &[Member<'_>], me: usize) -> Turn {
-    let Some(own) = members.get(me) else { return Turn::Now };
-    if !own.ready {
-        return Turn::Now;
-    }
-    for (i, other) in members.iter().enumerate() {
-        // A broken one is not on its way back, and waiting for it mends nothing.
-        if i == me || !other.counts || other.broken {
-            continue;
-        }
-        // Not ready: on its way back, or broken; outdated and before me in order: its turn is first.
-        if !other.ready || (other.outdated && i < me) {
-            return Turn::After(other.name.to_owned());
-        }
-    }
-    Turn::Now
-}
-
-/// One of a group that is recreated one at a time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Member<'a> {
-    /// Its name.
-    pub name: &'a str,
-    /// Whether it is wanted up.
-    pub counts: bool,
-    /// Whether its contract holds.
-    pub ready: bool,
-    /// Whether its container is not what is wanted any more.
-    pub outdated: bool,
-    /// Whether it fails again and again, or lacks what it needs: it comes back when a person has helped.
-    pub broken: bool,
 }
