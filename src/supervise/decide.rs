@@ -260,6 +260,8 @@ pub struct Memory {
     pub last_failure: Option<String>,
     /// The container that stands there was made to the end, its files included, as far as this labd knows.
     whole: bool,
+    /// A container that lacks something which the engine cannot give it any more.
+    unfit: Option<String>,
     /// The step taken last, until what is seen shows that it had an effect.
     taken: Option<Taken>,
     /// The step that does not succeed.
@@ -275,7 +277,7 @@ struct Taken {
     seen: Seen,
     /// What the engine answered, when that alone is no failure: it was away, or the container was gone. The same step on
     /// the same container once more shows that it was one.
-    said: Option<String>,
+    said: Option<EngineError>,
 }
 
 /// A step that does not succeed: tried again later each time, with the engine's words as the reason.
@@ -428,8 +430,8 @@ impl Memory {
             Ok(()) => return None,
             Err(error) => error.to_string(),
         };
-        if matches!(result, Err(EngineError::Unreachable(_) | EngineError::NotFound(_))) {
-            taken.said = Some(said);
+        if let Err(error @ (EngineError::Unreachable(_) | EngineError::NotFound(_))) = result {
+            taken.said = Some(error.clone());
             return None;
         }
         let (step, id) = (taken.step, id_of(&taken.seen));
@@ -544,7 +546,13 @@ impl Memory {
     fn take(&mut self, s: &Situation<'_>, mut decision: Decision, now: Now) -> Decision {
         let Some(step) = decision.action.step() else { return decision };
         if let Some(taken) = self.taken.take_if(|taken| taken.step == step) {
-            let said = taken.said.unwrap_or_else(|| "the engine says that it did, and nothing changed".to_owned());
+            if step == Step::Start && matches!(taken.said, Some(EngineError::NotFound(_))) {
+                self.unfit = id_of(s.seen);
+            }
+            let said = taken.said.map_or_else(
+                || "the engine says that it did, and nothing changed".to_owned(),
+                |error| error.to_string(),
+            );
             self.failed(step, id_of(s.seen), said, now, s.seed);
         }
         let up = s.wanted == Wanted::Up;
@@ -1039,6 +1047,10 @@ fn kill(m: &mut Memory, c: &ContainerSeen, ending: Ending, since: Timestamp) -> 
 /// A container that does not run is started when nothing speaks against it.
 fn start(s: &Situation<'_>, m: &Memory, now: Now, c: &ContainerSeen) -> Decision {
     use ServiceState as S;
+    if m.unfit.as_ref() == Some(&c.id) {
+        // A network that was made anew is another one to the engine, under the same name.
+        return Decision::new(Action::Remove { id: c.id.clone() }, S::Stopping, m.explain("made anew"));
+    }
     if let Some(wait) = backing_off(m, now) {
         return wait;
     }

@@ -178,7 +178,7 @@ impl Fault {
             Self::CreateLost(s, n) => {
                 w.create_lost.insert(s.clone(), *n);
             }
-            Self::NetworkGone => w.network = false,
+            Self::NetworkGone => w.network = None,
             Self::Foreign(s, _) => {
                 if w.of(s).is_none()
                     && let Some(spec) = w.plan.service(s).map(|s| s.container.clone())

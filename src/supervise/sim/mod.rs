@@ -713,6 +713,18 @@ fn a_clock_that_is_set_by_an_hour_makes_nobody_wait_and_no_incident_stay_open() 
 }
 
 #[test]
+fn a_container_whose_network_was_made_anew_is_made_anew_within_seconds() {
+    simulate(|| async {
+        let mut h = History::new(7);
+        h.ready_within(Duration::from_mins(1), "the beginning").await;
+        h.strike(&Fault::NetworkGone).await;
+        h.strike(&Fault::Crash("jupyter".into(), 1)).await;
+        assert!(h.ready_within(Duration::from_secs(20), "the network is gone").await <= Duration::from_secs(10));
+        h.outcome(Duration::ZERO)
+    });
+}
+
+#[test]
 fn a_lab_that_goes_down_ends_although_the_engine_keeps_a_container() {
     simulate(|| async {
         let mut h = History::new(1);

@@ -114,6 +114,8 @@ pub(super) struct Container {
     pub(super) ours: bool,
     /// Its files were put in.
     whole: bool,
+    /// The network that it was made for.
+    network: Option<u64>,
     pub(super) hash: String,
     hard: String,
     kind: Option<Kind>,
@@ -210,8 +212,8 @@ pub(super) struct World {
     pub(super) create_lost: BTreeMap<String, u32>,
     pub(super) stop_fails: BTreeMap<String, u32>,
     pub(super) remove_fails: BTreeMap<String, u32>,
-    /// Whether the lab's network is there: somebody may prune it.
-    pub(super) network: bool,
+    /// The lab's network, while there is one: somebody may prune it, and the next one is another.
+    pub(super) network: Option<u64>,
     /// A person asked labd to restart it, lately.
     pub(super) restart_asked: BTreeMap<String, Timestamp>,
     /// Held beyond doubt: since when.
@@ -267,7 +269,7 @@ impl World {
             create_lost: BTreeMap::new(),
             stop_fails: BTreeMap::new(),
             remove_fails: BTreeMap::new(),
-            network: false,
+            network: None,
             restart_asked: BTreeMap::new(),
             held: BTreeMap::new(),
             hand_stops: BTreeMap::new(),
@@ -426,6 +428,7 @@ impl World {
             service: service.to_owned(),
             ours,
             whole: true,
+            network: self.network,
             hash: spec.hash(),
             hard: spec.hard_hash(),
             kind: self.kind(service),
@@ -823,7 +826,8 @@ impl Engine for Outside {
 
     async fn ensure_network(&self, _: &NetworkSpec) -> Result<(), EngineError> {
         self.call(|w| {
-            w.network = true;
+            w.counter += 1;
+            w.network.get_or_insert(w.counter);
             Ok(())
         })
         .await
@@ -842,7 +846,7 @@ impl Engine for Outside {
                 *n -= 1;
                 return Err(EngineError::Other("no space left on device".into()));
             }
-            if !w.network {
+            if w.network.is_none() {
                 return Err(no_network());
             }
             w.say(format_args!("labd: create {service}"));
@@ -867,7 +871,7 @@ impl Engine for Outside {
                 *n -= 1;
                 return Err(EngineError::Conflict("port 8265 is taken".into()));
             }
-            if !w.network {
+            if w.network.is_none() || w.of(&service).is_some_and(|c| c.network != w.network) {
                 return Err(no_network());
             }
             w.begin_start(&service)
