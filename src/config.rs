@@ -149,9 +149,13 @@ pub struct HostMount {
     pub source: PathBuf,
     /// Where workers, drivers and notebooks see it, such as `/mnt/food11`.
     pub target: String,
-    /// Whether they may only read.
-    #[serde(default)]
+    /// Whether they may only read; yes when absent. Who writes there does so as this machine's root.
+    #[serde(default = "yes")]
     pub read_only: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// `[ray]`.
@@ -477,6 +481,13 @@ impl Config {
             text: format!("`{}`: {wrong}", line::dotted(&key)),
         })?;
         Ok(config)
+    }
+
+    /// Whether an address of a mirror or proxy carries a login.
+    pub fn holds_logins(&self) -> bool {
+        let b = &self.images.build;
+        let all = [&b.http_proxy, &b.https_proxy, &b.pip_index_url, &b.goproxy, &b.debian_mirror, &b.torch];
+        all.into_iter().flatten().any(|address| crate::text::without_logins(address) != *address)
     }
 
     /// The host directory whose sockets the front door's relay sees.

@@ -5,11 +5,9 @@
 //! on when it has passed.
 
 use std::{
-    net::SocketAddr,
-    os::{
-        linux::net::SocketAddrExt as _,
-        unix::net::{SocketAddr as AbstractAddr, UnixListener},
-    },
+    fs::{DirBuilder, File, TryLockError},
+    net::{IpAddr, SocketAddr},
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -38,6 +36,7 @@ use crate::{
         images::{self, Images},
         listen,
     },
+    files,
     http::{
         self, Credential, LogSource,
         door::{Door, installs},
@@ -52,7 +51,7 @@ use crate::{
             keeper::{self, Gpus},
             simulate,
         },
-        routes,
+        guard, routes,
     },
     pins::{self, Pins},
     plan::{self, Inputs, PlanView},
@@ -309,10 +308,15 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let other = |e: &dyn std::fmt::Display| StartError::Other(e.to_string());
     bug::end_with_the_first();
     let started_at = Timestamp::now();
+    http::raise_open_files();
     let (config, found) = Config::load(&options.config)?;
     let socket = http::bind_unix(&options.socket).await.map_err(|e| other(&e))?;
-    let _sole = claim(&config.lab.name)?;
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    let root_user = rustix::process::geteuid().is_root();
+    make_data_dir(&config)?;
+    let _sole = claim(&config.lab.name, &locks(root_user, runtime.as_deref(), &config.lab.data_dir))?;
     let engine = DockerEngine::connect(&config.engine.socket, &config.lab.name).map_err(|e| other(&e))?;
+    let lab = config.lab.name.clone();
     let facts = node::facts();
     let data_dir = config.lab.data_dir.clone();
     let mut pins = pins::load(&data_dir);
@@ -376,6 +380,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let keeper = jobs::Parts {
         api: Box::new(move || endpoint.borrow().clone().map(HttpJobs::new)),
         ray: ray.watch(),
+        follow: ray.follow(),
         incidents: all_incidents,
         snapshot: snapshots.clone(),
         config: configs.clone(),
@@ -402,14 +407,15 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     if !page_address.ip().is_unspecified() {
         let scrape = SocketAddr::from((wish.plan.network.gateway, page_address.port()));
         tell_scrapes.send_replace(Scrapes { address: Some(scrape), last: None });
-        tokio::spawn(serve_scrapes(scrape, state.clone(), tell_scrapes, stopped.clone()));
+        // Prometheus, and whoever is on this machine. The address is on a bridge, and hosts with a route to it would be heard.
+        let prometheus = wish.plan.service("prometheus").map(|s| IpAddr::V4(s.container.address));
+        let known = [Some(scrape.ip()), prometheus];
+        let served =
+            serve_scrapes(scrape, known.into_iter().flatten().collect(), state.clone(), tell_scrapes, stopped.clone());
+        tokio::spawn(served);
     }
     let (tell_page, page_trouble) = watch::channel(None);
-    let page = serve_page(page_address, http::public_router(state), tell_page, stopped.clone());
-    servers.spawn(async move {
-        page.await;
-        Ok(())
-    });
+    servers.spawn(serve_page(page_address, http::public_router(state), tell_page, stopped.clone()));
 
     note(&journal, "started", &format!("labd {} (pid {})", daemon.version, daemon.pid));
     let replan = replan(options.config.clone(), machine.clone());
@@ -420,6 +426,9 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let front_door = http::door::router(door.clone()).merge(installs::router(door, installs));
     tokio::spawn(serve_door(configs, front_door.clone(), door_view, stopped.clone()));
     tokio::spawn(serve_relay(wish.config.door_dir().join(plan::door::SOCKET), front_door, stopped.clone()));
+    if root_user {
+        tokio::spawn(guard::keep(engine.clone()));
+    }
     let checkpoints = Checkpoints::spawn(ray.watch());
     let supervision = tokio::spawn(supervise::run(Parts {
         engine: Arc::new(engine),
@@ -456,28 +465,42 @@ pub async fn run(options: Options) -> Result<(), StartError> {
 
     let down = until_end(&control, &stop, supervision).await?;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    if down && root_user {
+        guard::take_down(&lab).await;
+    }
     note(&journal, "stopped", if down { "the lab is down" } else { "containers go on running" });
     stop.send_replace(true);
-    while let Some(ended) = servers.join_next().await {
-        if let Ok(Err(error)) = ended {
-            tracing::warn!(%error, "a listener ended");
-        }
-    }
+    while servers.join_next().await.is_some() {}
     // A hanging disk must not keep the daemon.
     let _ = tokio::time::timeout(Duration::from_secs(2), journal.flush()).await;
     Ok(())
 }
 
-/// One daemon per lab, whatever socket it listens on: two would undo each other's work. The name lives in the kernel and
-/// goes with the process.
-fn claim(lab: &str) -> Result<UnixListener, StartError> {
-    let name = format!("labd-lab-{lab}");
-    let bound = AbstractAddr::from_abstract_name(name).and_then(|address| UnixListener::bind_addr(&address));
-    bound.map_err(|_| {
-        StartError::Other(format!(
+/// Where each daemon locks the file of its lab. A folder that only the daemon's user can write to: names that are anybody's
+/// to take (abstract sockets, files in /tmp) let any local user keep labd from starting.
+pub(crate) fn locks(root_user: bool, runtime: Option<&Path>, data_dir: &Path) -> PathBuf {
+    match runtime {
+        _ if root_user => PathBuf::from("/run/labd/labs"),
+        Some(dir) => dir.join("labd/labs"),
+        None => data_dir.to_owned(),
+    }
+}
+
+/// One daemon per lab, whatever socket it listens on: two would undo each other's work. The lock goes with the process.
+fn claim(lab: &str, dir: &Path) -> Result<File, StartError> {
+    let path = dir.join(format!("{lab}.lock"));
+    let broken = |e: std::io::Error| {
+        StartError::Other(format!("cannot lock {}: {e}; run labd as root, or set XDG_RUNTIME_DIR", path.display()))
+    };
+    DirBuilder::new().recursive(true).mode(0o755).create(dir).map_err(broken)?;
+    let file = files::open_private(&path).map_err(broken)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StartError::Other(format!(
             "another labd runs the lab `{lab}`; stop that one, or set another `lab.name` in labd.toml"
-        ))
-    })
+        ))),
+        Err(TryLockError::Error(e)) => Err(broken(e)),
+    }
 }
 
 /// Waits for a signal or for the lab to be down; returns whether it is.
@@ -516,6 +539,25 @@ fn note(journal: &Journal, what: &str, reason: &str) {
     });
 }
 
+/// Before anything is in it: what labd keeps holds people's tokens.
+fn make_data_dir(config: &Config) -> Result<(), StartError> {
+    let dir = &config.lab.data_dir;
+    match files::private_folder(dir) {
+        Ok(true) => Ok(()),
+        Ok(false) => {
+            tracing::warn!(
+                "{} holds files that are not labd's, so others can enter it; give labd a folder of its own (`lab.data_dir`)",
+                dir.display()
+            );
+            Ok(())
+        }
+        Err(e) => Err(StartError::Other(format!(
+            "cannot make {}: {e}; run labd as root, or set `lab.data_dir` in labd.toml",
+            dir.display()
+        ))),
+    }
+}
+
 fn workspace_maker(config: &Config) -> impl FnOnce() -> Result<(), StartError> + Send + 'static {
     let dir = config.workspace();
     move || {
@@ -547,7 +589,11 @@ async fn in_time<T: Send + 'static, E: Send + 'static>(
 /// The folder that the relay sees: it must be there before the relay's container is made.
 fn make_door(config: &Config) -> Result<(), StartError> {
     let dir = config.door_dir();
-    std::fs::create_dir_all(&dir)
+    // Closed by itself, too: the data directory is not where others have files in it.
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&dir)
         .map_err(|e| StartError::Other(format!("cannot make {}: {e}; set `lab.data_dir` in labd.toml", dir.display())))
 }
 
@@ -619,9 +665,10 @@ fn empty(daemon: &DaemonView, node: &watch::Receiver<crate::snapshot::NodeView>)
     }
 }
 
-/// Listens where Prometheus reaches labd: on the host's address in the lab's network.
+/// Listens where Prometheus reaches labd: on the host's address in the lab's network. Only `known` peers are heard.
 async fn serve_scrapes(
     addr: SocketAddr,
+    known: Vec<IpAddr>,
     state: http::State,
     tell: watch::Sender<Scrapes>,
     stopped: watch::Receiver<bool>,
@@ -634,7 +681,7 @@ async fn serve_scrapes(
     loop {
         // Not there before the network is, and gone with it: both are ordinary.
         if let Ok(listener) = http::bind_tcp(addr, "lab.page").await {
-            let _ = http::serve_tcp(listener, router.clone(), stopped.clone()).await;
+            http::serve_tcp_to(known.clone(), listener, router.clone(), stopped.clone()).await;
         }
         let mut stop = stopped.clone();
         tokio::select! {
@@ -656,9 +703,7 @@ async fn serve_page(
         match http::bind_tcp(addr, "lab.page").await {
             Ok(listener) => {
                 trouble.send_replace(None);
-                if let Err(error) = http::serve_tcp(listener, router.clone(), stopped.clone()).await {
-                    tracing::warn!(%error, "a listener ended");
-                }
+                http::serve_tcp(listener, router.clone(), stopped.clone()).await;
             }
             Err(error) => {
                 if trouble.send_replace(Some(error.to_string())).is_none() {
@@ -688,7 +733,7 @@ async fn serve_door(
             Ok(listener) => {
                 view.send_replace(DoorView { port: listener.local_addr().ok().map(|a| a.port()), trouble: None });
                 tokio::select! {
-                    _ = http::serve_tcp(listener, router.clone(), stopped.clone()) => {}
+                    () = http::serve_tcp(listener, router.clone(), stopped.clone()) => {}
                     () = moved(&mut configs, wanted) => continue,
                 }
             }
@@ -720,7 +765,7 @@ async fn serve_relay(path: PathBuf, router: axum::Router, stopped: watch::Receiv
     let mut stop = stopped.clone();
     loop {
         match http::bind_unix(&path).await {
-            Ok(socket) => drop(http::serve_unix(socket, router.clone(), stopped.clone()).await),
+            Ok(socket) => http::serve_unix(socket, router.clone(), stopped.clone()).await,
             Err(error) => tracing::warn!(%error, "containers cannot reach the front door"),
         }
         tokio::select! {

@@ -8,7 +8,10 @@ use std::{
 
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-use crate::time::Timestamp;
+use crate::{files, time::Timestamp};
+
+/// What SQLite adds to a database's name for the files beside it.
+const SIDES: [&str; 2] = ["-wal", "-shm"];
 
 /// What one kind of database looks like.
 #[derive(Debug)]
@@ -65,9 +68,10 @@ pub(crate) fn in_words(e: &rusqlite::Error) -> String {
 /// Opens the database, making or migrating it as needed. A newer or damaged one is not written to.
 pub(crate) fn open(path: &Path, shape: &Shape) -> Result<Connection, OpenFailure> {
     if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent)
+        files::private_folder(parent)
             .map_err(|e| OpenFailure::NotNow(format!("cannot create `{}`: {e}", parent.display())))?;
     }
+    close(path).map_err(|e| OpenFailure::NotNow(io_in_words(&e)))?;
     if fs::metadata(path).is_ok_and(|m| m.len() > 0) {
         refuse_newer(path, shape)?;
     }
@@ -84,6 +88,24 @@ pub(crate) fn open(path: &Path, shape: &Shape) -> Result<Connection, OpenFailure
     db.pragma_update(None, "journal_size_limit", 8 * 1024 * 1024)?;
     migrate(&mut db, shape)?;
     Ok(db)
+}
+
+/// Makes the file for labd alone before SQLite opens it: SQLite gives its side files the mode of the main one. Those that an
+/// older labd left readable are closed as well.
+fn close(path: &Path) -> io::Result<()> {
+    for side in SIDES {
+        files::make_private(&with_suffix(path, side))?;
+    }
+    drop(files::open_private(path)?);
+    Ok(())
+}
+
+fn io_in_words(e: &io::Error) -> String {
+    match e.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "the disk is full".into(),
+        io::ErrorKind::ReadOnlyFilesystem => "the file system or the file is read-only".into(),
+        _ => "the file cannot be opened".into(),
+    }
 }
 
 /// Looks at the version without changing a byte.
@@ -125,7 +147,7 @@ pub(crate) fn set_aside(path: &Path, now: Timestamp) -> io::Result<PathBuf> {
         .find(|p| !p.exists())
         .ok_or_else(|| io::Error::other("too many damaged ones were set aside already"))?;
     // Side files first: a fresh database must never meet an old write-ahead log.
-    for side in ["-wal", "-shm"] {
+    for side in SIDES {
         let from = with_suffix(path, side);
         if from.exists() {
             fs::rename(&from, with_suffix(&aside, side))?;
@@ -139,4 +161,33 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    const SHAPE: Shape =
+        Shape { migrations: &["CREATE TABLE t (x TEXT) STRICT;"], application_id: 7, what: "a database for a test" };
+
+    /// Other people's tokens are in there, so nobody else may open it, nor what SQLite puts beside it.
+    #[test]
+    fn a_database_and_its_side_files_are_labds_alone() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("ledger.db");
+        let all = || ["", "-wal", "-shm"].map(|side| with_suffix(&path, side));
+        let modes = || all().map(|p| fs::metadata(&p).expect("there").permissions().mode() & 0o777);
+        let db = open(&path, &SHAPE).expect("made");
+        db.execute("INSERT INTO t VALUES ('a token')", []).expect("written");
+        assert_eq!(modes(), [0o600; 3]);
+        // As an older labd left them when it was killed.
+        std::mem::forget(db);
+        for path in all() {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o644)).expect("set");
+        }
+        let _db = open(&path, &SHAPE).expect("opened");
+        assert_eq!(modes(), [0o600; 3]);
+    }
 }

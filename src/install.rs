@@ -4,7 +4,7 @@
 use std::{
     fs::{self, File, Permissions},
     io::{self, Write as _},
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -78,7 +78,8 @@ pub fn items(root: &Path, binary: Vec<u8>, completion: impl Fn(&str) -> Vec<u8>,
     let mut all = vec![
         item(BINARY_PATH.into(), binary, 0o755),
         item(UNIT_PATH.into(), UNIT.into(), 0o644),
-        Item { keep: true, ..item(CONFIG_PATH.into(), CONFIG.into(), 0o644) },
+        // Not for everybody: addresses of mirrors and proxies may hold logins. Its group is an administrator's to choose.
+        Item { keep: true, ..item(CONFIG_PATH.into(), CONFIG.into(), 0o640) },
     ];
     let there = |dir: &&&str| root.join(dir).is_dir();
     for (shell, dirs, name) in COMPLETIONS {
@@ -108,10 +109,15 @@ pub fn put(root: &Path, item: &Item) -> io::Result<Done> {
         Err(e) => return Err(e),
     };
     if let Some(content) = &before {
+        let mode = fs::metadata(&path)?.permissions().mode() & 0o7777;
         if item.keep {
+            // What an older labd let everybody read.
+            if mode & 0o007 & !item.mode != 0 {
+                fs::set_permissions(&path, Permissions::from_mode(mode & (item.mode | 0o7770)))?;
+            }
             return Ok(Done::Kept);
         }
-        if *content == item.content && fs::metadata(&path)?.permissions().mode() & 0o7777 == item.mode {
+        if *content == item.content && mode == item.mode {
             return Ok(Done::Unchanged);
         }
     }
@@ -131,7 +137,8 @@ pub fn put(root: &Path, item: &Item) -> io::Result<Done> {
 }
 
 fn write(path: &Path, item: &Item) -> io::Result<()> {
-    let mut file = File::create(path)?;
+    // Nobody reads it before it is whole and has its own mode.
+    let mut file = File::options().create(true).write(true).truncate(true).mode(0o600).open(path)?;
     file.write_all(&item.content)?;
     // After the content, and whatever the umask is.
     file.set_permissions(Permissions::from_mode(item.mode))?;
@@ -176,6 +183,10 @@ mod tests {
         let again = [Done::Updated, Done::Updated, Done::Kept, Done::Unchanged, Done::Unchanged];
         assert_eq!(put_all(), again);
         assert_eq!(fs::read_to_string(root.join(CONFIG_PATH)).expect("there"), "[lab]\n");
+        // It may hold logins, and an older labd wrote it for everybody to read.
+        assert_eq!(mode(root.join(CONFIG_PATH)), 0o640);
+        fs::set_permissions(root.join(CONFIG_PATH), Permissions::from_mode(0o644)).expect("set");
+        assert_eq!((put_all()[2], mode(root.join(CONFIG_PATH))), (Done::Kept, 0o640));
         let left = |dir: &str| fs::read_dir(root.join(dir)).expect("a folder").count();
         assert_eq!((left("usr/local/bin"), left("etc/systemd/system")), (1, 1), "no drafts");
         let gone = removed().iter().filter(|p| remove(root, p).expect("removed")).count();

@@ -1,16 +1,16 @@
 //! The lab's credentials: made once, kept in the data directory, readable by labd alone.
 
 use std::{
-    fs::{self, DirBuilder, File},
+    fs::{self, File},
     io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::Path,
 };
 
 use rand::{Rng as _, distr::Alphanumeric};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{config::Config, plan::Secrets, secret::Secret};
+use crate::{config::Config, files, minio::Keys, plan::Secrets, secret::Secret};
 
 /// File in the data directory.
 const FILE: &str = "secrets.json";
@@ -25,31 +25,48 @@ struct Stored {
     grafana_password: String,
 }
 
+/// MinIO's root keys, apart from the others: until they were, jobs had them. The keys that jobs hold stay what they are, and
+/// become those of a user for one bucket; an older labd that is put back reads its own file as before.
+const ROOT_FILE: &str = "minio-root.json";
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Root {
+    access_key: String,
+    secret_key: String,
+}
+
 /// Reads the credentials, making them when there are none yet, and those of another S3 store when `labd.toml` names one.
 ///
 /// Fails in one line that never carries a credential.
 pub fn load_or_make(config: &Config) -> Result<Secrets, String> {
     let dir = &config.lab.data_dir;
-    let path = dir.join(FILE);
-    let stored = if let Some(stored) = read(&path)? {
-        stored
-    } else {
-        let made = random();
-        write(dir, &path, &made).map_err(|e| {
-            format!("cannot write {}: {e}; run labd as root, or set `lab.data_dir` in labd.toml", path.display())
-        })?;
-        made
-    };
-    with_s3(config, stored)
+    let stored = read_or_make(dir, FILE, random)?;
+    let root = read_or_make(dir, ROOT_FILE, random_root)?;
+    with_s3(config, stored, root)
+}
+
+fn read_or_make<T: Serialize + DeserializeOwned>(dir: &Path, file: &str, fresh: fn() -> T) -> Result<T, String> {
+    let path = dir.join(file);
+    if let Some(stored) = read(&path)? {
+        return Ok(stored);
+    }
+    let made = fresh();
+    write(dir, &path, &made).map_err(|e| {
+        format!("cannot write {}: {e}; run labd as root, or set `lab.data_dir` in labd.toml", path.display())
+    })?;
+    Ok(made)
 }
 
 /// Reads the credentials, or makes some that are kept nowhere: for looking at the plan only.
 pub fn load_or_pretend(config: &Config) -> Result<Secrets, String> {
-    let stored = read(&config.lab.data_dir.join(FILE)).ok().flatten().unwrap_or_else(random);
-    with_s3(config, stored)
+    let dir = &config.lab.data_dir;
+    let stored = read(&dir.join(FILE)).ok().flatten().unwrap_or_else(random);
+    let root = read(&dir.join(ROOT_FILE)).ok().flatten().unwrap_or_else(random_root);
+    with_s3(config, stored, root)
 }
 
-fn with_s3(config: &Config, stored: Stored) -> Result<Secrets, String> {
+fn with_s3(config: &Config, stored: Stored, root: Root) -> Result<Secrets, String> {
     let (access, secret) = match &config.s3 {
         Some(s3) => (read_key(&s3.access_key_file)?, read_key(&s3.secret_key_file)?),
         None => (stored.s3_access_key, stored.s3_secret_key),
@@ -58,6 +75,7 @@ fn with_s3(config: &Config, stored: Stored) -> Result<Secrets, String> {
         ray_token: Secret::new(stored.ray_token),
         s3_access_key: Secret::new(access),
         s3_secret_key: Secret::new(secret),
+        minio_root: Keys { access: Secret::new(root.access_key), secret: Secret::new(root.secret_key) },
         jupyter_token: Secret::new(stored.jupyter_token),
         grafana_password: Secret::new(stored.grafana_password),
     })
@@ -73,7 +91,7 @@ fn read_key(path: &Path) -> Result<String, String> {
     Ok(key.to_owned())
 }
 
-fn read(path: &Path) -> Result<Option<Stored>, String> {
+fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, String> {
     match fs::read(path) {
         // The parser's own words could quote the file.
         Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|_| {
@@ -85,8 +103,8 @@ fn read(path: &Path) -> Result<Option<Stored>, String> {
 }
 
 /// Whole or not at all: a half-written file would lock everybody out of their data.
-fn write(dir: &Path, path: &Path, stored: &Stored) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o755).create(dir)?;
+fn write(dir: &Path, path: &Path, stored: &impl Serialize) -> io::Result<()> {
+    files::private_folder(dir)?;
     let temporary = path.with_extension("new");
     let _ = fs::remove_file(&temporary);
     let mut file = File::options().write(true).create_new(true).mode(0o600).open(&temporary)?;
@@ -95,9 +113,16 @@ fn write(dir: &Path, path: &Path, stored: &Stored) -> io::Result<()> {
     fs::rename(&temporary, path)
 }
 
+/// The thread's generator is a cryptographic one, seeded by the kernel. Letters and digits need no quoting anywhere.
+fn word(n: usize) -> String {
+    rand::rng().sample_iter(Alphanumeric).take(n).map(char::from).collect()
+}
+
+fn random_root() -> Root {
+    Root { access_key: word(20), secret_key: word(40) }
+}
+
 fn random() -> Stored {
-    // The thread's generator is a cryptographic one, seeded by the kernel. Letters and digits need no quoting anywhere.
-    let word = |n: usize| rand::rng().sample_iter(Alphanumeric).take(n).map(char::from).collect::<String>();
     Stored {
         // Ray wants at least 32 hexadecimal digits' worth; MinIO takes 3 to 20 and 8 to 40 characters.
         ray_token: word(48),
@@ -123,6 +148,14 @@ mod tests {
         assert_eq!(load_or_make(&config).expect("read"), first);
         let path = config.lab.data_dir.join(FILE);
         assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o600);
+        // An older labd gave MinIO's root keys to jobs. What jobs hold stays theirs, and root gets others.
+        let root = config.lab.data_dir.join(ROOT_FILE);
+        assert_eq!(fs::metadata(&root).expect("there").permissions().mode() & 0o777, 0o600);
+        assert_ne!(first.minio_root.access, first.s3_access_key);
+        fs::remove_file(&root).expect("removable");
+        let upgraded = load_or_make(&config).expect("read");
+        assert_eq!(upgraded.s3_access_key, first.s3_access_key);
+        assert_ne!(upgraded.minio_root, first.minio_root);
         fs::write(&path, "{\"ray_token\": \"abc").expect("writable");
         let error = load_or_make(&config).expect_err("damaged");
         assert!(error.contains("damaged") && !error.contains("abc"), "{error}");

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, env, fs, net::Ipv4Addr, os::unix::fs::MetadataE
 use labd::{
     engine::{ContainerSeen, Engine as _, EngineError, Patience, Ran, Seen, docker::DockerEngine},
     node::{self, gpu::handing},
-    plan::spec::{ContainerSpec, Device, EnvValue, NetworkSpec},
+    plan::spec::{ContainerSpec, Device, EnvValue, NetworkSpec, Rights},
     supervise::{decide::Inside, inside},
 };
 use labd_gpu::{Device as Found, Vendor};
@@ -54,6 +54,7 @@ impl Lab {
             devices,
             user: None,
             workdir: None,
+            rights: Rights { pids: 256, ..Rights::default() },
         }
     }
 

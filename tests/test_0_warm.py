@@ -31,7 +31,14 @@ seen = {
 print(json.dumps(seen), flush=True)
 exec(sys.argv[1] if len(sys.argv) > 1 else "")
 """
-HEAVY = "import os\nPID = os.getpid()\nWAS = os.environ.get('HEAVY_READS_THIS')\nOTHERS = dict(os.environ)\n"
+HEAVY = """
+import os
+from shutil import which
+PID = os.getpid()
+WAS = os.environ.get('HEAVY_READS_THIS')
+OTHERS = dict(os.environ)
+HAS = which('sought')
+"""
 
 
 class Node:
@@ -272,7 +279,12 @@ def cases(folder):
 def test_whatever_would_not_be_the_same_is_not_served(shared, tmp_path):
     shadow, archive, data = cases(tmp_path)
     env = shared.env
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin/sought"
+    program.write_text("")
+    program.chmod(0o755)
     told = {
+        "a program that a preloaded module looks for": (dict(env=env | {"PATH": f"{tmp_path}/bin:{env['PATH']}"}), "its sought is another"),
         "a module of its own": (dict(env=env | {"PYTHONPATH": str(shadow)}), "its heavy is another"),
         "an archive": (dict(env=env | {"PYTHONPATH": str(archive)}), "it has an archive in its path"),
         "a variable that a preloaded module reads": (dict(env=env | {"HEAVY_READS_THIS": "hunter2"}), "its HEAVY_READS_THIS is another"),
@@ -289,6 +301,8 @@ def test_whatever_would_not_be_the_same_is_not_served(shared, tmp_path):
     assert "hunter2" not in shared.said.read_text()
     seen, _, _ = shared.run(env=env | {"PYTHONPATH": f"{data}:/not/there", "MINE": "1"}, cwd=data)
     assert seen["warm"] and seen["path"][1:3] == [str(data), "/not/there"], "what shadows nothing is served"
+    seen, _, _ = shared.run(env=env | {"PATH": f"{data}:{env['PATH']}"})
+    assert seen["warm"] and seen["env"]["PATH"].startswith(f"{data}:"), "a folder without that program"
 
 
 def test_an_overlay_of_the_environment_is_served_unless_it_shadows(node, tmp_path):

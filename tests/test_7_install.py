@@ -10,7 +10,7 @@ import pytest
 from lab import ROOT, docker, labd_binary, run, wait_for
 
 CGROUP = pathlib.Path("/sys/fs/cgroup")
-FILES = {"usr/local/bin/labd": 0o755, "etc/systemd/system/labd.service": 0o644, "etc/labd/labd.toml": 0o644}
+FILES = {"usr/local/bin/labd": 0o755, "etc/systemd/system/labd.service": 0o644, "etc/labd/labd.toml": 0o640}
 
 
 def labd(*argv, **kwargs):

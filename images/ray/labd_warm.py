@@ -16,7 +16,7 @@ to run it; with Ray Train, PyTorch and Lightning that is seconds of CPU. So:
 
 Served is only a process that would have got the same: this Python, these packages (an overlay of this environment, a
 working directory or a PYTHONPATH that shadows none of them), the same values of every environment variable that was read
-while they were imported. In every other case, and when anything is wrong, the process goes on as if nothing were here.
+while they were imported, and the same programs where PATH was searched for one. In every other case, and when anything is wrong, the process goes on as if nothing were here.
 
 `LABD_WARM=0` switches it off.
 """
@@ -368,6 +368,7 @@ class Recorder(type(os.environ)):
     """Notes which variables are read while modules are imported."""
 
     reads, copied = set(), []
+    programs = {}  # what PATH was searched for, and what was found: an environment has a folder of its own in front of it
 
     def __getitem__(self, key):
         # Whoever copies the environment asks for each name in turn, and has no use for any of them.
@@ -393,8 +394,17 @@ class Recorder(type(os.environ)):
 def preload(lists):
     """Imports everything; returns the layers: {module name: module} each, oldest first."""
     import importlib
+    import shutil
 
-    plain = os.environ.__class__
+    plain, which, over = os.environ.__class__, shutil.which, []
+
+    def noted(cmd, mode=os.F_OK | os.X_OK, path=None):
+        if path is None and not over:
+            Recorder.programs[cmd, mode] = found = which(cmd, mode, os.environ.copy().get("PATH", os.defpath))
+            return found
+        return which(cmd, mode, path)
+
+    shutil.which = noted
     had = {key: os.environ.get(key) for key in ("OPENBLAS_NUM_THREADS",)}
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # its threads would not live through a fork; the worker says how many
     os.environ.__class__ = Recorder
@@ -412,7 +422,8 @@ def preload(lists):
             layers.append({m: module for m, module in list(sys.modules.items())
                            if m not in before and m.split(".")[0] not in sys.stdlib_module_names and not m.startswith("_cython")})
     finally:
-        os.environ.__class__ = plain
+        os.environ.__class__, shutil.which = plain, which
+        over.append(True)  # who has taken `noted` for its own keeps it
         for key, value in had.items():
             os.environ.pop(key, None) if value is None else os.environ.__setitem__(key, value)
     return layers
@@ -562,6 +573,14 @@ class Server:
             other.close()
         self.children.clear()
 
+    @staticmethod
+    def programs_elsewhere(path):
+        """A program that was looked for in PATH, and is found elsewhere in this one."""
+        import shutil
+
+        found = {cmd: shutil.which(cmd, mode, path or os.defpath) == before for (cmd, mode), before in Recorder.programs.items()}
+        return min((cmd for cmd, same in found.items() if not same), default=None)
+
     def refuses(self, request, conn):
         """Why this request is not served; None where the worker will be as one that starts by itself."""
         import resource
@@ -593,6 +612,8 @@ class Server:
         for name in sorted(early | self.reads):
             if env.get(name) != self.env.get(name):
                 return f"its {name} is another"
+        if env.get("PATH") != self.env.get("PATH") and (other := self.programs_elsewhere(env.get("PATH"))):
+            return f"its {other} is another"
         site = sys.modules["site"]
         shared = [p for p in request["path"] if p in self.base]
         # What a virtual environment without these is told apart by is known only once its own packages are in the path.

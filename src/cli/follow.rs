@@ -53,10 +53,10 @@ pub(super) async fn logs(client: &Client<'_>, args: &args::Logs, out: &mut Out) 
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|_| Failure::new(Exit::Failure, "the daemon ended"))?;
         if let Some(data) = frame.data_ref() {
-            out.bytes(data)?;
+            out.theirs(data)?;
         }
     }
-    Ok(())
+    out.theirs_end()
 }
 
 /// What happened.

@@ -23,9 +23,11 @@ use crate::{
         docker::DockerEngine,
         images::{ImageState, Images},
     },
-    node, pins,
+    node::{self, guard},
+    pins,
     plan::spec::{ImageName, ImageSource, ImageSpec, Kind, ServiceSpec},
     supervise::{Wish, rollout},
+    text::log_line,
     time::{Timestamp, human},
 };
 
@@ -37,7 +39,7 @@ pub(super) async fn run(global: &Global, args: &args::Run) -> Result<(), Failure
     let filter = std::env::var("LABD_LOG").unwrap_or_else(|_| "info".to_owned());
     let log = tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
-        .with_writer(std::io::stderr)
+        .with_writer(|| Lines)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false);
     if std::env::var_os("JOURNAL_STREAM").is_some() {
@@ -49,6 +51,21 @@ pub(super) async fn run(global: &Global, args: &args::Run) -> Result<(), Failure
     let options =
         Options { config: global.config.clone(), socket: global.socket.clone(), simulate_gpus: args.simulate_gpus };
     Ok(daemon::run(options).await?)
+}
+
+/// Where the daemon logs: standard error, each entry on one line of its own. The subscriber writes an entry at once.
+struct Lines;
+
+impl std::io::Write for Lines {
+    fn write(&mut self, entry: &[u8]) -> std::io::Result<usize> {
+        let line = log_line(&String::from_utf8_lossy(entry));
+        std::io::stderr().lock().write_all(line.as_bytes())?;
+        Ok(entry.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// What the daemon would want.
@@ -352,6 +369,7 @@ pub(super) async fn down(global: &Global) -> Result<usize, Failure> {
         futures_util::future::try_join_all(stops).await.map_err(failed)?;
     }
     engine.remove_network().await.map_err(failed)?;
+    guard::take_down(&config.lab.name).await;
     Ok(names.len())
 }
 

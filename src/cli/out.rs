@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 use serde::Serialize;
 
 use super::{args::Color, exit::Failure};
+use crate::text::Screen;
 
 /// Width of tables where there is no terminal to ask.
 const WIDTH: usize = 80;
@@ -21,6 +22,7 @@ pub(super) struct Out {
     style: Style,
     terminal: bool,
     drawn: bool,
+    screen: Screen,
 }
 
 impl Out {
@@ -31,7 +33,7 @@ impl Out {
             Color::Never => false,
             Color::Auto => terminal && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()),
         };
-        Self { style: Style { color, width: width() }, terminal, drawn: false }
+        Self { style: Style { color, width: width() }, terminal, drawn: false, screen: Screen::default() }
     }
 
     pub(super) const fn style(&self) -> Style {
@@ -43,13 +45,30 @@ impl Out {
     }
 
     pub(super) fn line(&mut self, line: &str) -> Result<(), Failure> {
-        self.bytes(format!("{line}\n").as_bytes())
+        self.text(&format!("{line}\n"))
     }
 
+    /// Text of ours, in which names and reasons of others may stand.
     pub(super) fn text(&mut self, text: &str) -> Result<(), Failure> {
-        self.bytes(text.as_bytes())
+        if self.terminal { self.bytes(Screen::whole(text).as_bytes()) } else { self.bytes(text.as_bytes()) }
     }
 
+    /// A piece of what others wrote: as it is for a file or a program, without what steers for a terminal.
+    pub(super) fn theirs(&mut self, piece: &[u8]) -> Result<(), Failure> {
+        if !self.terminal {
+            return self.bytes(piece);
+        }
+        let shown = self.screen.feed(piece);
+        self.bytes(shown.as_bytes())
+    }
+
+    /// The end of what others wrote.
+    pub(super) fn theirs_end(&mut self) -> Result<(), Failure> {
+        let shown = self.screen.end();
+        self.bytes(shown.as_bytes())
+    }
+
+    /// Bytes as they are.
     #[expect(clippy::unused_self, reason = "whoever writes has been given the output")]
     pub(super) fn bytes(&mut self, bytes: &[u8]) -> Result<(), Failure> {
         let mut stdout = io::stdout().lock();
@@ -69,8 +88,8 @@ impl Out {
         let start = if self.drawn { "\x1b[H" } else { "\x1b[2J\x1b[H\x1b[?25l" };
         self.drawn = true;
         // Each line is cleared to its end, then everything below: no flicker.
-        let text = text.replace('\n', "\x1b[K\n");
-        self.text(&format!("{start}{text}\x1b[J"))
+        let text = Screen::whole(text).replace('\n', "\x1b[K\n");
+        self.bytes(format!("{start}{text}\x1b[J").as_bytes())
     }
 }
 
@@ -94,7 +113,7 @@ pub(super) fn restore_terminal() {
 /// One line on stderr.
 pub(super) fn complain(line: &str) {
     // When stderr is closed there is nobody to tell.
-    let _ = writeln!(io::stderr(), "labd: {line}");
+    let _ = writeln!(io::stderr(), "labd: {}", Screen::whole(line));
 }
 
 /// Columns of the terminal as the shell says, at least 80: narrower ones wrap, which loses nothing.

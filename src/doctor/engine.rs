@@ -1,8 +1,11 @@
 //! The container engine and its settings.
 
-use std::path::Path;
+use std::{
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
 
-use super::{Check, Scene, without_fix};
+use super::{Check, Scene, blocking, without_fix};
 use crate::engine::{EngineError, docker::Setup};
 
 /// Where the engine's own settings are.
@@ -85,6 +88,71 @@ fn judge_live_restore(setup: &Setup, settings: Option<&str>, systemd: bool) -> C
     let settled = "off: a restart or upgrade of the engine ends every container, and labd starts them again";
     let reload = if systemd { "systemctl reload docker" } else { "kill -HUP $(pidof dockerd)" };
     Check::warn(NAME, settled, format!("{}\n{reload}", edit(settings)))
+}
+
+/// Whether what containers write to folders of this machine can make a local user root.
+pub(super) async fn set_id(scene: &Scene) -> Vec<Check> {
+    const NAME: &str = "set-id";
+    let config = scene.config();
+    let filters = match scene.setup().await {
+        Ok(setup) => setup.seccomp,
+        Err(_) => return vec![Check::skipped(NAME, "the engine was not reached")],
+    };
+    let mut folders = vec![config.workspace()];
+    folders.extend(config.mounts.iter().filter(|m| !m.read_only).map(|m| m.source.clone()));
+    let (root, looked_in) = (scene.subject.root.clone(), folders.clone());
+    let found = blocking(move || {
+        let below = |dir: &PathBuf| root.join(dir.strip_prefix("/").unwrap_or(dir));
+        looked_in.iter().find_map(|dir| find_set_id(&below(dir)))
+    });
+    vec![judge_set_id(filters, &folders, found.await.flatten().as_deref())]
+}
+
+/// The first file that runs as its owner, below a folder. Looks at so many files only, and at none behind links.
+fn find_set_id(dir: &Path) -> Option<PathBuf> {
+    const MOST: usize = 20_000;
+    let mut open = vec![dir.to_owned()];
+    let mut looked = 0;
+    while let Some(dir) = open.pop() {
+        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+            looked += 1;
+            let Ok(found) = entry.metadata() else { continue };
+            if found.is_file() && found.mode() & 0o6000 != 0 {
+                return Some(entry.path());
+            }
+            if found.is_dir() {
+                open.push(entry.path());
+            }
+            if looked > MOST {
+                return None;
+            }
+        }
+    }
+    None
+}
+
+fn judge_set_id(filters: bool, folders: &[PathBuf], found: Option<&Path>) -> Check {
+    const NAME: &str = "set-id";
+    if let Some(file) = found {
+        let why = format!("{} runs as its owner, whoever starts it: a container may have made it", file.display());
+        return Check::fail(NAME, why, format!("ls -l {0}\nchmod ug-s {0}", file.display()));
+    }
+    let named: Vec<String> = folders.iter().map(|f| f.display().to_string()).collect();
+    if filters {
+        return Check::ok(NAME, format!("no container can make a set-id file in {}", named.join(", ")));
+    }
+    Check::warn(
+        NAME,
+        format!(
+            "the engine's kernel filters no system calls: what runs in a container can make a set-id file in {}, which makes \
+             any local user root",
+            named.join(", ")
+        ),
+        format!(
+            "# mount each with `nosuid,nodev` on this machine, such as\nmount --bind {0} {0}\nmount -o remount,bind,nosuid,nodev {0}",
+            named[0]
+        ),
+    )
 }
 
 /// The command that switches it on in the engine's settings as they are, and keeps the rest of them.
@@ -172,6 +240,22 @@ mod tests {
             }
         }
         assert!(edit(Some("{ dns: }")).starts_with("# "), "what is no JSON is left alone");
+    }
+
+    #[test]
+    fn a_set_id_file_in_a_containers_folder_is_found() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = dir.path().join("a/b/r");
+        std::fs::create_dir_all(dir.path().join("a/b")).expect("made");
+        std::fs::write(&file, "").expect("written");
+        assert_eq!(find_set_id(dir.path()), None);
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o4755)).expect("set");
+        assert_eq!(find_set_id(dir.path()), Some(file.clone()));
+        let folders = [dir.path().to_owned()];
+        let judge = |filters, found| judge_set_id(filters, &folders, found).verdict;
+        assert_eq!(judge(true, Some(file.as_path())), Verdict::Fail);
+        assert_eq!((judge(true, None), judge(false, None)), (Verdict::Ok, Verdict::Warn));
     }
 
     #[test]

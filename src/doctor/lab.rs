@@ -3,11 +3,13 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    path::Path,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
 };
 
 use super::{Check, DaemonSeen, QUESTION, Scene, blocking, count, say};
 use crate::{
+    daemon,
     engine::docker::Standing,
     install::{UNIT, UNIT_PATH},
     snapshot::ServiceState,
@@ -17,6 +19,13 @@ use crate::{
 pub(super) async fn config(scene: &Scene) -> Vec<Check> {
     const NAME: &str = "labd.toml";
     vec![match &scene.config {
+        Ok((config, Some(path)))
+            if config.holds_logins() && fs::metadata(path).is_ok_and(|m| m.mode() & 0o007 != 0) =>
+        {
+            let why =
+                format!("{} holds logins of mirrors or proxies, and every local user can read it", path.display());
+            Check::warn(NAME, why, format!("chmod o= {}", path.display()))
+        }
         Ok((_, Some(path))) => Check::ok(NAME, format!("{}: no mistake found", path.display())),
         Ok((_, None)) => {
             Check::ok(NAME, format!("{} is not there: the defaults apply", scene.subject.config.display()))
@@ -198,18 +207,34 @@ pub(super) async fn other_labs(scene: &Scene) -> Vec<Check> {
     let Some(standing) = scene.standing().await else {
         return vec![Check::skipped(NAME, "the engine was not reached")];
     };
-    let root = scene.subject.root.clone();
-    let sockets = blocking(move || fs::read_to_string(root.join("proc/net/unix")).unwrap_or_default()).await;
-    judge_labs(standing, &scene.config().lab.name, &sockets.unwrap_or_default())
+    let (root, config) = (scene.subject.root.clone(), scene.config());
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    let dirs = [true, false].map(|root_user| daemon::locks(root_user, runtime.as_deref(), &config.lab.data_dir));
+    let held = blocking(move || dirs.iter().flat_map(|dir| held_labs(&root, dir)).collect::<BTreeSet<_>>()).await;
+    judge_labs(standing, &config.lab.name, &held.unwrap_or_default())
 }
 
-/// `sockets` is the text of `/proc/net/unix`: each daemon holds an abstract socket with its lab's name.
-fn judge_labs(standing: &[Standing], own: &str, sockets: &str) -> Vec<Check> {
+/// Labs whose daemon runs: each holds a lock in `dir`. The kernel's list says which are held, as the files are not for
+/// everybody to open.
+fn held_labs(root: &Path, dir: &Path) -> BTreeSet<String> {
+    let locks = fs::read_to_string(root.join("proc/locks")).unwrap_or_default();
+    let inodes: BTreeSet<&str> = locks
+        .lines()
+        .filter_map(|line| line.split_whitespace().find(|word| word.matches(':').count() == 2))
+        .filter_map(|file| file.rsplit(':').next())
+        .collect();
+    let dir = root.join(dir.strip_prefix("/").unwrap_or(dir));
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let held = entries.filter(|e| e.metadata().is_ok_and(|m| inodes.contains(m.ino().to_string().as_str())));
+    held.filter_map(|e| e.file_name().to_str()?.strip_suffix(".lock").map(str::to_owned)).collect()
+}
+
+/// `held` are the labs whose daemon runs.
+fn judge_labs(standing: &[Standing], own: &str, held: &BTreeSet<String>) -> Vec<Check> {
     const NAME: &str = "other-labs";
     let others: BTreeSet<&str> = standing.iter().filter_map(|c| c.lab.as_deref()).filter(|lab| *lab != own).collect();
-    let claimed = |lab: &str| sockets.lines().any(|l| l.ends_with(&format!(" @labd-lab-{lab}")));
     let mut checks = Vec::new();
-    for lab in others.iter().filter(|lab| !claimed(lab)) {
+    for lab in others.iter().filter(|lab| !held.contains(**lab)) {
         let n = standing.iter().filter(|c| c.lab.as_deref() == Some(*lab)).count();
         checks.push(Check::warn(
             NAME,
@@ -280,11 +305,20 @@ mod tests {
             running: true,
             published: Vec::new(),
         };
-        let sockets = "ffff: 00000002 00000000 00010000 0001 01 1234 @labd-lab-beside\n";
-        let found = judge_labs(&[of("own"), of("beside"), of("old"), of("old")], "own", sockets);
+        let root = tempfile::tempdir().expect("a directory");
+        let locks = root.path().join("run/labd/labs");
+        fs::create_dir_all(&locks).expect("made");
+        fs::create_dir_all(root.path().join("proc")).expect("made");
+        fs::write(locks.join("beside.lock"), "").expect("written");
+        fs::write(locks.join("old.lock"), "").expect("written");
+        let inode = fs::metadata(locks.join("beside.lock")).expect("there").ino();
+        fs::write(root.path().join("proc/locks"), format!("1: FLOCK  ADVISORY  WRITE 812 00:1b:{inode} 0 EOF\n"))
+            .expect("written");
+        let held = &held_labs(root.path(), Path::new("/run/labd/labs"));
+        let found = judge_labs(&[of("own"), of("beside"), of("old"), of("old")], "own", held);
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].why, "2 containers of the lab `old`, which no labd runs");
         assert!(found[0].fix.as_ref().is_some_and(|f| f.ends_with("label=dev.labd.lab=old)")), "{found:?}");
-        assert_eq!(judge_labs(&[of("own"), of("beside")], "own", sockets)[0].verdict, Verdict::Ok);
+        assert_eq!(judge_labs(&[of("own"), of("beside")], "own", held)[0].verdict, Verdict::Ok);
     }
 }

@@ -29,6 +29,7 @@ use crate::{
         docker::{DockerEngine, Setup, Standing},
     },
     snapshot::Snapshot,
+    text::without_logins,
 };
 
 /// How long one check may take.
@@ -77,7 +78,10 @@ pub struct Check {
 
 impl Check {
     fn new(name: &str, verdict: Verdict, why: impl Into<String>, fix: Option<String>) -> Self {
-        Self { name: name.to_owned(), verdict, why: why.into(), fix }
+        // People paste what doctor says into mails, and addresses of mirrors and proxies may hold logins.
+        let why: String = why.into();
+        let fix = fix.map(|text| without_logins(&text));
+        Self { name: name.to_owned(), verdict, why: without_logins(&why), fix }
     }
 
     fn ok(name: &str, why: impl Into<String>) -> Self {
@@ -229,6 +233,7 @@ fn list(scene: &Arc<Scene>) -> Vec<(&'static str, Work)> {
         "services": lab::services,
         "engine": engine::answers,
         "live-restore": engine::live_restore,
+        "set-id": engine::set_id,
         "gpus": gpu::present,
         "nvidia": gpu::nvidia,
         "amd": gpu::amd,
@@ -239,6 +244,8 @@ fn list(scene: &Arc<Scene>) -> Vec<(&'static str, Work)> {
         "clock": machine::clock,
         "ports": net::ports,
         "subnet": net::subnet,
+        "subnet-guard": net::guarded,
+        "store": net::store,
         "packages": net::packages,
         "other-ray": lab::other_ray,
         "other-labs": lab::other_labs,
@@ -355,6 +362,13 @@ mod tests {
         assert!(found[0].why.contains("hangs") && found[0].fix.is_some());
         let bug: Work = Box::pin(async { panic!("on purpose") });
         assert_eq!(bounded("disk", bug, CHECK).await[0].verdict, Verdict::Warn);
+    }
+
+    #[test]
+    fn no_check_shows_a_login() {
+        let shown =
+            Check::warn("packages", "PyPI http://u:s3cret@pypi.lab: no", "curl http://u:s3cret@pypi.lab/simple");
+        assert!(!format!("{shown:?}").contains("s3cret"), "{shown:?}");
     }
 
     #[tokio::test]

@@ -18,8 +18,8 @@ use super::{Check, Scene, blocking, within};
 use crate::{
     config::{self, Config},
     daemon::{self, Machine},
-    engine::docker::Standing,
-    node::{self, routes},
+    engine::docker::{LabNetwork, Standing},
+    node::{self, guard, routes},
     plan::spec::{ImageName, ImageSource, ImageSpec},
     time::Timestamp,
 };
@@ -242,6 +242,85 @@ fn judge_subnet(set: Option<&str>, own: Option<&str>, networks: &[(String, Strin
         return Check::fail(NAME, format!("{set} overlaps a route of this machine"), FIX);
     }
     Check::ok(NAME, format!("{set} overlaps nothing"))
+}
+
+/// Which known holes the store for checkpoints has.
+pub(super) async fn store(scene: &Scene) -> Vec<Check> {
+    const NAME: &str = "store";
+    let Ok((config, _)) = &scene.config else {
+        return vec![Check::skipped(NAME, "labd.toml is wrong, see there")];
+    };
+    if let Some(s3) = &config.s3
+        && !config.services.minio.on()
+    {
+        return vec![Check::skipped(NAME, format!("{} is not labd's to judge", s3.endpoint))];
+    }
+    vec![judge_store(config.images.minio.as_deref())]
+}
+
+/// Of a MinIO: what was found in it since, with the first of its releases that has no such hole, if there is one. Releases
+/// are named by their time, so they compare as text.
+const HOLES: [(&str, &str, Option<&str>); 3] = [
+    ("CVE-2025-62506", "a restricted key makes itself an unrestricted one", Some("RELEASE.2025-10-15T17-29-55Z")),
+    ("CVE-2026-40344", "archives are taken without the secret key", None),
+    ("CVE-2026-41145", "uploads are taken without the secret key", None),
+];
+
+fn judge_store(image: Option<&str>) -> Check {
+    const NAME: &str = "store";
+    const FIX: &str =
+        "# take `images.minio` out of labd.toml: labd builds one without them. Or name a maintained fork's image";
+    let Some(image) = image else {
+        return Check::ok(NAME, "labd's own MinIO refuses CVE-2025-62506, CVE-2026-40344 and CVE-2026-41145");
+    };
+    let (name, tag) = image.rsplit_once(':').filter(|(_, tag)| !tag.contains('/')).unwrap_or((image, "latest"));
+    let upstream = ["minio/minio", "docker.io/minio/minio", "quay.io/minio/minio"].contains(&name);
+    if !upstream {
+        let all: Vec<&str> = HOLES.iter().map(|(cve, _, _)| *cve).collect();
+        let why = format!("labd does not know {image}: ask its maker about {}", all.join(", "));
+        return Check::warn(NAME, why, "# labd builds a MinIO without them where `images.minio` is not set");
+    }
+    let open = |fixed: Option<&str>| fixed.is_none_or(|first| tag.starts_with("RELEASE.") && tag < first);
+    let holes: Vec<String> =
+        HOLES.iter().filter(|(_, _, fixed)| open(*fixed)).map(|(cve, what, _)| format!("{cve} ({what})")).collect();
+    Check::fail(NAME, format!("{image} has {}", holes.join(", ")), FIX)
+}
+
+/// Whether other hosts are kept out of the lab's /24.
+pub(super) async fn guarded(scene: &Scene) -> Vec<Check> {
+    const NAME: &str = "subnet-guard";
+    let (Ok(engine), Ok(setup)) = (&scene.engine, scene.setup().await) else {
+        return vec![Check::skipped(NAME, "the engine was not reached")];
+    };
+    if !guard::needed(&setup.version, setup.rootless) {
+        return vec![Check::ok(
+            NAME,
+            format!("the engine ({}) keeps other hosts out of the lab's network", setup.version),
+        )];
+    }
+    if !scene.root_user {
+        return vec![Check::skipped(NAME, "the firewall's rules cannot be read (needs root)")];
+    }
+    let Some(Ok(Some(network))) = within(engine.lab_network()).await else {
+        return vec![Check::skipped(NAME, "the lab's network is not there")];
+    };
+    vec![judge_guard(guard::listed().await.as_deref().map_err(String::as_str), &scene.config().lab.name, &network)]
+}
+
+fn judge_guard(listed: Result<&str, &str>, lab: &str, network: &LabNetwork) -> Check {
+    const NAME: &str = "subnet-guard";
+    let open = "a host with a route to it reaches every port of the lab, published or not";
+    match listed {
+        Ok(listed) if guard::stands(listed, lab, network) => {
+            Check::ok(NAME, format!("a rule keeps other hosts out of {}", network.subnet))
+        }
+        Ok(_) => Check::warn(
+            NAME,
+            format!("no rule keeps other hosts out of {}: {open}", network.subnet),
+            "systemctl restart labd    # it puts the rule up, and again when another program took it away",
+        ),
+        Err(why) => Check::warn(NAME, format!("{why}: {open}"), "apt-get install iptables\n# or an engine from 28 on"),
+    }
 }
 
 /// What a mirror or registry answers.
@@ -493,6 +572,27 @@ mod tests {
             running: true,
             published: vec![(address, port)],
         }
+    }
+
+    #[test]
+    fn the_holes_of_a_store_are_told() {
+        assert_eq!(judge_store(None).verdict, Verdict::Ok);
+        let old = judge_store(Some("quay.io/minio/minio:RELEASE.2025-04-22T22-12-26Z"));
+        assert_eq!(old.verdict, Verdict::Fail);
+        assert!(["62506", "40344", "41145"].iter().all(|cve| old.why.contains(cve)), "{}", old.why);
+        let last = judge_store(Some("minio/minio:RELEASE.2025-10-15T17-29-55Z"));
+        assert!(last.why.contains("40344") && !last.why.contains("62506"), "{}", last.why);
+        assert_eq!(judge_store(Some("registry.lab:5000/fork")).verdict, Verdict::Warn);
+    }
+
+    #[test]
+    fn a_subnet_that_others_can_reach_is_told() {
+        let network = LabNetwork { subnet: "198.18.100.0/24".into(), bridge: "br-1".into() };
+        let rule = "-A PREROUTING -d 198.18.100.0/24 ! -i br-1 -m comment --comment \"labd:lab\" -j DROP\n";
+        assert_eq!(judge_guard(Ok(rule), "lab", &network).verdict, Verdict::Ok);
+        assert_eq!(judge_guard(Ok("-P PREROUTING ACCEPT\n"), "lab", &network).verdict, Verdict::Warn);
+        let missing = judge_guard(Err("there is no iptables on this machine"), "lab", &network);
+        assert!(missing.why.starts_with("there is no iptables") && missing.fix.is_some(), "{missing:?}");
     }
 
     #[test]

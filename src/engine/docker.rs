@@ -3,6 +3,7 @@
 //! * `container`: our values to the engine's and back, pure.
 //! * `doctor`: what only `labd doctor` asks.
 //! * `first_process`: a container's end as the kernel tells it.
+//! * `syscalls`: which system calls a container may make, pure.
 //! * `explain`: the engine's errors as one line that ends in a fix, pure.
 //!
 //! A [`DockerEngine`] may be made before the engine runs, and lives through its restarts and upgrades: the connection is
@@ -14,6 +15,7 @@ pub(crate) mod explain;
 mod first_process;
 #[cfg(test)]
 mod live;
+mod syscalls;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -85,6 +87,8 @@ struct Inner {
     client: Mutex<Option<Docker>>,
     /// What the last [`DockerEngine::check`] said.
     rootless: AtomicBool,
+    /// As well.
+    seccomp: AtomicBool,
     /// Held while the network is looked for and made: the first services of a lab all want it at the same moment, and an
     /// engine that is asked for it twice says that it overlaps itself.
     network: tokio::sync::Mutex<()>,
@@ -105,6 +109,17 @@ pub struct EngineInfo {
     pub cdi: bool,
     /// Whether it runs without root.
     pub rootless: bool,
+    /// Whether its kernel filters system calls.
+    pub seccomp: bool,
+}
+
+/// The lab's network as the host's firewall sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LabNetwork {
+    /// In CIDR notation.
+    pub(crate) subnet: String,
+    /// Name of the host's interface on it.
+    pub(crate) bridge: String,
 }
 
 impl fmt::Debug for DockerEngine {
@@ -130,6 +145,7 @@ impl DockerEngine {
             lab: lab.to_owned(),
             client: Mutex::new(None),
             rootless: AtomicBool::new(false),
+            seccomp: AtomicBool::new(true),
             network: tokio::sync::Mutex::new(()),
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -154,7 +170,9 @@ impl DockerEngine {
         let info = client.info().await.map_err(|e| self.fail(&e))?;
         let options = info.security_options.unwrap_or_default();
         let rootless = options.iter().any(|o| o.contains("rootless"));
+        let seccomp = options.iter().any(|o| o.contains("seccomp"));
         self.inner.rootless.store(rootless, Ordering::Relaxed);
+        self.inner.seccomp.store(seccomp, Ordering::Relaxed);
         Ok(EngineInfo {
             version: version.version.unwrap_or_default(),
             api: client.client_version().to_string(),
@@ -162,6 +180,7 @@ impl DockerEngine {
             live_restore: info.live_restore_enabled.unwrap_or(false),
             cdi: info.cdi_spec_dirs.is_some_and(|d| !d.is_empty()),
             rootless,
+            seccomp,
         })
     }
 
@@ -303,6 +322,13 @@ impl DockerEngine {
         let network = self.network(&client, self.lab()).await?.filter(|n| self.is_ours(n.labels.as_ref()));
         let configs = network.and_then(|n| n.ipam).and_then(|i| i.config).unwrap_or_default();
         Ok(configs.into_iter().find_map(|c| c.subnet))
+    }
+
+    /// The lab's network, when labd made it and it stands.
+    pub(crate) async fn lab_network(&self) -> Result<Option<LabNetwork>, EngineError> {
+        let client = self.client().await?;
+        let found = self.network(&client, self.lab()).await?.filter(|n| self.is_ours(n.labels.as_ref()));
+        Ok(found.and_then(lab_network))
     }
 
     /// A client with an agreed API version.
@@ -479,7 +505,11 @@ impl Engine for DockerEngine {
     async fn create(&self, service: &str, spec: &ContainerSpec) -> Result<(), EngineError> {
         let client = self.client().await?;
         let options = CreateContainerOptions { name: Some(self.container_name(service)), ..Default::default() };
-        let body = container::body(self.lab(), service, spec, self.inner.rootless.load(Ordering::Relaxed));
+        let engine = container::Abilities {
+            rootless: self.inner.rootless.load(Ordering::Relaxed),
+            seccomp: self.inner.seccomp.load(Ordering::Relaxed),
+        };
+        let body = container::body(self.lab(), service, spec, engine);
         let id = client.create_container(Some(options), body).await.map_err(|e| self.fail(&e))?.id;
         if let Err(e) = self.upload(&client, &id, spec).await {
             // Half made is worse than absent: it would be started without its files.
@@ -560,6 +590,14 @@ impl Source for DockerEngine {
     }
 }
 
+/// What the firewall must know of a network. Engines name a bridge after the network's id, unless they were told a name.
+fn lab_network(found: NetworkInspect) -> Option<LabNetwork> {
+    let named = found.options.and_then(|mut options| options.remove("com.docker.network.bridge.name"));
+    let bridge = named.or_else(|| Some(format!("br-{}", found.id?.get(..12)?)))?;
+    let subnet = found.ipam?.config?.into_iter().find_map(|c| c.subnet)?;
+    Some(LabNetwork { subnet, bridge })
+}
+
 fn has_subnet(found: &NetworkInspect, want: &NetworkSpec) -> bool {
     let configs = found.ipam.as_ref().and_then(|i| i.config.as_deref()).unwrap_or_default();
     let gateway = want.gateway.to_string();
@@ -608,6 +646,18 @@ mod tests {
         let engine = DockerEngine::connect(path.to_str().expect("ASCII"), "lab").expect("a path");
         let Err(EngineError::Unreachable(line)) = engine.observe("s").await else { panic!("something answered") };
         assert!(line.starts_with("no container engine answers at"), "{line}");
+    }
+
+    #[test]
+    fn a_networks_bridge_is_named_after_it_unless_it_has_a_name() {
+        let of = |options: &str| {
+            let text = format!(
+                r#"{{"Id": "0123456789abcdef0123", "IPAM": {{"Config": [{{"Subnet": "198.18.100.0/24"}}]}}, "Options": {options}}}"#
+            );
+            lab_network(serde_json::from_str(&text).expect("a network")).map(|n| (n.bridge, n.subnet))
+        };
+        assert_eq!(of("{}"), Some(("br-0123456789ab".into(), "198.18.100.0/24".into())));
+        assert_eq!(of(r#"{"com.docker.network.bridge.name": "lab0"}"#).map(|n| n.0), Some("lab0".into()));
     }
 
     #[test]

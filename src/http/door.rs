@@ -105,10 +105,19 @@ impl Door {
         given.is_some_and(|given| self.token.is(&given))
     }
 
-    /// Whether a page in a browser sent it, which Ray refuses: the page may be anybody's.
+    /// Whether a page in a browser sent it, which Ray refuses: the page may be anybody's. By what Ray 2.60 looks at
+    /// (`is_browser_request`), and everything of `Sec-Fetch-` beyond.
     fn is_browser(headers: &HeaderMap) -> bool {
         let agent = headers.get(header::USER_AGENT).and_then(|v| v.to_str().ok());
-        agent.is_some_and(|a| a.starts_with("Mozilla")) || headers.keys().any(|k| k.as_str().starts_with("sec-fetch-"))
+        let tells = [
+            header::ORIGIN,
+            header::REFERER,
+            header::ACCESS_CONTROL_REQUEST_METHOD,
+            header::ACCESS_CONTROL_REQUEST_HEADERS,
+        ];
+        agent.is_some_and(|a| a.starts_with("Mozilla"))
+            || tells.iter().any(|name| headers.contains_key(name))
+            || headers.keys().any(|k| k.as_str().starts_with("sec-fetch-"))
     }
 
     /// Whether labd may act on it, instead of only passing it on.

@@ -29,7 +29,7 @@ mod services;
 mod snapshot;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 use std::sync::Arc;
 
@@ -46,7 +46,7 @@ use tokio::sync::watch;
 pub use credentials::Credential;
 pub use error::ApiError;
 pub use logs::LogSource;
-pub use serve::{ServeError, UnixSocket, bind_tcp, bind_unix, serve_tcp, serve_unix};
+pub use serve::{ServeError, UnixSocket, bind_tcp, bind_unix, raise_open_files, serve_tcp, serve_tcp_to, serve_unix};
 
 use crate::{control::Control, journal::Journal, node::gpu::keeper::Gpus, snapshot::Snapshot};
 

@@ -3,22 +3,53 @@
 use std::{
     fs::{self, DirBuilder, File, Permissions},
     io::{self, Read as _, Seek as _, Write as _},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use axum::Router;
+use axum::{
+    Router,
+    serve::{Listener, ListenerExt as _},
+};
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
-    net::{TcpListener, UnixListener, UnixStream},
-    sync::watch,
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    sync::{Semaphore, watch},
 };
 
 use super::stopped;
+use crate::files;
 
 /// How long an answer in progress may take once the daemon ends.
 const GRACE: Duration = Duration::from_secs(2);
+/// A client that says nothing for so long, at first or between two requests, is not waited for. Clients with longer-lived
+/// connections ask anew: other servers close theirs after 5 s.
+const SILENCE: Duration = Duration::from_secs(10);
+/// Connections of one listener, at most.
+const CONNECTIONS: u64 = 8_192;
+
+/// Raises this process's soft limit of open files to its hard one, and returns what it is then. Shells give 1,024, which a
+/// thousand idle clients use up. Children get their own limits: none of labd's needs more.
+pub fn raise_open_files() -> u64 {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+    let now = if raised.is_ok() { maximum } else { current };
+    now.unwrap_or(u64::MAX)
+}
+
+/// How many connections one listener takes: four listeners together leave half of the descriptors to the engine, the
+/// databases and the clients of the head.
+fn most_connections() -> usize {
+    let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    usize::try_from((files / 8).clamp(16, CONNECTIONS)).unwrap_or(usize::MAX)
+}
 
 /// Why labd cannot listen.
 #[derive(Debug, thiserror::Error)]
@@ -45,9 +76,6 @@ pub enum ServeError {
         /// What is in the way, and what would help.
         reason: String,
     },
-    /// The listener broke.
-    #[error("the listener on {0} broke: {1}")]
-    Broken(String, io::Error),
 }
 
 /// The listening Unix socket. While it lives, no second labd can have the same path.
@@ -91,7 +119,8 @@ fn lock(path: &Path, socket: &Path) -> Result<File, ServeError> {
         path: socket.to_owned(),
         reason: format!("cannot use `{}`: {e}", path.display()),
     };
-    let mut file = File::options().create(true).read(true).write(true).truncate(false).open(path).map_err(broken)?;
+    // Only labd's: whoever can open it can hold the lock, and no labd would start.
+    let mut file = files::open_private(path).map_err(broken)?;
     match file.try_lock() {
         Ok(()) => {}
         Err(fs::TryLockError::WouldBlock) => {
@@ -107,12 +136,10 @@ fn lock(path: &Path, socket: &Path) -> Result<File, ServeError> {
 }
 
 /// Serves until `shutdown` turns true, then removes the socket.
-pub async fn serve_unix(socket: UnixSocket, router: Router, shutdown: watch::Receiver<bool>) -> Result<(), ServeError> {
+pub async fn serve_unix(socket: UnixSocket, router: Router, shutdown: watch::Receiver<bool>) {
     let UnixSocket { listener, path, _lock } = socket;
-    let serving = axum::serve(listener, router).with_graceful_shutdown(stopped(shutdown.clone()));
-    let ended = until_stopped(serving.into_future(), shutdown).await;
+    serve(listener, router, shutdown, most_connections()).await;
     let _ = fs::remove_file(&path);
-    ended.map_err(|e| ServeError::Broken(path.display().to_string(), e))
 }
 
 /// Listens on `addr`; `setting` is where a person changes it, such as `lab.page`.
@@ -135,25 +162,81 @@ pub async fn bind_tcp(addr: SocketAddr, setting: &str) -> Result<TcpListener, Se
 }
 
 /// Serves until `shutdown` turns true.
-pub async fn serve_tcp(
-    listener: TcpListener,
-    router: Router,
-    shutdown: watch::Receiver<bool>,
-) -> Result<(), ServeError> {
-    let name = listener.local_addr().map_or_else(|_| "TCP".to_owned(), |a| a.to_string());
-    let serving = axum::serve(listener, router).with_graceful_shutdown(stopped(shutdown.clone()));
-    until_stopped(serving.into_future(), shutdown).await.map_err(|e| ServeError::Broken(name, e))
+pub async fn serve_tcp(listener: TcpListener, router: Router, shutdown: watch::Receiver<bool>) {
+    serve_few(listener, router, shutdown, most_connections()).await;
 }
 
-/// A client that does not read its answer must not keep the daemon from ending.
-async fn until_stopped(
-    serving: impl Future<Output = io::Result<()>>,
-    shutdown: watch::Receiver<bool>,
-) -> io::Result<()> {
-    tokio::select! {
-        ended = serving => ended,
-        () = async { stopped(shutdown).await; tokio::time::sleep(GRACE).await } => Ok(()),
+async fn serve_few(listener: TcpListener, router: Router, shutdown: watch::Receiver<bool>, most: usize) {
+    // Answers are small, and people wait for them.
+    let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
+    serve(listener, router, shutdown, most).await;
+}
+
+/// Serves `known` peers alone until `shutdown` turns true; a connection of anybody else is closed unheard.
+pub async fn serve_tcp_to(known: Vec<IpAddr>, listener: TcpListener, router: Router, shutdown: watch::Receiver<bool>) {
+    serve(KnownPeers { known, listener }, router, shutdown, most_connections()).await;
+}
+
+/// A listener that hears some addresses only.
+struct KnownPeers {
+    known: Vec<IpAddr>,
+    listener: TcpListener,
+}
+
+impl Listener for KnownPeers {
+    type Io = TcpStream;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (TcpStream, SocketAddr) {
+        loop {
+            let (stream, peer) = Listener::accept(&mut self.listener).await;
+            if self.known.contains(&peer.ip()) {
+                return (stream, peer);
+            }
+        }
     }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+}
+
+/// Takes connections, at most `most` at once, until `shutdown` turns true; those that are then being answered
+/// have a moment. A client that does not read its answer must not keep the daemon from ending.
+async fn serve(mut listener: impl Listener, router: Router, shutdown: watch::Receiver<bool>, most: usize) {
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(SILENCE);
+    let service = TowerToHyperService::new(router);
+    let places = std::sync::Arc::new(Semaphore::new(most));
+    let end = stopped(shutdown.clone());
+    tokio::pin!(end);
+    loop {
+        let next = async {
+            // The semaphore is never closed.
+            let place = places.clone().acquire_owned().await.ok();
+            (listener.accept().await.0, place)
+        };
+        let (stream, place) = tokio::select! {
+            next = next => next,
+            () = &mut end => break,
+        };
+        let (connection, end) =
+            (http.serve_connection(TokioIo::new(stream), service.clone()), stopped(shutdown.clone()));
+        tokio::spawn(async move {
+            let mut connection = std::pin::pin!(connection.with_upgrades());
+            // How a client leaves is its own affair.
+            tokio::select! {
+                _ = &mut connection => {}
+                () = end => {
+                    connection.as_mut().graceful_shutdown();
+                    let _ = tokio::time::timeout(GRACE, connection).await;
+                }
+            }
+            drop(place);
+        });
+    }
+    let all = places.acquire_many(u32::try_from(most).unwrap_or(u32::MAX));
+    let _ = tokio::time::timeout(GRACE, all).await;
 }
 
 #[cfg(test)]
@@ -193,7 +276,7 @@ mod tests {
         }
         let begun = std::time::Instant::now();
         lab.shutdown.send_replace(true);
-        server.await.expect("no panic").expect("no error");
+        server.await.expect("no panic");
         assert!(begun.elapsed() < GRACE, "streams end by themselves");
         assert!(!path.exists());
     }
@@ -245,6 +328,45 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn clients_that_say_nothing_are_sent_away_and_one_that_asks_is_answered() {
+        let lab = Lab::new();
+        assert!(raise_open_files() >= 1_024 && most_connections() >= 16);
+        let listener = bind_tcp("127.0.0.1:0".parse().expect("an address"), "lab.page").await.expect("binds");
+        let addr = listener.local_addr().expect("bound");
+        tokio::spawn(serve_few(listener, public_router(lab.state.clone()), lab.state.shutdown.clone(), 20));
+        let mut idle = Vec::new();
+        for _ in 0..20 {
+            idle.push(tokio::net::TcpStream::connect(addr).await.expect("it listens"));
+        }
+        let mut client = tokio::net::TcpStream::connect(addr).await.expect("it listens");
+        client.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await.expect("it reads");
+        let mut answer = [0; 15];
+        let asked = tokio::time::timeout(SILENCE * 3, client.read_exact(&mut answer)).await;
+        asked.expect("in time").expect("an answer");
+        assert_eq!(&answer, b"HTTP/1.1 200 OK");
+    }
+
+    #[tokio::test]
+    async fn only_known_peers_are_heard() {
+        let lab = Lab::new();
+        let listener = bind_tcp("127.0.0.1:0".parse().expect("an address"), "lab.page").await.expect("binds");
+        let addr = listener.local_addr().expect("bound");
+        let known = vec!["127.0.0.2".parse().expect("an address")];
+        tokio::spawn(serve_tcp_to(known, listener, public_router(lab.state.clone()), lab.state.shutdown.clone()));
+        let answer = async |from: &str| {
+            let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+            socket.bind(format!("{from}:0").parse().expect("an address")).expect("bound");
+            let mut client = socket.connect(addr).await.expect("it listens");
+            let _ = client.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await;
+            let mut answer = Vec::new();
+            let _ = client.read_to_end(&mut answer).await;
+            String::from_utf8_lossy(&answer).into_owned()
+        };
+        assert_eq!(answer("127.0.0.3").await, "");
+        assert!(answer("127.0.0.2").await.starts_with("HTTP/1.1 "));
+    }
+
+    #[tokio::test]
     async fn a_client_that_does_not_read_cannot_hold_the_daemon() {
         let lab = Lab::new();
         let listener = bind_tcp("127.0.0.1:0".parse().expect("an address"), "lab.page").await.expect("binds");
@@ -255,6 +377,6 @@ mod tests {
         client.write_all(b"GET / HTTP/1.1\r\nHost: ").await.expect("it reads");
         tokio::time::sleep(Duration::from_millis(50)).await;
         lab.shutdown.send_replace(true);
-        tokio::time::timeout(GRACE * 3, server).await.expect("it ends").expect("no panic").expect("no error");
+        tokio::time::timeout(GRACE * 3, server).await.expect("it ends").expect("no panic");
     }
 }

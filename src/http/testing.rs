@@ -90,7 +90,7 @@ impl Lab {
     }
 }
 
-fn a_snapshot() -> Snapshot {
+pub(crate) fn a_snapshot() -> Snapshot {
     let at = Timestamp::from_millis(1_795_492_872_123);
     let service = |name: &str, restarts| ServiceView {
         name: name.into(),

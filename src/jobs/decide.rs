@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use super::submission::{Retry, Submission};
 use crate::{
     incident::{Cause, Incident, OOM_INSIDE, memory_setting},
-    ray::{ErrorType, Jobs, RayJob, RayNode},
+    ray::{ErrorType, Jobs, RayJob, RayNode, TrainRun},
     snapshot::JobStatus,
     text::clip,
     time::Timestamp,
@@ -42,6 +42,8 @@ const ORPHANED: Duration = Duration::from_secs(10);
 /// A driver without wishes of its own gets its place within seconds; after a crash of the head, one that still waits so
 /// long was forgotten.
 const FORGOTTEN: Duration = Duration::from_mins(1);
+/// So long a failure waits for services that do not answer: one that hangs is called dead after 30 s.
+const UNSURE: Duration = Duration::from_mins(2);
 /// An attempt that ran so long is no quick failure: the next one starts at once.
 const SOUND: Duration = Duration::from_mins(1);
 /// For so long after its hand-in an entry that began before the submission came is not taken for this one. Ray takes no id
@@ -118,6 +120,9 @@ pub struct Handed {
     pub missing_since: Option<Timestamp>,
     /// Since when its driver's node is not ALIVE.
     pub orphaned_since: Option<Timestamp>,
+    /// The nodes that its training run's workers were seen on; empty while none is known.
+    #[serde(default)]
+    pub workers: BTreeSet<Ipv4Addr>,
     /// Ray's last word before its owner's request to delete it was passed on: one that Ray forgets after that was deleted.
     #[serde(default)]
     pub deleting: Option<JobStatus>,
@@ -133,6 +138,7 @@ impl Handed {
             driver_since: None,
             missing_since: None,
             orphaned_since: None,
+            workers: BTreeSet::new(),
             deleting: None,
         }
     }
@@ -181,13 +187,64 @@ pub struct World<'a> {
     pub nodes: &'a [RayNode],
     /// What ended lately.
     pub incidents: &'a [Incident],
-    /// A service that can take a job along is ending, or has ended and it is not known why, or the engine that would say so
-    /// is away: that may yet explain a failure.
+    /// What ended lately may not be known yet: a service that can take a job along is ending, or labd or the engine was
+    /// away a moment ago.
     pub ending: bool,
+    /// When services that can take a job along did not answer, without having ended: one that hangs is no incident for half a
+    /// minute, and none at all when it answers again by then.
+    pub silences: &'a [Silence],
+    /// Whether the store is ready, or a person holds it or runs the lab without.
+    pub store: bool,
+    /// Training runs.
+    pub runs: &'a [TrainRun],
     /// Where services are.
     pub addresses: &'a BTreeMap<String, Ipv4Addr>,
     /// Jobs whose packages a node is installing.
     pub installing: &'a BTreeSet<String>,
+}
+
+impl World<'_> {
+    fn present(&self) -> Present {
+        Present { head: self.reachable, driver: driver_alive(self.nodes), store: self.store }
+    }
+}
+
+/// A time in which a service did not answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Silence {
+    /// The service.
+    pub service: String,
+    /// When that was noticed: up to [`SETTLED`] and a health check's pause after it began.
+    pub from: Timestamp,
+    /// When it was last so.
+    pub to: Timestamp,
+}
+
+/// What of all that a job needs is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Present {
+    /// The head.
+    pub head: bool,
+    /// The node for drivers.
+    pub driver: bool,
+    /// The store, where a run's checkpoints are.
+    pub store: bool,
+}
+
+impl Present {
+    /// What a job must wait for before it is handed in: without its store it would fail as if by its own error, and
+    /// without a node for its driver Ray gives it up.
+    pub fn lacks(self, job: &Submission) -> Option<&'static str> {
+        if !self.head {
+            Some("the Ray head")
+        } else if !self.driver && !job.names_place() {
+            Some("ray-driver")
+        } else if !self.store {
+            Some("minio")
+        } else {
+            None
+        }
+    }
 }
 
 /// What `labd.toml` says.
@@ -216,12 +273,13 @@ pub enum Move {
 pub fn decide(book: &BTreeMap<String, Job>, world: &World<'_>, policy: Policy, now: Timestamp) -> Vec<Move> {
     let open = book.values().filter(|job| !matches!(job.state, State::Ended { .. }));
     open.filter_map(|job| match &job.state {
-        State::Kept { stop_first: Some(old), .. } if succeeded(book, old, world) => {
+        // Ray's word may come after the death of the node that it ended on.
+        State::Kept { .. } if before(book, job).is_some_and(|old| succeeded(old, world)) => {
             Some(Move::End(job.id.clone(), Outcome::Succeeded))
         }
         State::Kept { not_before, .. } => {
-            let placed = job.submission.names_place() || driver_alive(world);
-            (world.reachable && placed && now >= *not_before).then(|| Move::Hand(job.id.clone()))
+            let lacks = world.present().lacks(&job.submission);
+            (lacks.is_none() && now >= *not_before).then(|| Move::Hand(job.id.clone()))
         }
         State::Handed(handed) => match judge(job, handed, world, now) {
             Verdict::Going(known) if known == *handed => {
@@ -249,19 +307,24 @@ pub fn wake(book: &BTreeMap<String, Job>, now: Timestamp) -> Option<Timestamp> {
     due.min()
 }
 
-/// Whether an attempt that was given up went on all the same, and succeeded; not one that had its id before.
-fn succeeded(book: &BTreeMap<String, Job>, id: &str, world: &World<'_>) -> bool {
-    let jobs = world.jobs.map(|told| told.jobs.as_slice()).unwrap_or_default();
-    let since = book.get(id).map(|job| job.submitted_at);
-    jobs.iter().any(|job| {
-        job.submission_id == id
-            && job.status == JobStatus::Succeeded
-            && job.started_at.is_none_or(|began| since.is_none_or(|since| began >= since))
-    })
+/// The attempt whose place this one takes.
+fn before<'a>(book: &'a BTreeMap<String, Job>, job: &Job) -> Option<&'a Job> {
+    let by = |old: &&Job| match &old.state {
+        State::Ended { outcome: Outcome::Lost { next: Next::As(next), .. }, .. } => *next == job.id,
+        _ => false,
+    };
+    if job.attempt == 1 { None } else { book.values().find(by) }
 }
 
-fn driver_alive(world: &World<'_>) -> bool {
-    world.nodes.iter().any(|node| node.serves_as("driver"))
+/// Whether an attempt that was given up succeeded all the same; not one that had its id before.
+fn succeeded(old: &Job, world: &World<'_>) -> bool {
+    let jobs = world.jobs.map(|told| told.jobs.as_slice()).unwrap_or_default();
+    jobs.iter().any(|job| job.submission_id == old.id && job.status == JobStatus::Succeeded && !is_older(old, job))
+}
+
+/// Whether a node for drivers is ALIVE.
+pub fn driver_alive(nodes: &[RayNode]) -> bool {
+    nodes.iter().any(|node| node.serves_as("driver"))
 }
 
 enum Verdict {
@@ -336,7 +399,9 @@ fn judge(job: &Job, handed: &Handed, world: &World<'_>, now: Timestamp) -> Verdi
             return Verdict::Ended(outcome);
         }
         let since = *known.missing_since.get_or_insert(now);
-        if now.since(since) < MISSING {
+        // One list is not believed, however long ago it came.
+        let again = world.jobs.is_some_and(|list| list.asked_at > since);
+        if now.since(since) < MISSING || !again {
             return Verdict::Going(known);
         }
         // Ray nodes of the old cluster cannot join the new one: their containers were started anew.
@@ -349,6 +414,8 @@ fn judge(job: &Job, handed: &Handed, world: &World<'_>, now: Timestamp) -> Verdi
     {
         (known.driver, known.driver_since) = (Some(node.address), Some(node.started_at));
     }
+    let own_runs = world.runs.iter().filter(|run| run.submission_id.as_ref() == Some(&job.id));
+    known.workers.extend(own_runs.flat_map(|run| &run.attempts).flat_map(|attempt| &attempt.workers));
     let life = Life { began, ended: told.ended_at.unwrap_or(now) };
     match told.status {
         JobStatus::Succeeded => Verdict::Ended(Outcome::Succeeded),
@@ -363,7 +430,8 @@ fn judge(job: &Job, handed: &Handed, world: &World<'_>, now: Timestamp) -> Verdi
 fn going(job: &Job, told: &RayJob, mut known: Handed, life: Life, world: &World<'_>, now: Timestamp) -> Verdict {
     // Its driver's container ended since: whatever Ray still says, it does not run any more. One that is only asked to end
     // runs on for a while, and Ray says when that is over.
-    let died = |i: &&Incident| life.saw(i) && i.cause != Cause::Asked && i.cause.ends() && on_driver(i, &known, world);
+    let died =
+        |i: &&Incident| life.saw_begin(i) && i.cause != Cause::Asked && i.cause.ends() && on_driver(i, &known, world);
     if let Some(incident) = world.incidents.iter().find(died) {
         if known.stop_asked {
             return Verdict::Ended(Outcome::Stopped);
@@ -382,11 +450,12 @@ fn going(job: &Job, told: &RayJob, mut known: Handed, life: Life, world: &World<
         known.orphaned_since = None;
     }
     if told.status == JobStatus::Pending && told.driver_node.is_none() && !job.submission.names_place() {
-        let head = world.incidents.iter().rev().find(|i| life.saw(i) && i.service == "ray-head" && i.cause.ends());
+        let head =
+            world.incidents.iter().rev().find(|i| life.saw_begin(i) && i.service == "ray-head" && i.cause.ends());
         let back = head.and_then(|i| i.ready_at);
         // Ray says where a driver is once its packages are there, which takes minutes.
         let installs = world.installing.contains(job.id.as_str());
-        if back.is_some_and(|back| now.since(back) >= FORGOTTEN) && driver_alive(world) && !installs {
+        if back.is_some_and(|back| now.since(back) >= FORGOTTEN) && driver_alive(world.nodes) && !installs {
             return Verdict::Lost { why: "it was being started when the Ray head died".to_owned(), dead: false };
         }
     }
@@ -395,15 +464,22 @@ fn going(job: &Job, told: &RayJob, mut known: Handed, life: Life, world: &World<
 
 /// Ray says it failed: by its own error?
 fn failed(told: &RayJob, known: &Handed, life: Life, world: &World<'_>, now: Timestamp) -> Verdict {
-    let unsettled = world.ending || now.since(life.ended) < SETTLED;
+    let age = now.since(life.ended);
+    let hangs = |s: &Silence| now.since(s.to) < SETTLED && !is_foreign(&s.service, known, world);
+    let unanswered = !world.store || world.silences.iter().any(hangs);
+    let unsettled = age < SETTLED || world.ending || (unanswered && age < UNSURE);
     let own = |why: String| Verdict::Ended(Outcome::Failed { why });
     let near = |names: &dyn Fn(&Incident) -> bool| {
-        world.incidents.iter().rev().find(|i| life.saw(i) && life.ended_by(i) && names(i)).map(in_words)
+        world.incidents.iter().rev().find(|i| life.saw(i, world) && life.ended_by(i, world) && names(i)).map(in_words)
     };
     let on_driver = |i: &Incident| on_driver(i, known, world);
-    let any = |i: &Incident| is_infrastructure(&i.service);
+    let any = |i: &Incident| is_infrastructure(&i.service) && !is_foreign(&i.service, known, world);
+    let silent = || {
+        let found = world.silences.iter().find(|s| is_shared(&s.service) && life.saw_silence(s));
+        found.map(|s| format!("{}: did not answer for a while", s.service))
+    };
     let ended = |i: &Incident| i.cause != Cause::Asked && i.cause.ends();
-    let driver_died = world.incidents.iter().any(|i| life.saw(i) && ended(i) && on_driver(i));
+    let driver_died = world.incidents.iter().any(|i| life.saw_begin(i) && ended(i) && on_driver(i));
     let short = || memory_of_ray(&told.message, world);
     match told.error {
         Some(ErrorType::JobSupervisorActorDied) => Verdict::Lost {
@@ -416,14 +492,14 @@ fn failed(told: &RayJob, known: &Handed, life: Life, world: &World<'_>, now: Tim
                 .incidents
                 .iter()
                 .rev()
-                .find(|i| life.saw(i) && told.message.contains(&format!("labd: {}", i.why)));
-            match quoted.map(in_words).or_else(|| near(&any)).or_else(short) {
+                .find(|i| life.saw(i, world) && told.message.contains(&format!("labd: {}", i.why)));
+            match quoted.map(in_words).or_else(|| near(&any)).or_else(silent).or_else(short) {
                 Some(why) => Verdict::Lost { why, dead: true },
                 None if unsettled => Verdict::Going(known.clone()),
                 None => own(exit_words(told)),
             }
         }
-        Some(_) => match near(&any).or_else(short) {
+        Some(_) => match near(&any).or_else(silent).or_else(short) {
             Some(why) => Verdict::Lost { why, dead: driver_died },
             None if unsettled => Verdict::Going(known.clone()),
             None => own(in_one_line(&told.message)),
@@ -440,15 +516,36 @@ struct Life {
 
 impl Life {
     /// Whether the job was there when it happened.
-    fn saw(self, i: &Incident) -> bool {
+    fn saw_begin(self, i: &Incident) -> bool {
         i.died_at >= self.began && i.died_at <= self.ended
     }
 
+    /// Whether the job was there while it lasted: what was away when a job began is no less in its way. A node is given no
+    /// work any more once it is known to be dead; the store and the head are asked all the time.
+    fn saw(self, i: &Incident, world: &World<'_>) -> bool {
+        let over = if is_shared(&i.service) { over(i, world) } else { Some(i.noticed_at) };
+        i.died_at <= self.ended && over.is_none_or(|over| over >= self.began)
+    }
+
+    /// Whether the job ended in it, or shortly after. It may have begun a moment before it was noticed.
+    fn saw_silence(self, s: &Silence) -> bool {
+        s.from <= self.ended.plus(SETTLED * 2) && s.to >= self.began && self.ended <= s.to.plus(AFTERMATH)
+    }
+
     /// Whether it happened, or was not over, shortly before the job's end. What is held by hand may be so for days.
-    fn ended_by(self, i: &Incident) -> bool {
-        let lasts = i.cause != Cause::Asked && i.ready_at.is_none_or(|back| self.ended <= back.plus(AFTERMATH));
+    fn ended_by(self, i: &Incident, world: &World<'_>) -> bool {
+        let lasts = i.cause != Cause::Asked && over(i, world).is_none_or(|back| self.ended <= back.plus(AFTERMATH));
         lasts || self.ended <= i.died_at.plus(AFTERMATH)
     }
+}
+
+/// When it was over: its service was ready again, or ended once more before it was.
+fn over(incident: &Incident, world: &World<'_>) -> Option<Timestamp> {
+    let next = || {
+        let same = |i: &&Incident| i.service == incident.service && i.cause.ends() && i.died_at > incident.died_at;
+        world.incidents.iter().filter(same).map(|i| i.died_at).min()
+    };
+    incident.ready_at.or_else(next)
 }
 
 fn at(incident: &Incident, world: &World<'_>) -> Option<Ipv4Addr> {
@@ -460,6 +557,17 @@ fn on_driver(incident: &Incident, known: &Handed, world: &World<'_>) -> bool {
     known.driver.is_some()
         && at(incident, world) == known.driver
         && known.driver_since.is_none_or(|since| incident.died_at >= since)
+}
+
+/// Whether it is a worker that the job's run, whose workers are known, did not train on.
+fn is_foreign(service: &str, known: &Handed, world: &World<'_>) -> bool {
+    let at = world.addresses.get(service).filter(|_| service.starts_with("ray-worker-"));
+    !known.workers.is_empty() && at.is_some_and(|at| !known.workers.contains(at))
+}
+
+/// What every job asks all the time, wherever it runs.
+fn is_shared(service: &str) -> bool {
+    matches!(service, "minio" | "ray-head")
 }
 
 /// Services whose death can take a job along.
@@ -589,6 +697,10 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::{
+        ray::train::{Attempt, AttemptStatus},
+        snapshot::RunStatus,
+    };
 
     const DRIVER: Ipv4Addr = Ipv4Addr::new(198, 18, 100, 11);
     const WORKER: Ipv4Addr = Ipv4Addr::new(198, 18, 100, 20);
@@ -661,7 +773,12 @@ mod tests {
         nodes: Vec<RayNode>,
         reachable: bool,
         ending: bool,
+        silences: Vec<Silence>,
+        store: bool,
+        runs: Vec<TrainRun>,
         installing: BTreeSet<String>,
+        /// When the list was asked for, where that is not now.
+        asked_at: Option<i64>,
         now: i64,
     }
 
@@ -675,7 +792,11 @@ mod tests {
                 nodes,
                 reachable: true,
                 ending: false,
+                silences: Vec::new(),
+                store: true,
+                runs: Vec::new(),
                 installing: BTreeSet::new(),
+                asked_at: None,
                 now: 1000,
             }
         }
@@ -684,13 +805,16 @@ mod tests {
             let addresses =
                 [("ray-driver", DRIVER), ("ray-worker-0", WORKER), ("ray-head", Ipv4Addr::new(198, 18, 100, 10))];
             let addresses = addresses.map(|(name, ip)| (name.to_owned(), ip)).into();
-            let jobs = Jobs { asked_at: ts(self.now), jobs: self.told.clone() };
+            let jobs = Jobs { asked_at: ts(self.asked_at.unwrap_or(self.now)), jobs: self.told.clone() };
             let world = World {
                 reachable: self.reachable,
                 jobs: Some(&jobs),
                 nodes: &self.nodes,
                 incidents: &self.incidents,
                 ending: self.ending,
+                silences: &self.silences,
+                store: self.store,
+                runs: &self.runs,
                 addresses: &addresses,
                 installing: &self.installing,
             };
@@ -767,6 +891,88 @@ mod tests {
         assert_eq!(with("x", vec![incident("ray-worker-0", 50, Some(54))]), None, "before its time");
         assert_eq!(with("x", vec![incident("ray-worker-0", 950, None)]), None, "after its end");
         assert_eq!(with("x", vec![incident("jupyter", 890, None)]), None, "not its business");
+    }
+
+    #[test]
+    fn an_outage_counts_that_began_before_the_job() {
+        let failed = told(JobStatus::Failed, Some(ErrorType::JobEntrypointCommandError), Some(130), "x");
+        let with = |i| Case::new(vec![failed.clone()], vec![i]).lost();
+        let minio = Some("minio: container exited 137 (SIGKILL)".to_owned());
+        assert_eq!(with(incident("minio", 90, Some(120))), minio, "it began at 100");
+        assert_eq!(with(incident("minio", 90, None)), minio, "and is still away");
+        assert_eq!(with(incident("minio", 90, Some(99))), None, "over before the job began");
+        let twice = vec![incident("minio", 20, None), incident("minio", 25, Some(30))];
+        assert_eq!(Case::new(vec![failed.clone()], twice).lost(), None, "the first was cut short by the second");
+        // Once a node's death is known, Ray starts nothing there.
+        assert_eq!(with(incident("ray-worker-0", 90, None)), None);
+        let hung = Incident { noticed_at: ts(125), cause: Cause::Hang, ..incident("ray-worker-0", 90, Some(140)) };
+        assert!(with(hung).is_some());
+    }
+
+    #[test]
+    fn no_failure_is_a_jobs_own_while_what_it_needs_does_not_answer_but_for_no_longer_than_two_minutes() {
+        let failed = told(JobStatus::Failed, Some(ErrorType::JobEntrypointCommandError), Some(900), "x");
+        let case = || Case { now: 920, ..Case::new(vec![failed.clone()], vec![]) };
+        assert!(matches!(case().outcome(), Some(Outcome::Failed { .. })));
+        let silence = |service: &str, from, to| Silence { service: service.into(), from: ts(from), to: ts(to) };
+        let worker = || vec![silence("ray-worker-0", 890, 920)];
+        assert_eq!(Case { silences: worker(), ..case() }.outcome(), None);
+        assert_eq!(Case { store: false, ..case() }.outcome(), None);
+        let late = Case { silences: vec![silence("ray-worker-0", 890, 1021)], store: false, now: 1021, ..case() };
+        assert!(matches!(late.outcome(), Some(Outcome::Failed { .. })));
+        let over = Case { silences: vec![silence("ray-worker-0", 890, 910)], ..case() };
+        assert!(matches!(over.outcome(), Some(Outcome::Failed { .. })), "a node that answers again");
+        // What every job asks all the time explains a failure, also when it answers again by itself.
+        for (from, to, lost) in
+            [(905, 910, true), (880, 890, true), (915, 920, false), (700, 830, false), (50, 90, false)]
+        {
+            let case = Case { silences: vec![silence("minio", from, to)], now: 990, ..case() };
+            assert_eq!(case.lost().is_some(), lost, "{from} to {to}");
+        }
+    }
+
+    #[test]
+    fn a_worker_that_the_run_did_not_have_is_no_excuse() {
+        let failed = told(JobStatus::Failed, Some(ErrorType::JobEntrypointCommandError), Some(900), "x");
+        let run = |workers: &[Ipv4Addr]| TrainRun {
+            name: "food11".into(),
+            id: "1".into(),
+            submission_id: Some("food11".into()),
+            status: RunStatus::Running,
+            started_at: ts(110),
+            ended_at: None,
+            storage: "s3://ray".into(),
+            driver: Some(DRIVER),
+            attempts: vec![Attempt {
+                id: "a".into(),
+                started_at: ts(110),
+                running_at: None,
+                ended_at: None,
+                status: AttemptStatus::Running,
+                error: None,
+                workers: workers.to_vec(),
+            }],
+        };
+        let other = Ipv4Addr::new(198, 18, 100, 21);
+        let mut case = Case::new(vec![failed], vec![incident("ray-worker-0", 880, Some(884))]);
+        case.runs = vec![run(&[other])];
+        assert!(matches!(case.outcome(), Some(Outcome::Failed { .. })));
+        case.runs = vec![run(&[other, WORKER])];
+        assert!(case.lost().is_some());
+        case.runs = vec![run(&[])];
+        assert!(case.lost().is_some(), "its workers are not known");
+        // They are remembered when Ray forgets the run.
+        case.runs = Vec::new();
+        let known = Handed { workers: [other].into(), driver: Some(DRIVER), ..Handed::new(ts(100)) };
+        case.job.state = State::Handed(known);
+        assert_eq!(case.lost(), None);
+        case.incidents = vec![incident("ray-driver", 880, Some(884))];
+        assert!(case.lost().is_some());
+        // While it runs they are noted.
+        let mut case = Case::new(vec![told(JobStatus::Running, None, None, "")], vec![]);
+        case.runs = vec![run(&[WORKER])];
+        let moves = case.moves();
+        assert!(matches!(moves.first(), Some(Move::Note(_, known)) if known.workers == [WORKER].into()), "{moves:?}");
     }
 
     #[test]
@@ -857,28 +1063,34 @@ mod tests {
 
     #[test]
     fn one_that_was_given_up_and_succeeded_all_the_same_is_not_run_again() {
-        let kept = State::Kept { not_before: ts(0), stop_first: Some("food11".into()), tries: 0 };
-        let lost = Outcome::Lost { why: "x".into(), next: Next::As("food11-r1".into()) };
-        let new = Job { id: "food11-r1".into(), attempt: 2, state: kept, ..job("food11", json!({})) };
-        let old = Job { state: State::Ended { at: ts(950), outcome: lost }, ..job("food11", json!({})) };
-        let book = BTreeMap::from([("food11".to_owned(), old), ("food11-r1".to_owned(), new)]);
-        let nodes = [node(1, DRIVER, true, "driver")];
-        for (status, moves) in [
-            (JobStatus::Running, vec![Move::Hand("food11-r1".into())]),
-            (JobStatus::Stopped, vec![Move::Hand("food11-r1".into())]),
-            (JobStatus::Succeeded, vec![Move::End("food11-r1".into(), Outcome::Succeeded)]),
-        ] {
-            let jobs = Jobs { asked_at: ts(1000), jobs: vec![told(status, None, Some(960), "")] };
-            let world = World {
-                reachable: true,
-                jobs: Some(&jobs),
-                nodes: &nodes,
-                incidents: &[],
-                ending: false,
-                addresses: &BTreeMap::new(),
-                installing: &BTreeSet::new(),
-            };
-            assert_eq!(decide(&book, &world, Policy { resubmissions: 10 }, ts(1000)), moves, "{status:?}");
+        // Whether its processes may still run, or died with their node before Ray's word came.
+        for stop_first in [Some("food11".to_owned()), None] {
+            let kept = State::Kept { not_before: ts(0), stop_first, tries: 0 };
+            let lost = Outcome::Lost { why: "x".into(), next: Next::As("food11-r1".into()) };
+            let new = Job { id: "food11-r1".into(), attempt: 2, state: kept, ..job("food11", json!({})) };
+            let old = Job { state: State::Ended { at: ts(950), outcome: lost }, ..job("food11", json!({})) };
+            let book = BTreeMap::from([("food11".to_owned(), old), ("food11-r1".to_owned(), new)]);
+            let nodes = [node(1, DRIVER, true, "driver")];
+            for (status, moves) in [
+                (JobStatus::Running, vec![Move::Hand("food11-r1".into())]),
+                (JobStatus::Stopped, vec![Move::Hand("food11-r1".into())]),
+                (JobStatus::Succeeded, vec![Move::End("food11-r1".into(), Outcome::Succeeded)]),
+            ] {
+                let jobs = Jobs { asked_at: ts(1000), jobs: vec![told(status, None, Some(960), "")] };
+                let world = World {
+                    reachable: true,
+                    jobs: Some(&jobs),
+                    nodes: &nodes,
+                    incidents: &[],
+                    ending: false,
+                    silences: &[],
+                    store: true,
+                    runs: &[],
+                    addresses: &BTreeMap::new(),
+                    installing: &BTreeSet::new(),
+                };
+                assert_eq!(decide(&book, &world, Policy { resubmissions: 10 }, ts(1000)), moves, "{status:?}");
+            }
         }
     }
 
@@ -890,6 +1102,9 @@ mod tests {
         case.job.state = State::Handed(known.clone());
         case.now = 1006;
         assert!(case.lost().expect("lost").contains("no longer knows"));
+        case.asked_at = Some(1000);
+        assert_eq!(case.lost(), None, "one list is not believed, however old it is");
+        case.asked_at = None;
         case.reachable = false;
         assert_eq!(case.lost(), None, "nobody says anything");
         // A list that is older than the job.
@@ -1007,6 +1222,9 @@ mod tests {
                 nodes: &nodes,
                 incidents,
                 ending: false,
+                silences: &[],
+                store: true,
+                runs: &[],
                 addresses: &addresses,
                 installing: &BTreeSet::new(),
             };
@@ -1056,6 +1274,9 @@ mod tests {
         let kept = State::Kept { not_before: ts(0), stop_first: None, tries: 0 };
         case.job.state = kept.clone();
         assert_eq!(case.moves(), [Move::Hand("food11".into())]);
+        case.store = false;
+        assert_eq!(case.moves(), [], "the store is not there");
+        case.store = true;
         case.nodes[0].alive = false;
         assert_eq!(case.moves(), [], "the driver node is not there");
         case.job = Job { state: kept, ..job("food11", json!({"entrypoint_num_gpus": 1})) };

@@ -46,7 +46,7 @@ use crate::{
     snapshot::{EngineView, JobStatus, JobView, ServiceState, ServiceView, Snapshot},
     time::Timestamp,
 };
-use decide::{Handed, Job, Move, Next, Outcome, Policy, State, World};
+use decide::{Handed, Job, Move, Next, Outcome, Policy, Present, Silence, State, World};
 use packages::Packages;
 use past::{End, Past};
 use store::{Found, LedgerError, Store};
@@ -62,6 +62,8 @@ const LONGEST_RETRY: Duration = Duration::from_secs(10);
 const TRIES: u32 = 30;
 /// Between two tries to write what could not be written, and between two requests to stop the same job.
 const AGAIN: Duration = Duration::from_secs(10);
+/// So long it is remembered that a service did not answer: no failure is judged later.
+const REMEMBERED: Duration = Duration::from_mins(10);
 /// Between two sweeps of packages.
 const SWEEP: Duration = Duration::from_hours(1);
 
@@ -167,6 +169,8 @@ pub struct Parts<A> {
     pub api: Box<dyn Fn() -> Option<A> + Send + Sync>,
     /// What Ray says.
     pub ray: watch::Receiver<Arc<RayView>>,
+    /// Where it is told which jobs must be followed, should Ray's list of all become too long.
+    pub follow: watch::Sender<BTreeSet<String>>,
     /// What died.
     pub incidents: watch::Receiver<Arc<Vec<Incident>>>,
     /// Where services are.
@@ -216,6 +220,7 @@ fn start<A: JobApi>(opened: Opened, parts: Parts<A>) -> (Ledger, AbortHandle) {
         used: found.used,
         unsaved_used: BTreeSet::new(),
         trouble: found.note,
+        unreadable: found.unreadable,
         store,
         packages,
         parts,
@@ -229,7 +234,10 @@ fn start<A: JobApi>(opened: Opened, parts: Parts<A>) -> (Ledger, AbortHandle) {
         removed: BTreeSet::new(),
         save_again: Instant::now(),
         sweep_at: Instant::now(),
-        engine_away: None,
+        bytes: 0,
+        silences: Vec::new(),
+        // What ended while labd was away is known a moment after its start.
+        engine_away: Some(Timestamp::now()),
     };
     let task = tokio::spawn(keeper.run(asked, heard)).abort_handle();
     (Ledger { ask, view }, task)
@@ -250,6 +258,10 @@ struct Keeper<A> {
     used: BTreeMap<String, Past>,
     /// Those of them that are not on disk.
     unsaved_used: BTreeSet<String>,
+    /// Length of all submissions, in bytes.
+    bytes: usize,
+    /// Ids on disk of jobs that this labd cannot read.
+    unreadable: BTreeSet<String>,
     store: Store,
     packages: Packages,
     parts: Parts<A>,
@@ -269,13 +281,16 @@ struct Keeper<A> {
     removed: BTreeSet<String>,
     save_again: Instant,
     sweep_at: Instant,
-    /// When the engine was last seen not to answer.
+    /// When services did not answer, lately.
+    silences: Vec<Silence>,
+    /// When the engine was last seen not to answer, or labd was away.
     engine_away: Option<Timestamp>,
     trouble: Option<String>,
 }
 
 impl<A: JobApi> Keeper<A> {
     async fn run(mut self, mut asked: mpsc::Receiver<Ask>, mut heard: mpsc::UnboundedReceiver<HandedIn>) {
+        self.trim();
         let mut ray = self.parts.ray.clone();
         let mut incidents = self.parts.incidents.clone();
         let mut config = self.parts.config.clone();
@@ -322,6 +337,7 @@ impl<A: JobApi> Keeper<A> {
         if matches!(self.parts.snapshot.borrow().engine, EngineView::Unreachable { .. }) {
             self.engine_away = Some(now);
         }
+        self.listen(now);
         let moves = self.decide(now);
         let mut hand = Vec::new();
         let again = moves.iter().any(|change| matches!(change, Move::Replace(..)));
@@ -345,6 +361,23 @@ impl<A: JobApi> Keeper<A> {
         again
     }
 
+    /// Notes which services do not answer.
+    fn listen(&mut self, now: Timestamp) {
+        let snapshot = self.parts.snapshot.borrow().clone();
+        let silent = |s: &&ServiceView| s.state == ServiceState::Unhealthy && decide::is_infrastructure(&s.name);
+        for service in snapshot.services.iter().filter(silent) {
+            let same = |known: &&mut Silence| known.service == service.name && known.to >= service.since;
+            match self.silences.iter_mut().find(same) {
+                Some(known) => known.to = now,
+                None => {
+                    let silence = Silence { service: service.name.clone(), from: service.since, to: now };
+                    self.silences.push(silence);
+                }
+            }
+        }
+        self.silences.retain(|silence| now.since(silence.to) < REMEMBERED);
+    }
+
     fn decide(&self, now: Timestamp) -> Vec<Move> {
         let ray = self.parts.ray.borrow().clone();
         let incidents = self.parts.incidents.borrow().clone();
@@ -362,11 +395,24 @@ impl<A: JobApi> Keeper<A> {
             ending: services.clone().any(|s| s.state == ServiceState::Stopping && decide::is_infrastructure(&s.name))
                 // What ended while the engine was away is known a moment after it is back.
                 || self.engine_away.is_some_and(|at| now.since(at) < decide::SETTLED),
+            silences: &self.silences,
+            store: store_serves(&snapshot),
+            runs: &ray.runs,
             addresses: &addresses,
             installing: &installing,
         };
         let policy = Policy { resubmissions: self.parts.config.borrow().jobs.resubmissions };
         decide::decide(&self.book, &world, policy, now)
+    }
+
+    /// What of all that a job needs is there.
+    fn present(&self) -> Present {
+        let (ray, snapshot) = (self.parts.ray.borrow().clone(), self.parts.snapshot.borrow().clone());
+        Present {
+            head: ray.gcs == Gcs::Reachable,
+            driver: decide::driver_alive(&ray.nodes),
+            store: store_serves(&snapshot),
+        }
     }
 
     fn set(&mut self, id: &str, state: State) {
@@ -451,6 +497,7 @@ impl<A: JobApi> Keeper<A> {
         }
         self.sweep_at = Instant::now() + SWEEP;
         self.stops.retain(|id, _| self.book.get(id).is_some_and(|job| !job.is_over()));
+        self.trim();
         let open = self.book.values().filter(|job| !matches!(job.state, State::Ended { .. }));
         let needed: BTreeSet<String> = open.flat_map(|job| job.submission.packages()).collect();
         let packages = self.packages.clone();
@@ -461,14 +508,46 @@ impl<A: JobApi> Keeper<A> {
         tokio::task::spawn_blocking(move || packages.sweep(&needed, SystemTime::now()));
     }
 
+    /// Forgets ended jobs that are too many or too large.
+    fn trim(&mut self) {
+        for id in past::surplus(&self.book) {
+            self.book.remove(&id);
+            self.unsaved.remove(&id);
+            self.removed.insert(id);
+        }
+        self.bytes = self.book.values().map(|job| job.submission.bytes()).sum();
+    }
+
+    /// Whether there is room for one more submission.
+    fn has_room(&mut self, submission: &Submission) -> bool {
+        let new = submission.bytes();
+        if self.bytes + new > past::MOST_BYTES {
+            self.trim();
+        }
+        self.bytes += new;
+        self.bytes <= past::MOST_BYTES
+    }
+
     fn publish(&self) {
         let view = {
-            let ray = self.parts.ray.borrow();
-            let snapshot = self.parts.snapshot.borrow();
+            // Not borrowed for long: whoever borrows twice waits for a writer that waits for the first.
+            let (ray, snapshot) = (self.parts.ray.borrow().clone(), self.parts.snapshot.borrow().clone());
+            let present = self.present();
             let at = |s: &ServiceView| Some((s.address.parse().ok()?, s.name.clone()));
             let services = snapshot.services.iter().filter_map(at).collect();
-            view::view(&self.book, &ray, &services, self.trouble.as_deref(), Timestamp::now())
+            let lists = ray.trouble.as_ref();
+            let trouble = self.trouble.as_ref().or(lists).map(String::as_str);
+            let mut view = view::view(&self.book, &ray, &services, present, trouble, Timestamp::now());
+            view.notices.extend(view::unreadable(&self.unreadable));
+            view
         };
+        let open = self.book.values().filter(|job| matches!(job.state, State::Handed(_)));
+        let open: BTreeSet<String> = open.map(|job| job.id.clone()).collect();
+        self.parts.follow.send_if_modified(|old| {
+            let changed = *old != open;
+            *old = open;
+            changed
+        });
         self.tell.send_if_modified(|old| {
             let changed = **old != view;
             if changed {
@@ -520,18 +599,27 @@ impl<A: JobApi> Keeper<A> {
         }
         let waiting = self.waiting.remove(id);
         let now = Timestamp::now();
-        let Some(State::Kept { stop_first, tries, .. }) = self.book.get(id).map(|job| job.state.clone()) else {
-            self.replaced.remove(id);
-            // Stopped by a person meanwhile, or needed no more.
-            if let Ok(reply) = result {
-                if reply.is_success() {
-                    self.ask_to_stop(id.to_owned());
+        let (stop_first, tries) = match self.book.get(id).map(|job| job.state.clone()) {
+            Some(State::Kept { stop_first, tries, .. }) => (stop_first, tries),
+            state => {
+                self.replaced.remove(id);
+                let taken = result.as_ref().is_ok_and(Reply::is_success);
+                match (state, &result) {
+                    // Stopped by a person meanwhile. Where Ray's answer was lost it may have the job.
+                    (Some(State::Handed(known)), _) if taken => {
+                        self.set(id, State::Handed(Handed { stop_asked: known.stop_asked, ..Handed::new(now) }));
+                    }
+                    (Some(State::Handed(_)), Ok(_)) => self.end(id, Outcome::Stopped, now),
+                    // Needed no more.
+                    _ if taken => self.ask_to_stop(id.to_owned()),
+                    _ => {}
                 }
+                self.save().await;
                 if let Some(waiting) = waiting {
-                    let _ = waiting.send(reply);
+                    let _ = waiting.send(result.unwrap_or_else(|_| kept(id)));
                 }
+                return;
             }
-            return;
         };
         let again = |tries: u32, stop_first| {
             let wait = LONGEST_RETRY.min(RETRY.saturating_mul(1 << tries.min(8)));
@@ -573,11 +661,25 @@ impl<A: JobApi> Keeper<A> {
                 kept(id)
             }
         };
-        self.replaced.remove(id);
         self.save().await;
         if let Some(waiting) = waiting {
-            let _ = waiting.send(answer);
+            let is_kept = matches!(self.book.get(id), Some(Job { state: State::Kept { .. }, .. }));
+            let _ = waiting.send(if is_kept { self.promise(id, answer).await } else { answer });
         }
+        self.replaced.remove(id);
+    }
+
+    /// The answer for a job that Ray does not have: a promise that holds only where the job is on disk. What cannot be
+    /// written is no job.
+    async fn promise(&mut self, id: &str, answer: Reply) -> Reply {
+        if !self.unsaved.contains(id) {
+            return answer;
+        }
+        let why = self.trouble.clone().unwrap_or_default();
+        self.withdraw(id);
+        self.save().await;
+        let body = format!("labd can neither hand the job in nor keep it until then: {why}\n");
+        Reply { status: 507, content_type: "text/plain; charset=utf-8".into(), body: body.into() }
     }
 
     /// Takes a submission out again; one that ended and had its id before stands again.
@@ -653,10 +755,19 @@ impl<A: JobApi> Keeper<A> {
         let ended = past::chain(&self.book, &id).pop().map(Job::is_over);
         let told = self.parts.ray.borrow().jobs.as_ref().is_some_and(|t| t.jobs.iter().any(|j| j.submission_id == id));
         // One that ended, and that Ray forgot with its head's state, leaves its id free, as Ray would say.
-        if ended.is_some_and(|ended| !ended || told) {
+        if ended.is_some_and(|ended| !ended || told) || self.unreadable.contains(&id) {
             let text = format!("Job with submission_id {id} already exists. Please use a different submission_id.");
             let _ =
                 reply.send(Reply { status: 500, content_type: "text/plain; charset=utf-8".into(), body: text.into() });
+            return;
+        }
+        if !self.has_room(&submission) {
+            let text = format!(
+                "labd keeps at most {} MiB of submissions, and unfinished ones fill that: wait for some, or stop them\n",
+                past::MOST_BYTES >> 20
+            );
+            let refusal = Reply { status: 507, content_type: "text/plain; charset=utf-8".into(), body: text.into() };
+            let _ = reply.send(refusal);
             return;
         }
         // A request to stop that is still on its way is not meant for this one.
@@ -693,14 +804,17 @@ impl<A: JobApi> Keeper<A> {
         self.removed.remove(&id);
         self.unsaved.insert(id.clone());
         self.save().await;
-        let reachable = self.parts.ray.borrow().gcs == Gcs::Reachable;
-        if reachable && (self.parts.api)().is_some() {
+        let lacks = self.book.get(&id).and_then(|job| self.present().lacks(&job.submission));
+        if lacks.is_none() && (self.parts.api)().is_some() {
             self.waiting.insert(id.clone(), reply);
             self.hand_in(id);
         } else {
+            let answer = self.promise(&id, kept(&id)).await;
             self.replaced.remove(&id);
-            self.note("kept", format!("{id}: kept until the Ray head is back"));
-            let _ = reply.send(kept(&id));
+            if answer.is_success() {
+                self.note("kept", format!("{id}: kept until {} is back", lacks.unwrap_or("the Ray head")));
+            }
+            let _ = reply.send(answer);
         }
     }
 
@@ -723,6 +837,11 @@ impl<A: JobApi> Keeper<A> {
         let family = self.book.values().filter(|job| job.root == root && !matches!(job.state, State::Ended { .. }));
         let Some(open) = family.max_by_key(|job| job.attempt).cloned() else { return Stop::Pass(id.to_owned()) };
         match open.state {
+            // Ray may have it already, and asking it now may be too early: it is asked until it is so.
+            State::Kept { .. } if self.in_flight.contains(&open.id) => {
+                self.set(&open.id, State::Handed(Handed { stop_asked: true, ..Handed::new(Timestamp::now()) }));
+                Stop::Done
+            }
             State::Kept { stop_first, .. } => {
                 self.end(&open.id, Outcome::Stopped, Timestamp::now());
                 // What it was to take the place of may still run.
@@ -749,7 +868,11 @@ async fn stop_waiting<A: JobApi>(api: &A, id: &str) {
 async fn hand_in<A: JobApi>(api: &A, packages: &Packages, job: &Job, name_runs: bool) -> Result<Reply, String> {
     if let State::Kept { stop_first: Some(old), .. } = &job.state {
         let reply = api.stop(old).await?;
-        if reply.is_success() && says(&reply, "true") {
+        // Two attempts at once would write the same run: one that may still run is in the way.
+        if !reply.is_success() && reply.status != 404 {
+            return Ok(Reply { status: 503, ..reply });
+        }
+        if says(&reply, "true") {
             tokio::time::sleep(STOPPED).await;
         }
         stop_waiting(api, old).await;
@@ -758,11 +881,20 @@ async fn hand_in<A: JobApi>(api: &A, packages: &Packages, job: &Job, name_runs: 
         if let Some(file) = packages.find(&name)
             && !api.has_package(&name).await?
         {
-            api.put_package(&name, &file).await?;
+            let reply = api.put_package(&name, &file).await?;
+            if !reply.is_success() {
+                return Ok(reply);
+            }
         }
     }
     let named = Named { run: name_runs.then_some(&job.run), note: job.note.as_deref() };
     api.submit(Bytes::from(job.submission.body(&job.id, &job.root, job.attempt, named))).await
+}
+
+/// Whether jobs have their store: it is ready, or a person wants it so.
+fn store_serves(snapshot: &Snapshot) -> bool {
+    let store = snapshot.services.iter().find(|s| s.name == "minio");
+    store.is_some_and(|s| matches!(s.state, ServiceState::Ready | ServiceState::Held | ServiceState::Off))
 }
 
 /// As Ray answers a submission that it took.

@@ -15,6 +15,9 @@ use super::submission::is_package_name;
 /// A package that no unfinished job refers to is kept so long: its job may be submitted again without a new upload.
 const KEPT: Duration = Duration::from_hours(7 * 24);
 
+/// So much of them is kept at most, in bytes: a package has at most 500 MiB, which is Ray's own limit.
+const MOST: u64 = 10 << 30;
+
 /// The folder of packages.
 #[derive(Debug, Clone)]
 pub struct Packages(PathBuf);
@@ -74,13 +77,27 @@ impl Packages {
         Some(tokio::fs::File::create(&part).await.map(|file| Incoming { file, part, to, done: false }))
     }
 
-    /// Removes what is old and no unfinished job refers to.
+    /// Removes what no unfinished job refers to and is old, or too much; the oldest first.
     pub fn sweep(&self, needed: &BTreeSet<String>, now: SystemTime) {
-        for entry in fs::read_dir(&self.0).into_iter().flatten().flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let age = entry.metadata().and_then(|m| m.modified()).ok().and_then(|at| now.duration_since(at).ok());
-            if !needed.contains(&name) && age.is_some_and(|age| age > KEPT) {
-                let _ = fs::remove_file(entry.path());
+        self.sweep_to(needed, now, MOST);
+    }
+
+    fn sweep_to(&self, needed: &BTreeSet<String>, now: SystemTime, most: u64) {
+        let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
+        let mut files: Vec<(SystemTime, u64, PathBuf)> = entries
+            .filter(|entry| !needed.contains(entry.file_name().to_string_lossy().as_ref()))
+            .filter_map(|entry| {
+                let about = entry.metadata().ok()?;
+                Some((about.modified().ok()?, about.len(), entry.path()))
+            })
+            .collect();
+        files.sort_unstable_by(|a, b| b.cmp(a));
+        let mut used = 0_u64;
+        for (at, bytes, path) in files {
+            used = used.saturating_add(bytes);
+            let is_old = now.duration_since(at).is_ok_and(|age| age > KEPT);
+            if is_old || used > most {
+                let _ = fs::remove_file(path);
             }
         }
     }

@@ -4,7 +4,10 @@
 //! after its job failed or was stopped continues where that was, as its owner wants; after one that succeeded it would find
 //! a run that is finished, train nothing and succeed. That one gets a run of its own.
 
-use std::collections::BTreeMap;
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +16,13 @@ use crate::time::Timestamp;
 
 /// How many ids are remembered; the newest ones.
 pub(super) const REMEMBERED: usize = 10_000;
+
+/// How many ended jobs the ledger keeps.
+const ENDED: usize = 10_000;
+/// How many bytes of them it keeps: they are in memory, as large as people sent them.
+const ENDED_BYTES: usize = 64 << 20;
+/// How many bytes of all jobs it takes at most: some four times as much memory.
+pub(super) const MOST_BYTES: usize = 128 << 20;
 
 /// What is remembered of an id after its job ended, also when its owner deleted it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,6 +90,24 @@ pub fn chain<'a>(book: &'a BTreeMap<String, Job>, id: &str) -> Vec<&'a Job> {
     all
 }
 
+/// Ended jobs that are too many or too large to be kept, oldest first to go. Attempts of a job that goes on are no ended ones.
+pub fn surplus(book: &BTreeMap<String, Job>) -> Vec<String> {
+    surplus_of(book, ENDED, ENDED_BYTES)
+}
+
+fn surplus_of(book: &BTreeMap<String, Job>, number: usize, bytes: usize) -> Vec<String> {
+    let open: BTreeSet<&str> = book.values().filter(|job| !job.is_over()).map(|job| job.root.as_str()).collect();
+    let mut ended: Vec<&Job> = book.values().filter(|job| !open.contains(job.root.as_str())).collect();
+    ended.sort_by_key(|job| Reverse((job.submitted_at, &job.id)));
+    let mut used = 0;
+    let room = |job: &&Job| {
+        used += job.submission.bytes();
+        used <= bytes
+    };
+    let fit = ended.iter().take(number).copied().take_while(room).count();
+    ended.split_off(fit).into_iter().map(|job| job.id.clone()).collect()
+}
+
 /// What is to be remembered of an id whose last attempt has ended; `None` while it has not, and for an unknown one.
 pub fn of(book: &BTreeMap<String, Job>, id: &str) -> Option<Past> {
     let last = chain(book, id).pop()?;
@@ -110,9 +138,40 @@ pub fn next_run(id: &str, past: Option<&Past>, is_taken: impl Fn(&str) -> bool) 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::jobs::{decide::Handed, submission::Submission};
 
     fn past(run: &str, end: End) -> Past {
         Past { run: run.into(), end, at: Timestamp::from_millis(1) }
+    }
+
+    #[test]
+    fn the_oldest_ended_jobs_go_when_there_are_too_many_or_too_large_ones() {
+        let job = |n: i64, root: &str, state: State, size: usize| {
+            let sent = format!(r#"{{"entrypoint": "{}"}}"#, "x".repeat(size));
+            let job = Job {
+                id: format!("job{n}"),
+                root: root.to_owned(),
+                attempt: 1,
+                submission: Submission::parse(sent.as_bytes()).expect("a submission"),
+                submitted_at: Timestamp::from_millis(n),
+                run: String::new(),
+                note: None,
+                state,
+            };
+            (job.id.clone(), job)
+        };
+        let ended = |n| State::Ended { at: Timestamp::from_millis(n), outcome: Outcome::Succeeded };
+        let book = BTreeMap::from([
+            job(1, "job1", State::Handed(Handed::new(Timestamp::from_millis(1))), 10),
+            job(2, "job1", ended(2), 10),
+            job(3, "job3", ended(3), 10),
+            job(4, "job4", ended(4), 10),
+            job(5, "job5", ended(5), 1000),
+            job(6, "job6", ended(6), 10),
+        ]);
+        assert_eq!(surplus(&book), Vec::<String>::new());
+        assert_eq!(surplus_of(&book, 3, 10_000), ["job3"], "not what belongs to an unfinished one");
+        assert_eq!(surplus_of(&book, 9, 1_070), ["job4", "job3"]);
     }
 
     #[test]

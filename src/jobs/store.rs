@@ -1,9 +1,7 @@
 //! The ledger's file. What is written here is on disk before Ray hears of a job.
 
 use std::{
-    collections::BTreeMap,
-    fs::{self, Permissions},
-    os::unix::fs::PermissionsExt as _,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -45,9 +43,6 @@ const MIGRATIONS: &[&str] = &[
     ) STRICT;
     CREATE INDEX used_at ON used (at_ms);",
 ];
-
-/// How many ended jobs are kept.
-const ENDED_KEPT: u32 = 10_000;
 
 /// Why the ledger cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -104,6 +99,8 @@ pub struct Found {
     pub book: BTreeMap<String, Job>,
     /// Ids of jobs that ended, deleted ones included.
     pub used: BTreeMap<String, Past>,
+    /// Ids of jobs whose entries this labd cannot read: they stay on disk as they are.
+    pub unreadable: BTreeSet<String>,
     /// What a person should know of it, such as a damaged file that was set aside.
     pub note: Option<String>,
 }
@@ -133,7 +130,7 @@ impl Store {
     pub(super) fn simulated(shelf: &Shelf) -> (Self, Found) {
         let Disk { book, used } = shelf.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let store = Self { path: PathBuf::new(), db: Arc::default(), shelf: Some(shelf.clone()) };
-        (store, Found { book, used, note: None })
+        (store, Found { book, used, ..Found::default() })
     }
 
     fn begin_anew(&self, reason: &str) -> Found {
@@ -152,22 +149,27 @@ impl Store {
 
     fn load(&self) -> Result<Found, OpenFailure> {
         let db = self.connect()?;
-        let (mut book, mut used) = (BTreeMap::new(), BTreeMap::new());
+        let (mut book, mut used, mut unreadable) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
         {
             let mut rows = db.prepare("SELECT id, root, attempt, request, submitted_ms, state, run, note FROM jobs")?;
             let mut rows = rows.query([])?;
             while let Some(row) = rows.next()? {
                 let id: String = row.get(0)?;
                 let (request, state): (String, String) = (row.get(3)?, row.get(5)?);
-                let corrupt = || OpenFailure::Corrupt(format!("the entry of job {id} cannot be read"));
+                let read = (Submission::parse(request.as_bytes()), serde_json::from_str::<State>(&state));
+                // A newer labd may have written a state that this one does not know; the others are no worse for that.
+                let (Some(submission), Ok(state)) = read else {
+                    unreadable.insert(id);
+                    continue;
+                };
                 let job = Job {
                     root: row.get(1)?,
                     attempt: row.get(2)?,
-                    submission: Submission::parse(request.as_bytes()).ok_or_else(corrupt)?,
+                    submission,
                     submitted_at: Timestamp::from_millis(row.get(4)?),
                     run: row.get(6)?,
                     note: row.get(7)?,
-                    state: serde_json::from_str::<State>(&state).map_err(|_| corrupt())?,
+                    state,
                     id: id.clone(),
                 };
                 book.insert(id, job);
@@ -182,14 +184,11 @@ impl Store {
             }
         }
         *self.slot() = Some(db);
-        Ok(Found { book, used, note: None })
+        Ok(Found { book, used, unreadable, note: None })
     }
 
     fn connect(&self) -> Result<Connection, OpenFailure> {
-        let db = db::open(&self.path, &SHAPE)?;
-        // Requests carry people's environment variables.
-        let _ = fs::set_permissions(&self.path, Permissions::from_mode(0o600));
-        Ok(db)
+        db::open(&self.path, &SHAPE)
     }
 
     /// Writes jobs as they are now, all or none; what no longer stands in the ledger is removed. Returns once they are on
@@ -258,11 +257,6 @@ fn insert(db: &mut Connection, jobs: &[Job], removed: &[String], used: &[(String
         for id in removed {
             remove.execute([id])?;
         }
-        tx.execute(
-            "DELETE FROM jobs WHERE id IN (SELECT id FROM jobs WHERE json_extract(state, '$.state') = 'ended' \
-             ORDER BY submitted_ms DESC LIMIT -1 OFFSET ?1)",
-            [ENDED_KEPT],
-        )?;
         let mut put =
             tx.prepare_cached("INSERT OR REPLACE INTO used (id, run, ended, at_ms) VALUES (?1, ?2, ?3, ?4)")?;
         for (id, past) in used {
@@ -281,6 +275,8 @@ fn insert(db: &mut Connection, jobs: &[Job], removed: &[String], used: &[(String
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt as _};
+
     use super::*;
     use crate::jobs::decide::{Handed, Next, Outcome};
 
@@ -322,6 +318,28 @@ mod tests {
         assert_eq!(found.book.into_values().collect::<Vec<_>>(), jobs[..2]);
         assert_eq!(found.used.into_iter().collect::<Vec<_>>(), used, "over its deletion");
         assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o600);
+    }
+
+    #[tokio::test]
+    async fn an_entry_that_cannot_be_read_is_left_as_it_is_and_the_others_are_read() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("ledger.db");
+        let handed = |id| job(id, State::Handed(Handed::new(Timestamp::from_millis(1))));
+        let (store, _) = Store::open(&path).expect("opens");
+        store.save(vec![handed("a"), handed("b"), handed("c")], Vec::new(), Vec::new()).await.expect("saved");
+        drop(store);
+        let db = Connection::open(&path).expect("opens");
+        db.execute("UPDATE jobs SET state = '{\"state\": \"dreams\"}' WHERE id = 'a'", []).expect("written");
+        db.execute("UPDATE jobs SET request = '[]' WHERE id = 'b'", []).expect("written");
+        drop(db);
+        let (store, found) = Store::open(&path).expect("opens");
+        assert_eq!((found.book.len(), found.note), (1, None));
+        assert_eq!(found.unreadable, ["a".to_owned(), "b".to_owned()].into());
+        store.save(vec![handed("d")], Vec::new(), Vec::new()).await.expect("saved");
+        drop(store);
+        let db = Connection::open(&path).expect("opens");
+        let rows: u32 = db.query_row("SELECT count(*) FROM jobs", [], |row| row.get(0)).expect("readable");
+        assert_eq!(rows, 4);
     }
 
     #[test]

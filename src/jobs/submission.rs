@@ -81,6 +81,11 @@ impl Submission {
         fits.then_some(Self(map))
     }
 
+    /// Its length as JSON, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.to_json().len()
+    }
+
     /// The id a person chose.
     pub fn id(&self) -> Option<&str> {
         let text = |key: &str| self.0.get(key).and_then(Value::as_str).filter(|id| !id.is_empty());

@@ -1,21 +1,27 @@
-//! Deciding, whatever the world says.
+//! Deciding, whatever the world says, and the keeper beside a job API that refuses.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
+    path::Path,
+    sync::{Arc, Mutex},
 };
 
+use bytes::Bytes;
 use proptest::prelude::*;
 use serde_json::json;
+use tokio::sync::watch;
 
 use super::{
     decide::{self, Handed, Job, Move, Next, Outcome, Policy, State, World},
+    packages::Packages,
     submission::{Retry, Submission},
 };
 use crate::{
+    config::Config,
     incident::{Cause, Incident},
-    ray::{ErrorType, Jobs, RayJob, RayNode},
-    snapshot::JobStatus,
+    ray::{ErrorType, Gcs, JobApi, Jobs, RayJob, RayNode, RayView, Reply},
+    snapshot::{JobStatus, ServiceState, Snapshot},
     time::Timestamp,
 };
 
@@ -173,6 +179,9 @@ impl Scene {
             nodes: &nodes,
             incidents: &self.incidents,
             ending: false,
+            silences: &[],
+            store: true,
+            runs: &[],
             addresses: &addresses,
             installing: &BTreeSet::new(),
         };
@@ -249,4 +258,234 @@ proptest! {
             prop_assert!(again.iter().all(|m| matches!(m, Move::Hand(_) | Move::Stop(_))), "{again:?}");
         }
     }
+}
+
+/// A job API that answers as it is told, and says what it was asked.
+#[derive(Clone, Default)]
+struct Fake {
+    /// HTTP statuses of answers to `stop` and `put_package`; 200 where none is told.
+    stop: Option<u16>,
+    put: Option<u16>,
+    /// Holds submissions back until told otherwise; `false`: the answer is lost.
+    gate: Option<watch::Receiver<Option<bool>>>,
+    asked: Arc<Mutex<Vec<String>>>,
+}
+
+impl Fake {
+    fn note(&self, what: String) {
+        self.asked.lock().expect("unpoisoned").push(what);
+    }
+
+    fn asked(&self) -> Vec<String> {
+        self.asked.lock().expect("unpoisoned").clone()
+    }
+
+    fn answer(status: Option<u16>) -> Result<Reply, String> {
+        Ok(Reply { status: status.unwrap_or(200), content_type: String::new(), body: "{\"stopped\": false}".into() })
+    }
+}
+
+impl JobApi for Fake {
+    async fn submit(&self, _: Bytes) -> Result<Reply, String> {
+        self.note("submit".into());
+        if let Some(mut gate) = self.gate.clone() {
+            let open = gate.wait_for(Option::is_some).await.is_ok_and(|open| *open == Some(true));
+            return if open { Self::answer(None) } else { Err("the dashboard does not answer".into()) };
+        }
+        Self::answer(None)
+    }
+
+    async fn stop(&self, id: &str) -> Result<Reply, String> {
+        self.note(format!("stop {id}"));
+        Self::answer(self.stop)
+    }
+
+    async fn stop_waiting(&self, _: &str) -> Result<(), String> {
+        Ok(())
+    }
+
+    async fn has_package(&self, _: &str) -> Result<bool, String> {
+        Ok(false)
+    }
+
+    async fn put_package(&self, name: &str, _: &Path) -> Result<Reply, String> {
+        self.note(format!("put {name}"));
+        Self::answer(self.put)
+    }
+}
+
+fn kept(sent: &serde_json::Value, stop_first: Option<&str>) -> Job {
+    Job {
+        id: "a".into(),
+        root: "a".into(),
+        attempt: 1,
+        submission: Submission::parse(sent.to_string().as_bytes()).expect("a submission"),
+        submitted_at: Timestamp::from_millis(1),
+        run: "a".into(),
+        note: None,
+        state: State::Kept {
+            not_before: Timestamp::from_millis(1),
+            stop_first: stop_first.map(str::to_owned),
+            tries: 0,
+        },
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_handed_in_beside_an_attempt_that_may_run_or_without_its_package() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let packages = Packages::open(dir.path()).expect("opens");
+    let name = "_ray_pkg_0123456789abcdef.zip";
+    std::fs::write(dir.path().join(name), "PK").expect("written");
+    let job =
+        kept(&json!({"entrypoint": "x", "runtime_env": {"working_dir": format!("gcs://{name}")}}), Some("before"));
+    let put = format!("put {name}");
+    for (stop, put_answer, asked, status) in [
+        (None, None, vec!["stop before", &put, "submit"], 200),
+        (Some(404), None, vec!["stop before", &put, "submit"], 200),
+        (Some(500), None, vec!["stop before"], 503),
+        (None, Some(500), vec!["stop before", &put], 500),
+        (None, Some(413), vec!["stop before", &put], 413),
+    ] {
+        let api = Fake { stop, put: put_answer, ..Fake::default() };
+        let reply = super::hand_in(&api, &packages, &job, false).await.expect("answered");
+        assert_eq!((api.asked(), reply.status), (asked.iter().map(|&s| s.to_owned()).collect(), status));
+    }
+}
+
+/// A keeper over a fake API, and all that it hears.
+struct Rig {
+    ledger: super::Ledger,
+    api: Fake,
+    ray: watch::Sender<Arc<RayView>>,
+    snapshot: watch::Sender<Arc<Snapshot>>,
+    _alive: (watch::Sender<Arc<Vec<Incident>>>, watch::Sender<Arc<Config>>, tempfile::TempDir),
+}
+
+impl Rig {
+    /// In a folder where nothing can be written, if `broken`.
+    fn new(api: Fake, broken: bool) -> Self {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = if broken { dir.path().join("a file/ledger.db") } else { dir.path().join("ledger.db") };
+        std::fs::write(dir.path().join("a file"), "where a folder should be").expect("written");
+        let (store, found) = super::Store::open(&path).expect("opens");
+        let packages = Packages::open(&dir.path().join("packages")).expect("opens");
+        let nodes = vec![RayNode {
+            id: vec![1],
+            address: DRIVER,
+            port: 0,
+            alive: true,
+            is_head: false,
+            started_at: Timestamp::from_millis(0),
+            name: String::new(),
+            resources: BTreeMap::new(),
+            available: BTreeMap::new(),
+            labels: BTreeMap::from([("labd.role".into(), "driver".into())]),
+        }];
+        let (ray, rays) = watch::channel(Arc::new(RayView { gcs: Gcs::Reachable, nodes, ..RayView::default() }));
+        let (snapshot, snapshots) = watch::channel(Arc::new(crate::http::testing::a_snapshot()));
+        let (incidents, died) = watch::channel(Arc::default());
+        let (config, configs) = watch::channel(Arc::new(Config::default()));
+        let asked = api.clone();
+        let parts = super::Parts {
+            api: Box::new(move || Some(asked.clone())),
+            ray: rays,
+            follow: watch::channel(BTreeSet::new()).0,
+            incidents: died,
+            snapshot: snapshots,
+            config: configs,
+            journal: crate::journal::Journal::open(&dir.path().join("journal.db"), std::time::Duration::from_hours(1))
+                .expect("opens"),
+        };
+        let ledger = super::spawn(super::Opened { store, found, packages }, parts);
+        Self { ledger, api, ray, snapshot, _alive: (incidents, config, dir) }
+    }
+
+    async fn submit(&self) -> Reply {
+        let sent = br#"{"entrypoint": "x", "submission_id": "a"}"#;
+        self.ledger.submit(Submission::parse(sent).expect("a submission")).await.expect("answered")
+    }
+
+    fn lists(&self, status: Option<JobStatus>) {
+        let job = status.map(|status| RayJob {
+            submission_id: "a".into(),
+            status,
+            error: None,
+            message: String::new(),
+            entrypoint: "x".into(),
+            started_at: None,
+            ended_at: None,
+            driver_node: None,
+            exit_code: None,
+        });
+        let jobs = Jobs { asked_at: Timestamp::now(), jobs: job.into_iter().collect() };
+        self.ray.send_modify(|view| Arc::make_mut(view).jobs = Some(Arc::new(jobs)));
+    }
+
+    fn store_is(&self, state: ServiceState) {
+        self.snapshot.send_modify(|snapshot| {
+            let services = &mut Arc::make_mut(snapshot).services;
+            services.iter_mut().filter(|s| s.name == "minio").for_each(|s| s.state = state);
+        });
+    }
+
+    async fn until(&self, what: impl Fn(&Self) -> bool) {
+        let mut view = self.ledger.watch();
+        let work = async {
+            while !what(self) {
+                let _ = tokio::time::timeout(std::time::Duration::from_millis(20), view.changed()).await;
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(20), work).await.expect("it comes to that");
+    }
+
+    fn message(&self) -> String {
+        self.ledger.watch().borrow().jobs.first().map(|job| job.message.clone()).unwrap_or_default()
+    }
+}
+
+#[tokio::test]
+async fn a_stop_while_the_job_is_being_handed_in_is_not_lost() {
+    for answered in [true, false] {
+        let (open, gate) = watch::channel(None);
+        let rig = Arc::new(Rig::new(Fake { gate: Some(gate), ..Fake::default() }, false));
+        let person = tokio::spawn({
+            let rig = rig.clone();
+            async move { rig.submit().await }
+        });
+        rig.until(|rig| rig.api.asked() == ["submit"]).await;
+        assert_eq!(rig.ledger.stop("a").await, Some(super::Stop::Done));
+        open.send_replace(Some(answered));
+        assert!(person.await.expect("answered").is_success());
+        // Ray has it, whatever became of its answer.
+        rig.lists(Some(JobStatus::Running));
+        rig.until(|rig| rig.api.asked() == ["submit", "stop a"]).await;
+        rig.lists(Some(JobStatus::Stopped));
+        rig.until(|rig| rig.ledger.watch().borrow().jobs[0].status == JobStatus::Stopped).await;
+    }
+}
+
+#[tokio::test]
+async fn a_submission_waits_for_the_store_and_is_told_so() {
+    let rig = Rig::new(Fake::default(), false);
+    rig.store_is(ServiceState::Starting);
+    assert!(rig.submit().await.is_success());
+    rig.until(|rig| rig.message() == "kept until minio is back").await;
+    assert_eq!(rig.api.asked(), Vec::<String>::new());
+    rig.store_is(ServiceState::Ready);
+    rig.until(|rig| rig.api.asked() == ["submit"]).await;
+}
+
+#[tokio::test]
+async fn what_neither_ray_nor_the_disk_has_is_refused() {
+    let rig = Rig::new(Fake::default(), true);
+    assert!(rig.submit().await.is_success(), "Ray has it");
+    let rig = Rig::new(Fake::default(), true);
+    rig.store_is(ServiceState::Starting);
+    let reply = rig.submit().await;
+    assert_eq!(reply.status, 507);
+    assert!(String::from_utf8_lossy(&reply.body).contains("jobs are not recorded in"), "{reply:?}");
+    rig.store_is(ServiceState::Ready);
+    assert!(rig.submit().await.is_success(), "its id is free");
+    assert_eq!(rig.api.asked(), ["submit"]);
 }

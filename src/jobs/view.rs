@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     LedgerView,
-    decide::{self, Job, Next, Outcome, State},
+    decide::{self, Job, Next, Outcome, Present, State},
 };
 use crate::{
     ray::{Gcs, RayJob, RayView, TrainRun, resource_words, run_names},
@@ -53,6 +53,7 @@ pub(super) fn view(
     book: &BTreeMap<String, Job>,
     ray: &RayView,
     services: &BTreeMap<Ipv4Addr, String>,
+    present: Present,
     trouble: Option<&str>,
     now: Timestamp,
 ) -> LedgerView {
@@ -64,7 +65,7 @@ pub(super) fn view(
         .map(|known| match known {
             Known::Ledger(job) => {
                 let entry = told.get(job.id.as_str()).copied();
-                of_ledger(job, entry.filter(|entry| decide::is_about(job, asked_at, entry, now)))
+                of_ledger(job, entry.filter(|entry| decide::is_about(job, asked_at, entry, now)), present)
             }
             Known::Ray(job) => of_ray(job),
         })
@@ -172,6 +173,19 @@ fn shared_runs(book: &BTreeMap<String, Job>, ray: &RayView) -> Vec<String> {
         .collect()
 }
 
+/// What is said of jobs on disk that this labd cannot read.
+pub(super) fn unreadable(ids: &BTreeSet<String>) -> Option<String> {
+    let first = ids.iter().take(3).map(|id| one_line(id, 60)).collect::<Vec<_>>().join(", ");
+    let (jobs, more) =
+        if ids.len() == 1 { ("one job", "") } else { ("jobs", if ids.len() > 3 { ", ..." } else { "" }) };
+    (!ids.is_empty()).then(|| {
+        format!(
+            "the ledger has {jobs} that this labd cannot read ({first}{more}), perhaps as a newer one wrote it: left as it \
+             is, and not resubmitted"
+        )
+    })
+}
+
 fn of_ray(job: &RayJob) -> JobView {
     JobView {
         submission_id: job.submission_id.clone(),
@@ -191,12 +205,18 @@ fn of_ray(job: &RayJob) -> JobView {
     }
 }
 
-fn of_ledger(job: &Job, told: Option<&RayJob>) -> JobView {
+fn of_ledger(job: &Job, told: Option<&RayJob>, present: Present) -> JobView {
     let (status, outcome, message, next) = match &job.state {
         State::Kept { .. } if job.root != job.id => {
             (JobStatus::Pending, None, format!("{} was lost: handed in again once its place is there", job.root), None)
         }
-        State::Kept { .. } => (JobStatus::Pending, None, "kept until the Ray head is back".to_owned(), None),
+        State::Kept { .. } => {
+            let message = match present.lacks(&job.submission) {
+                Some(lacks) => format!("kept until {lacks} is back"),
+                None => "kept: Ray does not take it yet".to_owned(),
+            };
+            (JobStatus::Pending, None, message, None)
+        }
         State::Handed(_) => {
             let status = told.map_or(JobStatus::Pending, |t| t.status);
             let message = if job.root == job.id { String::new() } else { format!("goes on with {}", job.root) };
@@ -313,7 +333,8 @@ mod tests {
         let book = jobs.into_iter().map(|job| (job.id.clone(), job)).collect();
         let other = Ipv4Addr::new(198, 18, 100, 11);
         let services = [(WORKER, "ray-worker-0".to_owned()), (other, "ray-driver".to_owned())].into();
-        view(&book, ray, &services, None, ts(1_000))
+        let present = Present { head: true, driver: true, store: false };
+        view(&book, ray, &services, present, None, ts(1_000))
     }
 
     #[test]

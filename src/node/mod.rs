@@ -10,6 +10,7 @@
 pub mod address;
 pub mod disk_guard;
 pub mod gpu;
+pub(crate) mod guard;
 pub mod numa;
 pub mod routes;
 

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::{Draft, STOP, file, host, ray::DASHBOARD_PORT};
+use super::{Draft, STOP, host, ray::DASHBOARD_PORT};
 use crate::{
     config::Bytes,
     plan::spec::{ImageName, Kind, Mount, MountSource, Probe, ServiceSpec},
@@ -15,15 +15,14 @@ pub const NAME: &str = "front-door";
 pub const SOCKET: &str = "jobs.sock";
 /// One Python process, and 64 KiB for each direction of a connection. Chosen, not measured in a container.
 pub(super) const MEMORY: Bytes = Bytes::new(96 << 20);
-const RELAY: &str = "/opt/labd/relay.py";
 
 pub(super) fn front_door(draft: &Draft<'_>) -> ServiceSpec {
     let config = draft.config();
-    let mut container = draft.container(NAME, ImageName::Ray, host::FRONT_DOOR, MEMORY);
-    // Python looks at nothing but the one file: no site-packages, no environment.
-    container.command = super::words(&["python3", "-I", "-S", RELAY]);
+    let mut container = draft.container(NAME, Kind::FrontDoor, ImageName::Ray, host::FRONT_DOOR, MEMORY);
+    // Python looks at nothing else: no site-packages, no environment. The program is not a file, as no file can be put into
+    // a container whose own file system is read-only.
+    container.command = super::words(&["python3", "-I", "-S", "-c", include_str!("../../images/run/relay.py")]);
     container.command.push(format!("{DASHBOARD_PORT}=/run/labd/{SOCKET}"));
-    container.files = vec![file(RELAY, 0o644, include_str!("../../images/run/relay.py").into())];
     container.mounts = vec![Mount {
         source: MountSource::Host(config.door_dir().display().to_string()),
         target: "/run/labd".into(),

@@ -9,7 +9,7 @@ pub(super) const PORT: u16 = 8888;
 
 pub(super) fn jupyter(draft: &Draft<'_>) -> ServiceSpec {
     let (config, secrets) = (draft.config(), &draft.inputs.secrets);
-    let mut container = draft.container("jupyter", ImageName::Ray, host::JUPYTER, draft.sizes.jupyter);
+    let mut container = draft.container("jupyter", Kind::Jupyter, ImageName::Ray, host::JUPYTER, draft.sizes.jupyter);
     container.command = words(&[
         "/opt/jupyter/bin/jupyter",
         "lab",

@@ -10,7 +10,13 @@ pub(super) const GRAFANA_PORT: u16 = 3000;
 
 pub(super) fn prometheus(draft: &Draft<'_>) -> ServiceSpec {
     let config = draft.config();
-    let mut container = draft.container("prometheus", ImageName::Prometheus, host::PROMETHEUS, draft.sizes.prometheus);
+    let mut container = draft.container(
+        "prometheus",
+        Kind::Prometheus,
+        ImageName::Prometheus,
+        host::PROMETHEUS,
+        draft.sizes.prometheus,
+    );
     // As root, whatever the image says: the token's file is readable by its owner alone.
     container.user = Some("0:0".into());
     container.command = words(&[
@@ -18,6 +24,8 @@ pub(super) fn prometheus(draft: &Draft<'_>) -> ServiceSpec {
         "--storage.tsdb.path=/prometheus",
         "--storage.tsdb.retention.time=15d",
         "--storage.tsdb.retention.size=10GB",
+        // No other site's page may read what it answers: Grafana asks it from its own server.
+        "--web.cors.origin=none",
     ]);
     // labd listens on the lab's network, on the port of its page.
     let labd = format!("{}:{}", draft.address(1), config.lab.page.port());
@@ -67,7 +75,8 @@ scrape_configs:
 
 pub(super) fn grafana(draft: &Draft<'_>) -> ServiceSpec {
     let config = draft.config();
-    let mut container = draft.container("grafana", ImageName::Grafana, host::GRAFANA, draft.sizes.grafana);
+    let mut container =
+        draft.container("grafana", Kind::Grafana, ImageName::Grafana, host::GRAFANA, draft.sizes.grafana);
     container.env = env([
         ("GF_SECURITY_ADMIN_PASSWORD", (&draft.inputs.secrets.grafana_password).into()),
         ("GF_ANALYTICS_REPORTING_ENABLED", "false".into()),

@@ -5,6 +5,7 @@
 //! * [`sizes`]: memory, `/dev/shm`, object stores and logical CPUs that fit the machine together.
 //! * [`ray`], [`door`], [`storage`], [`metrics`], [`jupyter`]: one file per kind of service.
 //! * [`images`]: which image is had from where.
+//! * [`rights`]: what each container may do.
 
 pub mod door;
 mod images;
@@ -12,6 +13,7 @@ mod jupyter;
 mod metrics;
 pub mod placement;
 mod ray;
+pub(crate) mod rights;
 pub mod sizes;
 pub mod spec;
 mod storage;
@@ -25,12 +27,15 @@ use serde::Serialize;
 
 use crate::{
     config::{Bytes, Config, HostMount},
+    minio::Keys,
     node::{NodeFacts, gpu::Gpu},
     secret::Secret,
     snapshot::Link,
 };
 use sizes::Sizes;
-use spec::{ContainerSpec, EnvValue, FileSpec, ImageName, Mount, MountSource, NetworkSpec, Plan, Port, ServiceSpec};
+use spec::{
+    ContainerSpec, EnvValue, FileSpec, ImageName, Kind, Mount, MountSource, NetworkSpec, Plan, Port, ServiceSpec,
+};
 
 /// The longest a container may take to stop: Ray drains a busy worker for up to 30 s.
 const RAY_STOP: Duration = Duration::from_secs(40);
@@ -42,10 +47,12 @@ const STOP: Duration = Duration::from_secs(15);
 pub struct Secrets {
     /// Ray's token.
     pub ray_token: Secret,
-    /// MinIO's root user, or the access key of another store.
+    /// The access key that jobs and notebooks hold: a user of MinIO for one bucket, or another store's.
     pub s3_access_key: Secret,
-    /// MinIO's root password, or the secret key of another store.
+    /// The secret key to it.
     pub s3_secret_key: Secret,
+    /// MinIO's root, for labd alone.
+    pub minio_root: Keys,
     /// JupyterLab's token.
     pub jupyter_token: Secret,
     /// Password of Grafana's user `admin`.
@@ -162,7 +169,7 @@ impl Draft<'_> {
     }
 
     /// A container with what all have in common.
-    fn container(&self, name: &str, image: ImageName, host: u8, memory: Bytes) -> ContainerSpec {
+    fn container(&self, name: &str, kind: Kind, image: ImageName, host: u8, memory: Bytes) -> ContainerSpec {
         ContainerSpec {
             image: images::reference(self.inputs, image),
             entrypoint: None,
@@ -185,6 +192,7 @@ impl Draft<'_> {
             devices: Vec::new(),
             user: None,
             workdir: None,
+            rights: rights::of(kind, self.config().images.reference(image).is_some()),
         }
     }
 

@@ -38,7 +38,7 @@ const BEFORE_START: &str = include_str!("../../images/run/start.sh");
 
 pub(super) fn head(draft: &Draft<'_>) -> ServiceSpec {
     let (config, sizes) = (draft.config(), draft.sizes);
-    let mut container = draft.container("ray-head", ImageName::Ray, host::HEAD, sizes.head);
+    let mut container = draft.container("ray-head", Kind::RayHead, ImageName::Ray, host::HEAD, sizes.head);
     container.command = start(
         &["--head", "--dashboard-host=0.0.0.0", "--num-cpus=0", "--num-gpus=0"],
         &[
@@ -85,7 +85,7 @@ pub(super) fn head(draft: &Draft<'_>) -> ServiceSpec {
 
 pub(super) fn driver(draft: &Draft<'_>) -> ServiceSpec {
     let sizes = draft.sizes;
-    let mut container = draft.container("ray-driver", ImageName::Ray, host::DRIVER, sizes.driver);
+    let mut container = draft.container("ray-driver", Kind::RayDriver, ImageName::Ray, host::DRIVER, sizes.driver);
     container.command = join(draft, &container, "labd.role=driver", sizes.driver_cpus, 0, sizes.driver_object_store);
     container.command.push(format!("--runtime-env-agent-port={ENVIRONMENTS_PORT}"));
     container.env = node_env(draft);
@@ -124,7 +124,7 @@ pub(super) fn worker(draft: &Draft<'_>, gpu: &Gpu, place: &Place) -> ServiceSpec
     let (config, sizes) = (draft.config(), draft.sizes);
     let name = format!("ray-worker-{}", gpu.slot);
     let host = host::FIRST_WORKER.saturating_add(u8::try_from(gpu.slot).unwrap_or(u8::MAX));
-    let mut container = draft.container(&name, ImageName::Ray, host, sizes.worker);
+    let mut container = draft.container(&name, Kind::RayWorker, ImageName::Ray, host, sizes.worker);
     let labels = format!("labd.role=worker,labd.gpu={}", gpu.id);
     let cpus = config.ray.cpus_per_worker.or(place.logical_cpus).unwrap_or(sizes.worker_cpus);
     container.command = join(draft, &container, &labels, cpus, 1, sizes.worker_object_store);

@@ -6,7 +6,10 @@ use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::secret::{Secret, hex};
+use crate::{
+    minio::Keys,
+    secret::{Secret, hex},
+};
 
 /// Which part of the lab a service is. The kind decides how it is probed and restarted, never its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -134,7 +137,7 @@ pub enum Probe {
         /// Sent as `Authorization: <scheme> <secret>`.
         authorization: Option<(String, Secret)>,
     },
-    /// MinIO is ready and its bucket exists; a missing bucket is created.
+    /// MinIO is ready, and its bucket is open to the user of jobs; what is missing of both is made.
     Minio {
         /// Container port of the S3 API.
         port: u16,
@@ -142,10 +145,10 @@ pub enum Probe {
         bucket: String,
         /// Region name used in signatures.
         region: String,
-        /// Access key.
-        access_key: Secret,
-        /// Secret key.
-        secret_key: Secret,
+        /// What jobs and notebooks hold.
+        user: Keys,
+        /// What makes the bucket and the user.
+        root: Keys,
     },
     /// The node at the container's address is ALIVE in the GCS since this start, and its raylet answers.
     RayNode {
@@ -203,6 +206,21 @@ pub struct ContainerSpec {
     pub user: Option<String>,
     /// Working directory; absent for the image's own.
     pub workdir: Option<String>,
+    /// What it may do beyond its own files and processes.
+    pub rights: Rights,
+}
+
+/// What a container may do beyond its own files and processes.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct Rights {
+    /// The capabilities of its root, without `CAP_`; all others are dropped.
+    pub capabilities: Vec<String>,
+    /// Most processes and threads at once.
+    pub pids: u32,
+    /// Whether its own file system is read-only; what is mounted is apart from that.
+    pub read_only_root: bool,
+    /// Version of the system calls it may make.
+    pub syscalls: u32,
 }
 
 /// A device handed to a container.

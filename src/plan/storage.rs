@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use super::{Draft, env, host, words};
-use crate::plan::spec::{ImageName, Kind, Mount, MountSource, Probe, ServiceSpec};
+use crate::{
+    minio::Keys,
+    plan::spec::{ImageName, Kind, Mount, MountSource, Probe, ServiceSpec},
+};
 
 pub(super) const S3_PORT: u16 = 9000;
 pub(super) const CONSOLE_PORT: u16 = 9001;
@@ -13,11 +16,11 @@ const BUCKET: &str = "ray";
 
 pub(super) fn minio(draft: &Draft<'_>) -> ServiceSpec {
     let (config, secrets) = (draft.config(), &draft.inputs.secrets);
-    let mut container = draft.container("minio", ImageName::Minio, host::MINIO, draft.sizes.minio);
+    let mut container = draft.container("minio", Kind::Minio, ImageName::Minio, host::MINIO, draft.sizes.minio);
     container.command = words(&["server", "/data", "--address", ":9000", "--console-address", ":9001"]);
     container.env = env([
-        ("MINIO_ROOT_USER", (&secrets.s3_access_key).into()),
-        ("MINIO_ROOT_PASSWORD", (&secrets.s3_secret_key).into()),
+        ("MINIO_ROOT_USER", (&secrets.minio_root.access).into()),
+        ("MINIO_ROOT_PASSWORD", (&secrets.minio_root.secret).into()),
         ("MINIO_REGION", REGION.into()),
         ("MINIO_BROWSER_LOGIN_ANIMATION", "off".into()),
         ("MINIO_UPDATE", "off".into()),
@@ -36,8 +39,8 @@ pub(super) fn minio(draft: &Draft<'_>) -> ServiceSpec {
             port: S3_PORT,
             bucket: BUCKET.into(),
             region: REGION.into(),
-            access_key: secrets.s3_access_key.clone(),
-            secret_key: secrets.s3_secret_key.clone(),
+            user: Keys { access: secrets.s3_access_key.clone(), secret: secrets.s3_secret_key.clone() },
+            root: secrets.minio_root.clone(),
         },
         start_deadline: Duration::from_mins(1),
         container,

@@ -18,6 +18,7 @@ pub(crate) fn secrets() -> Secrets {
         ray_token: Secret::new("tttt-ray-token"),
         s3_access_key: Secret::new("tttt-access"),
         s3_secret_key: Secret::new("tttt-secret"),
+        minio_root: Keys { access: Secret::new("tttt-root"), secret: Secret::new("tttt-root-secret") },
         jupyter_token: Secret::new("tttt-jupyter"),
         grafana_password: Secret::new("tttt-grafana"),
     }
@@ -90,14 +91,14 @@ fn golden_containers() -> Vec<String> {
 #[test]
 fn no_edit_changes_a_container_unnoticed() {
     let golden = [
-        "minio eef669f27765c2a3 d168f11551799602",
-        "ray-head 434f8eae56a686bb 9f24e8f29f48cca3",
-        "ray-driver b9af61bc770eb2c2 6ac8a5045fcd7f23",
-        "ray-worker-0 2847f8b71ddac89c 3515777b06b4bbda",
-        "jupyter 0da7e3217b8ae72c c9b89e77cc229879",
-        "front-door 242f83c13a15b064 2310fa03d0b022f6",
-        "prometheus 065e0f0df3a607ee 5bbdbc0663843b8e",
-        "grafana 04ce6af60d038525 a8bc500cd8d617c6",
+        "minio 82d06c463fc3a64a dcc0950b9caa7a74",
+        "ray-head 2d416ce2e038397e 9f24e8f29f48cca3",
+        "ray-driver 36cf04885ce3f924 6ac8a5045fcd7f23",
+        "ray-worker-0 adb934008fdaf145 3515777b06b4bbda",
+        "jupyter 3ccd2e787c40b4bf c9b89e77cc229879",
+        "front-door 2833f4fec0b47ff6 2310fa03d0b022f6",
+        "prometheus 5060ca65ff99ff27 5bbdbc0663843b8e",
+        "grafana 29e16cfe8cc948d1 a8bc500cd8d617c6",
     ];
     assert_eq!(golden_containers(), golden);
 }

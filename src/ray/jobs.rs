@@ -1,6 +1,6 @@
 //! The job API of Ray's dashboard: what labd reads there, and the few things it asks for.
 
-use std::{path::Path, time::Duration};
+use std::{collections::BTreeSet, path::Path, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty, Full, Limited, StreamBody, combinators::BoxBody};
@@ -140,6 +140,26 @@ impl HttpJobs {
         Ok(Jobs { asked_at, jobs: parse(self.get("/api/jobs/").await?) })
     }
 
+    /// These jobs, asked for one by one: those that Ray knows.
+    pub async fn each(&self, ids: &BTreeSet<String>) -> Result<Jobs, String> {
+        let asked_at = Timestamp::now();
+        let mut jobs = Vec::new();
+        for id in ids {
+            let reply = self.job(id).await?;
+            match serde_json::from_slice(&reply.body).ok().and_then(read) {
+                Some(job) if reply.is_success() => jobs.push(job),
+                _ if reply.status == StatusCode::NOT_FOUND.as_u16() => {}
+                _ => {
+                    return Err(format!(
+                        "the dashboard answers a question for a job with HTTP status {}",
+                        reply.status
+                    ));
+                }
+            }
+        }
+        Ok(Jobs { asked_at, jobs })
+    }
+
     /// Ray's own answer to a question for one job.
     pub async fn job(&self, submission_id: &str) -> Result<Reply, String> {
         self.ask(Method::GET, &format!("/api/jobs/{}", path_segment(submission_id)), empty(), ANSWER).await
@@ -193,7 +213,11 @@ impl HttpJobs {
             let content_type = answer.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
             let content_type = content_type.unwrap_or("text/plain; charset=utf-8").to_owned();
             let body = Limited::new(answer.into_body(), LARGEST).collect().await;
-            let body = body.map_err(|_| "the dashboard's answer broke off".to_owned())?.to_bytes();
+            let body = body.map_err(|e| {
+                let what = if e.is::<http_body_util::LengthLimitError>() { "is too long" } else { "broke off" };
+                format!("the dashboard's answer {what}")
+            });
+            let body = body?.to_bytes();
             Ok(Reply { status, content_type, body })
         };
         tokio::time::timeout(patience, work).await.map_err(|_| "the dashboard does not answer".to_owned())?
@@ -248,39 +272,30 @@ fn full(body: Bytes) -> Sent {
     Full::new(body).map_err(|never| match never {}).boxed()
 }
 
-#[derive(Deserialize)]
-struct Told {
-    submission_id: Option<String>,
-    status: JobStatus,
-    #[serde(default)]
-    entrypoint: String,
-    start_time: Option<i64>,
-    end_time: Option<i64>,
-    message: Option<String>,
-    error_type: Option<ErrorType>,
-    driver_node_id: Option<String>,
-    driver_exit_code: Option<i64>,
-}
-
-/// The answer of `/api/jobs/`. What does not look like a job is skipped. Pure.
+/// The answer of `/api/jobs/`. Pure.
 fn parse(jobs: Value) -> Vec<RayJob> {
     let Value::Array(jobs) = jobs else { return Vec::new() };
-    let told = jobs.into_iter().filter_map(|job| serde_json::from_value::<Told>(job).ok());
-    told.filter_map(|job| {
-        let submission_id = job.submission_id?;
-        Some(RayJob {
-            submission_id,
-            status: job.status,
-            error: job.error_type,
-            message: last_words(job.message.unwrap_or_default()),
-            entrypoint: job.entrypoint,
-            started_at: job.start_time.map(Timestamp::from_millis),
-            ended_at: end(job.end_time),
-            driver_node: job.driver_node_id.as_deref().and_then(unhex),
-            exit_code: job.driver_exit_code,
-        })
+    jobs.into_iter().filter_map(read).collect()
+}
+
+/// One job of Ray's answer; `None` for what is no submission. That it is there says more than what cannot be read of it: an
+/// attempt that seems to be gone is replaced, and two would write one run.
+fn read(mut job: Value) -> Option<RayJob> {
+    fn take<T: serde::de::DeserializeOwned>(job: &mut Value, key: &str) -> Option<T> {
+        serde_json::from_value(job.get_mut(key)?.take()).ok()
+    }
+    Some(RayJob {
+        submission_id: take(&mut job, "submission_id")?,
+        // A status that this labd does not know is not one of the three ends.
+        status: take(&mut job, "status").unwrap_or(JobStatus::Running),
+        error: take(&mut job, "error_type"),
+        message: last_words(take(&mut job, "message").unwrap_or_default()),
+        entrypoint: take(&mut job, "entrypoint").unwrap_or_default(),
+        started_at: take(&mut job, "start_time").map(Timestamp::from_millis),
+        ended_at: end(take(&mut job, "end_time")),
+        driver_node: take::<String>(&mut job, "driver_node_id").as_deref().and_then(unhex),
+        exit_code: take(&mut job, "driver_exit_code"),
     })
-    .collect()
 }
 
 /// When a job ended, which Ray tells as 0 while it has not.
@@ -316,17 +331,21 @@ mod tests {
              "error_type": null, "driver_exit_code": null},
             {"submission_id": "c", "status": "FAILED", "error_type": "SOMETHING_NEW", "driver_node_id": "xyz"},
             {"submission_id": null, "job_id": "01000000", "status": "RUNNING"},
-            {"submission_id": "d", "status": "DREAMING"},
+            {"submission_id": "d", "status": "DREAMING", "start_time": "noon", "driver_exit_code": -9},
+            {"submission_id": "e"},
             {"surprise": true}, 7, null
         ]);
         let jobs = parse(jobs);
-        assert_eq!(jobs.iter().map(|j| j.submission_id.as_str()).collect::<Vec<_>>(), ["a", "b", "c"]);
+        assert_eq!(jobs.iter().map(|j| j.submission_id.as_str()).collect::<Vec<_>>(), ["a", "b", "c", "d", "e"]);
         assert_eq!(
             (jobs[0].error, jobs[0].driver_node.clone()),
             (Some(ErrorType::JobSupervisorActorDied), Some(vec![0, 255]))
         );
         assert_eq!((jobs[1].ended_at, jobs[1].status), (None, JobStatus::Running));
         assert_eq!((jobs[2].error, jobs[2].driver_node.clone()), (Some(ErrorType::Other), None));
+        // What cannot be read of a job does not make it one that is gone.
+        assert_eq!((jobs[3].status, jobs[3].started_at, jobs[3].exit_code), (JobStatus::Running, None, Some(-9)));
+        assert_eq!(jobs[4].status, JobStatus::Running);
     }
 
     #[test]

@@ -18,13 +18,16 @@ mod spare;
 pub mod train;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{Ipv4Addr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
 
-use tokio::sync::{Notify, watch};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 
 use crate::{secret::Secret, snapshot::DemandView, time::Timestamp};
 pub(crate) use demand::words as resource_words;
@@ -44,6 +47,10 @@ const MISSES: u32 = 2;
 const JOBS: Duration = Duration::from_secs(2);
 /// The same while a run waits for its workers: when they train is part of the recovery record.
 const ON_ITS_WAY: Duration = Duration::from_secs(1);
+/// Between two tries to read the list of all jobs, once it was too long to be read.
+const ALL_JOBS: Duration = Duration::from_mins(1);
+/// However long an answer takes, the next question waits no longer.
+const LONGEST_BREATH: Duration = Duration::from_secs(10);
 /// How long a node may install packages before Ray gives up what needs them: a course's environment is some 6 GB.
 pub(crate) const SETUP_SECONDS: i32 = 3_600;
 
@@ -69,6 +76,8 @@ pub struct RayView {
     pub nodes: Vec<RayNode>,
     /// The jobs; the last known ones while the head is away.
     pub jobs: Option<Arc<Jobs>>,
+    /// Why [`Self::jobs`] has only those that must be followed, in one line.
+    pub trouble: Option<String>,
     /// What the job API answers to `GET /api/version`; kept while the head is away.
     pub version: Option<bytes::Bytes>,
     /// Training runs, newest first, at most 200; the last known ones while the head is away.
@@ -137,6 +146,7 @@ impl RayNode {
 #[derive(Debug, Clone)]
 pub struct Ray {
     aim: Arc<watch::Sender<Option<Endpoint>>>,
+    follow: watch::Sender<BTreeSet<String>>,
     view: watch::Receiver<Arc<RayView>>,
     poke: Arc<Notify>,
     #[cfg(test)]
@@ -164,14 +174,16 @@ impl Ray {
     /// Starts the tasks. Must be called inside a tokio runtime.
     pub fn spawn() -> Self {
         let (aim, heard) = watch::channel(None);
+        let (follow, followed) = watch::channel(BTreeSet::new());
         let (tell, view) = watch::channel(Arc::new(RayView::default()));
         let tell = Arc::new(tell);
         let poke = Arc::new(Notify::new());
         tokio::spawn(watch_nodes(heard.clone(), tell.clone(), poke.clone()));
-        tokio::spawn(watch_jobs(heard.clone(), tell));
+        tokio::spawn(watch_jobs(heard.clone(), followed, tell));
         tokio::spawn(spare::watch(heard, view.clone()));
         Self {
             aim: Arc::new(aim),
+            follow,
             view,
             poke,
             #[cfg(test)]
@@ -186,7 +198,8 @@ impl Ray {
         aim: watch::Sender<Option<Endpoint>>,
         unregister: Unregister,
     ) -> Self {
-        Self { aim: Arc::new(aim), view, poke: Arc::default(), simulated: Some(unregister) }
+        let follow = watch::channel(BTreeSet::new()).0;
+        Self { aim: Arc::new(aim), follow, view, poke: Arc::default(), simulated: Some(unregister) }
     }
 
     /// Says where the head is now; `None` when no head runs. What was known of nodes is then forgotten, jobs are kept.
@@ -201,6 +214,11 @@ impl Ray {
     /// What is known, whenever it changes.
     pub fn watch(&self) -> watch::Receiver<Arc<RayView>> {
         self.view.clone()
+    }
+
+    /// Where it is said which jobs must be followed, should Ray's list of all become too long.
+    pub fn follow(&self) -> watch::Sender<BTreeSet<String>> {
+        self.follow.clone()
     }
 
     /// Where the head is, whenever that changes; `None` while none runs.
@@ -300,38 +318,69 @@ async fn watch_nodes(
     }
 }
 
-async fn watch_jobs(mut aim: watch::Receiver<Option<Endpoint>>, tell: Arc<watch::Sender<Arc<RayView>>>) {
+async fn watch_jobs(
+    mut aim: watch::Receiver<Option<Endpoint>>,
+    followed: watch::Receiver<BTreeSet<String>>,
+    tell: Arc<watch::Sender<Arc<RayView>>>,
+) {
     let mut before = None;
+    // While the list of all jobs is too long to be read: when it is tried again.
+    let mut all_at: Option<Instant> = None;
     loop {
         let target = aim.borrow_and_update().clone();
         let mut pause = EAGER;
         if let Some(endpoint) = target {
-            let begun = tokio::time::Instant::now();
+            let begun = Instant::now();
             let api = HttpJobs::new(endpoint);
-            let (jobs, runs) = tokio::join!(api.list(), api.get("/api/train/v2/runs/v1"));
+            let all =
+                async { if all_at.is_some_and(|at| begun < at) { Err(None) } else { api.list().await.map_err(Some) } };
+            let (jobs, runs) = tokio::join!(all, api.get("/api/train/v2/runs/v1"));
+            let now = Timestamp::now();
+            // An upgraded head says another one.
+            let version = api.version().await.ok();
+            let (mut trouble, all_jobs) = (None, jobs.is_ok());
+            let jobs = match jobs {
+                Ok(jobs) => {
+                    all_at = None;
+                    Some(jobs)
+                }
+                Err(reason) if version.is_some() => {
+                    let wanted = followed.borrow().clone();
+                    if let Some(reason) = reason {
+                        all_at = Some(Instant::now() + ALL_JOBS);
+                        trouble = Some(format!(
+                            "Ray's list of jobs cannot be read ({reason}): unfinished jobs are asked for one by one; delete \
+                             old ones (`ray job delete`)"
+                        ));
+                    }
+                    api.each(&wanted).await.ok()
+                }
+                Err(_) => None,
+            };
             // A dashboard that has much to tell, or a busy node, is asked less often.
             let breath = begun.elapsed() * 2;
-            let now = Timestamp::now();
-            if jobs.is_ok() {
+            if jobs.is_some() {
                 pause = JOBS;
             }
-            // An upgraded head says another one.
-            let version = if jobs.is_ok() { api.version().await.ok() } else { None };
             update(&tell, |view| {
-                if let Ok(jobs) = jobs {
+                if let Some(jobs) = jobs {
                     view.jobs = Some(Arc::new(jobs));
+                }
+                if trouble.is_some() || all_at.is_none() {
+                    view.trouble = trouble;
                 }
                 view.version = version.or(view.version.take());
                 if let Ok(runs) = runs {
                     let known = view.jobs.as_ref().map_or(&[][..], |told| &told.jobs);
-                    view.runs = train::merge(&view.runs, train::read(&runs), known, train::Polled { before, now });
+                    view.runs =
+                        train::merge(&view.runs, train::read(&runs), known, train::Polled { before, now, all_jobs });
                     before = Some(now);
                 }
                 if view.runs.iter().any(|run| run.is_on_its_way(now)) {
                     pause = pause.min(ON_ITS_WAY);
                 }
             });
-            pause = pause.max(breath);
+            pause = pause.max(breath.min(LONGEST_BREATH));
         }
         tokio::select! {
             () = tokio::time::sleep(pause) => {}

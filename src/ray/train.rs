@@ -111,6 +111,8 @@ pub(super) struct Polled {
     pub(super) before: Option<Timestamp>,
     /// This time.
     pub(super) now: Timestamp,
+    /// Whether the jobs that came with it are all that Ray knows.
+    pub(super) all_jobs: bool,
 }
 
 #[derive(Deserialize)]
@@ -208,7 +210,7 @@ pub(super) fn merge(known: &[TrainRun], answer: Vec<TrainRun>, jobs: &[RayJob], 
     let mut runs: Vec<TrainRun> = answer.into_iter().map(|run| watched(run, &old, polled)).collect();
     for run in known {
         if !runs.iter().any(|r| r.id == run.id) {
-            runs.push(forgotten(run.clone(), jobs));
+            runs.push(forgotten(run.clone(), jobs, polled));
         }
     }
     newest_first(&mut runs);
@@ -238,10 +240,14 @@ fn watched(mut run: TrainRun, old: &HashMap<&str, &TrainRun>, polled: Polled) ->
     run
 }
 
-fn forgotten(mut run: TrainRun, jobs: &[RayJob]) -> TrainRun {
-    let job = run.submission_id.as_ref().and_then(|id| jobs.iter().find(|j| j.submission_id == *id));
+fn forgotten(mut run: TrainRun, jobs: &[RayJob], polled: Polled) -> TrainRun {
+    let ended_at = run.submission_id.as_ref().and_then(|id| match jobs.iter().find(|j| j.submission_id == *id) {
+        Some(job) => job.ended_at,
+        // Ray forgot it with its run; a list takes a moment to name a job that has just begun.
+        None => Some(polled.now).filter(|now| polled.all_jobs && now.since(run.started_at) > SOON),
+    });
     if run.status.is_active()
-        && let Some(ended_at) = job.and_then(|job| job.ended_at)
+        && let Some(ended_at) = ended_at
     {
         run.status = RunStatus::Aborted;
         run.ended_at = Some(ended_at);
@@ -277,7 +283,7 @@ mod tests {
     }
 
     fn polled(before: Option<i64>, now: i64) -> Polled {
-        Polled { before: before.map(at), now: at(now) }
+        Polled { before: before.map(at), now: at(now), all_jobs: true }
     }
 
     fn one(id: &str, status: &str, attempts: &[(&str, &str, i64, bool)]) -> TrainRun {
@@ -381,6 +387,15 @@ mod tests {
         };
         let kept = merge(&known, vec![], &[job(None)], polled(Some(1), 2));
         assert_eq!(kept, known);
+        let late = polled(Some(1), 200_000);
+        let gone = merge(&known, vec![], &[], late);
+        assert_eq!(
+            (gone[0].status, gone[0].ended_at),
+            (RunStatus::Aborted, Some(at(200_000))),
+            "its job is forgotten, too"
+        );
+        let all = merge(&known, vec![], &[], Polled { all_jobs: false, ..late });
+        assert_eq!(all[0].status, RunStatus::Running, "not every job was told");
         let ended = merge(&known, vec![one("b", "RUNNING", &[])], &[job(Some(9_000))], polled(Some(1), 2));
         let run = ended.iter().find(|run| run.id == "a").expect("kept");
         assert_eq!((run.status, run.ended_at), (RunStatus::Aborted, Some(at(9_000))));

@@ -841,7 +841,7 @@ impl<E: Engine> Lab<E> {
     fn minio(&self) -> Option<Store> {
         // One that starts or hangs says so itself; what was seen in it stays.
         let entry = self.entries.values().find(|e| e.kind() == Some(Kind::Minio) && e.ready())?;
-        let Probe::Minio { port, bucket, region, access_key, secret_key } = &entry.spec.as_ref()?.probe else {
+        let Probe::Minio { port, bucket, region, user, .. } = &entry.spec.as_ref()?.probe else {
             return None;
         };
         let port = *entry.running()?.0.ports.get(port)?;
@@ -849,8 +849,8 @@ impl<E: Engine> Lab<E> {
             endpoint: format!("http://{}", SocketAddr::new(self.publish_ip(), port)).parse().ok()?,
             bucket: bucket.clone(),
             region: region.clone(),
-            access_key: access_key.clone(),
-            secret_key: secret_key.clone(),
+            access_key: user.access.clone(),
+            secret_key: user.secret.clone(),
         })
     }
 

@@ -7,12 +7,15 @@
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     pin::Pin,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use bytes::Bytes;
-use http_body_util::Empty;
+use http_body_util::Full;
 use hyper::{Method, Request, header};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use rusty_s3::{Bucket, Credentials, S3Action as _, UrlStyle};
@@ -21,6 +24,7 @@ use tokio::sync::watch;
 use super::{decide::Health, inside};
 use crate::{
     engine::{ContainerSeen, Engine},
+    minio::{self, Keys},
     plan::spec::{Probe, ServiceSpec},
     ray::{Gcs, RayNode, RayView},
     secret::Secret,
@@ -50,15 +54,34 @@ pub trait Ask: Send + Sync {
         url: &'a str,
         authorization: Option<(&'a str, &'a Secret)>,
     ) -> Pin<Box<dyn Future<Output = Result<u16, String>> + Send + 'a>>;
+
+    /// A PUT with a body and headers of its own, answered likewise. A simulated store takes everything.
+    fn put<'a>(
+        &'a self,
+        _url: &'a str,
+        _headers: Vec<(&'static str, String)>,
+        _body: Vec<u8>,
+    ) -> Pin<Box<dyn Future<Output = Result<u16, String>> + Send + 'a>> {
+        Box::pin(std::future::ready(Ok(200)))
+    }
 }
 
 /// Asks real containers.
-pub struct Http(Client<hyper_util::client::legacy::connect::HttpConnector, Empty<Bytes>>);
+pub struct Http(Client<hyper_util::client::legacy::connect::HttpConnector, Full<Bytes>>);
 
 impl Http {
     /// A client that keeps no connections: a container that is replaced must not be asked through an old one.
     pub fn new() -> Self {
         Self(Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build_http())
+    }
+}
+
+impl Http {
+    /// The connection is closed unread: only the status matters.
+    async fn status(&self, request: hyper::http::request::Builder, body: Bytes) -> Result<u16, String> {
+        let request = request.body(Full::new(body)).map_err(|_| "the address to ask is not valid".to_owned())?;
+        let answer = self.0.request(request).await.map_err(|_| "does not answer yet".to_owned())?;
+        Ok(answer.status().as_u16())
     }
 }
 
@@ -80,10 +103,20 @@ impl Ask for Http {
             if let Some((scheme, secret)) = authorization {
                 request = request.header(header::AUTHORIZATION, format!("{scheme} {}", secret.expose()));
             }
-            let request = request.body(Empty::new()).map_err(|_| "the address to ask is not valid".to_owned())?;
-            // The connection is closed unread: only the status matters.
-            let answer = self.0.request(request).await.map_err(|_| "does not answer yet".to_owned())?;
-            Ok(answer.status().as_u16())
+            self.status(request, Bytes::new()).await
+        })
+    }
+
+    fn put<'a>(
+        &'a self,
+        url: &'a str,
+        headers: Vec<(&'static str, String)>,
+        body: Vec<u8>,
+    ) -> Pin<Box<dyn Future<Output = Result<u16, String>> + Send + 'a>> {
+        Box::pin(async move {
+            let request = Request::builder().method(Method::PUT).uri(url);
+            let request = headers.into_iter().fold(request, |request, (name, value)| request.header(name, value));
+            self.status(request, body.into()).await
         })
     }
 }
@@ -98,7 +131,15 @@ pub(super) async fn run<E: Engine>(
     ray: watch::Receiver<Arc<RayView>>,
     tell: impl Fn(Health),
 ) {
-    let prober = Prober { ask, spec, container, started_at, begun: Moment::now(), before: OnceLock::new() };
+    let prober = Prober {
+        ask,
+        spec,
+        container,
+        started_at,
+        begun: Moment::now(),
+        before: OnceLock::new(),
+        user_told: AtomicBool::new(false),
+    };
     tokio::select! {
         biased;
         (reason, since) = inside::watch(&*engine, &prober.container.id, &prober.spec.container) => {
@@ -175,6 +216,8 @@ struct Prober {
     begun: Moment,
     /// The node that was at the container's address when it was first looked for.
     before: OnceLock<Option<Vec<u8>>>,
+    /// Whether this start of the store has heard of the user of jobs.
+    user_told: AtomicBool,
 }
 
 impl Prober {
@@ -193,9 +236,9 @@ impl Prober {
                 let authorization = authorization.as_ref().map(|(scheme, secret)| (scheme.as_str(), secret));
                 self.expect_ok(*port, path, authorization).await
             }
-            Probe::Minio { port, bucket, region, access_key, secret_key } => {
+            Probe::Minio { port, bucket, region, user, root } => {
                 match self.expect_ok(*port, "/minio/health/ready", None).await {
-                    Answer::Passing => self.bucket(*port, bucket, region, access_key, secret_key).await,
+                    Answer::Passing => self.bucket(*port, bucket, region, user, root).await,
                     other => other,
                 }
             }
@@ -223,8 +266,9 @@ impl Prober {
         }
     }
 
-    /// The bucket is part of the contract: made when it is missing.
-    async fn bucket(&self, port: u16, name: &str, region: &str, access_key: &Secret, secret_key: &Secret) -> Answer {
+    /// The bucket is part of the contract, as the user of jobs sees it: what is missing is made. The user's rights are told
+    /// once to each start of the store, as a newer labd may give others.
+    async fn bucket(&self, port: u16, name: &str, region: &str, user: &Keys, root: &Keys) -> Answer {
         const VALID: Duration = Duration::from_mins(1);
         let address = match self.address(port) {
             Ok(address) => address,
@@ -233,12 +277,18 @@ impl Prober {
         let endpoint = format!("http://{address}").parse().ok();
         let bucket = endpoint.and_then(|e| Bucket::new(e, UrlStyle::Path, name.to_owned(), region.to_owned()).ok());
         let Some(bucket) = bucket else { return failing(format!("bucket `{name}` has no valid address")) };
-        let credentials = Credentials::new(access_key.expose(), secret_key.expose());
-        let look = bucket.head_bucket(Some(&credentials)).sign(VALID);
+        let credentials = |keys: &Keys| Credentials::new(keys.access.expose(), keys.secret.expose());
+        if !self.user_told.load(Ordering::Relaxed) {
+            if let Err(reason) = self.tell_user(address, name, user, root).await {
+                return failing(reason);
+            }
+            self.user_told.store(true, Ordering::Relaxed);
+        }
+        let look = bucket.head_bucket(Some(&credentials(user))).sign(VALID);
         match self.send(Method::HEAD, look.as_str(), None).await {
             Ok(200) => Answer::Passing,
             Ok(404) => {
-                let make = bucket.create_bucket(&credentials).sign(VALID);
+                let make = bucket.create_bucket(&credentials(root)).sign(VALID);
                 match self.send(Method::PUT, make.as_str(), None).await {
                     Ok(200) => Answer::Passing,
                     Ok(status) => failing(format!("bucket `{name}` cannot be made: HTTP status {status}")),
@@ -246,11 +296,29 @@ impl Prober {
                 }
             }
             Ok(403) => {
-                failing(format!("bucket `{name}`: the credentials are refused; the volume was made with others"))
+                // Somebody took the user or its policy away.
+                self.user_told.store(false, Ordering::Relaxed);
+                failing(format!("bucket `{name}` is not open to the user of jobs"))
             }
             Ok(status) => failing(format!("bucket `{name}` is answered with HTTP status {status}")),
             Err(reason) => failing(reason),
         }
+    }
+
+    /// Makes the user of jobs, or gives it its rights again.
+    async fn tell_user(&self, address: SocketAddr, bucket: &str, user: &Keys, root: &Keys) -> Result<(), String> {
+        let host = address.to_string();
+        for put in minio::user_for_bucket(root, user, bucket, &rand::random()) {
+            let headers = minio::signed(&put, &host, root, Timestamp::now()).into();
+            let url = format!("http://{host}{}", put.path);
+            let asked = tokio::time::timeout(PATIENCE, self.ask.put(&url, headers, put.body)).await;
+            match asked.unwrap_or_else(|_| Err(format!("no answer within {} s", PATIENCE.as_secs())))? {
+                200 => {}
+                403 => return Err("the root credentials are refused; the volume was made with others".to_owned()),
+                status => return Err(format!("the user of jobs cannot be made: HTTP status {status}")),
+            }
+        }
+        Ok(())
     }
 
     /// One question. Each has its own patience: a busy store that takes its time over two of them is not silent.
@@ -359,7 +427,8 @@ mod tests {
         let Probe::RayNode { agent_port } = spec.probe else { panic!("a node") };
         let container = ContainerSeen { ports: BTreeMap::from([(agent_port, 1)]), ..container() };
         let (ask, begun, before) = (Arc::new(Silence), Moment::now(), OnceLock::new());
-        let prober = Prober { ask, spec, container, started_at: at(10_000), begun, before };
+        let user_told = AtomicBool::new(false);
+        let prober = Prober { ask, spec, container, started_at: at(10_000), begun, before, user_told };
         let view = |alive| RayView { gcs: Gcs::Reachable, nodes: vec![node_at(11_000, alive)], ..RayView::default() };
         let reason = "Ray counts the node as alive; its agent does not answer yet";
         assert_eq!(prober.ask(&view(true)).await, Answer::Silent(reason.into()));

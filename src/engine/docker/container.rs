@@ -13,7 +13,7 @@ use bollard::models::{
     PortMap, ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
 };
 
-use super::explain;
+use super::{explain, syscalls};
 use crate::{
     engine::{ContainerSeen, LABEL_HARD, LABEL_LAB, LABEL_PARTS, LABEL_SERVICE, LABEL_SPEC, RunState, Seen},
     node::gpu::simulate::Counters,
@@ -21,8 +21,17 @@ use crate::{
     time::Timestamp,
 };
 
-/// The creation request for a service's container on the network called like the lab. `rootless` is how the engine runs.
-pub(super) fn body(lab: &str, service: &str, spec: &ContainerSpec, rootless: bool) -> ContainerCreateBody {
+/// What of an engine decides how a container is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Abilities {
+    /// Whether it runs without root.
+    pub(super) rootless: bool,
+    /// Whether its kernel filters system calls: an engine on one that does not refuses every profile.
+    pub(super) seccomp: bool,
+}
+
+/// The creation request for a service's container on the network called like the lab.
+pub(super) fn body(lab: &str, service: &str, spec: &ContainerSpec, engine: Abilities) -> ContainerCreateBody {
     let labels = HashMap::from([
         (LABEL_LAB.to_owned(), lab.to_owned()),
         (LABEL_SERVICE.to_owned(), service.to_owned()),
@@ -47,7 +56,7 @@ pub(super) fn body(lab: &str, service: &str, spec: &ContainerSpec, rootless: boo
         exposed_ports: Some(spec.ports.iter().map(|p| format!("{}/tcp", p.container)).collect()),
         labels: Some(labels),
         stop_timeout: Some(i64::try_from(spec.stop_timeout.as_secs()).unwrap_or(i64::MAX)),
-        host_config: Some(host_config(lab, spec, rootless)),
+        host_config: Some(host_config(lab, spec, engine)),
         networking_config: Some(NetworkingConfig {
             endpoints_config: Some(HashMap::from([(lab.to_owned(), endpoint)])),
         }),
@@ -55,17 +64,26 @@ pub(super) fn body(lab: &str, service: &str, spec: &ContainerSpec, rootless: boo
     }
 }
 
-fn host_config(lab: &str, spec: &ContainerSpec, rootless: bool) -> HostConfig {
+fn host_config(lab: &str, spec: &ContainerSpec, engine: Abilities) -> HostConfig {
     let memory = i64::try_from(spec.memory_bytes).unwrap_or(i64::MAX);
     let nofile = i64::try_from(spec.nofile).unwrap_or(i64::MAX);
     let limit = |name: &str, n| ResourcesUlimits { name: Some(name.to_owned()), soft: Some(n), hard: Some(n) };
     let mut ulimits = vec![limit("nofile", nofile)];
     // One without root may not raise it, and would refuse to start the container.
-    if spec.unlimited_memlock && !rootless {
+    if spec.unlimited_memlock && !engine.rootless {
         ulimits.push(limit("memlock", -1));
     }
     let (devices, requests, groups) = devices(&spec.devices);
+    let mut security = vec!["no-new-privileges".to_owned()];
+    if engine.seccomp {
+        security.push(format!("seccomp={}", syscalls::profile()));
+    }
     HostConfig {
+        cap_drop: Some(vec!["ALL".to_owned()]),
+        cap_add: Some(spec.rights.capabilities.clone()),
+        security_opt: Some(security),
+        pids_limit: Some(spec.rights.pids.into()),
+        readonly_rootfs: Some(spec.rights.read_only_root),
         memory: Some(memory),
         // The same as memory means no swap: a lab's node that swaps is slower than one that says what it lacks.
         memory_swap: Some(memory),
@@ -293,7 +311,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        plan::spec::{Mount, Port},
+        plan::spec::{Mount, Port, Rights},
         secret::Secret,
     };
 
@@ -334,12 +352,15 @@ mod tests {
             ],
             user: None,
             workdir: None,
+            rights: Rights { capabilities: vec!["KILL".into()], pids: 64, read_only_root: true, syscalls: 1 },
         }
     }
 
+    const ROOT: Abilities = Abilities { rootless: false, seccomp: true };
+
     #[test]
     fn the_request_says_what_the_spec_says() {
-        let b = body("lab", "s", &spec(), false);
+        let b = body("lab", "s", &spec(), ROOT);
         let h = b.host_config.clone().expect("always there");
         assert_eq!((h.memory, h.memory_swap, h.init), (Some(1 << 30), Some(1 << 30), Some(true)));
         assert_eq!(h.restart_policy.and_then(|p| p.name), Some(RestartPolicyNameEnum::NO));
@@ -358,6 +379,17 @@ mod tests {
         assert_eq!(labels[LABEL_SPEC], spec().hash());
     }
 
+    #[test]
+    fn a_container_has_the_rights_of_its_spec_and_no_others() {
+        let h = host_config("lab", &spec(), ROOT);
+        assert_eq!((h.cap_drop, h.cap_add), (Some(vec!["ALL".to_owned()]), Some(vec!["KILL".to_owned()])));
+        assert_eq!((h.pids_limit, h.readonly_rootfs), (Some(64), Some(true)));
+        let security = h.security_opt.expect("two");
+        assert_eq!((security[0].as_str(), security[1].starts_with("seccomp={")), ("no-new-privileges", true));
+        let without = host_config("lab", &spec(), Abilities { seccomp: false, ..ROOT });
+        assert_eq!(without.security_opt.map(|s| s.len()), Some(1), "an engine without refuses to make the container");
+    }
+
     /// What the docker command line sends for the same, and what is not in ours although it is in theirs.
     #[test]
     fn devices_and_places_are_asked_for_as_the_docker_command_does() {
@@ -367,7 +399,7 @@ mod tests {
             let (cpus, mems) = (Some("0-31,64-95".to_owned()), Some("0".to_owned()));
             let spec =
                 ContainerSpec { devices, unlimited_memlock: true, cpuset_cpus: cpus, cpuset_mems: mems, ..spec() };
-            serde_json::to_value(body("lab", "s", &spec, false).host_config).expect("serialises")
+            serde_json::to_value(body("lab", "s", &spec, ROOT).host_config).expect("serialises")
         };
         let node = |path: &str| Device::Node { path: path.into(), gid: 109 };
         for (name, devices, keys) in [
@@ -392,11 +424,13 @@ mod tests {
             for key in keys {
                 assert_eq!(bare(&ours[key]), bare(&theirs[key]), "{name}: {key}");
             }
-            for key in ["Privileged", "SecurityOpt", "CapAdd"] {
-                assert_eq!(bare(&ours[key]), serde_json::Value::Null, "{name}: no more rights than `docker run` gives");
-            }
+            assert_eq!(bare(&ours["Privileged"]), serde_json::Value::Null, "{name}");
         }
-        let rootless = host_config("lab", &ContainerSpec { unlimited_memlock: true, ..spec() }, true);
+        let rootless = host_config(
+            "lab",
+            &ContainerSpec { unlimited_memlock: true, ..spec() },
+            Abilities { rootless: true, ..ROOT },
+        );
         assert_eq!(rootless.ulimits.map(|u| u.len()), Some(1));
     }
 

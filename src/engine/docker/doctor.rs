@@ -25,6 +25,8 @@ pub struct Setup {
     pub swarm: bool,
     /// Whether it runs without root.
     pub rootless: bool,
+    /// Whether its kernel filters system calls.
+    pub seccomp: bool,
     /// `systemd`, `cgroupfs` or `none`; empty when it does not say.
     pub cgroup_driver: String,
     /// Names of its runtimes, such as `runc` and `nvidia`.
@@ -69,6 +71,7 @@ impl DockerEngine {
             live_restore: info.live_restore,
             swarm: matches!(state, Some(LocalNodeState::ACTIVE | LocalNodeState::PENDING | LocalNodeState::LOCKED)),
             rootless: info.rootless,
+            seccomp: info.seccomp,
             cgroup_driver: more.cgroup_driver.map(|d| d.to_string()).unwrap_or_default(),
             runtimes,
             cdi_dirs: more.cdi_spec_dirs.unwrap_or_default(),

@@ -57,6 +57,11 @@ fn spec(last: u8, command: &[&str]) -> ContainerSpec {
         devices: Vec::new(),
         user: None,
         workdir: None,
+        rights: crate::plan::spec::Rights {
+            pids: 256,
+            syscalls: crate::plan::rights::SYSCALLS,
+            ..crate::plan::spec::Rights::default()
+        },
     }
 }
 

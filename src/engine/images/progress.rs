@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use crate::{
     engine::docker::explain::{DISK_FULL, is_disk_full, one_line},
-    text::clip,
+    text::{clip, without_logins},
 };
 
 /// Lines kept for finding the one that says why a build failed.
@@ -68,7 +68,7 @@ impl BuildProgress {
         let Some(step) = &self.step else { return "sending the build's files".to_owned() };
         let head = format!("step {}/{}: {}", step.number, step.of, clip(&step.instruction, 60));
         match self.lines.back() {
-            Some(last) => clip(&one_line(&format!("{head} | {last}")), 160),
+            Some(last) => clip(&one_line(&without_logins(&format!("{head} | {last}"))), 160),
             None => one_line(&head),
         }
     }
@@ -82,7 +82,7 @@ impl BuildProgress {
             format!(" at step {}/{} ({})", s.number, s.of, one_line(&clip(&s.instruction, 60)))
         });
         let why = self.useful_line().unwrap_or(engine);
-        clip(&format!("building image {image} failed{place}: {}", one_line(why)), 360)
+        clip(&without_logins(&format!("building image {image} failed{place}: {}", one_line(why))), 360)
             + &format!("; see `labd images build {image}`")
     }
 

@@ -1,7 +1,7 @@
 //! The front door over a head that is a few lines long, and the real keeper behind it.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Arc, Mutex},
 };
 
@@ -171,6 +171,7 @@ impl Rig {
         let parts = jobs::Parts {
             api: Box::new(move || api_at.borrow().clone().map(HttpJobs::new)),
             ray: view.clone(),
+            follow: watch::channel(BTreeSet::new()).0,
             incidents: died,
             snapshot: lab.state.snapshot.clone(),
             config: configs,
@@ -265,9 +266,17 @@ async fn a_websocket_passes() {
 async fn a_submission_is_recorded_placed_and_handed_in_and_a_strangers_or_a_pages_is_only_passed_on() {
     let rig = Rig::new().await;
     let body = json!({ "entrypoint": "python train.py", "submission_id": "food11" }).to_string();
-    let page = [("authorization", "Bearer hunter2-hunter2"), ("user-agent", "Mozilla/5.0")];
     rig.ask(Method::POST, "/api/jobs/", &[], body.clone()).await;
-    rig.ask(Method::POST, "/api/jobs/", &page, body.clone()).await;
+    for (name, value) in [
+        ("user-agent", "Mozilla/5.0"),
+        ("origin", "https://example.invalid"),
+        ("referer", "https://example.invalid/page"),
+        ("sec-fetch-site", "cross-site"),
+        ("access-control-request-method", "POST"),
+    ] {
+        let page = [("authorization", "Bearer hunter2-hunter2"), (name, value)];
+        rig.ask(Method::POST, "/api/jobs/", &page, body.clone()).await;
+    }
     assert!(rig.ledger.watch().borrow().jobs.is_empty());
     for (_, _, sent) in rig.heard.lock().expect("unpoisoned").drain(..) {
         assert_eq!(String::from_utf8_lossy(&sent), body, "as it was sent");

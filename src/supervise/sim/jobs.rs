@@ -1,6 +1,6 @@
 //! The job ledger in the same simulation: the keeper as it is, over a simulated job API and a simulated disk, beside the
 //! supervision as it is. People submit jobs, stop some, delete some as soon as they have ended and use their ids again, lists
-//! of jobs come late, and labd is killed and started anew.
+//! of jobs come late, the store is away while scripts need it, and labd is killed and started anew.
 //!
 //! What must never be: two attempts of one job at once; another attempt after success, after a person's stop or deletion,
 //! after the script's own error when nothing died in its last minute, or beyond the limit; an id twice; the run of a job
@@ -26,7 +26,7 @@ use crate::{
     jobs::{self, Ledger, Parts, Stop, submission::Submission},
     journal::Journal,
     ray::{ErrorType, Gcs, JobApi, Jobs, RayJob, RayView, Reply},
-    snapshot::{JobOutcome, JobStatus},
+    snapshot::{JobOutcome, JobStatus, ServiceState},
     time::Timestamp,
 };
 
@@ -74,6 +74,10 @@ struct Job {
     ended_at: Option<Timestamp>,
     /// When labd could read its end.
     read_at: Option<Timestamp>,
+    /// When it gives up the store, which has not answered it since a while.
+    gives_up: Option<Timestamp>,
+    /// When it last missed the store.
+    store_missed: Option<Timestamp>,
     /// A cluster that is no more knew it.
     forgotten: bool,
 }
@@ -87,6 +91,8 @@ struct Inner {
     clusters: u64,
     /// Whether answers get lost.
     faulty: bool,
+    /// Whether a person holds the store: what fails for that fails by their own wish.
+    store_held: bool,
     /// Roots that a person stopped, and was told so.
     stopped: BTreeMap<String, Timestamp>,
     /// Roots of those whose ids were submitted again since.
@@ -219,8 +225,11 @@ impl Api {
         for (old, job) in inner.jobs.iter().filter(|(_, job)| job.root == root && job.life == life) {
             // labd had the time to read it, and to write it down.
             let read = job.read_at.is_some_and(|at| now.since(at) >= Duration::from_secs(1));
-            let blamed =
-                w.deaths.iter().any(|&at| job.ended_at.is_some_and(|end| end >= at && end.since(at) <= AFTERMATH * 4));
+            // What hangs is killed half a minute later.
+            let lately = |&at: &Timestamp| {
+                job.ended_at.is_some_and(|end| end.plus(AFTERMATH) >= at && end.since(at) <= AFTERMATH * 4)
+            };
+            let blamed = w.deaths.iter().any(lately) || job.store_missed.is_some_and(|at| lately(&at));
             match job.status {
                 JobStatus::Succeeded if read => w.never(format_args!("{id} is submitted after {old} succeeded")),
                 JobStatus::Failed
@@ -254,6 +263,8 @@ impl Api {
             error: None,
             ended_at: None,
             read_at: None,
+            gives_up: None,
+            store_missed: None,
             forgotten: false,
         };
         if let Some(old) = inner.jobs.insert(id.clone(), job) {
@@ -360,6 +371,17 @@ impl Api {
                 continue;
             }
             let frozen = w.of("ray-driver").is_some_and(|c| c.frozen || c.paused);
+            if job.alive && !frozen && !w.serves("minio") && !inner.store_held {
+                job.store_missed = Some(now);
+                // Two health checks with 5 s each must miss it before labd can know; Arrow's client is more patient than that.
+                let gives_up = *job.gives_up.get_or_insert_with(|| now.plus(inner.dice.ms(15_000, 45_000)));
+                if now >= gives_up && job.ends.is_none() {
+                    w.say(format_args!("{id} fails without the store"));
+                    job.ends = Some((now, JobStatus::Failed));
+                }
+            } else {
+                job.gives_up = None;
+            }
             if job.alive && !frozen {
                 if let Some((service, container, since)) = job.worker.clone() {
                     if !w.is_run(&(container, since)) {
@@ -466,6 +488,7 @@ impl People {
             progress: BTreeMap::new(),
             clusters: outside.lock().clusters,
             faulty: true,
+            store_held: false,
             stopped: BTreeMap::new(),
             late_stops: BTreeSet::new(),
             deleted: BTreeMap::new(),
@@ -501,6 +524,7 @@ impl People {
             let parts = Parts {
                 api: Box::new(move || (seen.borrow().gcs == Gcs::Reachable).then(|| api.clone())),
                 ray,
+                follow: watch::channel(BTreeSet::new()).0,
                 incidents: labd.incidents.clone(),
                 snapshot: labd.snapshot.clone(),
                 config: watch::channel(Arc::new(Config::default())).1,
@@ -509,6 +533,8 @@ impl People {
             let (ledger, task) = jobs::simulated(&self.shelf, parts);
             self.keeper = Some(Keeper { ledger, task, view, look_at: now, late: None });
         }
+        let store = labd.snapshot.borrow().services.iter().find(|s| s.name == "minio").map(|s| s.state);
+        self.api.lock().store_held = matches!(store, Some(ServiceState::Held | ServiceState::Stopping));
         let Some(keeper) = &mut self.keeper else { return };
         let mut seen = RayView::clone(&labd.ray.borrow());
         let driver = outside.lock().plan.service("ray-driver").map(|s| s.container.address);
