@@ -8,6 +8,7 @@ pub mod environment;
 mod line;
 pub mod packages;
 mod size;
+mod span;
 
 use std::{
     collections::BTreeMap,
@@ -19,6 +20,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 pub use size::Bytes;
+pub use span::Span;
 
 use crate::plan::spec::ImageName;
 
@@ -69,6 +71,8 @@ pub struct Lab {
     pub page: SocketAddr,
     /// Host directory that JupyterLab shows; `workspace` in the data directory when absent.
     pub workspace: Option<PathBuf>,
+    /// How long a change to what carries every job waits for running jobs.
+    pub change_window: Span,
 }
 
 impl Default for Lab {
@@ -78,6 +82,7 @@ impl Default for Lab {
             data_dir: "/var/lib/labd".into(),
             page: SocketAddr::from((Ipv4Addr::LOCALHOST, 8600)),
             workspace: None,
+            change_window: Span::hours(24),
         }
     }
 }

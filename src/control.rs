@@ -22,6 +22,8 @@ pub enum Command {
     },
     /// Read `labd.toml` again.
     Reload,
+    /// Recreate what waits with changed settings, whatever runs on it.
+    Apply,
     /// Stop and remove every container, keep all data, and end the daemon.
     Down,
 }

@@ -9,7 +9,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -104,8 +104,8 @@ pub enum StartError {
 /// What is found out about the machine, once.
 #[derive(Debug, Clone)]
 pub struct Machine {
-    /// CPUs, memory and so on.
-    pub facts: NodeFacts,
+    /// CPUs, memory and so on, as the lab is planned for: those of the first start, until `labd.toml` is read again.
+    pub facts: Arc<Mutex<NodeFacts>>,
     /// `--simulate-gpus`.
     pub simulate: Option<u32>,
     /// The lab's /24.
@@ -117,7 +117,12 @@ pub struct Machine {
 impl Machine {
     /// A machine on which no GPU is looked for.
     pub fn without_gpus(facts: NodeFacts, simulate: Option<u32>, subnet: [u8; 3]) -> Self {
-        Self { facts, simulate, subnet, gpus: watch::channel(Arc::default()).1 }
+        Self { facts: Arc::new(Mutex::new(facts)), simulate, subnet, gpus: watch::channel(Arc::default()).1 }
+    }
+
+    fn planned(&self) -> MutexGuard<'_, NodeFacts> {
+        // A value that is only ever replaced whole.
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -129,11 +134,11 @@ pub fn wish(config: Config, path: &Path, machine: &Machine, pretend: bool) -> Re
     let ca = images::read_ca(config.images.build.ca_bundle.as_deref()).map_err(misfit)?;
     let requirements = packages::read(config.images.build.requirements.as_deref()).map_err(misfit)?;
     let gpus = match machine.simulate.or(config.gpus.simulate) {
-        Some(count) => simulate::gpus(count, &machine.facts.numa),
+        Some(count) => simulate::gpus(count, &machine.planned().numa),
         None => machine.gpus.borrow().gpus(),
     };
     let inputs =
-        Inputs { node: machine.facts.clone(), gpus, secrets, subnet: machine.subnet, ca, requirements, config };
+        Inputs { node: machine.planned().clone(), gpus, secrets, subnet: machine.subnet, ca, requirements, config };
     let (plan, sizes) = plan::make(&inputs).map_err(misfit)?;
     let Inputs { config, node, gpus, secrets, .. } = inputs;
     let view = PlanView { node, gpus, sizes, plan };
@@ -337,8 +342,13 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     }
     let subnet = subnet.map_err(|e| other(&e))?;
     pins.subnet = Some(subnet);
+    let planned = pins.machine.get_or_insert_with(|| facts.clone()).clone();
     pins::save(&data_dir, &pins);
-    let machine = Machine { facts, simulate: options.simulate_gpus, subnet, gpus: gpus.watch() };
+    if let Some(line) = pins::drift(&planned, &facts) {
+        note(&journal, "machine", &format!("the machine is another than the lab was planned for: {line}"));
+    }
+    let planned = Arc::new(Mutex::new(planned));
+    let machine = Machine { facts: planned, simulate: options.simulate_gpus, subnet, gpus: gpus.watch() };
     let wish = wish(config, &options.config, &machine, false)?;
     if let Err(Late(line)) = in_time(WORKSPACE, "lab.workspace", workspace_maker(&wish.config)).await? {
         // JupyterLab alone needs it, and says so.
@@ -352,7 +362,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let (stop, stopped) = watch::channel(false);
     let images = Images::spawn(engine.clone(), wish.plan.images.clone(), wish.settings.clone());
     let places = vec![PathBuf::from("/"), data_dir, PathBuf::from(node::ENGINE_DATA)];
-    let node = node::watch_node(machine.facts.clone(), address.clone(), places);
+    let node = node::watch_node(facts.clone(), address.clone(), places);
     let daemon = DaemonView {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         lab: wish.config.lab.name.clone(),
@@ -386,7 +396,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         credentials: all_credentials,
         jobs: ledger.clone(),
         gpus: gpus.clone(),
-        host_names: [address, machine.facts.hostname.clone()].into(),
+        host_names: [address, facts.hostname.clone()].into(),
         shutdown: stopped.clone(),
     };
 
@@ -606,8 +616,14 @@ fn reread(path: PathBuf, first: Config, machine: Machine) -> supervise::Reread {
                 ));
             }
         }
-        let wish = wish(config, &path, &machine, false).map_err(|e| e.to_string())?;
+        // The machine as it is now is what a person who asks for this wants to be planned for.
+        let facts = node::facts();
+        let now = Machine { facts: Arc::new(Mutex::new(facts.clone())), ..machine.clone() };
+        let wish = wish(config, &path, &now, false).map_err(|e| e.to_string())?;
         workspace_maker(&wish.config)().map_err(|e| e.to_string())?;
+        *machine.planned() = facts.clone();
+        let dir = &wish.config.lab.data_dir;
+        pins::save(dir, &Pins { machine: Some(facts), ..pins::load(dir) });
         Ok(wish)
     };
     let read = Arc::new(read);

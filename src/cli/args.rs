@@ -99,8 +99,11 @@ pub(super) enum Command {
     /// Make the daemon read labd.toml again; a broken one is refused
     #[command(after_help = "Examples:\n  labd config check && labd reload")]
     Reload,
+    /// Recreate now what waits with changed settings, whatever runs on it
+    #[command(after_help = "Examples:\n  labd plan --diff\n  labd apply")]
+    Apply,
     /// Show what labd.toml and this machine come to
-    #[command(after_help = "Examples:\n  labd plan\n  labd plan --simulate-gpus 4 --json")]
+    #[command(after_help = "Examples:\n  labd plan\n  labd plan --diff\n  labd plan --simulate-gpus 4 --json")]
     Plan(Plan),
     /// Show what you log in with
     #[command(
@@ -246,6 +249,9 @@ pub(super) struct Service {
 
 #[derive(Debug, Clone, Args)]
 pub(super) struct Plan {
+    /// Show which containers would be recreated, when and why
+    #[arg(long)]
+    pub(super) diff: bool,
     #[command(flatten)]
     pub(super) run: Run,
     #[command(flatten)]

@@ -1,6 +1,13 @@
 //! Commands that need no daemon: they read `labd.toml`, look at the machine, and speak to the engine themselves.
 
-use std::{collections::BTreeMap, io::IsTerminal as _, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::IsTerminal as _,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use serde::Serialize;
 
 use super::{
     args::{self, Global},
@@ -12,14 +19,14 @@ use crate::{
     config::{Bytes, Config},
     daemon::{self, Machine, Options},
     engine::{
-        Engine as _, EngineError, Seen,
+        Engine as _, EngineError, RunState, Seen,
         docker::DockerEngine,
         images::{ImageState, Images},
     },
     node::{self, guard},
     pins,
-    plan::spec::{ImageName, ImageSource, ImageSpec, Kind},
-    supervise::Wish,
+    plan::spec::{ImageName, ImageSource, ImageSpec, Kind, ServiceSpec},
+    supervise::{Wish, rollout},
     text::log_line,
     time::{Timestamp, human},
 };
@@ -66,14 +73,16 @@ async fn wish(global: &Global, simulate: Option<u32>) -> Result<(Wish, DockerEng
     let (config, _) = Config::load(&global.config)?;
     let engine = DockerEngine::connect(&config.engine.socket, &config.lab.name)
         .map_err(|e| Failure::new(Exit::Config, e.to_string()))?;
-    let subnet =
-        tokio::time::timeout(ENGINE, daemon::subnet(&config, &engine, &pins::load(&config.lab.data_dir))).await;
+    let pins = pins::load(&config.lab.data_dir);
+    let subnet = tokio::time::timeout(ENGINE, daemon::subnet(&config, &engine, &pins)).await;
     let subnet = match subnet {
         Ok(found) => found.map_err(|e| Failure::new(Exit::Config, e))?,
-        Err(_) => [198, 18, 100],
+        Err(_) => pins.subnet.unwrap_or([198, 18, 100]),
     };
     let facts = node::facts();
     let gpus = daemon::look_at_gpus(&facts, &config, simulate, &engine).await;
+    // What a daemon is, or would be, planned for.
+    let facts = Arc::new(Mutex::new(pins.machine.unwrap_or(facts)));
     let machine = Machine { facts, simulate, subnet, gpus };
     Ok((daemon::wish(config, &global.config, &machine, true)?, engine))
 }
@@ -121,6 +130,85 @@ pub(super) async fn plan(global: &Global, args: &args::Plan, out: &mut Out) -> R
         })
         .collect();
     out.text(&table(&["SERVICE", "MEMORY", "OBJECT STORE", "RAY CPUS", "ADDRESS", "PORTS"], &rows))
+}
+
+/// A container that is not what is wanted.
+#[derive(Debug, Serialize)]
+struct Difference {
+    service: String,
+    /// When it is made what is wanted.
+    when: String,
+    /// What of it differs, in the words of [`ContainerSpec::parts`].
+    ///
+    /// [`ContainerSpec::parts`]: crate::plan::spec::ContainerSpec::parts
+    why: Vec<String>,
+}
+
+/// Prints which containers labd.toml and the machine would change, when and why.
+pub(super) async fn diff(global: &Global, args: &args::Plan, out: &mut Out) -> Result<(), Failure> {
+    let (wish, engine) = wish(global, args.run.simulate_gpus).await?;
+    let failed = |e: EngineError| Failure::new(Exit::Failure, e.to_string());
+    let mut all = Vec::new();
+    for spec in &wish.plan.services {
+        let seen = engine.observe(&spec.name).await.map_err(failed)?;
+        let parts = engine.parts(&spec.name).await.map_err(failed)?;
+        all.extend(difference(spec, &seen, parts.as_ref(), wish.config.lab.change_window.get()));
+    }
+    let planned = |name: &String| wish.plan.service(name).is_some();
+    let left = engine.list().await.map_err(failed)?.into_iter().filter(|name| !planned(name));
+    all.extend(left.map(|service| Difference { service, when: "removed now".into(), why: vec!["not planned".into()] }));
+    if args.json.json {
+        return out.json(&all);
+    }
+    if all.is_empty() {
+        out.line("every container is what is wanted")?;
+    } else {
+        let rows: Vec<Vec<String>> = all.into_iter().map(|d| vec![d.service, d.when, shortened(&d.why)]).collect();
+        out.text(&table(&["SERVICE", "WHEN", "WHY"], &rows))?;
+    }
+    let planned = pins::load(&wish.config.lab.data_dir).machine;
+    match planned.and_then(|planned| pins::drift(&planned, &node::facts())) {
+        Some(line) => out.line(&format!("the machine is another than the lab was planned for: {line}")),
+        None => Ok(()),
+    }
+}
+
+/// How a service's container differs from what is wanted, if it does. `parts` is what it was made of, where that is known.
+/// Pure.
+fn difference(
+    spec: &ServiceSpec,
+    seen: &Seen,
+    parts: Option<&BTreeMap<String, String>>,
+    window: Duration,
+) -> Option<Difference> {
+    let said = |when: String, why: Vec<String>| Some(Difference { service: spec.name.clone(), when, why });
+    match seen {
+        Seen::Foreign { .. } => said("not at all".into(), vec!["somebody else's container has its name".into()]),
+        Seen::Absent => spec.enabled.then(|| said("made now".into(), vec!["it has no container".into()])).flatten(),
+        Seen::Ours(_) if !spec.enabled => said("removed now".into(), vec!["switched off".into()]),
+        Seen::Ours(c) => {
+            let change = c.change(&spec.container.hash(), &spec.container.hard_hash())?;
+            let wanted = spec.container.parts();
+            let why = parts.map_or_else(
+                || vec!["an older labd made it".to_owned()],
+                |parts| {
+                    let names: BTreeSet<&String> = parts.keys().chain(wanted.keys()).collect();
+                    names.into_iter().filter(|n| parts.get(*n) != wanted.get(*n)).cloned().collect()
+                },
+            );
+            let runs = matches!(c.run, RunState::Running { .. } | RunState::Paused);
+            let when = if runs { rollout::waits_for(spec.kind, change, window) } else { "now".to_owned() };
+            said(when, why)
+        }
+    }
+}
+
+/// The first reasons of many.
+fn shortened(why: &[String]) -> String {
+    const SHOWN: usize = 4;
+    let more = why.len().saturating_sub(SHOWN);
+    let shown = why.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
+    if more == 0 { shown } else { format!("{shown} and {more} more") }
 }
 
 /// `labd config check|show`.
@@ -283,4 +371,47 @@ pub(super) async fn down(global: &Global) -> Result<usize, Failure> {
     engine.remove_network().await.map_err(failed)?;
     guard::take_down(&config.lab.name).await;
     Ok(names.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{engine::ContainerSeen, plan, plan::tests::inputs};
+
+    #[test]
+    fn a_plans_difference_says_when_and_why() {
+        let specs = |toml: &str, gpu: &str| {
+            let mut inputs = inputs(toml, 1, 32);
+            gpu.clone_into(&mut inputs.gpus[0].id);
+            plan::make(&inputs).expect("a plan").0
+        };
+        let (old, day) = (specs("", "SIM-0"), Duration::from_hours(24));
+        let said = |name: &str, new: &plan::spec::Plan, run: RunState| {
+            let (was, is) = (&old.service(name).expect("planned").container, new.service(name).expect("planned"));
+            let seen = Seen::Ours(ContainerSeen {
+                id: "c".into(),
+                spec_hash: was.hash(),
+                hard_hash: was.hard_hash(),
+                run,
+                pid: None,
+                ports: BTreeMap::new(),
+                address: None,
+            });
+            difference(is, &seen, Some(&was.parts()), day).map(|d| (d.when, d.why.join(" ")))
+        };
+        let runs = RunState::Running { started_at: Timestamp::default() };
+        let pair = |when: &str, why: &str| Some((when.to_owned(), why.to_owned()));
+        assert_eq!(said("ray-worker-0", &old, runs.clone()), None);
+        let env = specs("[ray]\nenv = { A = \"b\" }", "SIM-0");
+        assert_eq!(said("ray-worker-0", &env, runs.clone()), pair("when nothing runs on it", "env A"));
+        assert_eq!(said("ray-head", &env, runs.clone()), pair("when no job runs, at the latest after 1 d", "env A"));
+        assert_eq!(said("jupyter", &env, runs.clone()), pair("at its next stop, for the sake of its kernels", "env A"));
+        assert_eq!(said("ray-worker-0", &env, RunState::Created), pair("now", "env A"));
+        let other = said("ray-worker-0", &specs("", "SIM-7"), runs.clone()).expect("another GPU");
+        assert_eq!(other.0, "now, one worker at a time");
+        let port = specs("[ports]\njupyter = 9999", "SIM-0");
+        assert_eq!(said("jupyter", &port, runs), pair("now", "ports"));
+        let absent = difference(&old.services[0], &Seen::Absent, None, day).expect("not made");
+        assert_eq!(absent.when, "made now");
+    }
 }

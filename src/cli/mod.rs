@@ -103,6 +103,11 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
             let line = client.command("/api/v1/reload").await?;
             out.line(&line)
         }
+        Command::Apply => {
+            let line = client.command("/api/v1/apply").await?;
+            out.line(&line)
+        }
+        Command::Plan(args) if args.diff => local::diff(&global, &args, &mut out).await,
         Command::Plan(args) => local::plan(&global, &args, &mut out).await,
         Command::Credentials(args) => credentials(&client, args.json, &mut out).await,
         Command::Images(command) => local::images(&global, command, &mut out).await,

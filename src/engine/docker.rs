@@ -18,7 +18,7 @@ mod live;
 mod syscalls;
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     path::{Path, PathBuf},
     sync::{
@@ -49,7 +49,8 @@ pub use doctor::{Setup, Standing};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    ContainerSeen, Engine, EngineError, Happened, LABEL_LAB, LABEL_SERVICE, Nudge, Patience, Ran, Seen, listen::Source,
+    ContainerSeen, Engine, EngineError, Happened, LABEL_LAB, LABEL_PARTS, LABEL_SERVICE, Nudge, Patience, Ran, Seen,
+    listen::Source,
 };
 use crate::{
     node::gpu::{cdi, handing::EngineDevices, simulate::Counters},
@@ -300,6 +301,19 @@ impl DockerEngine {
             }
         }
         Ok(found)
+    }
+
+    /// What the service's container was made of ([`ContainerSpec::parts`]); absent without one, and for one that an older labd
+    /// made.
+    pub async fn parts(&self, service: &str) -> Result<Option<BTreeMap<String, String>>, EngineError> {
+        let client = self.client().await?;
+        match client.inspect_container(&self.container_name(service), None).await {
+            Ok(c) => Ok(c.config.and_then(|c| serde_json::from_str(c.labels?.get(LABEL_PARTS)?).ok())),
+            Err(e) => match self.fail(&e) {
+                EngineError::NotFound(_) => Ok(None),
+                other => Err(other),
+            },
+        }
     }
 
     /// The subnet of the lab's network in CIDR notation, when labd made it.

@@ -14,7 +14,7 @@ pub mod listen;
 use std::{collections::BTreeMap, future::Future, net::Ipv4Addr, time::Duration};
 
 use crate::{
-    plan::spec::{ContainerSpec, NetworkSpec},
+    plan::spec::{Change, ContainerSpec, NetworkSpec},
     time::Timestamp,
 };
 
@@ -24,6 +24,10 @@ pub const LABEL_LAB: &str = "dev.labd.lab";
 pub const LABEL_SERVICE: &str = "dev.labd.service";
 /// Label that carries [`ContainerSpec::hash`].
 pub const LABEL_SPEC: &str = "dev.labd.spec";
+/// Label that carries [`ContainerSpec::hard_hash`].
+pub const LABEL_HARD: &str = "dev.labd.hard";
+/// Label that carries [`ContainerSpec::parts`] as JSON.
+pub const LABEL_PARTS: &str = "dev.labd.parts";
 /// Label that carries the fingerprint of what an image was made of.
 pub const LABEL_INPUTS: &str = "dev.labd.inputs";
 
@@ -34,6 +38,8 @@ pub struct ContainerSeen {
     pub id: String,
     /// The value of [`LABEL_SPEC`].
     pub spec_hash: String,
+    /// The value of [`LABEL_HARD`]; empty for a container that an older labd made.
+    pub hard_hash: String,
     /// What it is doing.
     pub run: RunState,
     /// Its first process, by this machine's count, while it runs.
@@ -160,6 +166,14 @@ pub struct Patience {
     pub begin: Option<Duration>,
     /// Longest time to its end.
     pub run: Duration,
+}
+
+impl ContainerSeen {
+    /// How the container differs from what is wanted. What an older labd made says no more than that it does: it works.
+    pub fn change(&self, hash: &str, hard_hash: &str) -> Option<Change> {
+        let hard = !self.hard_hash.is_empty() && self.hard_hash != hard_hash;
+        (self.spec_hash != hash).then_some(if hard { Change::Hard } else { Change::Soft })
+    }
 }
 
 impl Patience {

@@ -1,4 +1,4 @@
-//! `POST /api/v1/reload` and `POST /api/v1/down`: commands to the whole lab.
+//! `POST /api/v1/reload`, `POST /api/v1/apply` and `POST /api/v1/down`: commands to the whole lab.
 
 use axum::{Json, extract::State as From};
 use serde_json::{Value, json};
@@ -9,6 +9,11 @@ use crate::control::Command;
 /// Reads `labd.toml` again; a broken one is refused and changes nothing.
 pub(super) async fn reload(From(state): From<State>) -> Result<Json<Value>, ApiError> {
     ask(&state, Command::Reload).await
+}
+
+/// Recreates what waits with changed settings.
+pub(super) async fn apply(From(state): From<State>) -> Result<Json<Value>, ApiError> {
+    ask(&state, Command::Apply).await
 }
 
 /// Stops and removes every container, keeps all data, ends the daemon.
@@ -34,7 +39,9 @@ mod tests {
 
     #[tokio::test]
     async fn they_reach_the_loop() {
-        for (path, want) in [("/api/v1/reload", Command::Reload), ("/api/v1/down", Command::Down)] {
+        for (path, want) in
+            [("/api/v1/reload", Command::Reload), ("/api/v1/apply", Command::Apply), ("/api/v1/down", Command::Down)]
+        {
             let lab = Lab::answering(move |command| {
                 assert_eq!(command, want);
                 Ok("done".into())

@@ -84,6 +84,7 @@ pub fn admin_router(state: State) -> Router {
         .route("/gpus/{gpu}/release", post(gpus::release))
         .route("/gpus/{gpu}/drill/{fault}", post(gpus::drill))
         .route("/reload", post(lab::reload))
+        .route("/apply", post(lab::apply))
         .route("/down", post(lab::down))
         .route("/credentials", get(credentials::get));
     common(reading().merge(commands)).with_state(state)

@@ -23,7 +23,7 @@ use std::{
 
 use labd_gpu::DeviceNode;
 use numa::NumaNode;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sysinfo::{Disks, System};
 use tokio::sync::watch;
 
@@ -36,7 +36,7 @@ const LOOK: Duration = Duration::from_secs(5);
 pub const ENGINE_DATA: &str = "/var/lib/docker";
 
 /// What the plan needs to know of the machine.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeFacts {
     /// Host name.
     pub hostname: String,

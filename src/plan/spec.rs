@@ -365,7 +365,84 @@ impl Plan {
     }
 }
 
+/// How a container differs from what is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// It works as it is: what changed can wait until nothing runs on it.
+    Soft,
+    /// It does not work any more: another address, port, credential or GPU.
+    Hard,
+}
+
+/// Whether a container is no use any more once this part of it has changed; the name is one of [`ContainerSpec::parts`].
+pub fn is_hard(part: &str) -> bool {
+    // Not the lab's own settings, some of which are secret as well: a proxy's login may wait.
+    const CREDENTIALS: [&str; 8] = [
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+        "GF_SECURITY_ADMIN_PASSWORD",
+        "JUPYTER_TOKEN",
+        "MINIO_ROOT_PASSWORD",
+        "MINIO_ROOT_USER",
+        "RAY_AUTH_MODE",
+        "RAY_AUTH_TOKEN",
+    ];
+    match part.split_once(' ') {
+        None => matches!(part, "address" | "ports" | "devices"),
+        Some(("env", name)) => name == "LABD_GPU_UUID" || CREDENTIALS.contains(&name),
+        Some(("file", path)) => path == "/etc/labd/ray-token",
+        Some(_) => false,
+    }
+}
+
 impl ContainerSpec {
+    /// What it consists of, each part with a fingerprint of its own: `memory_bytes`, `env RAY_AUTH_TOKEN`, `file /etc/x`,
+    /// `mount /mnt`, `infiniband`. What is empty is left out, so that a part which a newer labd knows is a change only where
+    /// it is used.
+    pub fn parts(&self) -> BTreeMap<String, String> {
+        use serde_json::Value;
+        let mut all: BTreeMap<String, Value> = BTreeMap::new();
+        // Serialising plain structs with string keys cannot fail.
+        let Ok(Value::Object(fields)) = serde_json::to_value(self) else { return BTreeMap::new() };
+        for (name, value) in fields {
+            match (name.as_str(), value) {
+                ("env", Value::Object(env)) => all.extend(env.into_iter().map(|(k, v)| (format!("env {k}"), v))),
+                ("files" | "mounts", Value::Array(items)) => {
+                    let (word, key) = if name == "files" { ("file", "path") } else { ("mount", "target") };
+                    all.extend(
+                        items.into_iter().map(|v| (format!("{word} {}", v[key].as_str().unwrap_or_default()), v)),
+                    );
+                }
+                ("devices", Value::Array(devices)) => {
+                    // A network card's nodes may come after the machine's start, and what runs goes on without them.
+                    let of_network =
+                        |v: &Value| v["path"].as_str().is_some_and(|path| path.starts_with("/dev/infiniband/"));
+                    let (network, gpu): (Vec<Value>, Vec<Value>) = devices.into_iter().partition(of_network);
+                    all.insert("devices".to_owned(), Value::Array(gpu));
+                    all.insert("infiniband".to_owned(), Value::Array(network));
+                }
+                (_, value) => {
+                    all.insert(name, value);
+                }
+            }
+        }
+        let empty = |v: &Value| match v {
+            Value::Null | Value::Bool(false) => true,
+            Value::Array(items) => items.is_empty(),
+            Value::Object(fields) => fields.is_empty(),
+            Value::Bool(true) | Value::Number(_) | Value::String(_) => false,
+        };
+        let print = |v: &Value| hex(&Sha256::digest(v.to_string()))[..8].to_owned();
+        all.iter().filter(|(_, v)| !empty(v)).map(|(name, v)| (name.clone(), print(v))).collect()
+    }
+
+    /// Fingerprint of what a container cannot work with once it is another: what differs in this is recreated at once.
+    pub fn hard_hash(&self) -> String {
+        let parts: BTreeMap<String, String> = self.parts().into_iter().filter(|(name, _)| is_hard(name)).collect();
+        let json = serde_json::to_vec(&parts).unwrap_or_default();
+        hex(&Sha256::digest(&json))[..16].to_owned()
+    }
+
     /// Fingerprint of everything the engine is told: a running container with the same one is what is wanted.
     ///
     /// 16 hex digits of SHA-256 over the canonical JSON; secrets enter by their own fingerprints.

@@ -73,6 +73,74 @@ fn a_change_concerns_only_what_it_concerns() {
     assert!(changed("", "[journal]\nretention_days = 5").is_empty());
 }
 
+/// A plan's containers, each with the fingerprints of all of it and of what cannot wait. Without what their images are made of:
+/// an edit below `images/` is a soft change of its own, and seen in the reference.
+fn golden_containers() -> Vec<String> {
+    let (plan, _) = make(&inputs("", 1, 32)).expect("a plan");
+    let golden = plan.services.into_iter().map(|service| {
+        let mut container = service.container;
+        service.image.word().clone_into(&mut container.image);
+        format!("{} {} {}", service.name, container.hash(), container.hard_hash())
+    });
+    golden.collect()
+}
+
+/// What a change here means: every container in question is recreated on every machine that gets this labd, when it is idle;
+/// where the second column changes, at once, under whatever trains. Where that is meant, take over the new values and say so
+/// in the commit.
+#[test]
+fn no_edit_changes_a_container_unnoticed() {
+    let golden = [
+        "minio 82d06c463fc3a64a dcc0950b9caa7a74",
+        "ray-head 2d416ce2e038397e 9f24e8f29f48cca3",
+        "ray-driver 36cf04885ce3f924 6ac8a5045fcd7f23",
+        "ray-worker-0 adb934008fdaf145 3515777b06b4bbda",
+        "jupyter 3ccd2e787c40b4bf c9b89e77cc229879",
+        "front-door 2833f4fec0b47ff6 2310fa03d0b022f6",
+        "prometheus 5060ca65ff99ff27 5bbdbc0663843b8e",
+        "grafana 29e16cfe8cc948d1 a8bc500cd8d617c6",
+    ];
+    assert_eq!(golden_containers(), golden);
+}
+
+#[test]
+fn what_a_change_concerns_says_whether_it_can_wait() {
+    use spec::Change;
+    let worker = |inputs: &Inputs| container(&make(inputs).expect("a plan").0, "ray-worker-0").clone();
+    let first = worker(&inputs("", 1, 32));
+    let differs = |change: &dyn Fn(&mut Inputs)| {
+        let mut inputs = inputs("", 1, 32);
+        change(&mut inputs);
+        let other = worker(&inputs);
+        let hard = first.hard_hash() != other.hard_hash();
+        (first.hash() != other.hash()).then_some(if hard { Change::Hard } else { Change::Soft })
+    };
+    assert_eq!(differs(&|_| {}), None);
+    for soft in [
+        (&|i: &mut Inputs| i.node.nofile_limit = 1_024) as &dyn Fn(&mut Inputs),
+        &|i| i.node.unlimited_memlock = false,
+        &|i| i.node.memory_bytes += 8 << 30,
+        &|i| i.node.infiniband = vec![DeviceNode { path: "/dev/infiniband/uverbs0".into(), gid: 0 }],
+        &|i| i.requirements = "lightning".into(),
+        &|i| i.config.images.build.http_proxy = Some("http://u:p@proxy:1".into()),
+    ] {
+        assert_eq!(differs(soft), Some(Change::Soft));
+    }
+    for hard in [
+        (&|i: &mut Inputs| i.subnet = [198, 18, 101]) as &dyn Fn(&mut Inputs),
+        &|i| i.secrets.ray_token = Secret::new("another"),
+        &|i| i.gpus[0].id = "SIM-7".into(),
+        &|i| i.gpus[0].devices = vec![Device::Node { path: "/dev/dri/renderD128".into(), gid: 44 }],
+    ] {
+        assert_eq!(differs(hard), Some(Change::Hard));
+    }
+    // A part that is empty is no part: a newer labd's field changes nothing until it is used.
+    let parts = first.parts();
+    assert!(
+        !parts.contains_key("cpuset_cpus") && !parts.contains_key("devices") && parts.contains_key("env LABD_GPU_UUID")
+    );
+}
+
 #[test]
 fn every_service_is_there_once_and_secrets_are_not_shown() {
     let (plan, _) = make(&inputs("", 2, 32)).expect("a plan");

@@ -127,6 +127,15 @@ pub struct RayNode {
 }
 
 impl RayNode {
+    /// Whether something has taken some of its GPUs or CPUs.
+    pub fn is_busy(&self) -> bool {
+        let taken = |name: &str| {
+            let free = self.available.get(name).copied().unwrap_or(0.0);
+            self.resources.get(name).is_some_and(|&all| free + 1e-6 < all)
+        };
+        !self.available.is_empty() && (taken("GPU") || taken("CPU"))
+    }
+
     /// Whether it is ALIVE and has this role: `driver` or `worker`, by the label that labd gives it.
     pub fn serves_as(&self, role: &str) -> bool {
         self.alive && self.labels.get("labd.role").is_some_and(|own| own == role)

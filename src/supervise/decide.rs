@@ -14,7 +14,7 @@
 
 use std::time::Duration;
 
-use super::{backoff::Backoff, oom};
+use super::{backoff::Backoff, oom, rollout::Turn};
 use crate::{
     engine::{ContainerSeen, EngineError, RunState, Seen},
     incident::Cause,
@@ -174,15 +174,6 @@ pub enum Image {
     Unavailable(String),
 }
 
-/// Whether a service with changed settings may be recreated now.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Turn {
-    /// Yes.
-    Now,
-    /// After this one is done.
-    After(String),
-}
-
 /// What keeps a worker from its GPU.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bar {
@@ -269,6 +260,8 @@ pub struct Memory {
     pub last_failure: Option<String>,
     /// The container that stands there was made to the end, its files included, as far as this labd knows.
     whole: bool,
+    /// A container that lacks something which the engine cannot give it any more.
+    unfit: Option<String>,
     /// The step taken last, until what is seen shows that it had an effect.
     taken: Option<Taken>,
     /// The step that does not succeed.
@@ -284,7 +277,7 @@ struct Taken {
     seen: Seen,
     /// What the engine answered, when that alone is no failure: it was away, or the container was gone. The same step on
     /// the same container once more shows that it was one.
-    said: Option<String>,
+    said: Option<EngineError>,
 }
 
 /// A step that does not succeed: tried again later each time, with the engine's words as the reason.
@@ -437,8 +430,8 @@ impl Memory {
             Ok(()) => return None,
             Err(error) => error.to_string(),
         };
-        if matches!(result, Err(EngineError::Unreachable(_) | EngineError::NotFound(_))) {
-            taken.said = Some(said);
+        if let Err(error @ (EngineError::Unreachable(_) | EngineError::NotFound(_))) = result {
+            taken.said = Some(error.clone());
             return None;
         }
         let (step, id) = (taken.step, id_of(&taken.seen));
@@ -553,7 +546,13 @@ impl Memory {
     fn take(&mut self, s: &Situation<'_>, mut decision: Decision, now: Now) -> Decision {
         let Some(step) = decision.action.step() else { return decision };
         if let Some(taken) = self.taken.take_if(|taken| taken.step == step) {
-            let said = taken.said.unwrap_or_else(|| "the engine says that it did, and nothing changed".to_owned());
+            if step == Step::Start && matches!(taken.said, Some(EngineError::NotFound(_))) {
+                self.unfit = id_of(s.seen);
+            }
+            let said = taken.said.map_or_else(
+                || "the engine says that it did, and nothing changed".to_owned(),
+                |error| error.to_string(),
+            );
             self.failed(step, id_of(s.seen), said, now, s.seed);
         }
         let up = s.wanted == Wanted::Up;
@@ -761,6 +760,8 @@ fn make(s: &Situation<'_>, m: &Memory, now: Now) -> Decision {
 fn present(s: &Situation<'_>, m: &mut Memory, now: Now, c: &ContainerSeen) -> Decision {
     use ServiceState as S;
     let outdated = c.spec_hash != s.hash;
+    // The old one is better than none while the new one's image is built.
+    let renewable = outdated && *s.image == Image::Present;
     let remove = |reason: &str| Decision::new(Action::Remove { id: c.id.clone() }, S::Stopping, reason);
     match &c.run {
         RunState::Removing => removing(m, now, c),
@@ -770,7 +771,7 @@ fn present(s: &Situation<'_>, m: &mut Memory, now: Now, c: &ContainerSeen) -> De
             S::Unhealthy,
             format!("paused by somebody; `docker unpause` or `labd restart {}` ends that", s.name),
         ),
-        RunState::Created if outdated => remove("its settings changed"),
+        RunState::Created if renewable => remove("its settings changed"),
         // A create that was not answered, or that a labd was killed in, goes on in the engine; nobody puts the files in then.
         RunState::Created if !m.whole => remove("it was not made to the end"),
         RunState::Created => {
@@ -834,7 +835,7 @@ fn present(s: &Situation<'_>, m: &mut Memory, now: Now, c: &ContainerSeen) -> De
             let state = if asked { S::Stopping } else { S::Backoff };
             let mut decision = if let Some(decision) = tell(s, m, state, &why) {
                 decision
-            } else if outdated {
+            } else if renewable {
                 remove("its settings changed")
             } else if matches!(ending, Some(Ending::Hung(_) | Ending::Lost(_))) {
                 remove(&why)
@@ -1046,6 +1047,10 @@ fn kill(m: &mut Memory, c: &ContainerSeen, ending: Ending, since: Timestamp) -> 
 /// A container that does not run is started when nothing speaks against it.
 fn start(s: &Situation<'_>, m: &Memory, now: Now, c: &ContainerSeen) -> Decision {
     use ServiceState as S;
+    if m.unfit.as_ref() == Some(&c.id) {
+        // A network that was made anew is another one to the engine, under the same name.
+        return Decision::new(Action::Remove { id: c.id.clone() }, S::Stopping, m.explain("made anew"));
+    }
     if let Some(wait) = backing_off(m, now) {
         return wait;
     }
@@ -1109,41 +1114,4 @@ fn exit_words(service: &str, code: i64, oom: bool, error: &str) -> String {
         _ => "",
     };
     format!("container exited {code}{meaning}")
-}
-
-/// Who of a group may be recreated now, so that at most one of them is missing for the sake of new settings.
-///
-/// `members` are in order; each says whether its container is outdated, whether it is ready, and whether it counts at all
-/// (wanted up). One that is not ready loses nothing by being recreated, so it need not wait.
-pub fn turn(members: &[Member<'_>], me: usize) -> Turn {
-    let Some(own) = members.get(me) else { return Turn::Now };
-    if !own.ready {
-        return Turn::Now;
-    }
-    for (i, other) in members.iter().enumerate() {
-        // A broken one is not on its way back, and waiting for it mends nothing.
-        if i == me || !other.counts || other.broken {
-            continue;
-        }
-        // Not ready: on its way back, or broken; outdated and before me in order: its turn is first.
-        if !other.ready || (other.outdated && i < me) {
-            return Turn::After(other.name.to_owned());
-        }
-    }
-    Turn::Now
-}
-
-/// One of a group that is recreated one at a time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Member<'a> {
-    /// Its name.
-    pub name: &'a str,
-    /// Whether it is wanted up.
-    pub counts: bool,
-    /// Whether its contract holds.
-    pub ready: bool,
-    /// Whether its container is not what is wanted any more.
-    pub outdated: bool,
-    /// Whether it fails again and again, or lacks what it needs: it comes back when a person has helped.
-    pub broken: bool,
 }

@@ -3,6 +3,7 @@
 //! * [`decide`]: what to do next about one service. Pure.
 //! * [`backoff`]: when a failed service is tried again. Pure.
 //! * `incidents`: what died, and how it came back. Pure.
+//! * [`rollout`]: when a container with changed settings is recreated. Pure.
 //! * `oom`: memory that ran out inside containers. Pure.
 //! * `probe`: whether a running container fulfils its contract; one task per container.
 //! * [`inside`]: whether its GPU is still there inside it.
@@ -19,6 +20,7 @@ mod incidents;
 pub mod inside;
 mod oom;
 mod probe;
+pub mod rollout;
 #[cfg(test)]
 mod sim;
 #[cfg(test)]
@@ -57,9 +59,9 @@ use crate::{
     },
     plan::{
         HEAD_PORTS, door,
-        spec::{ImageName, Kind, Plan, Probe, Requirement, ServiceSpec},
+        spec::{Change, ImageName, Kind, Plan, Probe, Requirement, ServiceSpec},
     },
-    ray::{Endpoint, Gcs, Ray, RayView},
+    ray::{Endpoint, Gcs, Ray, RayView, TrainRun},
     recovery,
     secret::Secret,
     snapshot::{
@@ -68,9 +70,10 @@ use crate::{
     },
     time::{Moment, Now, Timestamp, human},
 };
-use decide::{Action, Away, Bar, Decision, Health, Hold, Image, Member, Memory, Situation, Touched, Turn, Wanted};
+use decide::{Action, Away, Bar, Decision, Health, Hold, Image, Memory, Situation, Touched, Wanted};
 use incidents::Incidents;
 pub use probe::{Ask, Http};
+use rollout::{Peer, Turn, Work};
 
 /// An event that was missed costs at most so much.
 pub const RESYNC: Duration = Duration::from_secs(5);
@@ -212,6 +215,14 @@ struct Entry {
     /// Absent for a container of ours that no plan knows any more.
     spec: Option<ServiceSpec>,
     hash: String,
+    /// Fingerprint of what the container cannot work with once it is another.
+    hard: String,
+    /// The settings that a person wants now, whatever runs.
+    applied: Option<String>,
+    /// The settings that the container does not have yet, and since when.
+    changed: Option<(String, Moment)>,
+    /// What ran on it when it was recreated, until it is ready again.
+    interrupted: Option<Work>,
     seen: Option<Seen>,
     /// The container whose first process has ended, and since when it ran: the engine goes on calling it running for a moment.
     over: Option<(String, Timestamp)>,
@@ -289,6 +300,10 @@ impl Entry {
     fn new(spec: Option<ServiceSpec>, now: Timestamp) -> Self {
         Self {
             hash: spec.as_ref().map(|s| s.container.hash()).unwrap_or_default(),
+            hard: spec.as_ref().map(|s| s.container.hard_hash()).unwrap_or_default(),
+            applied: None,
+            changed: None,
+            interrupted: None,
             spec,
             seen: None,
             over: None,
@@ -349,6 +364,11 @@ impl Entry {
     /// How long the engine has not said what the container does, once that is long.
     fn unanswered(&self, now: Moment) -> Option<Duration> {
         self.observing.map(|since| now.since(since)).filter(|&waited| waited >= SLOW_ANSWER)
+    }
+
+    /// How its container differs from what is wanted.
+    fn change(&self) -> Option<Change> {
+        self.container()?.change(&self.hash, &self.hard)
     }
 
     fn ready(&self) -> bool {
@@ -952,7 +972,10 @@ impl<E: Engine> Lab<E> {
             self.mind_hold(name);
         }
         let wanted = self.wanted(name);
-        let (unmet, turn, spare_worker) = (self.unmet(name), self.turn(name), self.spare_worker(name));
+        let (unmet, turn, spare_worker) = (self.unmet(name), self.turn(name, now.moment), self.spare_worker(name));
+        if !stale {
+            self.mind_change(name, &turn, now);
+        }
         let gcs = self.p.ray.watch().borrow().gcs == Gcs::Reachable;
         let seed = self.p.seed ^ name.bytes().fold(0, |h: u64, b| h.wrapping_mul(31).wrapping_add(u64::from(b)));
         let image = self.image(name);
@@ -1137,38 +1160,108 @@ impl<E: Engine> Lab<E> {
         })
     }
 
-    fn turn(&self, name: &str) -> Turn {
-        if self.entries.get(name).and_then(Entry::kind) != Some(Kind::RayWorker) {
+    /// Whether a service whose container is not what is wanted any more may be recreated now.
+    fn turn(&self, name: &str, now: Moment) -> Turn {
+        if self.entries.get(name).and_then(Entry::change).is_none() {
             return Turn::Now;
         }
+        let lab = self.lab_work();
         // In the plan's order: `ray-worker-10` comes after `ray-worker-9`.
-        let workers: Vec<&Entry> = self
-            .p
-            .wish
-            .plan
-            .services
-            .iter()
-            .filter(|s| s.kind == Kind::RayWorker)
-            .filter_map(|s| self.entries.get(&s.name))
-            .collect();
-        let members: Vec<Member<'_>> = workers
-            .iter()
-            .filter_map(|e| {
-                let name = e.spec.as_ref()?.name.as_str();
-                Some(Member {
-                    name,
-                    counts: self.wanted(name) == Wanted::Up,
-                    ready: e.ready() && !e.acting,
-                    outdated: e.container().is_some_and(|c| c.spec_hash != e.hash),
-                    broken: matches!(
-                        e.state,
-                        ServiceState::CrashLoop | ServiceState::Blocked | ServiceState::Unavailable
-                    ),
-                })
-            })
-            .collect();
-        let me = members.iter().position(|m| m.name == name).unwrap_or(usize::MAX);
-        decide::turn(&members, me)
+        let services = self.p.wish.plan.services.iter().filter(|s| s.enabled);
+        let peers: Vec<Peer<'_>> =
+            services.filter_map(|s| Some(self.peer(s, self.entries.get(&s.name)?, &lab, now))).collect();
+        let me = peers.iter().position(|p| p.name == name).unwrap_or(usize::MAX);
+        rollout::turn(&peers, me)
+    }
+
+    fn peer<'a>(&self, spec: &'a ServiceSpec, entry: &Entry, lab: &Work, now: Moment) -> Peer<'a> {
+        use ServiceState as S;
+        let broken = matches!(entry.state, S::CrashLoop | S::Blocked | S::Unavailable);
+        // One that has not answered for so long was asked often enough, after labd's own restart too.
+        let silent = matches!(&entry.health, Health::Failing { since, .. } if now.since(*since) >= decide::HUNG_AFTER);
+        let never = !entry.ready() && entry.state != S::Unhealthy && silent && spec.kind != Kind::Jupyter;
+        let window = self.p.wish.config.lab.change_window.get();
+        let waited = entry.changed.as_ref().is_some_and(|(_, since)| now.since(*since) >= window);
+        let work = match spec.kind {
+            Kind::RayWorker => self.work_on(spec.container.address),
+            Kind::RayHead | Kind::RayDriver | Kind::Minio => lab.clone(),
+            // It does not say what runs in its kernels.
+            Kind::Jupyter => Work::Busy("its next stop".to_owned()),
+            Kind::Prometheus | Kind::Grafana | Kind::FrontDoor => Work::None,
+        };
+        Peer {
+            name: &spec.name,
+            kind: spec.kind,
+            counts: self.wanted(&spec.name) == Wanted::Up,
+            ready: entry.ready() && !entry.acting,
+            fails: broken || never,
+            broken,
+            change: entry.change(),
+            due: entry.applied.as_ref() == Some(&entry.hash)
+                || (waited && matches!(spec.kind, Kind::RayHead | Kind::RayDriver | Kind::Minio)),
+            work: entry.interrupted.clone().unwrap_or(work),
+        }
+    }
+
+    /// What runs on the Ray node at this address.
+    fn work_on(&self, address: Ipv4Addr) -> Work {
+        let view = self.p.ray.watch().borrow().clone();
+        let Some(node) = view.nodes.iter().find(|n| n.address == address && n.alive) else { return Work::Unknown };
+        if view.gcs != Gcs::Reachable || node.available.is_empty() {
+            return Work::Unknown;
+        }
+        if !node.is_busy() {
+            return Work::None;
+        }
+        let trains = |run: &&TrainRun| {
+            let last = run.attempts.last().filter(|_| run.status.is_active());
+            last.is_some_and(|attempt| attempt.ended_at.is_none() && attempt.workers.contains(&address))
+        };
+        let run = view.runs.iter().find(trains);
+        Work::Busy(run.map_or_else(|| "what runs on it".to_owned(), |run| format!("run {}", run.name)))
+    }
+
+    /// What runs in the lab as a whole.
+    fn lab_work(&self) -> Work {
+        let ledger = self.p.jobs.borrow().clone();
+        let open: Vec<&str> =
+            ledger.jobs.iter().filter(|j| !j.status.is_final()).map(|j| j.submission_id.as_str()).collect();
+        let view = self.p.ray.watch().borrow().clone();
+        match open.as_slice() {
+            [job] => Work::Busy(format!("job {job}")),
+            [_, ..] => Work::Busy(format!("{} jobs", open.len())),
+            // What a notebook runs is no job.
+            [] if view.nodes.iter().any(|n| n.alive && n.is_busy()) => {
+                Work::Busy("what runs in the cluster".to_owned())
+            }
+            [] if view.gcs != Gcs::Reachable || view.jobs.is_none() => Work::Unknown,
+            [] => Work::None,
+        }
+    }
+
+    /// Keeps since when the container has not been what is wanted, over restarts of labd.
+    fn mind_change(&mut self, name: &str, turn: &Turn, now: Now) {
+        let work = self.entries.get(name).and_then(|e| Some(self.work_on(e.spec.as_ref()?.container.address)));
+        let Some(entry) = self.entries.get_mut(name) else { return };
+        let change = entry.change();
+        let worker = entry.kind() == Some(Kind::RayWorker);
+        match (change, turn) {
+            (None, _) if entry.ready() => entry.interrupted = None,
+            (Some(_), Turn::Now) if worker && entry.ready() => entry.interrupted = work.filter(|w| *w != Work::Unknown),
+            _ => {}
+        }
+        if change.is_none() {
+            entry.changed = None;
+        } else if entry.changed.as_ref().is_none_or(|(hash, _)| *hash != entry.hash) {
+            let kept = self.p.journal.memory(&change_key(name));
+            let before = kept.as_deref().and_then(|text| text.split_once(' ')).filter(|(hash, _)| *hash == entry.hash);
+            let since = before.and_then(|(_, ms)| ms.parse().ok()).map(Timestamp::from_millis);
+            if since.is_none() {
+                let line = format!("{} {}", entry.hash, now.wall.as_millis());
+                self.p.journal.set_memory(change_key(name), line);
+            }
+            entry.changed = Some((entry.hash.clone(), since.map_or(now.moment, |at| now.moment_of(at))));
+        }
     }
 
     /// Whether it is a GPU worker, and another one is ready and Ray counts its GPU as free.
@@ -1443,6 +1536,7 @@ impl<E: Engine> Lab<E> {
             Command::Stop { service } => self.known(&service).map(|()| self.hold(&service)),
             Command::Restart { service } => self.known(&service).and_then(|()| self.restart(&service)),
             Command::Reload => Err(Refusal::ShuttingDown),
+            Command::Apply => self.apply(),
             Command::Down if matches!(*self.p.engine_view.borrow(), EngineView::Unreachable { .. }) => {
                 self.down = true;
                 self.given_up = true;
@@ -1523,6 +1617,26 @@ impl<E: Engine> Lab<E> {
         Ok(format!("{service}: is being restarted"))
     }
 
+    /// What waits with changed settings waits no longer.
+    fn apply(&mut self) -> Result<String, Refusal> {
+        if self.down {
+            return Err(Refusal::ShuttingDown);
+        }
+        let mut names = Vec::new();
+        for spec in &self.p.wish.plan.services {
+            let Some(entry) = self.entries.get_mut(&spec.name).filter(|e| e.change().is_some()) else { continue };
+            entry.applied = Some(entry.hash.clone());
+            names.push(spec.name.clone());
+        }
+        if names.is_empty() {
+            return Ok("nothing waits: every container is what is wanted".to_owned());
+        }
+        let message = format!("recreated now: {}", names.join(", "));
+        self.note(RecordKind::Config, None, "applied", &message);
+        self.look_at_all();
+        Ok(message)
+    }
+
     /// `labd.toml` was read again.
     fn reloaded(&mut self, read: Result<Box<Wish>, String>) -> Result<String, Refusal> {
         if self.down {
@@ -1538,7 +1652,10 @@ impl<E: Engine> Lab<E> {
         let message = if changed.is_empty() {
             "labd.toml was read; no container is concerned".to_owned()
         } else {
-            format!("labd.toml was read; concerned: {}", changed.join(", "))
+            format!(
+                "labd.toml was read; concerned: {}; what is at work keeps its container until it is idle, or for `labd apply`",
+                changed.join(", ")
+            )
         };
         self.note(RecordKind::Config, None, "reloaded", &message);
         Ok(message)
@@ -1561,6 +1678,7 @@ impl<E: Engine> Lab<E> {
                 entry.memory.forgive();
             }
             entry.hash = hash;
+            entry.hard = spec.container.hard_hash();
             entry.spec = Some(spec);
         }
         // What is not planned any more becomes a left-over container, and goes.
@@ -1645,6 +1763,11 @@ fn gpu_change(before: &[String], now: &[Gpu]) -> String {
     let part = |word: &str, ids: &[&str]| (!ids.is_empty()).then(|| format!("{word} {}", ids.join(", ")));
     let parts: Vec<String> = [part("new:", &came), part("gone:", &went)].into_iter().flatten().collect();
     if parts.is_empty() { "what containers are handed of the GPUs changed".to_owned() } else { parts.join("; ") }
+}
+
+/// Where the journal remembers since when a container has not been what is wanted.
+fn change_key(service: &str) -> String {
+    format!("change:{service}")
 }
 
 fn disk_key(mount: &str) -> String {

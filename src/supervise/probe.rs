@@ -381,6 +381,7 @@ mod tests {
         ContainerSeen {
             id: "c".into(),
             spec_hash: "h".into(),
+            hard_hash: String::new(),
             run: RunState::Running { started_at: at(10_000) },
             pid: None,
             ports: BTreeMap::new(),

@@ -4,9 +4,12 @@ use std::{collections::BTreeMap, time::Duration};
 
 use proptest::prelude::*;
 
-use super::decide::{
-    Action, Away, Bar, GONE_AFTER, Health, Hold, Image, Inside, Member, Memory, Situation, Touched, Turn, Wanted,
-    decide, hold, missing, turn,
+use super::{
+    decide::{
+        Action, Away, Bar, GONE_AFTER, Health, Hold, Image, Inside, Memory, Situation, Touched, Wanted, decide, hold,
+        missing,
+    },
+    rollout::Turn,
 };
 use crate::{
     engine::{ContainerSeen, EngineError, RunState, Seen},
@@ -330,6 +333,7 @@ impl World {
                 self.seen = Seen::Ours(ContainerSeen {
                     id: format!("c{}", self.made),
                     spec_hash: hash,
+                    hard_hash: String::new(),
                     run: RunState::Created,
                     pid: None,
                     ports: BTreeMap::new(),
@@ -559,35 +563,6 @@ proptest! {
         }
         prop_assert_eq!((world.made, world.seen), (made, before));
     }
-
-    #[test]
-    fn changed_settings_never_take_two_ready_workers_at_once(
-        flags in prop::collection::vec((any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>()), 1..12)
-    ) {
-        let names: Vec<String> = (0..flags.len()).map(|i| format!("ray-worker-{i}")).collect();
-        let members: Vec<Member<'_>> = flags.iter().zip(&names)
-            .map(|(&(counts, ready, outdated, broken), name)| Member {
-                name, counts, ready, outdated, broken: broken && !ready,
-            }).collect();
-        let going: Vec<usize> = (0..members.len())
-            .filter(|&i| members[i].counts && members[i].ready && members[i].outdated && turn(&members, i) == Turn::Now)
-            .collect();
-        prop_assert!(going.len() <= 1, "{going:?}");
-        if going.len() == 1 {
-            prop_assert!(members.iter().all(|m| !m.counts || m.ready || m.broken), "all the others serve");
-        }
-    }
-}
-
-#[test]
-fn a_broken_worker_keeps_the_others_from_nothing() {
-    let member = |name, ready, broken| Member { name, counts: true, ready, outdated: true, broken };
-    let members =
-        [member("ray-worker-0", false, true), member("ray-worker-1", true, false), member("ray-worker-2", true, false)];
-    assert_eq!(turn(&members, 1), Turn::Now);
-    assert_eq!(turn(&members, 2), Turn::After("ray-worker-1".into()), "one at a time all the same");
-    let on_its_way = [member("ray-worker-0", false, false), members[1]];
-    assert_eq!(turn(&on_its_way, 1), Turn::After("ray-worker-0".into()));
 }
 
 #[test]

@@ -15,7 +15,7 @@ use bollard::models::{
 
 use super::{explain, syscalls};
 use crate::{
-    engine::{ContainerSeen, LABEL_LAB, LABEL_SERVICE, LABEL_SPEC, RunState, Seen},
+    engine::{ContainerSeen, LABEL_HARD, LABEL_LAB, LABEL_PARTS, LABEL_SERVICE, LABEL_SPEC, RunState, Seen},
     node::gpu::simulate::Counters,
     plan::spec::{ContainerSpec, Device, EnvValue, FileSpec, MountSource},
     time::Timestamp,
@@ -36,6 +36,9 @@ pub(super) fn body(lab: &str, service: &str, spec: &ContainerSpec, engine: Abili
         (LABEL_LAB.to_owned(), lab.to_owned()),
         (LABEL_SERVICE.to_owned(), service.to_owned()),
         (LABEL_SPEC.to_owned(), spec.hash()),
+        (LABEL_HARD.to_owned(), spec.hard_hash()),
+        // Plain data with string keys always serialises.
+        (LABEL_PARTS.to_owned(), serde_json::to_string(&spec.parts()).unwrap_or_default()),
     ]);
     let endpoint = EndpointSettings {
         ipam_config: Some(EndpointIpamConfig { ipv4_address: Some(spec.address.to_string()), ..Default::default() }),
@@ -235,6 +238,7 @@ pub(super) fn seen(lab: &str, service: &str, c: ContainerInspectResponse) -> See
     Seen::Ours(ContainerSeen {
         id,
         spec_hash: labels.get(LABEL_SPEC).cloned().unwrap_or_default(),
+        hard_hash: labels.get(LABEL_HARD).cloned().unwrap_or_default(),
         run: run_state(&state),
         pid: state.pid.and_then(|pid| i32::try_from(pid).ok()).filter(|&pid| pid > 0),
         ports: published(network.ports.unwrap_or_default()),

@@ -38,6 +38,7 @@ mod tests {
     fn container(id: &str, pid: Option<i32>) -> ContainerSeen {
         ContainerSeen {
             id: id.to_owned(),
+            hard_hash: String::new(),
             spec_hash: String::new(),
             run: RunState::Running { started_at: Timestamp::from_millis(1) },
             pid,

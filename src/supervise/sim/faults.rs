@@ -29,6 +29,8 @@ pub(super) enum Fault {
     HeadWithoutState,
     StartFails(String, u32),
     CreateFails(String, u32),
+    /// It trains for so long.
+    Works(String, Duration),
     /// Carried out by the engine, and not answered.
     CreateLost(String, u32),
     StopFails(String, u32),
@@ -66,7 +68,7 @@ impl Fault {
         let node = dice.pick(&["ray-driver", "ray-worker-0", "ray-worker-1"]).to_owned();
         let long = dice.ms(1_000, 40_000);
         let short = dice.ms(200, 8_000);
-        match dice.between(0, 39) {
+        match dice.between(0, 41) {
             0..=4 => Self::Crash(s, dice.pick(&[137, 1, 0, 139])),
             5 => Self::OutOfMemory(s),
             6 if s.starts_with("ray-worker-") => Self::GpuGone(s),
@@ -99,6 +101,7 @@ impl Fault {
             34 => Self::RemoveFails(s, dice.between(1, 5) as u32),
             35 => Self::NetworkGone,
             36 => Self::CreateLost(s, dice.between(1, 4) as u32),
+            37 | 38 => Self::Works(dice.pick(&["ray-worker-0", "ray-worker-1"]).to_owned(), long * 3),
             _ => Self::Reload,
         }
     }
@@ -169,10 +172,13 @@ impl Fault {
             Self::RemoveFails(s, n) => {
                 w.remove_fails.insert(s.clone(), *n);
             }
+            Self::Works(s, d) => {
+                w.works.insert(s.clone(), (now, now.plus(*d)));
+            }
             Self::CreateLost(s, n) => {
                 w.create_lost.insert(s.clone(), *n);
             }
-            Self::NetworkGone => w.network = false,
+            Self::NetworkGone => w.network = None,
             Self::Foreign(s, _) => {
                 if w.of(s).is_none()
                     && let Some(spec) = w.plan.service(s).map(|s| s.container.clone())

@@ -66,7 +66,7 @@ const EPOCH: Timestamp = Timestamp::from_millis(1_800_000_000_000);
 fn wish(version: u32) -> Wish {
     let toml = format!(
         "[[mounts]]\nsource = \"/data/{version}\"\ntarget = \"/mnt\"\n[services.grafana]\nenabled = false\n\
-         [services.prometheus]\nenabled = false"
+         [services.prometheus]\nenabled = false\n[lab]\nchange_window = \"2 h\""
     );
     let mut inputs = plan::tests::inputs(&toml, 2, 32);
     for gpu in &mut inputs.gpus {
@@ -428,6 +428,7 @@ impl History {
         w.start_fails.clear();
         w.create_fails.clear();
         w.create_lost.clear();
+        w.works.clear();
         w.stop_fails.clear();
         w.remove_fails.clear();
         // It is not killed for that: somebody ends what blocks it.
@@ -582,6 +583,65 @@ fn what_does_not_succeed_for_an_hour_is_tried_now_and_then_and_told_in_a_few_lin
 }
 
 #[test]
+fn changed_settings_wait_for_what_trains_and_a_person_can_have_them_at_once() {
+    simulate(|| async {
+        let mut h = History::new(5);
+        h.ready_within(Duration::from_mins(1), "the beginning").await;
+        let hash = |h: &History, s: &str| h.outside.lock().of(s).map(|c| c.hash.clone());
+        let services = ["ray-worker-0", "ray-worker-1", "ray-head", "ray-driver", "jupyter"];
+        let before = services.map(|s| hash(&h, s));
+        h.strike(&Fault::Works("ray-worker-0".into(), Duration::from_hours(1))).await;
+        h.pass(Duration::from_secs(20)).await;
+        h.strike(&Fault::Reload).await;
+        h.pass(Duration::from_mins(10)).await;
+        let renewed = |h: &History| {
+            let now = services.map(|s| hash(h, s));
+            [0, 1, 2, 3, 4].map(|i| now[i] != before[i])
+        };
+        // The head's settings are the same; the driver node waits for what runs, JupyterLab for its next stop.
+        assert_eq!(renewed(&h), [false, true, false, false, false], "the idle worker alone");
+        let shown = h.labd.as_ref().expect("it lives").snapshot.borrow().clone();
+        let reason = |name: &str| shown.services.iter().find(|v| v.name == name).map(|v| v.last_reason.clone());
+        let why = "its settings changed; it is recreated after what runs on it (`labd apply` does it now)";
+        assert_eq!(reason("ray-worker-0").as_deref(), Some(why));
+        // Another labd knows it as well.
+        h.strike(&Fault::KillLabd(Duration::from_secs(1))).await;
+        h.pass(Duration::from_mins(1)).await;
+        assert_eq!(renewed(&h), [false, true, false, false, false]);
+        for service in services {
+            h.outside.lock().touched.insert(service.to_owned(), now());
+        }
+        assert!(h.ask(Command::Apply).await);
+        h.ready_within(BOUND, "the settings are applied").await;
+        assert_eq!(renewed(&h), [true, true, false, true, true]);
+        assert!(h.outside.lock().violations.is_empty());
+        h.outcome(Duration::ZERO)
+    });
+}
+
+#[test]
+fn what_carries_every_job_waits_for_the_window_and_no_longer() {
+    simulate(|| async {
+        let mut h = History::new(6);
+        h.ready_within(Duration::from_mins(1), "the beginning").await;
+        let driver = |h: &History| h.outside.lock().of("ray-driver").map(|c| c.hash.clone());
+        let before = driver(&h);
+        h.strike(&Fault::Works("ray-worker-0".into(), Duration::from_hours(48))).await;
+        h.pass(Duration::from_secs(20)).await;
+        h.strike(&Fault::Reload).await;
+        h.pass(Duration::from_hours(1)).await;
+        // The window goes on over a restart of labd.
+        h.strike(&Fault::KillLabd(Duration::from_secs(1))).await;
+        h.pass(Duration::from_mins(55)).await;
+        assert_eq!(driver(&h), before);
+        h.outside.lock().touched.insert("ray-driver".into(), now().plus(Duration::from_hours(1)));
+        h.pass(Duration::from_mins(10)).await;
+        assert_ne!(driver(&h), before);
+        h.outcome(Duration::ZERO)
+    });
+}
+
+#[test]
 fn an_engine_that_does_not_say_what_containers_do_is_said_and_what_probes_see_is_shown() {
     simulate(|| async {
         let mut h = History::new(4);
@@ -650,6 +710,18 @@ fn a_clock_that_is_set_by_an_hour_makes_nobody_wait_and_no_incident_stay_open() 
             h.outcome(Duration::ZERO)
         });
     }
+}
+
+#[test]
+fn a_container_whose_network_was_made_anew_is_made_anew_within_seconds() {
+    simulate(|| async {
+        let mut h = History::new(7);
+        h.ready_within(Duration::from_mins(1), "the beginning").await;
+        h.strike(&Fault::NetworkGone).await;
+        h.strike(&Fault::Crash("jupyter".into(), 1)).await;
+        assert!(h.ready_within(Duration::from_secs(20), "the network is gone").await <= Duration::from_secs(10));
+        h.outcome(Duration::ZERO)
+    });
 }
 
 #[test]

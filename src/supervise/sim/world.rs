@@ -114,7 +114,10 @@ pub(super) struct Container {
     pub(super) ours: bool,
     /// Its files were put in.
     whole: bool,
-    hash: String,
+    /// The network that it was made for.
+    network: Option<u64>,
+    pub(super) hash: String,
+    hard: String,
     kind: Option<Kind>,
     address: Ipv4Addr,
     ports: BTreeMap<u16, u16>,
@@ -202,13 +205,15 @@ pub(super) struct World {
     pub(super) busy_until: Timestamp,
     /// The next starts that fail, by service.
     pub(super) start_fails: BTreeMap<String, u32>,
+    /// Workers that train: from when to when.
+    pub(super) works: BTreeMap<String, (Timestamp, Timestamp)>,
     pub(super) create_fails: BTreeMap<String, u32>,
     /// The next creates that are carried out and not answered: nobody puts the files in.
     pub(super) create_lost: BTreeMap<String, u32>,
     pub(super) stop_fails: BTreeMap<String, u32>,
     pub(super) remove_fails: BTreeMap<String, u32>,
-    /// Whether the lab's network is there: somebody may prune it.
-    pub(super) network: bool,
+    /// The lab's network, while there is one: somebody may prune it, and the next one is another.
+    pub(super) network: Option<u64>,
     /// A person asked labd to restart it, lately.
     pub(super) restart_asked: BTreeMap<String, Timestamp>,
     /// Held beyond doubt: since when.
@@ -259,11 +264,12 @@ impl World {
             deaf_until: now,
             busy_until: now,
             start_fails: BTreeMap::new(),
+            works: BTreeMap::new(),
             create_fails: BTreeMap::new(),
             create_lost: BTreeMap::new(),
             stop_fails: BTreeMap::new(),
             remove_fails: BTreeMap::new(),
-            network: false,
+            network: None,
             restart_asked: BTreeMap::new(),
             held: BTreeMap::new(),
             hand_stops: BTreeMap::new(),
@@ -422,7 +428,9 @@ impl World {
             service: service.to_owned(),
             ours,
             whole: true,
+            network: self.network,
             hash: spec.hash(),
+            hard: spec.hard_hash(),
             kind: self.kind(service),
             address: spec.address,
             ports: ports.map(|(i, p)| (p.container, base + i as u16)).collect(),
@@ -496,6 +504,12 @@ impl World {
 
     pub(super) fn serves(&self, service: &str) -> bool {
         self.of(service).is_some_and(|c| c.ours && self.is_well(c, now()))
+    }
+
+    /// Since when a worker has been training.
+    fn works_since(&self, service: &str) -> Option<Timestamp> {
+        let (from, to) = self.works.get(service)?;
+        (*to > now() && self.serves(service)).then_some(*from)
     }
 
     pub(super) fn gcs_up(&self, now: Timestamp) -> bool {
@@ -625,6 +639,8 @@ impl World {
             return (Gcs::Unreachable { reason: "does not answer".into() }, Vec::new());
         }
         self.gcs_answered = now;
+        let busy: Vec<Ipv4Addr> =
+            self.containers.iter().filter(|c| self.works_since(&c.service).is_some()).map(|c| c.address).collect();
         let nodes: Vec<RayNode> = self
             .nodes
             .iter()
@@ -637,7 +653,7 @@ impl World {
                 started_at: n.started_at,
                 name: String::new(),
                 resources: BTreeMap::from([("GPU".to_owned(), 1.0)]),
-                available: BTreeMap::from([("GPU".to_owned(), 1.0)]),
+                available: BTreeMap::from([("GPU".to_owned(), if busy.contains(&n.address) { 0.0 } else { 1.0 })]),
                 labels: BTreeMap::new(),
             })
             .collect();
@@ -684,6 +700,10 @@ impl World {
         }
         if blameless && unchanged && !asked {
             self.never(format_args!("{how} of {service}, which is well and was left alone"));
+        }
+        let works = self.works_since(&service).is_some_and(|from| now.since(from) >= Duration::from_secs(3));
+        if blameless && works && !asked {
+            self.never(format_args!("{how} of {service}, which trains, for settings that can wait"));
         }
         if how == "remove" && running && blameless {
             self.never(format_args!("removal of {service} while it runs"));
@@ -772,6 +792,7 @@ impl Engine for Outside {
             Ok(Seen::Ours(ContainerSeen {
                 id: c.id.clone(),
                 spec_hash: c.hash.clone(),
+                hard_hash: c.hard.clone(),
                 run: match c.run {
                     Run::Created => RunState::Created,
                     Run::Running { .. } if c.paused => RunState::Paused,
@@ -805,7 +826,8 @@ impl Engine for Outside {
 
     async fn ensure_network(&self, _: &NetworkSpec) -> Result<(), EngineError> {
         self.call(|w| {
-            w.network = true;
+            w.counter += 1;
+            w.network.get_or_insert(w.counter);
             Ok(())
         })
         .await
@@ -824,7 +846,7 @@ impl Engine for Outside {
                 *n -= 1;
                 return Err(EngineError::Other("no space left on device".into()));
             }
-            if !w.network {
+            if w.network.is_none() {
                 return Err(no_network());
             }
             w.say(format_args!("labd: create {service}"));
@@ -849,7 +871,7 @@ impl Engine for Outside {
                 *n -= 1;
                 return Err(EngineError::Conflict("port 8265 is taken".into()));
             }
-            if !w.network {
+            if w.network.is_none() || w.of(&service).is_some_and(|c| c.network != w.network) {
                 return Err(no_network());
             }
             w.begin_start(&service)
@@ -978,6 +1000,10 @@ impl Outside {
             let pause = if gcs == Gcs::Reachable { 500 } else { 200 };
             tell.send_if_modified(|view| {
                 let mut new = RayView::clone(view);
+                if gcs == Gcs::Reachable {
+                    new.jobs
+                        .get_or_insert_with(|| Arc::new(ray::Jobs { asked_at: Timestamp::now(), jobs: Vec::new() }));
+                }
                 if gcs == Gcs::Reachable || gcs == Gcs::Unknown {
                     new.nodes = nodes;
                 }
