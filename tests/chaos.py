@@ -30,6 +30,8 @@ from lab import ROOT, Lab, docker, labd_binary, run, wait_for  # noqa: E402
 JOB = ROOT / "tests" / "chaos_job.py"
 SERVICES = ["minio", "ray-head", "ray-driver", "ray-worker-0", "ray-worker-1", "jupyter", "front-door", "prometheus"]
 WORKERS = ["ray-worker-0", "ray-worker-1"]
+# A silent JupyterLab is said and left alone, for the sake of its kernels.
+HANGING = [service for service in SERVICES if service != "jupyter"]
 # After a fault: a crash-loop is tried once a minute, and a service that hangs is given its patience before that.
 RECOVERS_WITHIN_S = 240
 DISK = "48m"
@@ -68,7 +70,7 @@ def plan(seed, count, kinds=tuple(WEIGHTS)):
 def fault(kind, rng):
     target, seconds = {
         "kill": lambda: (rng.choice(SERVICES), 0),
-        "freeze": lambda: (rng.choice(SERVICES), 0),
+        "freeze": lambda: (rng.choice(HANGING), 0),
         "kill-labd": lambda: ("labd", 0),
         "cut": lambda: (rng.choice(WORKERS), rng.uniform(5, 20)),
         "store-away": lambda: ("minio", 20),

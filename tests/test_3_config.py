@@ -1,7 +1,18 @@
 """labd.toml while the lab runs."""
+import json
+
 from lab import wait_for
 
-def test_one_more_mount_recreates_what_runs_peoples_code_and_the_workers_one_at_a_time(lab):
+# What runs people's code.
+CODE = {"ray-driver", "ray-worker-0", "ray-worker-1", "jupyter"}
+
+
+def outdated(lab):
+    """Services whose containers are not what is wanted."""
+    return {d["service"] for d in json.loads(lab.labd("plan", "--diff", "--json").stdout)}
+
+
+def test_one_more_mount_recreates_what_is_idle_and_the_workers_one_at_a_time(lab):
     lab.wait_ready()
     data = lab.dir / "dataset"
     data.mkdir()
@@ -10,8 +21,8 @@ def test_one_more_mount_recreates_what_runs_peoples_code_and_the_workers_one_at_
     lab.write(f'[[mounts]]\nsource = "{data}"\ntarget = "/mnt/dataset"\nread_only = true\n')
     said = lab.labd("reload").stdout
     assert "ray-worker-0, ray-worker-1" in said
-    code = {"ray-driver", "ray-worker-0", "ray-worker-1", "jupyter"}
-    both_away = []
+    assert "`labd apply`" in said, "what is at work waits for it"
+    code, both_away = CODE - {"jupyter"}, []
 
     def done():
         states = lab.states()
@@ -23,15 +34,22 @@ def test_one_more_mount_recreates_what_runs_peoples_code_and_the_workers_one_at_
 
     wait_for("all of them are new and ready", done, 240)
     assert not both_away, "never both at once"
+    assert "at its next stop" in lab.labd("plan", "--diff").stdout, "JupyterLab keeps its kernels"
+    assert lab.labd("apply").stdout == "recreated now: jupyter\n"
+    code = CODE
+    wait_for("JupyterLab has it, too", done, 120)
+    assert not code & outdated(lab)
+    assert lab.labd("apply").stdout == "nothing waits: every container is what is wanted\n"
     for service in code:
         assert lab.exec(service, "cat", "/mnt/dataset/hello.txt").stdout == "from the host\n"
     lab.write()
     lab.labd("reload")
+    lab.labd("apply")
 
 
 def test_a_broken_file_is_refused_and_nothing_is_touched(lab):
     lab.wait_ready()
-    wait_for("the mount is gone again", lambda: all("/mnt/dataset" not in str(lab.inspect(f"ray-worker-{i}")["Mounts"]) for i in (0, 1)), 180)
+    wait_for("the mount is gone again", lambda: not CODE & outdated(lab), 180)
     lab.wait_ready()
     before = lab.ids()
     lab.write("[[mounts]]\nsourse = '/data'\ntarget = '/mnt'\n")

@@ -107,7 +107,7 @@ def test_a_removed_worker_is_told_to_ray_and_made_again(lab):
 
 def test_what_hangs_is_found_said_and_made_anew(lab):
     lab.wait_ready()
-    frozen = ["minio", "jupyter", "prometheus", "ray-driver", "ray-worker-0"]
+    frozen = ["minio", "prometheus", "ray-driver", "ray-worker-0"]
     before = lab.ids()
     freeze(lab, *frozen)
     for service in frozen:
@@ -120,6 +120,25 @@ def test_what_hangs_is_found_said_and_made_anew(lab):
         assert "tell-gcs" in [e["what"] for e in lab.events(node, 10)]
     untouched = {"ray-head", "ray-worker-1"}
     assert {n: i for n, i in lab.ids().items() if n in untouched} == {n: before[n] for n in untouched}
+
+
+def test_a_jupyterlab_that_hangs_is_said_and_keeps_its_kernels(lab):
+    """One cell that blocks its event loop would cost every kernel."""
+    lab.wait_ready()
+    before = lab.inspect("jupyter")["Id"], run_of(lab, "jupyter")
+    stopped = processes(lab, "jupyter")
+    freeze(lab, "jupyter")
+    said = wait_for("it is said", lambda: unhealthy(lab, "jupyter"), 90)
+    assert "`labd restart jupyter` ends it" in said, said
+    for pid in reversed(stopped):
+        os.kill(pid, signal.SIGCONT)
+    lab.wait_ready("jupyter")
+    assert (lab.inspect("jupyter")["Id"], run_of(lab, "jupyter")) == before
+
+
+def unhealthy(lab, service):
+    now = lab.service(service)
+    return now["state"] == "unhealthy" and now["last_reason"]
 
 
 def test_a_head_that_hangs_is_made_anew_and_nothing_else(lab):
