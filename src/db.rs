@@ -6,12 +6,15 @@ use std::{
     time::Duration,
 };
 
-use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags, config::DbConfig, ffi};
 
 use crate::{files, time::Timestamp};
 
 /// What SQLite adds to a database's name for the files beside it.
 const SIDES: [&str; 2] = ["-wal", "-shm"];
+
+/// Why a full disk takes nothing, in words.
+pub(crate) const FULL: &str = "the disk is full";
 
 /// What one kind of database looks like.
 #[derive(Debug)]
@@ -55,8 +58,12 @@ pub(crate) fn is_corrupt(e: &rusqlite::Error) -> bool {
 
 /// SQLite's error for a person.
 pub(crate) fn in_words(e: &rusqlite::Error) -> String {
+    // The index of the write-ahead log found no room.
+    if e.sqlite_error().is_some_and(|e| e.extended_code == ffi::SQLITE_IOERR_SHMSIZE) {
+        return FULL.into();
+    }
     match e.sqlite_error_code() {
-        Some(ErrorCode::DiskFull) => "the disk is full".into(),
+        Some(ErrorCode::DiskFull) => FULL.into(),
         Some(ErrorCode::ReadOnly) => "the file system or the file is read-only".into(),
         Some(ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => "the file cannot be opened".into(),
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => "another program holds the database".into(),
@@ -90,6 +97,23 @@ pub(crate) fn open(path: &Path, shape: &Shape) -> Result<Connection, OpenFailure
     Ok(db)
 }
 
+/// Reads a database that cannot be opened for writing now. On a full disk SQLite cannot even make the index by which it reads
+/// its write-ahead log, unless it holds the database alone and keeps that in memory. Nothing is written.
+pub(crate) fn read<T>(
+    path: &Path,
+    shape: &Shape,
+    read: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+) -> Result<T, OpenFailure> {
+    // Not read-only: only who may write is allowed to keep the index in memory.
+    let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    db.busy_timeout(Duration::from_secs(2))?;
+    db.pragma_update(None, "locking_mode", "exclusive")?;
+    // The log stays for who can write it back.
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    is_ours(&db, shape)?;
+    Ok(read(&db)?)
+}
+
 /// Makes the file for labd alone before SQLite opens it: SQLite gives its side files the mode of the main one. Those that an
 /// older labd left readable are closed as well.
 fn close(path: &Path) -> io::Result<()> {
@@ -102,7 +126,7 @@ fn close(path: &Path) -> io::Result<()> {
 
 fn io_in_words(e: &io::Error) -> String {
     match e.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "the disk is full".into(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => FULL.into(),
         io::ErrorKind::ReadOnlyFilesystem => "the file system or the file is read-only".into(),
         _ => "the file cannot be opened".into(),
     }
@@ -112,6 +136,11 @@ fn io_in_words(e: &io::Error) -> String {
 fn refuse_newer(path: &Path, shape: &Shape) -> Result<(), OpenFailure> {
     let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     db.busy_timeout(Duration::from_secs(2))?;
+    is_ours(&db, shape)
+}
+
+/// Whether it is a database of this kind, of a version that this labd knows.
+fn is_ours(db: &Connection, shape: &Shape) -> Result<(), OpenFailure> {
     let found: u32 = db.pragma_query_value(None, "user_version", |row| row.get(0))?;
     let application: i32 = db.pragma_query_value(None, "application_id", |row| row.get(0))?;
     let tables: i64 = db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
@@ -171,6 +200,29 @@ mod tests {
 
     const SHAPE: Shape =
         Shape { migrations: &["CREATE TABLE t (x TEXT) STRICT;"], application_id: 7, what: "a database for a test" };
+
+    #[test]
+    fn what_a_killed_labd_wrote_is_read_without_its_index_and_left_as_it_is() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("ledger.db");
+        let db = open(&path, &SHAPE).expect("made");
+        db.execute("INSERT INTO t VALUES ('a token')", []).expect("written");
+        std::mem::forget(db);
+        let bytes = || ["", "-wal"].map(|side| fs::read(with_suffix(&path, side)).expect("there"));
+        let before = bytes();
+        fs::remove_file(with_suffix(&path, "-shm")).expect("it has no room");
+        let count = |db: &Connection| db.query_row("SELECT count(*) FROM t", [], |row| row.get::<_, u32>(0));
+        // A name of this test's own: POSIX locks of one process do not tell its connections apart.
+        let copy = dir.path().join("copy.db");
+        for side in ["", "-wal"] {
+            fs::copy(with_suffix(&path, side), with_suffix(&copy, side)).expect("copied");
+        }
+        assert_eq!(read(&copy, &SHAPE, count).expect("read"), 1);
+        assert!(!with_suffix(&copy, "-shm").exists());
+        assert_eq!(["", "-wal"].map(|side| fs::read(with_suffix(&copy, side)).expect("there")), before);
+        let newer = Shape { migrations: &[], ..SHAPE };
+        assert!(matches!(read(&copy, &newer, count), Err(OpenFailure::Newer(1))));
+    }
 
     /// Other people's tokens are in there, so nobody else may open it, nor what SQLite puts beside it.
     #[test]

@@ -17,7 +17,7 @@ const FILE: u32 = 0o600;
 const FOLDER: u32 = 0o700;
 /// What labd and its supervision keep in the data directory. A name with more behind it, such as `journal.db-wal`, is theirs
 /// as well.
-const KEPT: [&str; 11] = [
+const KEPT: [&str; 12] = [
     "machine.",
     "secrets.",
     "minio-root.",
@@ -29,6 +29,7 @@ const KEPT: [&str; 11] = [
     "probes",
     "workspace",
     "ballast",
+    "reserve",
 ];
 
 /// A file for reading and writing that nobody else may open, made where it is missing. One that others could open is closed

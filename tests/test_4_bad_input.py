@@ -128,6 +128,8 @@ def test_a_full_disk_costs_history_and_nothing_else(fresh, tmp_path):
         lab = fresh(data_dir=small / "data")
         lab.labd("up", "--timeout=3", check=False)
         lab.wait_ready("prometheus", seconds=60)
+        lab.labd("stop", "jupyter")
+        wait_for("held", lambda: lab.service("jupyter")["state"] == "held", 60)
         try:
             with open(small / "fill", "wb") as fill:
                 while True:
@@ -142,6 +144,12 @@ def test_a_full_disk_costs_history_and_nothing_else(fresh, tmp_path):
 
         wait_for("it is said", said, 60, every=1)
         lab.wait_ready("prometheus")
+        # What labd must remember is read on a full disk as well.
+        lab.kill_daemon()
+        lab.labd("up", "--timeout=3", check=False)
+        wait_for("still held", lambda: lab.service("jupyter")["state"] == "held", 30)
+        assert [n for n in lab.snapshot()["notices"] if "history is not recorded" in n["text"]]
+        assert any(e["what"] == "held" for e in lab.events("jupyter")), "history is shown as far as it is known"
         (small / "fill").unlink()
         wait_for("it is over", lambda: not [n for n in lab.snapshot()["notices"] if "not recorded" in n["text"]], 60, every=1)
         lab.down()

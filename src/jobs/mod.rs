@@ -17,6 +17,7 @@
 pub mod decide;
 pub mod packages;
 pub mod past;
+mod reserve;
 pub mod store;
 pub mod submission;
 #[cfg(test)]
@@ -465,7 +466,9 @@ impl<A: JobApi> Keeper<A> {
     }
 
     async fn save(&mut self) {
-        if self.unsaved.is_empty() && self.removed.is_empty() && self.unsaved_used.is_empty() {
+        let nothing = self.unsaved.is_empty() && self.removed.is_empty() && self.unsaved_used.is_empty();
+        // Where there is trouble, nothing is written as well: to know when it is over.
+        if nothing && self.trouble.is_none() {
             return;
         }
         // A disk that is full now is full a millisecond later, too.
@@ -476,11 +479,14 @@ impl<A: JobApi> Keeper<A> {
         let removed = self.removed.iter().cloned().collect();
         let used = self.unsaved_used.iter().filter_map(|id| Some((id.clone(), self.used.get(id)?.clone()))).collect();
         match self.store.save(jobs, removed, used).await {
-            Ok(()) => {
+            Ok(found) => {
                 self.unsaved.clear();
                 self.unsaved_used.clear();
                 self.removed.clear();
                 self.trouble = None;
+                if let Some(found) = found {
+                    self.take_over(found);
+                }
             }
             Err(reason) => {
                 tracing::warn!("{reason}");
@@ -490,13 +496,30 @@ impl<A: JobApi> Keeper<A> {
         }
     }
 
+    /// Goes on with what an earlier labd wrote, which could not be read until now. What has happened since counts.
+    fn take_over(&mut self, found: Found) {
+        for (id, job) in found.book {
+            self.book.entry(id).or_insert(job);
+        }
+        for (id, past) in found.used {
+            self.used.entry(id).or_insert(past);
+        }
+        self.unreadable.extend(found.unreadable);
+        self.trim();
+    }
+
     fn sweep(&mut self) {
+        // What is needed is not known before.
+        if !self.store.is_read() {
+            return;
+        }
         if Instant::now() < self.sweep_at {
             return;
         }
         self.sweep_at = Instant::now() + SWEEP;
         self.stops.retain(|id, _| self.book.get(id).is_some_and(|job| !job.is_over()));
         self.trim();
+        self.store.keep_room();
         let open = self.book.values().filter(|job| !matches!(job.state, State::Ended { .. }));
         let needed: BTreeSet<String> = open.flat_map(|job| job.submission.packages()).collect();
         let packages = self.packages.clone();

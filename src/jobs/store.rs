@@ -3,7 +3,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use rusqlite::{Connection, params};
@@ -11,6 +14,7 @@ use rusqlite::{Connection, params};
 use super::{
     decide::{Job, State},
     past::{self, Past},
+    reserve::Reserve,
     submission::Submission,
 };
 use crate::{
@@ -76,6 +80,9 @@ pub enum LedgerError {
 pub struct Store {
     path: PathBuf,
     db: Arc<Mutex<Option<Connection>>>,
+    /// Whether what was on disk at the start has been read.
+    read: Arc<AtomicBool>,
+    reserve: Reserve,
     #[cfg(test)]
     shelf: Option<Shelf>,
 }
@@ -112,24 +119,42 @@ impl Store {
         let store = Self {
             path: path.to_owned(),
             db: Arc::default(),
+            read: Arc::default(),
+            reserve: Reserve::at(path.with_file_name("reserve")),
             #[cfg(test)]
             shelf: None,
         };
-        let found = match store.load() {
+        let mut loaded = store.load();
+        if matches!(&loaded, Err(OpenFailure::NotNow(reason)) if reason == db::FULL) && store.make_room() {
+            loaded = store.load();
+        }
+        let found = match loaded {
             Ok(found) => found,
             Err(OpenFailure::Newer(found)) => {
                 return Err(LedgerError::Newer { path: path.to_owned(), found, ours: SHAPE.version() });
             }
             Err(OpenFailure::Corrupt(reason)) => store.begin_anew(&reason),
-            Err(OpenFailure::NotNow(reason)) => Found { note: Some(store.not_kept(&reason)), ..Found::default() },
+            // What cannot be written can often be read.
+            Err(OpenFailure::NotNow(reason)) => {
+                let found = db::read(path, &SHAPE, read);
+                store.read.store(found.is_ok(), Ordering::Release);
+                Found { note: Some(store.not_kept(&reason)), ..found.unwrap_or_default() }
+            }
         };
+        store.keep_room();
         Ok((store, found))
     }
 
     #[cfg(test)]
     pub(super) fn simulated(shelf: &Shelf) -> (Self, Found) {
         let Disk { book, used } = shelf.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let store = Self { path: PathBuf::new(), db: Arc::default(), shelf: Some(shelf.clone()) };
+        let store = Self {
+            path: PathBuf::new(),
+            db: Arc::default(),
+            read: Arc::new(true.into()),
+            reserve: Reserve::at(PathBuf::new()),
+            shelf: Some(shelf.clone()),
+        };
         (store, Found { book, used, ..Found::default() })
     }
 
@@ -149,42 +174,26 @@ impl Store {
 
     fn load(&self) -> Result<Found, OpenFailure> {
         let db = self.connect()?;
-        let (mut book, mut used, mut unreadable) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
-        {
-            let mut rows = db.prepare("SELECT id, root, attempt, request, submitted_ms, state, run, note FROM jobs")?;
-            let mut rows = rows.query([])?;
-            while let Some(row) = rows.next()? {
-                let id: String = row.get(0)?;
-                let (request, state): (String, String) = (row.get(3)?, row.get(5)?);
-                let read = (Submission::parse(request.as_bytes()), serde_json::from_str::<State>(&state));
-                // A newer labd may have written a state that this one does not know; the others are no worse for that.
-                let (Some(submission), Ok(state)) = read else {
-                    unreadable.insert(id);
-                    continue;
-                };
-                let job = Job {
-                    root: row.get(1)?,
-                    attempt: row.get(2)?,
-                    submission,
-                    submitted_at: Timestamp::from_millis(row.get(4)?),
-                    run: row.get(6)?,
-                    note: row.get(7)?,
-                    state,
-                    id: id.clone(),
-                };
-                book.insert(id, job);
-            }
-            let mut rows = db.prepare("SELECT id, run, ended, at_ms FROM used")?;
-            let mut rows = rows.query([])?;
-            while let Some(row) = rows.next()? {
-                let ended: String = row.get(2)?;
-                // A word that this labd does not know says no more than that the id was used.
-                let end = serde_json::from_value(ended.into()).unwrap_or(past::End::Unknown);
-                used.insert(row.get(0)?, Past { run: row.get(1)?, end, at: Timestamp::from_millis(row.get(3)?) });
-            }
-        }
+        let found = read(&db)?;
         *self.slot() = Some(db);
-        Ok(Found { book, used, unreadable, note: None })
+        self.read.store(true, Ordering::Release);
+        Ok(found)
+    }
+
+    /// Whether what was on disk at the start has been read. Until then, what it says of a job is not known.
+    pub fn is_read(&self) -> bool {
+        self.read.load(Ordering::Acquire)
+    }
+
+    /// Keeps room for the ledger, where there is plenty.
+    pub fn keep_room(&self) {
+        #[cfg(test)]
+        if self.shelf.is_some() {
+            return;
+        }
+        if let Err(e) = self.reserve.take() {
+            tracing::debug!("no room is kept on disk for the job ledger: {e}");
+        }
     }
 
     fn connect(&self) -> Result<Connection, OpenFailure> {
@@ -192,8 +201,14 @@ impl Store {
     }
 
     /// Writes jobs as they are now, all or none; what no longer stands in the ledger is removed. Returns once they are on
-    /// disk. `used` are ids of jobs that ended. The error is one line.
-    pub async fn save(&self, jobs: Vec<Job>, removed: Vec<String>, used: Vec<(String, Past)>) -> Result<(), String> {
+    /// disk. `used` are ids of jobs that ended. What was on disk at the start comes back if this is the first time that it can
+    /// be read; it is as it was before. The error is one line.
+    pub async fn save(
+        &self,
+        jobs: Vec<Job>,
+        removed: Vec<String>,
+        used: Vec<(String, Past)>,
+    ) -> Result<Option<Found>, String> {
         #[cfg(test)]
         if let Some(shelf) = &self.shelf {
             // labd may be killed before it is written, and after.
@@ -205,28 +220,47 @@ impl Store {
                 disk.used.extend(used);
             }
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-            return Ok(());
+            return Ok(None);
         }
         let store = self.clone();
         let written = tokio::task::spawn_blocking(move || store.write(&jobs, &removed, &used)).await;
         written.unwrap_or_else(|_| Err("the ledger's writer died".to_owned())).map_err(|reason| self.not_kept(&reason))
     }
 
-    fn write(&self, jobs: &[Job], removed: &[String], used: &[(String, Past)]) -> Result<(), String> {
+    fn write(&self, jobs: &[Job], removed: &[String], used: &[(String, Past)]) -> Result<Option<Found>, String> {
+        let mut done = self.try_write(jobs, removed, used);
+        if matches!(&done, Err(e) if e.is_full) && self.make_room() {
+            done = self.try_write(jobs, removed, used);
+        }
+        done.map_err(|e| e.reason)
+    }
+
+    /// Gives up what was kept for a full disk; whether there was anything.
+    fn make_room(&self) -> bool {
+        let made = self.reserve.give_up();
+        if made {
+            tracing::warn!("the disk is full: the room that was kept for the job ledger is used");
+        }
+        made
+    }
+
+    fn try_write(
+        &self,
+        jobs: &[Job],
+        removed: &[String],
+        used: &[(String, Past)],
+    ) -> Result<Option<Found>, NotWritten> {
         let mut slot = self.slot();
-        if slot.is_none() {
-            *slot = Some(self.connect().map_err(|e| match e {
-                OpenFailure::Newer(_) => "a newer labd took it over".to_owned(),
-                OpenFailure::Corrupt(reason) | OpenFailure::NotNow(reason) => reason,
-            })?);
-        }
-        let Some(db) = slot.as_mut() else { return Err("it is not open".to_owned()) };
-        let done = insert(db, jobs, removed, used);
-        if done.is_err() {
-            // A fresh connection at the next try: some errors leave the old one unusable.
-            *slot = None;
-        }
-        done.map_err(|e| db::in_words(&e))
+        let mut db = match slot.take() {
+            Some(db) => db,
+            None => self.connect()?,
+        };
+        let found = if self.is_read() { None } else { Some(read(&db)?) };
+        // After an error the next try has a fresh connection: some leave the old one unusable.
+        insert(&mut db, jobs, removed, used)?;
+        self.read.store(true, Ordering::Release);
+        *slot = Some(db);
+        Ok(found)
     }
 
     fn not_kept(&self, reason: &str) -> String {
@@ -237,6 +271,67 @@ impl Store {
         // A connection is never half replaced under this lock.
         self.db.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Why something is not on disk.
+struct NotWritten {
+    /// In words.
+    reason: String,
+    /// Whether there is no room.
+    is_full: bool,
+}
+
+impl From<OpenFailure> for NotWritten {
+    fn from(e: OpenFailure) -> Self {
+        let reason = match e {
+            OpenFailure::Newer(_) => "a newer labd took it over".to_owned(),
+            OpenFailure::Corrupt(reason) | OpenFailure::NotNow(reason) => reason,
+        };
+        Self { is_full: reason == db::FULL, reason }
+    }
+}
+
+impl From<rusqlite::Error> for NotWritten {
+    fn from(e: rusqlite::Error) -> Self {
+        OpenFailure::from(e).into()
+    }
+}
+
+/// Everything that a ledger holds.
+fn read(db: &Connection) -> rusqlite::Result<Found> {
+    let (mut book, mut used, mut unreadable) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
+    let mut rows = db.prepare("SELECT id, root, attempt, request, submitted_ms, state, run, note FROM jobs")?;
+    let mut rows = rows.query([])?;
+    while let Some(row) = rows.next()? {
+        let id: String = row.get(0)?;
+        let (request, state): (String, String) = (row.get(3)?, row.get(5)?);
+        let read = (Submission::parse(request.as_bytes()), serde_json::from_str::<State>(&state));
+        // A newer labd may have written a state that this one does not know; the others are no worse for that.
+        let (Some(submission), Ok(state)) = read else {
+            unreadable.insert(id);
+            continue;
+        };
+        let job = Job {
+            root: row.get(1)?,
+            attempt: row.get(2)?,
+            submission,
+            submitted_at: Timestamp::from_millis(row.get(4)?),
+            run: row.get(6)?,
+            note: row.get(7)?,
+            state,
+            id: id.clone(),
+        };
+        book.insert(id, job);
+    }
+    let mut rows = db.prepare("SELECT id, run, ended, at_ms FROM used")?;
+    let mut rows = rows.query([])?;
+    while let Some(row) = rows.next()? {
+        let ended: String = row.get(2)?;
+        // A word that this labd does not know says no more than that the id was used.
+        let end = serde_json::from_value(ended.into()).unwrap_or(past::End::Unknown);
+        used.insert(row.get(0)?, Past { run: row.get(1)?, end, at: Timestamp::from_millis(row.get(3)?) });
+    }
+    Ok(Found { book, used, unreadable, note: None })
 }
 
 fn insert(db: &mut Connection, jobs: &[Job], removed: &[String], used: &[(String, Past)]) -> rusqlite::Result<()> {
@@ -397,6 +492,28 @@ mod tests {
         );
         fs::remove_file(&blocked).expect("removable");
         store.save(one, Vec::new(), Vec::new()).await.expect("saved now");
+    }
+
+    #[tokio::test]
+    async fn what_could_not_be_read_at_the_start_comes_back_with_the_first_success() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let (data, away) = (dir.path().join("data"), dir.path().join("away"));
+        let job = |id| job(id, State::Handed(Handed::new(Timestamp::from_millis(1))));
+        let (store, _) = Store::open(&data.join("ledger.db")).expect("opens");
+        assert!(store.is_read());
+        store.save(vec![job("a")], Vec::new(), Vec::new()).await.expect("saved");
+        drop(store);
+        fs::rename(&data, &away).expect("moved");
+        fs::write(&data, "a file where a folder should be").expect("written");
+        let (store, found) = Store::open(&data.join("ledger.db")).expect("opens");
+        assert!(!store.is_read() && found.book.is_empty());
+        store.save(vec![job("b")], Vec::new(), Vec::new()).await.expect_err("blocked");
+        fs::remove_file(&data).expect("removable");
+        fs::rename(&away, &data).expect("moved");
+        let found =
+            store.save(vec![job("b")], Vec::new(), Vec::new()).await.expect("saved").expect("for the first time");
+        assert_eq!(found.book.into_keys().collect::<Vec<_>>(), ["a"]);
+        assert!(store.save(vec![job("c")], Vec::new(), Vec::new()).await.expect("saved").is_none());
     }
 
     #[tokio::test]

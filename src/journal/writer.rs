@@ -41,6 +41,8 @@ pub(super) struct Writer {
     health: watch::Sender<JournalHealth>,
     events: broadcast::Sender<Event>,
     db: Option<Connection>,
+    /// Whether memory knows what was on disk at the start.
+    read: bool,
     /// The number given out last.
     last_seq: i64,
     /// Numbered and announced, not on disk.
@@ -71,6 +73,7 @@ impl Writer {
             health,
             events,
             db: None,
+            read: false,
             last_seq: 0,
             pending: VecDeque::new(),
             dropped: 0,
@@ -152,16 +155,31 @@ impl Writer {
     }
 
     fn try_open(&mut self) -> Result<(), OpenFailure> {
-        let db = db::open(&self.path, &SHAPE)?;
+        let db = match db::open(&self.path, &SHAPE) {
+            // What cannot be written can often be read: what labd must remember counts on a full disk, too.
+            Err(OpenFailure::NotNow(reason)) if !self.read => {
+                let path = self.path.clone();
+                let _ = db::read(&path, &SHAPE, |db| self.take_in(db));
+                return Err(OpenFailure::NotNow(reason));
+            }
+            other => other?,
+        };
         #[cfg(test)]
         self.limit_pages(&db)?;
-        let stored_seq = query::last_seq(&db)?;
-        let restarts = query::restarts(&db)?;
-        let memory = query::memory(&db)?;
-        let incidents = query::incidents(&db)?;
-        let totals = query::incident_totals(&db)?;
+        self.take_in(&db)?;
+        self.db = Some(db);
+        Ok(())
+    }
+
+    /// Reads what memory should know.
+    fn take_in(&mut self, db: &Connection) -> rusqlite::Result<()> {
+        let stored_seq = query::last_seq(db)?;
+        let restarts = query::restarts(db)?;
+        let memory = query::memory(db)?;
+        let incidents = query::incidents(db)?;
+        let totals = query::incident_totals(db)?;
         let newest = EventQuery { after_seq: None, service: None, kind: None, limit: RING, newest: true };
-        let mut stored = query::select(&db, &newest)?;
+        let mut stored = query::select(db, &newest)?;
         stored.reverse();
 
         let mut guard = lock(&self.shared);
@@ -195,7 +213,7 @@ impl Writer {
             shared.keep(incident);
         }
         drop(guard);
-        self.db = Some(db);
+        self.read = true;
         Ok(())
     }
 
