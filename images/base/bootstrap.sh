@@ -8,13 +8,16 @@ SUITE=trixie
 
 say() { printf 'bootstrap: %s\n' "$*" >&2; }
 die() { printf 'bootstrap: error: %s\n' "$*" >&2; exit 1; }
+# Whatever else fails is named as well: the last line is what labd shows.
+set -E
+trap 'printf "bootstrap: error: %s failed\n" "$BASH_COMMAND" >&2' ERR
 
 # The mirror is the entry with a Debian suite name: other vendors' entries come first in name order, and "first URI
 # found" would hit them. A suite must match whole, since vendors use names like cloud-sdk-bookworm.
 find_mirror() {
     local dir=${LABD_APT_DIR:-/etc/apt} f
     for f in "$dir"/sources.list "$dir"/sources.list.d/*.list "$dir"/sources.list.d/*.sources; do
-        [ -r "$f" ] && { cat "$f"; printf '\n\n'; }
+        if [ -r "$f" ]; then cat "$f"; printf '\n\n'; fi
     done | awk '
         function is_debian(s) {
             return s ~ /^(buster|bullseye|bookworm|trixie|forky|sid|stable|oldstable|testing|unstable)(-updates|-backports)?$/
@@ -64,7 +67,8 @@ PATH=$PATH:/usr/sbin:/sbin
 command -v debootstrap >/dev/null || die "debootstrap is missing; install it with: apt-get install debootstrap"
 [ ! -t 1 ] || die "stdout is a terminal; pipe it into docker import"
 
-work=$(mktemp -d "${TMPDIR:-/tmp}/labd-bootstrap.XXXXXX")
+# Not /tmp: many machines, all with Debian 13, keep that in memory and without device nodes.
+work=$(mktemp -d "${TMPDIR:-/var/tmp}/labd-bootstrap.XXXXXX")
 root=$work/root
 
 # debootstrap mounts proc and sys in there; removing the tree with them mounted would be a disaster, hence the last check.
@@ -87,7 +91,8 @@ say "debootstrap $SUITE from $mirror"
 debootstrap --variant=minbase "$SUITE" "$root" "$mirror" >"$work/log" 2>&1 || {
     tail -n 15 "$work/log" >&2
     if [ -r "$root/debootstrap/debootstrap.log" ]; then tail -n 5 "$root/debootstrap/debootstrap.log" >&2; fi
-    die "debootstrap failed"
+    why=$(grep -h '^E: ' "$work/log" | tail -n 1) || why="E: see the lines before"
+    die "debootstrap failed: ${why#E: }"
 }
 unmount_all || die "cannot unmount what debootstrap mounted under $root"
 
