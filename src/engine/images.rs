@@ -7,6 +7,7 @@
 //! One task owns what is under way. It hears wishes ([`Images::want`] and the like never block) and tells every image's
 //! state through one `watch` channel. Images are made side by side; only the base, which all builds share, is made once.
 
+mod bootstrap;
 mod inputs;
 #[cfg(test)]
 mod live;

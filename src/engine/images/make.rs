@@ -3,8 +3,6 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    io,
-    process::{Command as StdCommand, Stdio},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -14,14 +12,10 @@ use bollard::{
     models::CreateImageInfo,
     query_parameters::{BuildImageOptions, CreateImageOptions},
 };
-use bytes::Bytes;
-use futures_util::{Stream, StreamExt, TryStreamExt, stream};
-use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, BufReader},
-    process::{Child, ChildStdout, Command},
-};
+use futures_util::StreamExt;
 
 use super::{
+    bootstrap::bootstrap,
     inputs,
     progress::{BuildProgress, PullProgress, pull_failure, split_reference},
 };
@@ -80,7 +74,7 @@ impl Log {
         self.inner().clear();
     }
 
-    fn push(&self, line: &str) {
+    pub(super) fn push(&self, line: &str) {
         let mut lines = self.inner();
         if lines.len() == LOG_LINES {
             lines.pop_front();
@@ -96,7 +90,7 @@ impl Log {
 
 /// Where progress goes: `detail` to whoever watches the state, lines to the log.
 pub(super) struct Reporter {
-    log: Log,
+    pub(super) log: Log,
     detail: Box<dyn Fn(String) + Send + Sync>,
     last: Option<(Instant, u32)>,
 }
@@ -106,7 +100,7 @@ impl Reporter {
         Self { log, detail: Box::new(detail), last: None }
     }
 
-    fn say(&self, detail: impl Into<String>) {
+    pub(super) fn say(&self, detail: impl Into<String>) {
         (self.detail)(detail.into());
     }
 
@@ -232,7 +226,7 @@ fn build_args(
 }
 
 /// The proxies in both spellings: tools disagree about which one counts.
-fn proxies(settings: &BuildSettings) -> Vec<(String, String)> {
+pub(super) fn proxies(settings: &BuildSettings) -> Vec<(String, String)> {
     [("http_proxy", &settings.http_proxy), ("https_proxy", &settings.https_proxy), ("no_proxy", &settings.no_proxy)]
         .into_iter()
         .filter_map(|(key, value)| Some((key, value.clone()?)))
@@ -359,96 +353,6 @@ async fn pull(
     }
 }
 
-/// Makes the base from a Debian mirror and gives it to the engine as `reference`.
-async fn bootstrap(
-    engine: &DockerEngine,
-    settings: &BuildSettings,
-    reference: &str,
-    report: &mut Reporter,
-) -> Result<(), Failure> {
-    let failed = |why: &str| Failure::Image(format!("the base image cannot be made: {}", explain::one_line(why)));
-    let client = engine.client().await?.with_timeout(SILENT);
-    report.say("bootstrapping the base image with debootstrap");
-    let script = String::from_utf8_lossy(&inputs::bootstrap_script()).into_owned();
-    let mut command = Command::new("bash");
-    // As an argument, not as a file: nothing to clean up, and nobody can change it in between.
-    command.args(["-c", &script, "bootstrap.sh"]).envs(proxies(settings)).process_group(0);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    if let Some(mirror) = &settings.debian_mirror {
-        command.env("DEBIAN_MIRROR", mirror);
-    }
-    let mut child = command.spawn().map_err(|e| failed(&format!("bash cannot be run: {e}")))?;
-    let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
-        return Err(failed("its output cannot be read"));
-    };
-    let log = report.log.clone();
-    let errors = tokio::spawn(async move {
-        let mut last = String::new();
-        let mut lines = BufReader::new(stderr).lines();
-        while let Ok(Some(line)) = lines.next_line().await {
-            log.push(&line);
-            // The script's own last word says more than what debootstrap printed on the way.
-            if !line.trim().is_empty() {
-                last = line;
-            }
-        }
-        last
-    });
-    let tag = reference.split_once(':').map(|(_, tag)| tag.to_owned());
-    let options = CreateImageOptions {
-        from_src: Some("-".to_owned()),
-        repo: reference.split_once(':').map(|(repo, _)| repo.to_owned()),
-        changes: vec![
-            "CMD [\"bash\"]".to_owned(),
-            format!("LABEL {LABEL_INPUTS}={}", tag.as_deref().unwrap_or_default()),
-        ],
-        tag,
-        ..Default::default()
-    };
-    let body = bollard::body_try_stream(output_of(Running(child), stdout));
-    let imported = client.create_image(Some(options), Some(body), None).try_for_each(|_| async { Ok(()) }).await;
-    let Err(e) = imported else { return Ok(()) };
-    // A script that failed is the reason; the engine only saw its input end.
-    let last = tokio::time::timeout(Duration::from_secs(10), errors).await;
-    match last.ok().and_then(Result::ok).as_deref().and_then(|l| l.strip_prefix("bootstrap: error: ")) {
-        Some(why) => Err(failed(why)),
-        None => match engine.fail(&e) {
-            EngineError::Unreachable(_) if engine.check().await.is_ok() => Err(failed("the script ended early")),
-            EngineError::Unreachable(line) => Err(Failure::Engine(line)),
-            line => Err(failed(&line.to_string())),
-        },
-    }
-}
-
-/// A script in a process group of its own, told to end (and so to clean up) when it is dropped while it runs.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // None once it was waited for: then there is no such group any more.
-        if let Some(pid) = self.0.id() {
-            let _ = StdCommand::new("kill")
-                .args(["-TERM", "--", &format!("-{pid}")])
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .status();
-        }
-    }
-}
-
-/// A script's output as a request body. It ends in an error when the script failed: an engine takes half a tar for one.
-fn output_of(running: Running, stdout: ChildStdout) -> impl Stream<Item = Result<Bytes, io::Error>> + Send + 'static {
-    stream::try_unfold((running, stdout), |(mut running, mut stdout)| async move {
-        let mut piece = Vec::with_capacity(64 * 1024);
-        if stdout.read_buf(&mut piece).await? > 0 {
-            return Ok(Some((Bytes::from(piece), (running, stdout))));
-        }
-        let status = running.0.wait().await?;
-        if status.success() { Ok(None) } else { Err(io::Error::other("the bootstrap script failed")) }
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -469,45 +373,5 @@ mod tests {
         assert_eq!(args.get("HTTPS_PROXY"), args.get("https_proxy"));
         assert!(args.contains_key("RAY_VERSION") && args.contains_key("PIP_INDEX_URL"));
         assert!(!args.contains_key("GOPROXY"), "ray's Dockerfile has no use for it");
-    }
-
-    #[tokio::test]
-    async fn a_failing_script_never_ends_its_body_well() {
-        for (script, fine) in [("printf tar", true), ("printf half; exit 3", false)] {
-            let mut child = Command::new("sh")
-                .args(["-c", script])
-                .stdout(Stdio::piped())
-                .process_group(0)
-                .spawn()
-                .expect("sh is everywhere");
-            let stdout = child.stdout.take().expect("piped");
-            let pieces: Result<Vec<Bytes>, _> = output_of(Running(child), stdout).try_collect().await;
-            assert_eq!(pieces.is_ok(), fine, "{script}");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_dropped_script_cleans_up_behind_itself() {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let (ready, cleaned) = (dir.path().join("ready"), dir.path().join("cleaned"));
-        let script = format!(
-            "trap 'touch {}' EXIT; trap 'exit 143' TERM; touch {}; sleep 60",
-            cleaned.display(),
-            ready.display()
-        );
-        let child = Command::new("bash").args(["-c", &script]).process_group(0).spawn().expect("bash is there");
-        let running = Running(child);
-        let appears = async |path: &std::path::Path| {
-            for _ in 0..100 {
-                if path.exists() {
-                    return true;
-                }
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-            false
-        };
-        assert!(appears(&ready).await);
-        drop(running);
-        assert!(appears(&cleaned).await);
     }
 }
