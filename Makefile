@@ -32,6 +32,8 @@ down:
 
 check:
 	@scripts/tools.sh test
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --quiet -- -D warnings
 	LABD_SIM_HISTORIES=10000 LABD_SIM_SECONDS=$(or $(SIM_SECONDS),120) cargo test --workspace --quiet
 	python3 -m pytest tests/test_0_*.py
 

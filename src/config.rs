@@ -71,6 +71,8 @@ pub struct Lab {
     pub page: SocketAddr,
     /// Host directory that JupyterLab shows; `workspace` in the data directory when absent.
     pub workspace: Option<PathBuf>,
+    /// Names, beside this machine's own, under which a browser may reach the page.
+    pub host_names: Vec<String>,
     /// How long a change to what carries every job waits for running jobs.
     pub change_window: Span,
 }
@@ -82,6 +84,7 @@ impl Default for Lab {
             data_dir: "/var/lib/labd".into(),
             page: SocketAddr::from((Ipv4Addr::LOCALHOST, 8600)),
             workspace: None,
+            host_names: Vec::new(),
             change_window: Span::hours(24),
         }
     }

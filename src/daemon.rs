@@ -356,6 +356,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         note(&journal, "workspace", &line);
     }
     make_door(&wish.config)?;
+    let host_names = wish.config.lab.host_names.clone();
     let ledger = jobs::open(&data_dir).map_err(|e| other(&e))?;
 
     let (control, requests) = Control::channel();
@@ -387,6 +388,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         journal: journal.clone(),
     };
     let ledger = jobs::spawn(ledger, keeper);
+    let host_names = [address, facts.hostname.clone()].into_iter().chain(host_names).collect();
     let state = http::State {
         snapshot: snapshots,
         journal: journal.clone(),
@@ -396,7 +398,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         credentials: all_credentials,
         jobs: ledger.clone(),
         gpus: gpus.clone(),
-        host_names: [address, facts.hostname.clone()].into(),
+        host_names,
         shutdown: stopped.clone(),
     };
 
@@ -604,6 +606,7 @@ fn reread(path: PathBuf, first: Config, machine: Machine) -> supervise::Reread {
         for (key, same) in [
             ("lab.name", config.lab.name == first.lab.name),
             ("lab.data_dir", config.lab.data_dir == first.lab.data_dir),
+            ("lab.host_names", config.lab.host_names == first.lab.host_names),
             ("lab.page", config.lab.page == first.lab.page),
             ("engine.socket", config.engine.socket == first.engine.socket),
             ("network.subnet", config.network.subnet == first.network.subnet),

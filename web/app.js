@@ -252,10 +252,8 @@ function render() {
   ];
   fill(byId('facts'), facts);
 
-  const notices = s.notices.slice();
-  if (s.engine.state === 'unreachable') notices.unshift({ severity: 'error', text: s.engine.reason });
-  byId('notices-section').hidden = notices.length === 0;
-  fill(byId('notices'), notices.map(notice));
+  byId('notices-section').hidden = s.notices.length === 0;
+  fill(byId('notices'), s.notices.map(notice));
 
   rows('services', s.services, 5, 'No service is planned.', service);
   rows('gpus', s.gpus, 7, 'No GPU was found.', gpu);

@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::{
     args::{self, Global},
+    client::Client,
     exit::{Exit, Failure},
     out::Out,
     status::table,
@@ -26,6 +27,7 @@ use crate::{
     node::{self, guard},
     pins,
     plan::spec::{ImageName, ImageSource, ImageSpec, Kind, ServiceSpec},
+    snapshot::Snapshot,
     supervise::{Wish, rollout},
     text::log_line,
     time::{Timestamp, human},
@@ -73,6 +75,10 @@ async fn wish(global: &Global, simulate: Option<u32>) -> Result<(Wish, DockerEng
     let (config, _) = Config::load(&global.config)?;
     let engine = DockerEngine::connect(&config.engine.socket, &config.lab.name)
         .map_err(|e| Failure::new(Exit::Config, e.to_string()))?;
+    let simulate = match simulate {
+        None => simulated(global).await,
+        some => some,
+    };
     let pins = pins::load(&config.lab.data_dir);
     let subnet = tokio::time::timeout(ENGINE, daemon::subnet(&config, &engine, &pins)).await;
     let subnet = match subnet {
@@ -85,6 +91,13 @@ async fn wish(global: &Global, simulate: Option<u32>) -> Result<(Wish, DockerEng
     let facts = Arc::new(Mutex::new(pins.machine.unwrap_or(facts)));
     let machine = Machine { facts, simulate, subnet, gpus };
     Ok((daemon::wish(config, &global.config, &machine, true)?, engine))
+}
+
+/// How many GPUs the daemon simulates, where one runs: it may have been told so by its own argument.
+async fn simulated(global: &Global) -> Option<u32> {
+    let asked = tokio::time::timeout(ENGINE, Client::new(global).json::<Snapshot>("/api/v1/snapshot")).await;
+    let count = asked.ok()?.ok()?.gpus.iter().filter(|gpu| gpu.simulated).count();
+    u32::try_from(count).ok().filter(|&count| count > 0)
 }
 
 /// Prints what labd.toml and the machine come to.

@@ -39,10 +39,12 @@ pub fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(e) => return fail(Failure::new(Exit::Failure, format!("cannot start: {e}"))),
     };
+    // The daemon has its own way to end.
+    let (daemon, up) = (matches!(cli.command, Command::Run(_)), matches!(cli.command, Command::Up(_)));
     let ended = runtime.block_on(async {
         tokio::select! {
             ended = dispatch(cli) => ended,
-            failure = interrupted() => Err(failure),
+            failure = interrupted(up), if !daemon => Err(failure),
         }
     });
     // Nothing that still runs may keep the command from ending.
@@ -61,13 +63,12 @@ fn fail(failure: Failure) -> ExitCode {
     failure.into()
 }
 
-/// Ctrl-C, for everything but the daemon, which has its own way to end.
-async fn interrupted() -> Failure {
-    if std::env::args().any(|a| a == "run") || tokio::signal::ctrl_c().await.is_err() {
+/// Ctrl-C; `up` is the command that leaves something behind.
+async fn interrupted(up: bool) -> Failure {
+    if tokio::signal::ctrl_c().await.is_err() {
         std::future::pending::<()>().await;
     }
     out::restore_terminal();
-    let up = std::env::args().any(|a| a == "up");
     Failure::new(
         Exit::Interrupted,
         if up { "the lab goes on coming up in the background; see `labd status`" } else { "" },

@@ -52,7 +52,15 @@ impl From<QueryRejection> for ApiError {
 /// For paths that lead nowhere, from here.
 pub(super) async fn nothing_here(method: Method, OriginalUri(uri): OriginalUri) -> ApiError {
     let path = uri.path();
-    let admin = ["/api/v1/services/", "/api/v1/jobs/", "/api/v1/reload", "/api/v1/down", "/api/v1/credentials"];
+    let admin = [
+        "/api/v1/services/",
+        "/api/v1/jobs/",
+        "/api/v1/gpus/",
+        "/api/v1/reload",
+        "/api/v1/apply",
+        "/api/v1/down",
+        "/api/v1/credentials",
+    ];
     let text = if admin.iter().any(|p| path.starts_with(p)) {
         format!("nothing answers {method} `{path}` here: commands and secrets go over labd's Unix socket, use `labd`")
     } else {
