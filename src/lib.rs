@@ -40,6 +40,8 @@ mod db;
 pub mod doctor;
 pub mod engine;
 mod files;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod http;
 pub mod incident;
 pub mod install;

@@ -10,10 +10,13 @@ import json
 import os
 import pathlib
 import pty
+import resource
 import shutil
+import socket
 import stat
 import subprocess
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
 
@@ -449,3 +452,69 @@ def test_the_rule_goes_with_the_lab(lab):
     """The last test here: the lab is down afterwards."""
     lab.labd("down", timeout=180)
     assert rules() == []
+
+
+# ---- budgets ----
+
+
+def post(lab, path, body):
+    """Status of what the door answers to a holder of the token."""
+    url = next(l["url"] for l in lab.snapshot()["links"] if l["name"] == "Ray dashboard").rstrip("/") + path
+    headers = {"Authorization": f"Bearer {lab.ray_token()}", "Content-Type": "application/json"}
+    request = urllib.request.Request(url, data=json.dumps(body).encode(), headers=headers, method="POST")
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status
+    except urllib.error.HTTPError as e:
+        return e.code
+
+
+def test_idle_connections_disturb_nobody(lab):
+    """More of them than a process may have open by default, at the page and at the door."""
+    lab.wait_ready()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))
+    urls = [l["url"] for l in lab.snapshot()["links"] if l["name"] in ("status page", "Ray dashboard")]
+    idle = []
+    try:
+        for n in range(1_100):
+            host, port = urllib.parse.urlsplit(urls[n % len(urls)]).netloc.split(":")
+            idle.append(socket.create_connection((host, int(port)), timeout=20))
+        before = lab.ids()["prometheus"]
+        lab.sigkill("prometheus")
+        wait_for("labd supervises", lambda: lab.ids().get("prometheus", before) != before, 30)
+        for url in urls:
+            wait_for(f"{url} answers", lambda u=url: answers(u), 40)
+    finally:
+        for connection in idle:
+            connection.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    lab.wait_ready("prometheus")
+
+
+def answers(url):
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return answer.status == 200
+    except urllib.error.HTTPError as e:
+        return e.code == 401
+    except OSError:
+        return False
+
+
+def test_many_fat_submissions_are_followed_or_refused(lab):
+    """Together they make Ray's list longer than labd reads at once."""
+    lab.wait_ready()
+    fat = [f"fat-{n}" for n in range(72)]
+    # They wait for what no node has: 72 drivers at once would be another test.
+    statuses = [post(lab, "/api/jobs/", {"submission_id": job, "entrypoint": "true", "entrypoint_num_gpus": 8,
+                                         "metadata": {"note": "x" * 920_000}}) for job in fat]
+    assert set(statuses) <= {200, 413, 507}, statuses
+    taken = [job for job, status in zip(fat, statuses) if status == 200]
+    assert post(lab, "/api/jobs/", {"submission_id": "fat-none", "entrypoint": "true", "metadata": {"x": "x" * (2 << 20)}}) == 413
+    assert post(lab, "/api/jobs/", {"submission_id": "x" * 129, "entrypoint": "true"}) == 400
+    lab.submit("slim", "python", "-c", "print('done')")
+    assert lab.wait_job("slim", seconds=240)["status"] == "SUCCEEDED"
+    for job in taken:
+        lab.labd("jobs", "stop", job, check=False)
+    wait_for("what was stopped is followed", lambda: all(lab.job(job)["outcome"] for job in taken), 240, every=2)

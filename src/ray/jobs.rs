@@ -273,7 +273,7 @@ fn full(body: Bytes) -> Sent {
 }
 
 /// The answer of `/api/jobs/`. Pure.
-fn parse(jobs: Value) -> Vec<RayJob> {
+pub(crate) fn parse(jobs: Value) -> Vec<RayJob> {
     let Value::Array(jobs) = jobs else { return Vec::new() };
     jobs.into_iter().filter_map(read).collect()
 }

@@ -32,6 +32,7 @@ use tokio::{
 use crate::{secret::Secret, snapshot::DemandView, time::Timestamp};
 pub(crate) use demand::words as resource_words;
 use gcs::Gcs as Client;
+pub(crate) use jobs::parse as read_jobs;
 pub use jobs::{ErrorType, HttpJobs, JobApi, Jobs, RayJob, Reply};
 pub use train::TrainRun;
 pub(crate) use train::run_names;
