@@ -361,8 +361,8 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let (control, requests) = Control::channel();
     let (stop, stopped) = watch::channel(false);
     let images = Images::spawn(engine.clone(), wish.plan.images.clone(), wish.settings.clone());
-    let places = vec![PathBuf::from("/"), data_dir, PathBuf::from(node::ENGINE_DATA)];
-    let node = node::watch_node(facts.clone(), address.clone(), places);
+    let places = vec![PathBuf::from("/"), data_dir];
+    let node = node::watch_node(facts.clone(), address.clone(), places, engine.data_root());
     let daemon = DaemonView {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         lab: wish.config.lab.name.clone(),

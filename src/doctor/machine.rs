@@ -6,6 +6,7 @@ use super::{Check, QUESTION, Scene, blocking, net, say};
 use crate::{
     config::Bytes,
     daemon::{self, Machine, StartError},
+    engine::data_root,
     node::{
         self,
         disk_guard::{self, Level, Levels, Users},
@@ -119,8 +120,8 @@ fn hard(limits: &str, name: &str) -> u64 {
 /// How full the file systems are that matter to the lab.
 pub(super) async fn disk(scene: &Scene) -> Vec<Check> {
     const NAME: &str = "disk";
-    let store = scene.setup().await.as_ref().map_or_else(|_| "/var/lib/docker".to_owned(), |s| s.root_dir.clone());
-    let places = vec![PathBuf::from("/"), scene.config().lab.data_dir, PathBuf::from(store)];
+    let store = data_root(scene.setup().await.as_ref().ok().map(|s| s.root_dir.clone()));
+    let places = vec![PathBuf::from("/"), scene.config().lab.data_dir, store];
     match blocking(move || node::disks(&places)).await {
         None => vec![Check::fail(
             NAME,
