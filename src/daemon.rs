@@ -284,10 +284,7 @@ pub async fn subnet(config: &Config, engine: &DockerEngine, pins: &Pins) -> Resu
     for (_, subnet) in networks {
         taken.extend(routes::parse_cidr(&subnet));
     }
-    choose_subnet(own.map_err(drop), pins.subnet, &taken).ok_or_else(|| {
-        "every /24 from 198.18.100.0 to 198.18.249.0 is in use on this machine; set `network.subnet` in labd.toml"
-            .to_owned()
-    })
+    choose_subnet(own.map_err(drop), pins.subnet, &taken).ok_or_else(|| routes::ALL_TAKEN.to_owned())
 }
 
 /// The lab's /24 where `labd.toml` names none. `own` is that of the lab's network as the engine says it, `kept` the one it had.

@@ -16,7 +16,7 @@ use super::{
     status::table,
 };
 use crate::{
-    config::{Bytes, Config},
+    config::{Bytes, Config, mounts},
     daemon::{self, Machine, Options},
     engine::{
         Engine as _, EngineError, RunState, Seen,
@@ -219,7 +219,10 @@ pub(super) fn config(global: &Global, command: args::Config, out: &mut Out) -> R
             let (config, found) = Config::load(path)?;
             // What fits this machine is part of what is right; the subnet does not matter for that.
             let machine = Machine::without_gpus(node::facts(), None, [198, 18, 100]);
-            daemon::wish(config, path, &machine, true)?;
+            daemon::wish(config.clone(), path, &machine, true)?;
+            for warning in mounts::check(&config, path)? {
+                out.line(&format!("warning: {warning}"))?;
+            }
             match found {
                 Some(path) => out.line(&format!("{}: no mistake found", path.display())),
                 None => out.line(&format!("{} is not there: the defaults apply", path.display())),
