@@ -22,6 +22,8 @@ use crate::{
     time::Timestamp,
 };
 
+/// How the notice begins that Prometheus does not reach labd; `labd doctor` knows it by that.
+pub const METRICS_MISSING: &str = "labd's own metrics are missing";
 /// Prometheus asks every 10 s.
 const UNSCRAPED: Duration = Duration::from_mins(2);
 
@@ -129,7 +131,7 @@ fn unscraped(scrapes: Scrapes, prometheus: Option<&ServiceView>, now: Timestamp)
     let last = scrapes.last.map_or(since, |last| last.max(since));
     (now.since(last) >= UNSCRAPED).then(|| {
         format!(
-            "labd's own metrics are missing: Prometheus does not reach {address}; a firewall of this machine that drops \
+            "{METRICS_MISSING}: Prometheus does not reach {address}; a firewall of this machine that drops \
              what containers send to it does that"
         )
     })
