@@ -15,6 +15,7 @@ pub(crate) mod explain;
 mod first_process;
 #[cfg(test)]
 mod live;
+mod old_images;
 mod syscalls;
 
 use std::{
@@ -46,6 +47,7 @@ use futures_util::{
 };
 
 pub use doctor::{Setup, Standing};
+pub use old_images::{OldImage, Removal};
 use tokio::{
     sync::watch,
     time::{Instant, timeout_at},
