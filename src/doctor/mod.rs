@@ -248,7 +248,7 @@ fn list(scene: &Arc<Scene>) -> Vec<(&'static str, Work)> {
         "subnet": net::subnet,
         "fake-ip": net::fake_ip,
         "subnet-guard": net::guarded,
-        "from-containers": net::from_containers,
+        "host-firewall": net::host_firewall,
         "store": net::store,
         "packages": net::packages,
         "other-ray": lab::other_ray,

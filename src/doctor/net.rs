@@ -321,16 +321,16 @@ fn said_subnet([a, b, c]: [u8; 3]) -> String {
 }
 
 /// Whether this machine lets containers speak to it, as far as Prometheus tells.
-pub(super) async fn from_containers(scene: &Scene) -> Vec<Check> {
-    const NAME: &str = "from-containers";
+pub(super) async fn host_firewall(scene: &Scene) -> Vec<Check> {
+    const NAME: &str = "host-firewall";
     let Some(snapshot) = scene.snapshot() else {
         return vec![Check::skipped(NAME, "the daemon does not say whether Prometheus reaches it")];
     };
-    vec![judge_from_containers(snapshot, scene.config().lab.page.port())]
+    vec![judge_host_firewall(snapshot, scene.config().lab.page.port())]
 }
 
-fn judge_from_containers(snapshot: &Snapshot, port: u16) -> Check {
-    const NAME: &str = "from-containers";
+fn judge_host_firewall(snapshot: &Snapshot, port: u16) -> Check {
+    const NAME: &str = "host-firewall";
     match snapshot.notices.iter().find(|n| n.text.starts_with(supervise::METRICS_MISSING)) {
         None => Check::ok(NAME, "nothing is known to keep containers from this machine"),
         Some(notice) => {
@@ -797,10 +797,10 @@ mod tests {
     fn a_firewall_between_containers_and_this_machine_is_named() {
         let mut snapshot = crate::http::testing::a_snapshot();
         snapshot.notices.clear();
-        assert_eq!(judge_from_containers(&snapshot, 8600).verdict, Verdict::Ok);
+        assert_eq!(judge_host_firewall(&snapshot, 8600).verdict, Verdict::Ok);
         let text = format!("{}: Prometheus does not reach 198.18.100.1:8600", supervise::METRICS_MISSING);
         snapshot.notices.push(crate::snapshot::Notice { severity: crate::snapshot::Severity::Warning, text });
-        let check = judge_from_containers(&snapshot, 8600);
+        let check = judge_host_firewall(&snapshot, 8600);
         assert_eq!(check.verdict, Verdict::Warn);
         assert!(check.fix.is_some_and(|f| f.contains("--dport 8600 -j ACCEPT")));
     }
