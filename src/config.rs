@@ -6,6 +6,7 @@
 
 pub mod environment;
 mod line;
+pub mod mounts;
 pub mod packages;
 mod size;
 mod span;
@@ -110,7 +111,7 @@ impl Default for EngineSettings {
 pub struct Network {
     /// A /24; a free one of 198.18.0.0/15 when absent.
     pub subnet: Option<String>,
-    /// Address of the host on which services' ports are published.
+    /// IPv4 address of the host on which services' ports are published.
     pub publish: IpAddr,
 }
 
@@ -524,6 +525,15 @@ impl Config {
         {
             return wrong(&["network", "subnet"], text);
         }
+        if let IpAddr::V6(address) = self.network.publish {
+            return wrong(
+                &["network", "publish"],
+                format!(
+                    "\"{address}\" is an IPv6 address, and the lab's network has IPv4 alone: nothing would answer there; use \
+                     \"0.0.0.0\" for every address of this machine, or one of its IPv4 addresses"
+                ),
+            );
+        }
         if let Some(n) = self.gpus.simulate.filter(|&n| n > 16) {
             return wrong(&["gpus", "simulate"], format!("{n} is too many; use 0 to 16"));
         }
@@ -778,6 +788,8 @@ mod tests {
             ("[services.rai-head]\nenabled = true", &["labd.toml:1:", "did you mean `ray-head`"]),
             ("[services.jupyter]\nmemory = \"lots\"", &["labd.toml:2:", "\"16 GiB\""]),
             ("[network]\nsubnet = \"198.18.0.0/16\"", &["labd.toml:2:", "/24"]),
+            ("[network]\n\npublish = \"::\"", &["labd.toml:3:", "`network.publish`", "IPv6", "\"0.0.0.0\""]),
+            ("[network]\npublish = \"2001:db8::7\"", &["labd.toml:2:", "2001:db8::7"]),
             ("[ports]\njupyter = 8265", &["labd.toml:2:", "dashboard"]),
             ("[ports]\njupyter = 88888", &["labd.toml:2:"]),
             ("[ray]\nobject_store = \"1 MiB\"", &["labd.toml:2:", "75 MiB"]),

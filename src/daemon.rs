@@ -284,10 +284,7 @@ pub async fn subnet(config: &Config, engine: &DockerEngine, pins: &Pins) -> Resu
     for (_, subnet) in networks {
         taken.extend(routes::parse_cidr(&subnet));
     }
-    choose_subnet(own.map_err(drop), pins.subnet, &taken).ok_or_else(|| {
-        "every /24 from 198.18.100.0 to 198.18.249.0 is in use on this machine; set `network.subnet` in labd.toml"
-            .to_owned()
-    })
+    choose_subnet(own.map_err(drop), pins.subnet, &taken).ok_or_else(|| routes::ALL_TAKEN.to_owned())
 }
 
 /// The lab's /24 where `labd.toml` names none. `own` is that of the lab's network as the engine says it, `kept` the one it had.
@@ -362,8 +359,8 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let (control, requests) = Control::channel();
     let (stop, stopped) = watch::channel(false);
     let images = Images::spawn(engine.clone(), wish.plan.images.clone(), wish.settings.clone());
-    let places = vec![PathBuf::from("/"), data_dir, PathBuf::from(node::ENGINE_DATA)];
-    let node = node::watch_node(facts.clone(), address.clone(), places);
+    let places = vec![PathBuf::from("/"), data_dir];
+    let node = node::watch_node(facts.clone(), address.clone(), places, engine.data_root());
     let daemon = DaemonView {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         lab: wish.config.lab.name.clone(),

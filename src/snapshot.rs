@@ -98,6 +98,9 @@ pub struct NodeView {
     pub memory_available_bytes: u64,
     /// One-minute load average.
     pub load_1m: f64,
+    /// Where the engine keeps images, containers and volumes, as it said when it was last reached.
+    #[serde(default)]
+    pub engine_data: String,
     /// The file systems that matter to the lab (root, data directory, the engine's store).
     pub disks: Vec<DiskView>,
 }

@@ -110,8 +110,11 @@ pub(super) enum Command {
         after_help = "Examples:\n  sudo labd credentials\n  export RAY_AUTH_TOKEN=$(sudo labd credentials --json | jq -r '.[0].secret')"
     )]
     Credentials(Json),
-    /// List, build or pull the images
-    #[command(subcommand, after_help = "Examples:\n  labd images list\n  labd images build ray")]
+    /// List, build, pull or prune the images
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  labd images list\n  labd images build ray\n  labd images prune    # those of earlier settings"
+    )]
     Images(Images),
     /// Check or show the configuration
     #[command(subcommand, after_help = "Examples:\n  labd config check\n  labd config check ./new.toml")]
@@ -310,6 +313,11 @@ pub(super) enum Images {
     Build(ImageNames),
     /// Pull images that labd.toml names by reference
     Pull(ImageNames),
+    /// Remove images that labd built for earlier settings
+    #[command(
+        after_help = "Examples:\n  labd images prune\n  labd images prune --json | jq '.removed[].reference'\n\nKept are what labd.toml and a running daemon want, and what any container uses, also a stopped one.\nAnother lab on this machine whose containers are removed builds its images again."
+    )]
+    Prune(Json),
 }
 
 #[derive(Debug, Clone, Args)]

@@ -7,29 +7,29 @@ use std::{
     time::Duration,
 };
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
     args::{self, Global},
     client::Client,
     exit::{Exit, Failure},
+    log::Lines,
     out::Out,
     status::table,
 };
 use crate::{
-    config::{Bytes, Config},
+    config::{Bytes, Config, mounts},
     daemon::{self, Machine, Options},
     engine::{
         Engine as _, EngineError, RunState, Seen,
-        docker::DockerEngine,
-        images::{ImageState, Images},
+        docker::{DockerEngine, OldImage, Removal},
+        images::{ImageState, Images, base_reference},
     },
     node::{self, guard},
     pins,
     plan::spec::{ImageName, ImageSource, ImageSpec, Kind, ServiceSpec},
     snapshot::Snapshot,
     supervise::{Wish, rollout},
-    text::log_line,
     time::{Timestamp, human},
 };
 
@@ -39,9 +39,10 @@ const ENGINE: Duration = Duration::from_secs(2);
 /// The daemon, in the foreground.
 pub(super) async fn run(global: &Global, args: &args::Run) -> Result<(), Failure> {
     let filter = std::env::var("LABD_LOG").unwrap_or_else(|_| "info".to_owned());
+    let lines = Lines::new(&global.socket);
     let log = tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
-        .with_writer(|| Lines)
+        .with_writer(move || lines.clone())
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false);
     if std::env::var_os("JOURNAL_STREAM").is_some() {
@@ -53,21 +54,6 @@ pub(super) async fn run(global: &Global, args: &args::Run) -> Result<(), Failure
     let options =
         Options { config: global.config.clone(), socket: global.socket.clone(), simulate_gpus: args.simulate_gpus };
     Ok(daemon::run(options).await?)
-}
-
-/// Where the daemon logs: standard error, each entry on one line of its own. The subscriber writes an entry at once.
-struct Lines;
-
-impl std::io::Write for Lines {
-    fn write(&mut self, entry: &[u8]) -> std::io::Result<usize> {
-        let line = log_line(&String::from_utf8_lossy(entry));
-        std::io::stderr().lock().write_all(line.as_bytes())?;
-        Ok(entry.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
 }
 
 /// What the daemon would want.
@@ -232,7 +218,10 @@ pub(super) fn config(global: &Global, command: args::Config, out: &mut Out) -> R
             let (config, found) = Config::load(path)?;
             // What fits this machine is part of what is right; the subnet does not matter for that.
             let machine = Machine::without_gpus(node::facts(), None, [198, 18, 100]);
-            daemon::wish(config, path, &machine, true)?;
+            daemon::wish(config.clone(), path, &machine, true)?;
+            for warning in mounts::check(&config, path)? {
+                out.line(&format!("warning: {warning}"))?;
+            }
             match found {
                 Some(path) => out.line(&format!("{}: no mistake found", path.display())),
                 None => out.line(&format!("{} is not there: the defaults apply", path.display())),
@@ -249,12 +238,13 @@ pub(super) fn config(global: &Global, command: args::Config, out: &mut Out) -> R
     }
 }
 
-/// `labd images list|build|pull`.
+/// `labd images list|build|pull|prune`.
 pub(super) async fn images(global: &Global, command: args::Images, out: &mut Out) -> Result<(), Failure> {
     let (wish, engine) = wish(global, None).await?;
     engine.check().await.map_err(|e| Failure::new(Exit::Failure, e.to_string()))?;
     let (names, pull) = match command {
-        args::Images::List(json) => return list(&wish, engine, json.json, out).await,
+        args::Images::List(json) => return list(global, &wish, engine, json.json, out).await,
+        args::Images::Prune(json) => return prune(global, &wish, &engine, json.json, out).await,
         args::Images::Build(names) => (names.names, false),
         args::Images::Pull(names) => (names.names, true),
     };
@@ -277,8 +267,79 @@ pub(super) async fn images(global: &Global, command: args::Images, out: &mut Out
     make(engine, wanted, &wish, out).await
 }
 
-async fn list(wish: &Wish, engine: DockerEngine, json: bool, out: &mut Out) -> Result<(), Failure> {
-    let images = Images::spawn(engine, wish.plan.images.clone(), wish.settings.clone());
+/// Every reference that must stay: what `labd.toml` wants as it is now, and what the running daemon wants, which may pretend
+/// other GPUs or not have read the file again.
+async fn wanted(global: &Global, wish: &Wish) -> Result<BTreeSet<String>, Failure> {
+    let mut wanted: BTreeSet<String> = wish.plan.images.iter().map(|image| image.reference.clone()).collect();
+    wanted.insert(base_reference());
+    match Client::new(global).json::<PlannedImages>("/api/v1/plan").await {
+        Ok(running) => wanted.extend(running.plan.images.into_iter().map(|image| image.reference)),
+        Err(failure) if failure.exit == Exit::NotRunning => {}
+        Err(failure) => return Err(failure),
+    }
+    Ok(wanted)
+}
+
+/// What is read of the running daemon's plan.
+#[derive(Deserialize)]
+struct PlannedImages {
+    plan: PlannedList,
+}
+
+#[derive(Deserialize)]
+struct PlannedList {
+    images: Vec<PlannedImage>,
+}
+
+#[derive(Deserialize)]
+struct PlannedImage {
+    reference: String,
+}
+
+/// What `labd images prune --json` prints.
+#[derive(Debug, Default, Serialize)]
+struct Pruned {
+    /// What was removed.
+    removed: Vec<OldImage>,
+    /// What turned out to be used.
+    kept: Vec<OldImage>,
+}
+
+async fn prune(global: &Global, wish: &Wish, engine: &DockerEngine, json: bool, out: &mut Out) -> Result<(), Failure> {
+    let failed = |e: EngineError| Failure::new(Exit::Failure, e.to_string());
+    let mut pruned = Pruned::default();
+    for image in engine.old_images(&wanted(global, wish).await?).await.map_err(failed)? {
+        match engine.remove_image(&image.reference).await.map_err(failed)? {
+            Removal::Removed => pruned.removed.push(image),
+            Removal::InUse => pruned.kept.push(image),
+        }
+    }
+    if json {
+        return out.json(&pruned);
+    }
+    for (image, what) in pruned.removed.iter().map(|i| (i, "removed")).chain(pruned.kept.iter().map(|i| (i, "in use")))
+    {
+        out.line(&format!("{}: {what}, {}", image.reference, Bytes::new(image.size_bytes)))?;
+    }
+    if pruned.removed.is_empty() && pruned.kept.is_empty() {
+        out.line("no image of earlier settings is left")?;
+    }
+    Ok(())
+}
+
+/// What is said of images of earlier settings, if there are any.
+fn say_old(old: &[OldImage]) -> Option<String> {
+    let bytes: u64 = old.iter().map(|image| image.size_bytes).sum();
+    let images = match old.len() {
+        0 => return None,
+        1 => "1 image of earlier settings holds".to_owned(),
+        n => format!("{n} images of earlier settings hold"),
+    };
+    Some(format!("{images} at most {} of the disk: `labd images prune` removes what nothing uses", Bytes::new(bytes)))
+}
+
+async fn list(global: &Global, wish: &Wish, engine: DockerEngine, json: bool, out: &mut Out) -> Result<(), Failure> {
+    let images = Images::spawn(engine.clone(), wish.plan.images.clone(), wish.settings.clone());
     let mut states = images.watch();
     let known = |states: &BTreeMap<ImageName, ImageState>| {
         wish.plan.images.iter().all(|i| states.get(&i.name).is_some_and(|s| *s != ImageState::Unknown))
@@ -303,7 +364,13 @@ async fn list(wish: &Wish, engine: DockerEngine, json: bool, out: &mut Out) -> R
             vec![row.name.word().to_owned(), row.reference, from.to_owned(), size, age, state]
         })
         .collect();
-    out.text(&table(&["IMAGE", "REFERENCE", "FROM", "SIZE", "AGE", "STATE"], &rows))
+    out.text(&table(&["IMAGE", "REFERENCE", "FROM", "SIZE", "AGE", "STATE"], &rows))?;
+    // The list is right without it: a daemon that is not for this user may want some of them.
+    let Ok(wanted) = wanted(global, wish).await else { return Ok(()) };
+    match engine.old_images(&wanted).await.ok().as_deref().and_then(say_old) {
+        Some(line) => out.line(&format!("\n{line}")),
+        None => Ok(()),
+    }
 }
 
 async fn make(engine: DockerEngine, wanted: Vec<ImageSpec>, wish: &Wish, out: &mut Out) -> Result<(), Failure> {
@@ -390,6 +457,30 @@ pub(super) async fn down(global: &Global) -> Result<usize, Failure> {
 mod tests {
     use super::*;
     use crate::{engine::ContainerSeen, plan, plan::tests::inputs};
+
+    #[test]
+    fn images_of_earlier_settings_are_said_with_what_they_hold() {
+        let old = |gib: u64| OldImage {
+            reference: "labd/ray:000000000001".into(),
+            size_bytes: gib << 30,
+            built_at: Timestamp::default(),
+        };
+        assert_eq!(say_old(&[]), None);
+        let said = say_old(&[old(10), old(14)]).expect("two");
+        assert!(said.starts_with("2 images of earlier settings hold at most 24.0 GiB"), "{said}");
+        assert!(said.contains("`labd images prune`"), "{said}");
+    }
+
+    #[test]
+    fn a_daemons_plan_names_its_images() {
+        let (plan, sizes) = plan::make(&inputs("", 1, 32)).expect("a plan");
+        let inputs = inputs("", 1, 32);
+        let view = plan::PlanView { node: inputs.node, gpus: inputs.gpus, sizes, plan: plan.clone() };
+        let json = serde_json::to_string(&view).expect("serialises");
+        let read: PlannedImages = serde_json::from_str(&json).expect("understood");
+        let references: Vec<String> = read.plan.images.into_iter().map(|i| i.reference).collect();
+        assert_eq!(references, plan.images.iter().map(|i| i.reference.clone()).collect::<Vec<_>>());
+    }
 
     #[test]
     fn a_plans_difference_says_when_and_why() {

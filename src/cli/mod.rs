@@ -15,6 +15,7 @@ mod gpu;
 mod install;
 mod jobs;
 mod local;
+mod log;
 mod out;
 mod probe;
 mod status;

@@ -394,6 +394,7 @@ mod tests {
                 memory_bytes: 256 << 30,
                 memory_available_bytes: 200 << 30,
                 load_1m: 3.25,
+                engine_data: "/var/lib/docker".into(),
                 disks: vec![],
             },
             engine: EngineView::Reachable { version: "28.2.2".into(), api: "1.50".into() },

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fs::File,
     io::Read as _,
-    os::unix::{fs::OpenOptionsExt as _, process::CommandExt as _},
+    os::unix::process::CommandExt as _,
     path::PathBuf,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -16,7 +16,7 @@ use super::{
     args::{self, Global},
     client::{Client, Events, installed},
     exit::{Exit, Failure},
-    local,
+    local, log,
     out::Out,
     status,
 };
@@ -67,7 +67,7 @@ pub(super) async fn up(global: &Global, args: &args::Up, out: &mut Out) -> Resul
 /// Starts the daemon, by systemd where that is whose it is, and waits until it answers.
 async fn start(global: &Global, simulate: Option<u32>) -> Result<(), Failure> {
     let client = Client::new(global);
-    let log = global.socket.with_file_name("labd.log");
+    let log = log::beside(&global.socket);
     let mut child = None;
     if installed(&global.socket) && simulate.is_none() {
         let status = Command::new("systemctl").args(["start", "labd"]).status()?;
@@ -104,7 +104,7 @@ fn detach(global: &Global, simulate: Option<u32>, log: &PathBuf) -> Result<Child
     if let Some(dir) = log.parent() {
         std::fs::create_dir_all(dir).map_err(cannot)?;
     }
-    let file = File::options().create(true).write(true).truncate(true).mode(0o600).open(log).map_err(cannot)?;
+    let file = log::begin(log).map_err(cannot)?;
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("run").arg("--config").arg(&global.config).arg("--socket").arg(&global.socket);
     if let Some(n) = simulate {

@@ -35,6 +35,16 @@ struct Install {
 fn judge_answer(setup: &Result<Setup, EngineError>, socket: &str, at: Install) -> Check {
     const NAME: &str = "engine";
     let error = match setup {
+        Ok(setup) if setup.seccomp && before(&setup.version, CLONE3) => {
+            let why = format!(
+                "{} is older than 20.10.10: its containers may not use clone3, so programs of today's images cannot start \
+                 threads",
+                setup.version
+            );
+            let fix =
+                "apt-get install docker.io    # or, where that is no newer: https://docs.docker.com/engine/install/";
+            return Check::fail(NAME, why, fix);
+        }
         Ok(setup) => {
             let how = if setup.rootless { ", rootless" } else { "" };
             let socket = socket.trim_start_matches("unix://");
@@ -65,6 +75,64 @@ fn judge_answer(setup: &Result<Setup, EngineError>, socket: &str, at: Install) -
         "docker version"
     };
     Check::fail(NAME, without_fix(&error), fix)
+}
+
+/// First engine that answers a container's clone3 as a kernel without it would (moby 42836). Older ones answer that it is
+/// forbidden, which glibc since 2.34 takes for a failure.
+const CLONE3: [u32; 3] = [20, 10, 10];
+
+/// Whether a version such as `20.10.5+dfsg1` is older than another. One that cannot be read is not.
+fn before(version: &str, first: [u32; 3]) -> bool {
+    let number = |part: &str| part.split(|c: char| !c.is_ascii_digit()).next().and_then(|n| n.parse::<u32>().ok());
+    let found: Option<Vec<u32>> = version.splitn(3, '.').map(number).collect();
+    found.is_some_and(|found| found.as_slice() < first.as_slice())
+}
+
+/// Whether something keeps the engine's containers from folders of this machine.
+pub(super) async fn confinement(scene: &Scene) -> Vec<Check> {
+    let Ok(setup) = scene.setup().await else {
+        return vec![Check::skipped("confinement", "the engine was not reached")];
+    };
+    let enforcing = std::fs::read_to_string(scene.subject.root.join("sys/fs/selinux/enforce"));
+    judge_confinement(setup, enforcing.is_ok_and(|text| text.trim() == "1"), &scene.config().lab.data_dir)
+}
+
+fn judge_confinement(setup: &Setup, enforcing: bool, data_dir: &Path) -> Vec<Check> {
+    const NAME: &str = "confinement";
+    let data_dir = data_dir.display();
+    let mut checks = Vec::new();
+    if setup.root_dir.starts_with("/var/snap/") {
+        checks.push(Check::fail(
+            NAME,
+            format!("Docker is a snap, which sees home directories alone: its containers cannot have {data_dir}"),
+            "# its images and volumes go with it: copy what you need of them first\nsnap remove docker\n\
+             apt-get install docker.io",
+        ));
+    }
+    if setup.remaps_users && !setup.rootless {
+        checks.push(Check::fail(
+            NAME,
+            format!(
+                "the engine has userns-remap: root in a container is another user here, who may not enter {data_dir}, so \
+                 jobs do not reach labd"
+            ),
+            format!("# take \"userns-remap\" out of {SETTINGS}, then:\nsystemctl restart docker"),
+        ));
+    }
+    if setup.selinux && enforcing {
+        checks.push(Check::fail(
+            NAME,
+            format!(
+                "SELinux is enforced on containers: they may neither read {data_dir} nor connect to labd's socket there, so \
+                 jobs do not reach labd"
+            ),
+            format!("# take \"selinux-enabled\" out of {SETTINGS} (and out of dockerd's options), then:\nsystemctl restart docker"),
+        ));
+    }
+    if checks.is_empty() {
+        checks.push(Check::ok(NAME, "containers get folders of this machine as they are"));
+    }
+    checks
 }
 
 /// Whether containers outlive a restart of the engine.
@@ -208,6 +276,39 @@ mod tests {
         assert_eq!(verdict(&old, AT).2, "apt-get install docker.io");
         let good = Ok(Setup { version: "28.2.2".into(), api: "1.50".into(), ..Setup::default() });
         assert_eq!(verdict(&good, AT).1, "28.2.2 (API 1.50) answers at /s");
+    }
+
+    #[test]
+    fn an_engine_before_clone3_is_too_old() {
+        let judge = |version: &str, seccomp| {
+            let setup = Setup { version: version.into(), seccomp, ..Setup::default() };
+            judge_answer(&Ok(setup), "unix:///s", AT).verdict
+        };
+        for old in ["20.10.5+dfsg1", "20.10.9", "19.03.15"] {
+            assert_eq!(judge(old, true), Verdict::Fail, "{old}");
+        }
+        for good in ["20.10.10", "20.10.24+dfsg1", "28.2.2", "26.1.5+dfsg1", "29", "master-dockerproject"] {
+            assert_eq!(judge(good, true), Verdict::Ok, "{good}");
+        }
+        assert_eq!(judge("20.10.5", false), Verdict::Ok, "nothing filters clone3");
+    }
+
+    #[test]
+    fn what_keeps_containers_from_folders_is_named() {
+        let judge = |setup: &Setup, enforcing| judge_confinement(setup, enforcing, Path::new("/var/lib/labd"));
+        let plain = Setup { root_dir: "/var/lib/docker".into(), ..Setup::default() };
+        assert_eq!(judge(&plain, true)[0].verdict, Verdict::Ok, "SELinux, and the engine leaves it out");
+        let snap = Setup { root_dir: "/var/snap/docker/common/var-lib-docker".into(), ..plain.clone() };
+        let found = judge(&snap, false);
+        assert!(found[0].why.contains("snap") && found[0].verdict == Verdict::Fail, "{found:?}");
+        let remapped = Setup { remaps_users: true, ..plain.clone() };
+        assert!(judge(&remapped, false)[0].why.contains("userns-remap"));
+        assert_eq!(judge(&Setup { rootless: true, ..remapped }, false)[0].verdict, Verdict::Ok);
+        let selinux = Setup { selinux: true, ..plain };
+        assert!(judge(&selinux, true)[0].why.contains("SELinux"));
+        assert_eq!(judge(&selinux, false)[0].verdict, Verdict::Ok, "permissive");
+        let both = Setup { remaps_users: true, ..selinux };
+        assert_eq!(judge(&both, true).len(), 2);
     }
 
     /// The fix is run as it is, on the settings it was made for.

@@ -1,11 +1,15 @@
 //! What the machine has to offer: memory, limits, room on its disks, the time.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use super::{Check, QUESTION, Scene, blocking, net, say};
 use crate::{
     config::Bytes,
     daemon::{self, Machine, StartError},
+    engine::data_root,
     node::{
         self,
         disk_guard::{self, Level, Levels, Users},
@@ -119,8 +123,8 @@ fn hard(limits: &str, name: &str) -> u64 {
 /// How full the file systems are that matter to the lab.
 pub(super) async fn disk(scene: &Scene) -> Vec<Check> {
     const NAME: &str = "disk";
-    let store = scene.setup().await.as_ref().map_or_else(|_| "/var/lib/docker".to_owned(), |s| s.root_dir.clone());
-    let places = vec![PathBuf::from("/"), scene.config().lab.data_dir, PathBuf::from(store)];
+    let store = data_root(scene.setup().await.as_ref().ok().map(|s| s.root_dir.clone()));
+    let places = vec![PathBuf::from("/"), scene.config().lab.data_dir, store];
     match blocking(move || node::disks(&places)).await {
         None => vec![Check::fail(
             NAME,
@@ -138,7 +142,7 @@ fn judge_disks(disks: &[DiskView]) -> Vec<Check> {
     let mut levels = Levels::new();
     disk_guard::look(&mut levels, disks);
     let notices = disk_guard::notices(&levels, disks, Users { store: None, runs: &[], bucket_bytes: 0 });
-    let fix = "docker system df\ndocker image prune\ndu -xhd1 / | sort -h | tail";
+    let fix = "docker system df\nlabd images prune\ndocker image prune\ndu -xhd1 / | sort -h | tail";
     let found: Vec<Check> = notices
         .into_iter()
         .map(|n| {
@@ -151,6 +155,51 @@ fn judge_disks(disks: &[DiskView]) -> Vec<Check> {
     debug_assert!(levels.values().all(|l| *l == Level::Fine));
     let free = disks.iter().map(|d| format!("{} free on {}", Bytes::new(d.available_bytes), d.mount));
     vec![Check::ok(NAME, free.collect::<Vec<_>>().join(", "))]
+}
+
+/// Whether what labd and JupyterLab write to is on a file system whose server decides who may.
+pub(super) async fn nfs(scene: &Scene) -> Vec<Check> {
+    let mountinfo = std::fs::read_to_string(scene.subject.root.join("proc/self/mountinfo")).unwrap_or_default();
+    let config = scene.config();
+    let mut folders = vec![("lab.data_dir", config.lab.data_dir.clone()), ("lab.workspace", config.workspace())];
+    folders.extend(config.mounts.iter().filter(|m| !m.read_only).map(|m| ("mounts.source", m.source.clone())));
+    judge_nfs(&mountinfo, &folders)
+}
+
+fn judge_nfs(mountinfo: &str, folders: &[(&str, PathBuf)]) -> Vec<Check> {
+    const NAME: &str = "nfs";
+    let mut checks = Vec::new();
+    for (setting, folder) in folders {
+        let Some(server) = nfs_server(mountinfo, folder) else { continue };
+        let at = format!("`{setting}` ({}) is on NFS ({server})", folder.display());
+        checks.push(if *setting == "lab.data_dir" {
+            let why = format!("{at}: labd's databases need a disk of this machine");
+            Check::warn(NAME, why, "# set `lab.data_dir` in labd.toml to a folder on a disk of this machine")
+        } else {
+            let why = format!("{at}: where the server squashes root, notebooks and jobs, which are root, cannot write there");
+            let fix = format!(
+                "# export it with no_root_squash to this machine, or set `{setting}` to a folder on a disk of this machine"
+            );
+            Check::warn(NAME, why, fix)
+        });
+    }
+    if checks.is_empty() {
+        checks.push(Check::ok(NAME, "what labd, jobs and notebooks write to is on disks of this machine"));
+    }
+    checks
+}
+
+/// The server and export that a path is on, given the text of `/proc/self/mountinfo`; absent when it is not on NFS.
+fn nfs_server(mountinfo: &str, path: &Path) -> Option<String> {
+    let mounts = mountinfo.lines().filter_map(|line| {
+        let (before, after) = line.split_once(" - ")?;
+        let point = before.split_whitespace().nth(4)?.replace("\\040", " ");
+        let mut fields = after.split_whitespace();
+        path.starts_with(&point).then_some((point.len(), fields.next()?, fields.next()?))
+    });
+    // Of two mounts at one place the later covers the other, and that is what `max_by_key` returns.
+    let (_, kind, source) = mounts.max_by_key(|(length, ..)| *length)?;
+    matches!(kind, "nfs" | "nfs4").then(|| source.to_owned())
 }
 
 /// Whether the time is right, by whoever keeps it and by the package mirror.
@@ -211,6 +260,25 @@ mod tests {
         assert_eq!(verdicts(&[disk("/", 84)]), [Verdict::Ok]);
         assert_eq!(verdicts(&[disk("/", 85), disk("/data", 96)]), [Verdict::Warn, Verdict::Fail]);
         assert_eq!(judge_disks(&[disk("/", 50)])[0].why, "500.0 GiB free on /");
+    }
+
+    #[test]
+    fn a_workspace_on_nfs_is_another_machines() {
+        let mountinfo = "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n\
+                         40 22 0:50 / /home rw,relatime shared:9 - nfs4 nas:/home rw,vers=4.2\n\
+                         41 40 8:2 / /home/local rw - xfs /dev/sdb1 rw\n\
+                         42 22 0:51 / /old rw - nfs nas:/old rw\n43 22 8:3 / /old rw - ext4 /dev/sdc1 rw\n";
+        let judge = |setting, path: &str| {
+            let check = judge_nfs(mountinfo, &[(setting, path.into())]).remove(0);
+            (check.verdict, check.why)
+        };
+        let (verdict, why) = judge("lab.workspace", "/home/lab/work");
+        assert!(verdict == Verdict::Warn && why.contains("nas:/home") && why.contains("squashes root"), "{why}");
+        assert!(judge("lab.data_dir", "/home/labd").1.contains("databases"));
+        for local in ["/var/lib/labd", "/home/local/work", "/homes", "/old/work"] {
+            assert_eq!(judge("lab.workspace", local).0, Verdict::Ok, "{local}");
+        }
+        assert_eq!(judge_nfs("", &[("lab.workspace", "/w".into())])[0].verdict, Verdict::Ok);
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub(crate) mod explain;
 mod first_process;
 #[cfg(test)]
 mod live;
+mod old_images;
 mod syscalls;
 
 use std::{
@@ -46,11 +47,15 @@ use futures_util::{
 };
 
 pub use doctor::{Setup, Standing};
-use tokio::time::{Instant, timeout_at};
+pub use old_images::{OldImage, Removal};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout_at},
+};
 
 use super::{
     ContainerSeen, Engine, EngineError, Happened, LABEL_LAB, LABEL_PARTS, LABEL_SERVICE, Nudge, Patience, Ran, Seen,
-    listen::Source,
+    data_root, listen::Source,
 };
 use crate::{
     node::gpu::{cdi, handing::EngineDevices, simulate::Counters},
@@ -89,6 +94,8 @@ struct Inner {
     rootless: AtomicBool,
     /// As well.
     seccomp: AtomicBool,
+    /// As well.
+    data_root: watch::Sender<PathBuf>,
     /// Held while the network is looked for and made: the first services of a lab all want it at the same moment, and an
     /// engine that is asked for it twice says that it overlaps itself.
     network: tokio::sync::Mutex<()>,
@@ -146,6 +153,7 @@ impl DockerEngine {
             client: Mutex::new(None),
             rootless: AtomicBool::new(false),
             seccomp: AtomicBool::new(true),
+            data_root: watch::channel(data_root(None)).0,
             network: tokio::sync::Mutex::new(()),
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -154,6 +162,12 @@ impl DockerEngine {
     /// The lab's name.
     pub fn lab(&self) -> &str {
         &self.inner.lab
+    }
+
+    /// Where the engine keeps images, containers and volumes, as it said in the last [`Self::check`]: whoever listens to its
+    /// events checks it each time it is back.
+    pub fn data_root(&self) -> watch::Receiver<PathBuf> {
+        self.inner.data_root.subscribe()
     }
 
     /// Name of a service's container.
@@ -173,10 +187,16 @@ impl DockerEngine {
         let seccomp = options.iter().any(|o| o.contains("seccomp"));
         self.inner.rootless.store(rootless, Ordering::Relaxed);
         self.inner.seccomp.store(seccomp, Ordering::Relaxed);
+        let root_dir = data_root(info.docker_root_dir);
+        self.inner.data_root.send_if_modified(|known| {
+            let moved = *known != root_dir;
+            known.clone_from(&root_dir);
+            moved
+        });
         Ok(EngineInfo {
             version: version.version.unwrap_or_default(),
             api: client.client_version().to_string(),
-            root_dir: info.docker_root_dir.unwrap_or_else(|| "/var/lib/docker".to_owned()).into(),
+            root_dir,
             live_restore: info.live_restore_enabled.unwrap_or(false),
             cdi: info.cdi_spec_dirs.is_some_and(|d| !d.is_empty()),
             rootless,
@@ -704,6 +724,22 @@ mod tests {
         let (_dir, path) = fake(r#"{"Version":"19.03.15","ApiVersion":"1.40"}"#);
         let line = DockerEngine::connect(&path, "lab").expect("a path").check().await.expect_err("too old").to_string();
         assert!(line.starts_with("the container engine 19.03.15 (API 1.40) is too old"), "{line}");
+    }
+
+    #[tokio::test]
+    async fn the_engine_says_where_its_data_is() {
+        for (said, is) in [
+            (r#"{"Version":"28.2.2","ApiVersion":"1.50","DockerRootDir":"/data/docker"}"#, "/data/docker"),
+            (r#"{"Version":"28.2.2","ApiVersion":"1.50"}"#, "/var/lib/docker"),
+            (r#"{"Version":"28.2.2","ApiVersion":"1.50","DockerRootDir":""}"#, "/var/lib/docker"),
+        ] {
+            let (_dir, path) = fake(said);
+            let engine = DockerEngine::connect(&path, "lab").expect("a path");
+            let root = engine.data_root();
+            assert_eq!(*root.borrow(), Path::new("/var/lib/docker"), "until it was asked");
+            assert_eq!(engine.check().await.expect("answers").root_dir, Path::new(is));
+            assert_eq!(*root.borrow(), Path::new(is), "{said}");
+        }
     }
 
     #[tokio::test]

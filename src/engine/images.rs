@@ -27,7 +27,7 @@ use tokio::{
     time::Instant,
 };
 
-pub use inputs::{OFFICIAL_BASE, base_reference, inputs_hash, read_ca, reference};
+pub use inputs::{OFFICIAL_BASE, base_reference, inputs_hash, is_built_reference, read_ca, reference};
 use make::{Failure, Log, Present, Reporter};
 
 use super::docker::DockerEngine;

@@ -11,12 +11,21 @@ pub mod docker;
 pub mod images;
 pub mod listen;
 
-use std::{collections::BTreeMap, future::Future, net::Ipv4Addr, time::Duration};
+use std::{collections::BTreeMap, future::Future, net::Ipv4Addr, path::PathBuf, time::Duration};
 
 use crate::{
     plan::spec::{Change, ContainerSpec, NetworkSpec},
     time::Timestamp,
 };
+
+/// Where an engine keeps images, containers and volumes unless it says otherwise. It says so in `DockerRootDir`: the place
+/// can be any, such as `/data/docker`.
+const DEFAULT_DATA_ROOT: &str = "/var/lib/docker";
+
+/// Where an engine keeps its data, given what it said; the default while it was not asked, or said nothing.
+pub(crate) fn data_root(said: Option<String>) -> PathBuf {
+    said.filter(|path| path.starts_with('/')).unwrap_or_else(|| DEFAULT_DATA_ROOT.to_owned()).into()
+}
 
 /// Label that carries the lab's name on everything labd makes.
 pub const LABEL_LAB: &str = "dev.labd.lab";

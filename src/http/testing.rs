@@ -116,6 +116,7 @@ pub(crate) fn a_snapshot() -> Snapshot {
             memory_bytes: 64 << 30,
             memory_available_bytes: 32 << 30,
             load_1m: 0.5,
+            engine_data: "/var/lib/docker".into(),
             disks: vec![],
         },
         engine: EngineView::Reachable { version: "26.1.5".into(), api: "1.45".into() },

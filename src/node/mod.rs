@@ -32,9 +32,6 @@ use crate::snapshot::{DiskView, NodeView};
 /// Between two looks at memory, load and disks.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// Where the engine keeps its data unless it is told otherwise.
-pub const ENGINE_DATA: &str = "/var/lib/docker";
-
 /// What the plan needs to know of the machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeFacts {
@@ -131,30 +128,42 @@ fn nofile_limit(limits: &str) -> u64 {
         .unwrap_or(1 << 20)
 }
 
-/// The machine as the snapshot shows it, refreshed every 5 s. `places` are paths whose file systems matter to the lab. The
-/// task ends with the last receiver.
-pub fn watch_node(facts: NodeFacts, address: String, places: Vec<PathBuf>) -> watch::Receiver<NodeView> {
-    let first = {
+/// The machine as the snapshot shows it, refreshed every 5 s. `places` are paths whose file systems matter to the lab, beside
+/// that of the engine's data, which is where the engine says. The task ends with the last receiver.
+pub fn watch_node(
+    facts: NodeFacts,
+    address: String,
+    places: Vec<PathBuf>,
+    engine_data: watch::Receiver<PathBuf>,
+) -> watch::Receiver<NodeView> {
+    let ask = move || {
+        let engine_data = engine_data.borrow().clone();
         let (facts, address, places) = (facts.clone(), address.clone(), places.clone());
-        let (tell, hear) = std::sync::mpsc::channel();
+        move |disks: fn(&[PathBuf]) -> Vec<DiskView>| {
+            let disks = disks(&[places, vec![engine_data.clone()]].concat());
+            look(&facts, &address, &engine_data, disks)
+        }
+    };
+    let first = {
+        let (look, (tell, hear)) = (ask(), std::sync::mpsc::channel());
         // The daemon does not wait for a dead network file system with its start.
-        std::thread::spawn(move || tell.send(look(&facts, &address, &places)));
+        std::thread::spawn(move || tell.send(look(disks)));
         hear.recv_timeout(LOOK).ok()
     };
-    let (tell, view) = watch::channel(first.unwrap_or_else(|| look(&facts, &address, &[])));
+    let (tell, view) = watch::channel(first.unwrap_or_else(|| ask()(|_| Vec::new())));
     tokio::spawn(async move {
         while !tell.is_closed() {
             tokio::time::sleep(LOOK).await;
-            let (facts, address, places) = (facts.clone(), address.clone(), places.clone());
+            let look = ask();
             // A dead network file system can block for minutes.
-            let Ok(view) = tokio::task::spawn_blocking(move || look(&facts, &address, &places)).await else { continue };
+            let Ok(view) = tokio::task::spawn_blocking(move || look(disks)).await else { continue };
             tell.send_replace(view);
         }
     });
     view
 }
 
-fn look(facts: &NodeFacts, address: &str, places: &[PathBuf]) -> NodeView {
+fn look(facts: &NodeFacts, address: &str, engine_data: &Path, disks: Vec<DiskView>) -> NodeView {
     NodeView {
         hostname: facts.hostname.clone(),
         address: address.to_owned(),
@@ -163,7 +172,8 @@ fn look(facts: &NodeFacts, address: &str, places: &[PathBuf]) -> NodeView {
         memory_bytes: facts.memory_bytes,
         memory_available_bytes: memory().1,
         load_1m: System::load_average().map_or(0.0, |l| l.one),
-        disks: disks(places),
+        engine_data: engine_data.display().to_string(),
+        disks,
     }
 }
 

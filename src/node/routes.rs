@@ -2,11 +2,9 @@
 
 use std::fs;
 
-/// First of the subnets tried when `labd.toml` names none. 198.18.0.0/15 (RFC 2544) is used by no lab or campus network,
-/// unlike the private ranges.
-const FIRST: u8 = 100;
-/// Last of them.
-const LAST: u8 = 249;
+/// What there is to say when no subnet is free: what is wrong, and what would be right.
+pub const ALL_TAKEN: &str = "every /24 of 198.18.0.0/15 is in use on this machine; set `network.subnet` in labd.toml to one \
+                             that is free, such as \"10.213.7.0/24\"";
 
 /// The host's routes but the default one, as (network, mask).
 pub fn host() -> Vec<(u32, u32)> {
@@ -26,9 +24,22 @@ fn parse(text: &str) -> Vec<(u32, u32)> {
         .collect()
 }
 
+/// The subnets that are tried when `labd.toml` names none, in this order: every /24 of 198.18.0.0/15 (RFC 2544), which no lab
+/// or campus network uses, unlike the private ranges. The beginning comes last: proxies that answer for others (Clash,
+/// mihomo) give out addresses from there.
+fn candidates() -> impl Iterator<Item = [u8; 3]> {
+    let of = |second: u8| move |third: u8| [198, second, third];
+    (100..=249).map(of(18)).chain((0..=255).map(of(19))).chain((0..=99).chain(250..=255).map(of(18)))
+}
+
+/// Whether an address is in the range that [`free_subnet`] takes from.
+pub fn in_labs_range(address: std::net::Ipv4Addr) -> bool {
+    matches!(address.octets(), [198, 18 | 19, ..])
+}
+
 /// The first /24 that overlaps none of `taken`.
 pub fn free_subnet(taken: &[(u32, u32)]) -> Option<[u8; 3]> {
-    (FIRST..=LAST).map(|n| [198, 18, n]).find(|&subnet| !overlaps(subnet, taken))
+    candidates().find(|&subnet| !overlaps(subnet, taken))
 }
 
 /// Whether a /24 overlaps one of `taken`.
@@ -62,7 +73,13 @@ mod tests {
         assert_eq!(routes, [parse_cidr("198.18.100.0/24").expect("a subnet")]);
         assert_eq!(free_subnet(&routes), Some([198, 18, 101]));
         assert_eq!(free_subnet(&[]), Some([198, 18, 100]));
-        assert_eq!(free_subnet(&[parse_cidr("198.18.0.0/15").expect("a subnet")]), None);
+        let free =
+            |taken: &[&str]| free_subnet(&taken.iter().map(|s| parse_cidr(s).expect("a subnet")).collect::<Vec<_>>());
+        assert_eq!(free(&["198.18.0.0/16"]), Some([198, 19, 0]), "the other half");
+        assert_eq!(free(&["198.18.128.0/17", "198.18.64.0/18", "198.19.0.0/16"]), Some([198, 18, 0]), "the rest");
+        assert_eq!(free(&["198.18.0.0/15"]), None);
+        let all: std::collections::BTreeSet<[u8; 3]> = candidates().collect();
+        assert_eq!((all.len(), candidates().count()), (512, 512), "each once");
         assert!(overlaps([198, 18, 7], &[parse_cidr("198.18.7.64/26").expect("a subnet")]), "a smaller one inside");
     }
 }

@@ -99,16 +99,28 @@ pub fn compute(config: &Config, node: &NodeFacts, workers: u32) -> Result<Sizes,
         // Whole MiB, so that a few bytes more or less of host memory do not recreate every worker.
         None => left / n / MIB * MIB,
     };
-    let sizes_set = [
-        ("services.ray-head.memory", services.ray_head.memory),
-        ("services.ray-driver.memory", services.ray_driver.memory),
-        ("services.ray-worker.memory", services.ray_worker.memory),
-        ("services.minio.memory", services.minio.memory),
-        ("services.jupyter.memory", services.jupyter.memory),
-        ("services.prometheus.memory", services.prometheus.memory),
-        ("services.grafana.memory", services.grafana.memory),
+    let set = |service: &Service| service.memory.filter(|_| service.on());
+    let limits_set = [
+        ("services.ray-head.memory", set(&services.ray_head)),
+        ("services.ray-driver.memory", set(&services.ray_driver)),
+        ("services.ray-worker.memory", set(&services.ray_worker)),
+        ("services.minio.memory", set(&services.minio)),
+        ("services.jupyter.memory", set(&services.jupyter.service())),
+        ("services.prometheus.memory", set(&services.prometheus)),
+        ("services.grafana.memory", set(&services.grafana)),
     ];
-    let blame = sizes_set.into_iter().filter_map(|(k, v)| v.map(|v| (v, k))).max();
+    let stores_set = [("ray.object_store", config.ray.object_store), ("ray.shared_memory", config.ray.shared_memory)];
+    // Also where no worker is planned yet, as in `labd config check`: a limit of none of them adds up to nothing.
+    let too_large =
+        |(key, size): (&'static str, Option<Bytes>)| size.filter(|s| s.get() > usable).map(|size| (size, key));
+    if let Some((size, key)) = limits_set.into_iter().chain(stores_set).filter_map(too_large).max() {
+        return Err(format!(
+            "`{key}` is {size}, and this machine has {} after {} for the host: lower `{key}` in labd.toml",
+            Bytes::new(usable),
+            Bytes::new(host),
+        ));
+    }
+    let blame = limits_set.into_iter().filter_map(|(k, v)| v.map(|v| (v, k))).max();
     let wanted = around + worker * n;
     if wanted > usable || (n > 0 && worker < 64 * MIB) {
         let lower = blame.map_or("this machine is too small for so many GPUs".to_owned(), |(size, key)| {
@@ -123,6 +135,15 @@ pub fn compute(config: &Config, node: &NodeFacts, workers: u32) -> Result<Sizes,
     }
     let store = |memory: u64| (memory / 4 / MIB * MIB).max(MIN_OBJECT_STORE);
     let worker_object_store = config.ray.object_store.map_or_else(|| store(worker), Bytes::get);
+    if config.ray.object_store.is_some() && worker_object_store * n > usable {
+        return Err(format!(
+            "{n} object stores of {} do not fit into the {} that this machine has after {} for the host: lower \
+             `ray.object_store` in labd.toml",
+            Bytes::new(worker_object_store),
+            Bytes::new(usable),
+            Bytes::new(host),
+        ));
+    }
     let computed_shm = (worker_object_store + worker / 8 / MIB * MIB) * n.max(1);
     let shared_memory = config.ray.shared_memory.map_or(computed_shm, Bytes::get);
     if shared_memory < worker_object_store * n {

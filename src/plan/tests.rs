@@ -194,6 +194,18 @@ fn sizes_that_do_not_fit_name_the_setting() {
     let error =
         make(&inputs("[ray]\nshared_memory = \"1 GiB\"\nobject_store = \"1 GiB\"", 2, 32)).expect_err("refused");
     assert!(error.contains("ray.shared_memory"), "{error}");
+    for gpus in [0, 2] {
+        for key in ["object_store", "shared_memory"] {
+            let toml = format!("[ray]\n{key} = \"900 GiB\"");
+            let error = make(&inputs(&toml, gpus, 23)).expect_err("larger than the machine");
+            assert!(error.ends_with(&format!("lower `ray.{key}` in labd.toml")), "{error}");
+        }
+        let error = make(&inputs("[services.ray-worker]\nmemory = \"64 GiB\"", gpus, 32)).expect_err("refused");
+        assert!(error.contains("lower `services.ray-worker.memory`"), "{error}");
+    }
+    let error = make(&inputs("[ray]\nobject_store = \"16 GiB\"", 2, 23)).expect_err("not twice");
+    assert!(error.contains("lower `ray.object_store`"), "{error}");
+    make(&inputs("[services.grafana]\nenabled = false\nmemory = \"900 GiB\"", 2, 32)).expect("it does not run");
 }
 
 #[test]

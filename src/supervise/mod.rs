@@ -74,6 +74,7 @@ use decide::{Action, Away, Bar, Decision, Health, Hold, Image, Memory, Situation
 use incidents::Incidents;
 pub use probe::{Ask, Http};
 use rollout::{Peer, Turn, Work};
+pub use view::METRICS_MISSING;
 
 /// An event that was missed costs at most so much.
 pub const RESYNC: Duration = Duration::from_secs(5);

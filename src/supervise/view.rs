@@ -22,10 +22,10 @@ use crate::{
     time::Timestamp,
 };
 
+/// How the notice begins that Prometheus does not reach labd; `labd doctor` knows it by that.
+pub const METRICS_MISSING: &str = "labd's own metrics are missing";
 /// Prometheus asks every 10 s.
 const UNSCRAPED: Duration = Duration::from_mins(2);
-/// Where the engine keeps volumes.
-const ENGINE_STORE: &str = "/var/lib/docker";
 
 /// What a snapshot is made of.
 pub(super) struct Known<'a> {
@@ -131,10 +131,15 @@ fn unscraped(scrapes: Scrapes, prometheus: Option<&ServiceView>, now: Timestamp)
     let last = scrapes.last.map_or(since, |last| last.max(since));
     (now.since(last) >= UNSCRAPED).then(|| {
         format!(
-            "labd's own metrics are missing: Prometheus does not reach {address}; a firewall of this machine that drops \
+            "{METRICS_MISSING}: Prometheus does not reach {address}; a firewall of this machine that drops \
              what containers send to it does that"
         )
     })
+}
+
+/// The file system that the engine's volumes are on, MinIO's among them.
+fn store_mount(node: &NodeView) -> Option<&str> {
+    disk_guard::mount_of(&node.disks, &node.engine_data)
 }
 
 fn notices(k: &Known<'_>, links: &[Link], runs: &[RunView]) -> Vec<Notice> {
@@ -220,7 +225,7 @@ fn notices(k: &Known<'_>, links: &[Link], runs: &[RunView]) -> Vec<Notice> {
     }
     let disks = &k.node.disks;
     let users = disk_guard::Users {
-        store: disk_guard::mount_of(disks, ENGINE_STORE).filter(|_| k.config.s3.is_none()),
+        store: store_mount(&k.node).filter(|_| k.config.s3.is_none()),
         runs,
         bucket_bytes: k.store.total_bytes,
     };
@@ -233,6 +238,16 @@ fn notices(k: &Known<'_>, links: &[Link], runs: &[RunView]) -> Vec<Notice> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::snapshot::DiskView;
+
+    #[test]
+    fn the_store_is_on_the_file_system_that_the_engine_names() {
+        let disk = |mount: &str| DiskView { mount: mount.into(), total_bytes: 1, available_bytes: 1 };
+        let mut node = NodeView { disks: vec![disk("/"), disk("/data")], ..crate::http::testing::a_snapshot().node };
+        assert_eq!(store_mount(&node), Some("/"));
+        node.engine_data = "/data/docker".into();
+        assert_eq!(store_mount(&node), Some("/data"));
+    }
 
     #[test]
     fn a_prometheus_that_asks_labd_for_nothing_is_told_after_two_minutes() {

@@ -27,6 +27,10 @@ pub struct Setup {
     pub rootless: bool,
     /// Whether its kernel filters system calls.
     pub seccomp: bool,
+    /// Whether root in its containers is another user on this machine (`userns-remap`).
+    pub remaps_users: bool,
+    /// Whether it confines containers by SELinux.
+    pub selinux: bool,
     /// `systemd`, `cgroupfs` or `none`; empty when it does not say.
     pub cgroup_driver: String,
     /// Names of its runtimes, such as `runc` and `nvidia`.
@@ -60,6 +64,7 @@ impl DockerEngine {
         let info = self.check().await?;
         let client = self.client().await?;
         let more = client.info().await.map_err(|e| self.fail(&e))?;
+        let options = more.security_options.unwrap_or_default();
         let state = more.swarm.and_then(|s| s.local_node_state);
         let devices = more.discovered_devices.unwrap_or_default();
         let mut runtimes: Vec<String> = more.runtimes.unwrap_or_default().into_keys().collect();
@@ -72,6 +77,8 @@ impl DockerEngine {
             swarm: matches!(state, Some(LocalNodeState::ACTIVE | LocalNodeState::PENDING | LocalNodeState::LOCKED)),
             rootless: info.rootless,
             seccomp: info.seccomp,
+            remaps_users: has_option(&options, "userns"),
+            selinux: has_option(&options, "selinux"),
             cgroup_driver: more.cgroup_driver.map(|d| d.to_string()).unwrap_or_default(),
             runtimes,
             cdi_dirs: more.cdi_spec_dirs.unwrap_or_default(),
@@ -115,5 +122,22 @@ impl DockerEngine {
                 other => Err(other),
             },
         }
+    }
+}
+
+/// Whether an engine has a security option, such as `name=userns` or `name=seccomp,profile=builtin`.
+fn has_option(options: &[String], name: &str) -> bool {
+    options.iter().any(|o| o.split(',').any(|part| part.strip_prefix("name=") == Some(name)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn security_options_are_known_by_their_names() {
+        let options = ["name=seccomp,profile=builtin", "name=userns"].map(str::to_owned);
+        assert!(has_option(&options, "userns") && has_option(&options, "seccomp"));
+        assert!(!has_option(&options, "selinux") && !has_option(&options, "user"));
     }
 }

@@ -44,6 +44,17 @@ pub fn reference(name: ImageName, args: &BTreeMap<String, String>, ca: &[u8]) ->
     format!("labd/{}:{}", name.word(), inputs_hash(name, args, ca))
 }
 
+/// Whether a reference is one that [`reference()`] or [`base_reference`] gives, for whatever inputs.
+pub fn is_built_reference(text: &str) -> bool {
+    let Some((name, tag)) = text.strip_prefix("labd/").and_then(|rest| rest.split_once(':')) else { return false };
+    let digest = match name {
+        "base" => tag.strip_prefix("trixie-"),
+        _ if ImageName::ALL.iter().any(|n| n.word() == name) => Some(tag),
+        _ => None,
+    };
+    digest.is_some_and(|d| d.len() == 12 && d.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
 /// Reads the CA bundle that goes into the builds; empty without one.
 ///
 /// Fails in one line when the file cannot be read.

@@ -115,6 +115,7 @@ impl Labd {
             memory_bytes: 32 << 30,
             memory_available_bytes: 16 << 30,
             load_1m: 0.5,
+            engine_data: "/var/lib/docker".into(),
             disks: Vec::new(),
         };
         let present = ImageState::Present { id: "i".into(), size_bytes: 1, built_at: now };
