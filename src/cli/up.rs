@@ -5,7 +5,7 @@ use std::{
     fs::File,
     io::Read as _,
     os::unix::process::CommandExt as _,
-    path::PathBuf,
+    path::Path,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -97,7 +97,7 @@ async fn start(global: &Global, simulate: Option<u32>) -> Result<(), Failure> {
 }
 
 /// Starts `labd run` in a process group of its own, so that Ctrl-C here does not reach it.
-fn detach(global: &Global, simulate: Option<u32>, log: &PathBuf) -> Result<Child, Failure> {
+fn detach(global: &Global, simulate: Option<u32>, log: &Path) -> Result<Child, Failure> {
     let cannot = |e: std::io::Error| {
         Failure::new(Exit::Failure, format!("cannot write {}: {e}; run it with sudo", log.display()))
     };
@@ -121,7 +121,7 @@ fn detach(global: &Global, simulate: Option<u32>, log: &PathBuf) -> Result<Child
 }
 
 /// The daemon's own last word.
-fn last_line(log: &PathBuf) -> String {
+fn last_line(log: &Path) -> String {
     let mut text = String::new();
     let read = File::open(log).and_then(|f| f.take(1 << 20).read_to_string(&mut text));
     let last = text.lines().rev().find(|l| !l.trim().is_empty());

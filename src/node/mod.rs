@@ -147,7 +147,7 @@ pub fn watch_node(
     let first = {
         let (look, (tell, hear)) = (ask(), std::sync::mpsc::channel());
         // The daemon does not wait for a dead network file system with its start.
-        std::thread::spawn(move || tell.send(look(disks)));
+        std::thread::spawn(move || drop(tell.send(look(disks))));
         hear.recv_timeout(LOOK).ok()
     };
     let (tell, view) = watch::channel(first.unwrap_or_else(|| ask()(|_| Vec::new())));
