@@ -26,6 +26,8 @@ from lab import Lab, docker, labd_binary, run, wait_for
 
 NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--")
 SUBNET = "198.18.171"
+# Of metadata, in bytes: what a process can be handed, and no more, is taken.
+LONGEST = 100_000
 
 
 @pytest.fixture(scope="module")
@@ -448,12 +450,6 @@ def test_labds_own_metrics_are_for_prometheus(lab):
     wait_for("Prometheus reads labd's metrics", up, 40)
 
 
-def test_the_rule_goes_with_the_lab(lab):
-    """The last test here: the lab is down afterwards."""
-    lab.labd("down", timeout=180)
-    assert rules() == []
-
-
 # ---- budgets ----
 
 
@@ -503,12 +499,16 @@ def answers(url):
 
 
 def test_many_fat_submissions_are_followed_or_refused(lab):
-    """Together they make Ray's list longer than labd reads at once."""
+    """Those of 920 kB made Ray's list longer than labd reads at once."""
     lab.wait_ready()
     fat = [f"fat-{n}" for n in range(72)]
     # They wait for what no node has: 72 drivers at once would be another test.
-    statuses = [post(lab, "/api/jobs/", {"submission_id": job, "entrypoint": "true", "entrypoint_num_gpus": 8,
-                                         "metadata": {"note": "x" * 920_000}}) for job in fat]
+    def submit(job, length):
+        return post(lab, "/api/jobs/", {"submission_id": job, "entrypoint": "true", "entrypoint_num_gpus": 8,
+                                        "metadata": {"note": "x" * length}})
+
+    assert {submit(job, 920_000) for job in fat} == {400}
+    statuses = [submit(job, LONGEST) for job in fat]
     assert set(statuses) <= {200, 413, 507}, statuses
     taken = [job for job, status in zip(fat, statuses) if status == 200]
     assert post(lab, "/api/jobs/", {"submission_id": "fat-none", "entrypoint": "true", "metadata": {"x": "x" * (2 << 20)}}) == 413
@@ -518,3 +518,12 @@ def test_many_fat_submissions_are_followed_or_refused(lab):
     for job in taken:
         lab.labd("jobs", "stop", job, check=False)
     wait_for("what was stopped is followed", lambda: all(lab.job(job)["outcome"] for job in taken), 240, every=2)
+
+
+# ---- the end ----
+
+
+def test_the_rule_goes_with_the_lab(lab):
+    """The last test here: the lab is down afterwards."""
+    lab.labd("down", timeout=180)
+    assert rules() == []

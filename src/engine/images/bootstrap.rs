@@ -94,7 +94,8 @@ pub(super) async fn bootstrap(
 
 /// Whether systemd has started labd. What it is kept from then (set-id files, mounting) is what debootstrap does.
 fn systemd_runs_it() -> bool {
-    std::env::var_os("INVOCATION_ID").is_some() && Path::new("/run/systemd/system").is_dir()
+    let root = rustix::process::geteuid().is_root();
+    root && std::env::var_os("INVOCATION_ID").is_some() && Path::new("/run/systemd/system").is_dir()
 }
 
 /// The command that runs a script from its standard input, in a unit of that name where there is one: an own service of
