@@ -1,6 +1,7 @@
 """labd under its unit, on real systemd with an engine: a first installation where no registry answers, an image that must be
 built, supervision, and what systemd says of its rights."""
 import contextlib
+import json
 import re
 
 import pytest
@@ -41,6 +42,9 @@ class UnitLab(Lab):
         self.machine("mkdir", "-p", "/etc/labd")
         self.machine("cp", self.config, "/etc/labd/labd.toml")
         self.socket = "/run/labd/labd.sock"
+        rows = json.loads(self.machine("/mnt/labd", "images", "list", "--json").stdout)
+        self.image = next(row["reference"] for row in rows if row["name"] == "ray")
+        docker("rmi", "-f", self.image, check=False)
 
     def labd(self, *argv, check=True, timeout=120, binary=None):
         binary = "/mnt/labd" if argv[0] == "install" else "/usr/local/bin/labd"
@@ -51,6 +55,7 @@ class UnitLab(Lab):
             super().down()
         finally:
             docker("rm", "-f", self.machine.id, check=False)
+            docker("rmi", "-f", self.image, check=False)
 
 
 @pytest.fixture(scope="module")
