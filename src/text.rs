@@ -28,6 +28,12 @@ pub(crate) fn path_segment(text: &str) -> String {
     segment
 }
 
+/// A word as a shell reads it.
+pub(crate) fn shell_word(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if text.chars().all(plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
+}
+
 /// Text without the logins of the addresses in it: what may be shown to anybody.
 pub(crate) fn without_logins(text: &str) -> String {
     with_logins_as("", text)

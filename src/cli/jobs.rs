@@ -13,7 +13,7 @@ use super::{
 use crate::{
     config::Bytes,
     snapshot::{JobOutcome, JobStatus, JobView, RunView, Snapshot},
-    text::path_segment,
+    text::{path_segment, shell_word},
     time::Timestamp,
 };
 
@@ -184,19 +184,13 @@ fn one(job: &Folded<'_>, run: Option<&RunView>, installs: &[&Value], now: Timest
             row("message", &newest.message);
         }
     }
-    row("its log", &format!("ray job logs -f {}", quoted(job.id)));
+    row("its log", &format!("ray job logs -f {}", shell_word(job.id)));
     paint_status(text, newest, style)
 }
 
 fn paint_status(text: String, newest: &JobView, style: Style) -> String {
     let word = newest.status.word();
     if style.color { text.replacen(word, &paint(word, job_paint(newest), style), 1) } else { text }
-}
-
-/// An id as a shell reads it.
-fn quoted(id: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    if id.chars().all(plain) { id.to_owned() } else { format!("'{}'", id.replace('\'', "'\\''")) }
 }
 
 #[cfg(test)]
@@ -300,6 +294,6 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part} is missing in\n{text}");
         }
-        assert_eq!(quoted("lr 0.01"), "'lr 0.01'");
+        assert_eq!(shell_word("lr 0.01"), "'lr 0.01'");
     }
 }

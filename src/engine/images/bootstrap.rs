@@ -25,6 +25,7 @@ use crate::{
         EngineError, LABEL_INPUTS,
         docker::{DockerEngine, SILENT, explain},
     },
+    text::shell_word,
 };
 
 /// Makes the base from a Debian mirror and gives it to the engine as `reference`.
@@ -41,9 +42,9 @@ pub(super) async fn bootstrap(
     variables.extend(settings.debian_mirror.clone().map(|mirror| ("DEBIAN_MIRROR".to_owned(), mirror)));
     let script = input(&String::from_utf8_lossy(&inputs::bootstrap_script()), &variables);
     let unit = systemd_runs_it().then(|| format!("labd-bootstrap-{}", std::process::id()));
-    let [program, args @ ..] = &*argv(unit.as_deref()) else { return Err(failed("there is nothing to run")) };
-    let mut command = Command::new(program);
-    command.args(args).process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut command = Command::from(shell(unit.as_deref()));
+    command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let program = command.as_std().get_program().display().to_string();
     let mut child = command.spawn().map_err(|e| failed(&format!("{program} cannot be run: {e}")))?;
     let (Some(mut stdin), Some(stdout), Some(stderr)) = (child.stdin.take(), child.stdout.take(), child.stderr.take())
     else {
@@ -100,14 +101,15 @@ fn systemd_runs_it() -> bool {
 
 /// The command that runs a script from its standard input, in a unit of that name where there is one: an own service of
 /// systemd's, as free as any other of root's.
-fn argv(unit: Option<&str>) -> Vec<String> {
-    let mut argv = Vec::new();
-    if let Some(unit) = unit {
-        let name = format!("--unit={unit}");
-        argv.extend(["systemd-run", "--quiet", "--collect", "--wait", "--pipe", &name].map(str::to_owned));
-    }
-    argv.extend(["bash", "-s"].map(str::to_owned));
-    argv
+fn shell(unit: Option<&str>) -> StdCommand {
+    let Some(unit) = unit else {
+        let mut shell = StdCommand::new("bash");
+        shell.arg("-s");
+        return shell;
+    };
+    let mut run = StdCommand::new("systemd-run");
+    run.args(["--quiet", "--collect", "--wait", "--pipe"]).arg(format!("--unit={unit}")).args(["bash", "-s"]);
+    run
 }
 
 /// A script with its environment, for a shell that reads it from its standard input: neither is seen in a list of processes,
@@ -115,7 +117,7 @@ fn argv(unit: Option<&str>) -> Vec<String> {
 fn input(script: &str, variables: &[(String, String)]) -> String {
     let mut text = String::new();
     for (name, value) in variables {
-        text.push_str(&format!("export {name}='{}'\n", value.replace('\'', r"'\''")));
+        text.push_str(&format!("export {name}={}\n", shell_word(value)));
     }
     // Read to its end before it begins, so that nothing it runs can take the rest for its own input.
     text + "{\n" + script + "\nexit\n} </dev/null\n"
@@ -212,16 +214,12 @@ mod tests {
         let login = "http://u:it's$HOME@p:3128".to_owned();
         let script = "trap 'printf end' EXIT\ncat\nprintf '%s ' \"$http_proxy\"";
         let text = input(script, &[("http_proxy".to_owned(), login.clone())]);
-        let argv = argv(None);
-        let mut child = StdCommand::new(&argv[0])
-            .args(&argv[1..])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("bash is there");
+        let mut child = shell(None).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("bash is there");
         child.stdin.take().expect("piped").write_all(text.as_bytes()).expect("written");
         let out = child.wait_with_output().expect("it ends");
         assert_eq!(String::from_utf8_lossy(&out.stdout), format!("{login} end"));
-        assert!(super::argv(Some("x")).join(" ").ends_with("--pipe --unit=x bash -s"));
+        let unit = shell(Some("x"));
+        let argv: Vec<_> = unit.get_args().map(|arg| arg.to_string_lossy()).collect();
+        assert!(argv.join(" ").ends_with("--pipe --unit=x bash -s"), "{argv:?}");
     }
 }
