@@ -183,8 +183,8 @@ impl DockerEngine {
         let version = client.version().await.map_err(|e| self.fail(&e))?;
         let info = client.info().await.map_err(|e| self.fail(&e))?;
         let options = info.security_options.unwrap_or_default();
-        let rootless = options.iter().any(|o| o.contains("rootless"));
-        let seccomp = options.iter().any(|o| o.contains("seccomp"));
+        let rootless = doctor::has_option(&options, "rootless");
+        let seccomp = doctor::has_option(&options, "seccomp");
         self.inner.rootless.store(rootless, Ordering::Relaxed);
         self.inner.seccomp.store(seccomp, Ordering::Relaxed);
         let root_dir = data_root(info.docker_root_dir);

@@ -126,7 +126,7 @@ impl DockerEngine {
 }
 
 /// Whether an engine has a security option, such as `name=userns` or `name=seccomp,profile=builtin`.
-fn has_option(options: &[String], name: &str) -> bool {
+pub(super) fn has_option(options: &[String], name: &str) -> bool {
     options.iter().any(|o| o.split(',').any(|part| part.strip_prefix("name=") == Some(name)))
 }
 
