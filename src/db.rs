@@ -13,6 +13,9 @@ use crate::{files, time::Timestamp};
 /// What SQLite adds to a database's name for the files beside it.
 const SIDES: [&str; 2] = ["-wal", "-shm"];
 
+/// Longest wait for another connection that holds a database.
+const BUSY: Duration = Duration::from_secs(2);
+
 /// Why a full disk takes nothing, in words.
 pub(crate) const FULL: &str = "the disk is full";
 
@@ -86,7 +89,7 @@ pub(crate) fn open(path: &Path, shape: &Shape) -> Result<Connection, OpenFailure
     if db.is_readonly(rusqlite::MAIN_DB)? {
         return Err(OpenFailure::NotNow("the file system or the file is read-only".into()));
     }
-    db.busy_timeout(Duration::from_secs(2))?;
+    db.busy_timeout(BUSY)?;
     // WAL survives a SIGKILL in either mode; FULL also keeps the last entries over a power cut, for one fsync per batch
     // that only the writer thread waits for.
     db.pragma_update(None, "journal_mode", "wal")?;
@@ -105,8 +108,7 @@ pub(crate) fn read<T>(
     read: impl FnOnce(&Connection) -> rusqlite::Result<T>,
 ) -> Result<T, OpenFailure> {
     // Not read-only: only who may write is allowed to keep the index in memory.
-    let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
-    db.busy_timeout(Duration::from_secs(2))?;
+    let db = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     db.pragma_update(None, "locking_mode", "exclusive")?;
     // The log stays for who can write it back.
     db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
@@ -134,9 +136,14 @@ fn io_in_words(e: &io::Error) -> String {
 
 /// Looks at the version without changing a byte.
 fn refuse_newer(path: &Path, shape: &Shape) -> Result<(), OpenFailure> {
-    let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
-    db.busy_timeout(Duration::from_secs(2))?;
-    is_ours(&db, shape)
+    is_ours(&connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?, shape)
+}
+
+/// A connection of one thread's to a database that is there. Who holds it is waited for a moment.
+pub(crate) fn connect(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
+    let db = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    db.busy_timeout(BUSY)?;
+    Ok(db)
 }
 
 /// Whether it is a database of this kind, of a version that this labd knows.

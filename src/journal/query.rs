@@ -11,6 +11,7 @@ use rusqlite::{Connection, OpenFlags, Row, params};
 use super::Kind;
 use super::Totals;
 use crate::{
+    db,
     incident::{Cause, Incident, KEPT},
     snapshot::Event,
     time::Timestamp,
@@ -49,9 +50,7 @@ impl EventQuery {
 
 /// Runs a query against the file.
 pub(super) fn events(path: &Path, query: &EventQuery) -> rusqlite::Result<Vec<Event>> {
-    let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
-    db.busy_timeout(Duration::from_secs(2))?;
-    select(&db, query)
+    select(&db::connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?, query)
 }
 
 /// Runs a query; the order is that of the numbers, unless `newest`, then the reverse.
