@@ -1242,14 +1242,18 @@ impl<E: Engine> Lab<E> {
 
     /// Keeps since when the container has not been what is wanted, over restarts of labd.
     fn mind_change(&mut self, name: &str, turn: &Turn, now: Now) {
-        let work = self.entries.get(name).and_then(|e| Some(self.work_on(e.spec.as_ref()?.container.address)));
-        let Some(entry) = self.entries.get_mut(name) else { return };
+        let Some(entry) = self.entries.get(name) else { return };
         let change = entry.change();
-        let worker = entry.kind() == Some(Kind::RayWorker);
-        match (change, turn) {
-            (None, _) if entry.ready() => entry.interrupted = None,
-            (Some(_), Turn::Now) if worker && entry.ready() => entry.interrupted = work.filter(|w| *w != Work::Unknown),
-            _ => {}
+        let interrupted = match (change, turn, &entry.spec) {
+            (None, ..) if entry.ready() => Some(None),
+            (Some(_), Turn::Now, Some(spec)) if spec.kind == Kind::RayWorker && entry.ready() => {
+                Some(Some(self.work_on(spec.container.address)).filter(|w| *w != Work::Unknown))
+            }
+            _ => None,
+        };
+        let Some(entry) = self.entries.get_mut(name) else { return };
+        if let Some(work) = interrupted {
+            entry.interrupted = work;
         }
         if change.is_none() {
             entry.changed = None;
