@@ -56,8 +56,8 @@ pub(super) async fn run(global: &Global, args: &args::Run) -> Result<(), Failure
     Ok(daemon::run(options).await?)
 }
 
-/// What the daemon would want.
-async fn wish(global: &Global, simulate: Option<u32>) -> Result<(Wish, DockerEngine), Failure> {
+/// What the daemon would want, and what the machine has become since the lab was planned for it.
+async fn wish(global: &Global, simulate: Option<u32>) -> Result<(Wish, DockerEngine, Option<String>), Failure> {
     let (config, _) = Config::load(&global.config)?;
     let engine = DockerEngine::connect(&config.engine.socket, &config.lab.name)
         .map_err(|e| Failure::new(Exit::Config, e.to_string()))?;
@@ -73,10 +73,11 @@ async fn wish(global: &Global, simulate: Option<u32>) -> Result<(Wish, DockerEng
     };
     let facts = node::facts();
     let gpus = daemon::look_at_gpus(&facts, &config, simulate, &engine).await;
+    let drift = pins.machine.as_ref().and_then(|planned| pins::drift(planned, &facts));
     // What a daemon is, or would be, planned for.
     let facts = Arc::new(Mutex::new(pins.machine.unwrap_or(facts)));
     let machine = Machine { facts, simulate, subnet, gpus };
-    Ok((daemon::wish(config, &global.config, &machine, true)?, engine))
+    Ok((daemon::wish(config, &global.config, &machine, true)?, engine, drift))
 }
 
 /// How many GPUs the daemon simulates, where one runs: it may have been told so by its own argument.
@@ -88,7 +89,7 @@ async fn simulated(global: &Global) -> Option<u32> {
 
 /// Prints what labd.toml and the machine come to.
 pub(super) async fn plan(global: &Global, args: &args::Plan, out: &mut Out) -> Result<(), Failure> {
-    let (wish, _) = wish(global, args.run.simulate_gpus).await?;
+    let (wish, ..) = wish(global, args.run.simulate_gpus).await?;
     if args.json.json {
         return out.json(&wish.view);
     }
@@ -145,7 +146,7 @@ struct Difference {
 
 /// Prints which containers labd.toml and the machine would change, when and why.
 pub(super) async fn diff(global: &Global, args: &args::Plan, out: &mut Out) -> Result<(), Failure> {
-    let (wish, engine) = wish(global, args.run.simulate_gpus).await?;
+    let (wish, engine, drift) = wish(global, args.run.simulate_gpus).await?;
     let failed = |e: EngineError| Failure::new(Exit::Failure, e.to_string());
     let mut all = Vec::new();
     for spec in &wish.plan.services {
@@ -165,8 +166,7 @@ pub(super) async fn diff(global: &Global, args: &args::Plan, out: &mut Out) -> R
         let rows: Vec<Vec<String>> = all.into_iter().map(|d| vec![d.service, d.when, shortened(&d.why)]).collect();
         out.text(&table(&["SERVICE", "WHEN", "WHY"], &rows))?;
     }
-    let planned = pins::load(&wish.config.lab.data_dir).machine;
-    match planned.and_then(|planned| pins::drift(&planned, &node::facts())) {
+    match drift {
         Some(line) => out.line(&format!("the machine is another than the lab was planned for: {line}")),
         None => Ok(()),
     }
@@ -240,7 +240,7 @@ pub(super) fn config(global: &Global, command: args::Config, out: &mut Out) -> R
 
 /// `labd images list|build|pull|prune`.
 pub(super) async fn images(global: &Global, command: args::Images, out: &mut Out) -> Result<(), Failure> {
-    let (wish, engine) = wish(global, None).await?;
+    let (wish, engine, _) = wish(global, None).await?;
     engine.check().await.map_err(|e| Failure::new(Exit::Failure, e.to_string()))?;
     let (names, pull) = match command {
         args::Images::List(json) => return list(global, &wish, engine, json.json, out).await,
