@@ -6,7 +6,8 @@
 # make check   what needs no engine: format, lints, unit and property tests, the scripts inside the containers; SIM_SECONDS=N: for how
 #              long histories are simulated (120)
 # make dist    dist/labd: one static file, the GPU probes inside, for any distribution since 2018
-# make chaos   N random faults over a running training job (N=50, SEED=...); ENGINE=1: also the engine is restarted
+# make chaos   N random faults over a running training job (N=50, SEED=...), its clock set among them; ENGINE=1: also the engine
+#              is restarted
 # make bench   recovery and bring-up, as ratios against what a user would run instead
 SHELL := /bin/bash
 export PATH := $(HOME)/.cargo/bin:$(PATH)
@@ -44,8 +45,9 @@ test: check
 
 chaos:
 	@scripts/engine.sh start
-	@$(MAKE) --no-print-directory build
-	LABD=$(CURDIR)/$(LABD) tests/chaos.py -n $(or $(N),50) $(if $(SEED),--seed $(SEED)) $(if $(ENGINE),--engine-restart)
+	@scripts/tools.sh build
+	cargo build --release --quiet --features test-clock --target-dir target/chaos
+	LABD=$(CURDIR)/target/chaos/release/labd tests/chaos.py --clock -n $(or $(N),50) $(if $(SEED),--seed $(SEED)) $(if $(ENGINE),--engine-restart)
 
 bench:
 	@scripts/engine.sh start

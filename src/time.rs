@@ -17,7 +17,7 @@ impl Timestamp {
         if let Some(now) = simulated::now() {
             return now;
         }
-        Self(jiff::Timestamp::now().as_millisecond())
+        Self::told(jiff::Timestamp::now().as_millisecond())
     }
 
     /// From milliseconds since the Unix epoch.
@@ -30,10 +30,26 @@ impl Timestamp {
         self.0
     }
 
+    /// What another program on this machine calls a time, in milliseconds since the Unix epoch: the engine, Ray, the store.
+    /// It reads the same clock, which may have been set since.
+    pub fn told(ms: i64) -> Self {
+        #[cfg(feature = "test-clock")]
+        let ms = stepped::shown(ms);
+        Self(ms)
+    }
+
+    /// This time as other programs on this machine call it, in milliseconds since the Unix epoch.
+    pub fn as_told(self) -> i64 {
+        #[cfg(feature = "test-clock")]
+        return stepped::told(self.0);
+        #[cfg(not(feature = "test-clock"))]
+        self.0
+    }
+
     /// Parses RFC 3339, as engines write it. `None` for the engine's "never" (year 1) and for anything unreadable.
     pub fn parse(text: &str) -> Option<Self> {
         let at: jiff::Timestamp = text.parse().ok()?;
-        (at.as_millisecond() > 0).then(|| Self(at.as_millisecond()))
+        (at.as_millisecond() > 0).then(|| Self::told(at.as_millisecond()))
     }
 
     /// This moment plus `d`; saturates at the end of time.
@@ -51,6 +67,55 @@ impl Timestamp {
     /// How long ago `earlier` was; zero when it lies in the future (clocks step).
     pub fn since(self, earlier: Self) -> Duration {
         between(earlier.0, self.0)
+    }
+}
+
+/// A wall clock that a test sets while the machine's stays as it is, for `make chaos`: each line of the file that
+/// [`stepped::FILE`] names is a step, when it was made by the machine's clock and by how much, in milliseconds. All times that
+/// labd reads or is told go through it, so that to labd it looks as if everybody's clock had been set.
+#[cfg(feature = "test-clock")]
+mod stepped {
+    use std::{
+        sync::{Mutex, PoisonError},
+        time::{Duration, Instant},
+    };
+
+    /// Names the file.
+    const FILE: &str = "LABD_TEST_CLOCK";
+    /// The file is read so often.
+    const FRESH: Duration = Duration::from_millis(20);
+    static READ: Mutex<Option<(Instant, Vec<(i64, i64)>)>> = Mutex::new(None);
+
+    fn steps() -> Vec<(i64, i64)> {
+        let mut read = READ.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, steps)) = read.as_ref().filter(|(at, _)| at.elapsed() < FRESH) {
+            return steps.clone();
+        }
+        let text = std::env::var_os(FILE).and_then(|path| std::fs::read_to_string(path).ok()).unwrap_or_default();
+        let step = |line: &str| line.split_once(' ').and_then(|(at, by)| Some((at.parse().ok()?, by.parse().ok()?)));
+        let steps: Vec<(i64, i64)> = text.lines().filter_map(step).collect();
+        *read = Some((Instant::now(), steps.clone()));
+        steps
+    }
+
+    /// What that clock showed when the machine's showed `ms`.
+    pub(super) fn shown(ms: i64) -> i64 {
+        ms + steps().iter().filter(|(at, _)| *at <= ms).map(|(_, by)| by).sum::<i64>()
+    }
+
+    /// What the machine's clock showed when that one showed `ms`: the first time, where it was set back over that.
+    pub(super) fn told(ms: i64) -> i64 {
+        let (mut offset, mut told) = (0, None);
+        for (at, by) in steps() {
+            // It was shown before this step, or jumped over by it.
+            if told.is_none() && ms - offset < at {
+                told = Some(ms - offset);
+            } else if told.is_none() && ms < at + offset + by {
+                told = Some(at);
+            }
+            offset += by;
+        }
+        told.unwrap_or(ms - offset)
     }
 }
 

@@ -2,7 +2,7 @@
 """Random faults over a training job in a lab of its own, with real containers and a real store; then: is all that was done
 still there, once, and is everything well again?
 
-    tests/chaos.py [-n 50] [--seed 1] [--engine-restart] [--json]
+    tests/chaos.py [-n 50] [--seed 1] [--engine-restart] [--clock] [--json]
 
 The seed gives the faults and their order, and the kind of job: an odd seed's job is a student's (no run name, no failure
 allowed), an even seed's names its run and allows every failure. How far the lab is when a fault strikes differs from run to
@@ -55,7 +55,9 @@ class Fault:
 
 
 # How often each kind is drawn, relative to the others.
-WEIGHTS = {"kill": 6, "freeze": 3, "kill-labd": 3, "cut": 3, "store-away": 2, "disk-full": 2, "engine-restart": 2}
+WEIGHTS = {"kill": 6, "freeze": 3, "kill-labd": 3, "cut": 3, "store-away": 2, "disk-full": 2, "engine-restart": 2, "clock": 2}
+# These need more than a lab: an engine that nobody else uses, and a labd built with the feature `test-clock`.
+SPECIAL = {"engine-restart", "clock"}
 
 
 def plan(seed, count, kinds=tuple(WEIGHTS)):
@@ -76,6 +78,7 @@ def fault(kind, rng):
         "store-away": lambda: ("minio", 20),
         "disk-full": lambda: ("data_dir", rng.uniform(5, 15)),
         "engine-restart": lambda: ("engine", 0),
+        "clock": lambda: (rng.choice(["+3600", "-3600", "+3600", "-3600", "+40", "-40"]), 0),
     }[kind]()
     # Half of them strike a lab that is well, the others one that may not be yet; 0 is two at once.
     pause = rng.choice([None, None, None, 0, rng.uniform(0, 3), rng.uniform(3, 15)])
@@ -116,6 +119,9 @@ class ChaosLab(Lab):
     def __init__(self, name, subnet):
         super().__init__(name, subnet, extra="[jobs]\nresubmissions = 1000\n[services.grafana]\nenabled = false\n")
         self.data_dir.mkdir()
+        # The wall clock as labd sees it, a step in each line; the machine's own is left alone.
+        self.clock = self.dir / "clock"
+        os.environ["LABD_TEST_CLOCK"] = str(self.clock)
         mounted = run("mount", "-t", "tmpfs", "-o", f"size={DISK},mode=0755", name, self.data_dir, check=False)
         self.small_disk = mounted.returncode == 0
         self.systemd = None
@@ -241,8 +247,12 @@ class Faults:
         run(engine, "stop")
         run(engine, "start")
 
+    def set_clock(self, fault):
+        with open(self.lab.clock, "a") as clock:
+            clock.write(f"{int(time.time() * 1000)} {int(fault.target) * 1000}\n")
+
     def do(self, fault):
-        return getattr(self, fault.kind.replace("-", "_"))(fault)
+        return getattr(self, {"clock": "set_clock"}.get(fault.kind, fault.kind.replace("-", "_")))(fault)
 
 
 # ---- what must be true all the time ----
@@ -492,11 +502,14 @@ def main():
     args.add_argument("-n", type=int, default=50, help="how many faults (default: 50)")
     args.add_argument("--seed", type=int, default=None, help="default: another one each time")
     args.add_argument("--engine-restart", action="store_true", help="restart the engine, too: only where nobody else uses it")
+    args.add_argument("--clock", action="store_true", help="set labd's wall clock, too: for a labd that was built with the feature "
+                      "test-clock")
     args.add_argument("--only", help="only these kinds of faults, with commas between them: " + ", ".join(WEIGHTS))
     args.add_argument("--json", action="store_true")
     args = args.parse_args()
     seed = random.randrange(1 << 31) if args.seed is None else args.seed
-    kinds = args.only.split(",") if args.only else [k for k in WEIGHTS if k != "engine-restart" or args.engine_restart]
+    left_out = SPECIAL - ({"engine-restart"} if args.engine_restart else set()) - ({"clock"} if args.clock else set())
+    kinds = args.only.split(",") if args.only else [k for k in WEIGHTS if k not in left_out]
     if unknown := set(kinds) - set(WEIGHTS):
         sys.exit(f"chaos: no such fault: {', '.join(sorted(unknown))}; there are {', '.join(WEIGHTS)}")
     say = lambda line: print(line, file=sys.stderr if args.json else sys.stdout, flush=True)  # noqa: E731

@@ -232,7 +232,7 @@ impl DockerEngine {
     pub async fn events(&self, since: Option<Timestamp>) -> Result<BoxStream<'static, Nudge>, EngineError> {
         let client = self.client().await?;
         // Always a time: the request goes out when the stream is first polled, and nothing may be missed until then.
-        let since = since.unwrap_or_else(Timestamp::now).as_millis();
+        let since = since.unwrap_or_else(Timestamp::now).as_told();
         let actions = ["create", "start", "die", "oom", "stop", "kill", "destroy", "pause", "unpause", "rename"];
         let options = EventsOptions {
             since: Some(format!("{}.{:03}000000", since.div_euclid(1000), since.rem_euclid(1000))),
@@ -638,7 +638,7 @@ fn nudge(event: EventMessage) -> Option<Nudge> {
         _ => Happened::Other,
     };
     let ms = event.time_nano.map(|n| n / 1_000_000).or(event.time.map(|s| s * 1000)).unwrap_or_default();
-    Some(Nudge { service, id: actor.id.unwrap_or_default(), what, at: Timestamp::from_millis(ms) })
+    Some(Nudge { service, id: actor.id.unwrap_or_default(), what, at: Timestamp::told(ms) })
 }
 
 #[cfg(test)]

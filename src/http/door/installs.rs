@@ -201,7 +201,7 @@ impl Book {
         self.store_bytes = report.store_bytes.or(self.store_bytes);
         let was_over = self.entries.get(&key).and_then(|kept| kept.view.ended_at);
         // A clock that is wrong in there must not show an installation from tomorrow.
-        let since = Timestamp::from_millis(report.since_ms.clamp(0, now.as_millis()));
+        let since = Timestamp::told(report.since_ms.clamp(0, now.as_told()));
         let over = matches!(report.phase, InstallPhase::Done | InstallPhase::Failed);
         let view = InstallView {
             node: report.node,
