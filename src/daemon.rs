@@ -142,8 +142,7 @@ pub fn wish(config: Config, path: &Path, machine: &Machine, pretend: bool) -> Re
     let (plan, sizes) = plan::make(&inputs).map_err(misfit)?;
     let Inputs { config, node, gpus, secrets, .. } = inputs;
     let view = PlanView { node, gpus, sizes, plan };
-    // Plain data with string keys always serialises.
-    let json = serde_json::to_value(&view).unwrap_or_default();
+    let json = view.to_json();
     let credentials = credentials(&config, &secrets);
     let store = config.s3.as_ref().map(|s3| Store {
         endpoint: s3.endpoint.clone(),

@@ -31,6 +31,7 @@ use crate::{
     node::{NodeFacts, gpu::Gpu},
     secret::Secret,
     snapshot::Link,
+    text::without_logins,
 };
 use sizes::Sizes;
 use spec::{
@@ -310,6 +311,24 @@ pub struct PlanView {
     pub sizes: Sizes,
     /// The services, secrets as fingerprints.
     pub plan: Plan,
+}
+
+impl PlanView {
+    /// The plan as anybody may read it: no address shows a login, wherever in the plan it stands.
+    pub fn to_json(&self) -> serde_json::Value {
+        fn hide(value: &mut serde_json::Value) {
+            match value {
+                serde_json::Value::String(text) => *text = without_logins(text),
+                serde_json::Value::Array(all) => all.iter_mut().for_each(hide),
+                serde_json::Value::Object(all) => all.values_mut().for_each(hide),
+                _ => {}
+            }
+        }
+        // Plain data with string keys always serialises.
+        let mut json = serde_json::to_value(self).unwrap_or_default();
+        hide(&mut json);
+        json
+    }
 }
 
 /// Where people go, given the ports as they are published. No credentials.

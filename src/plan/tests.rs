@@ -394,6 +394,21 @@ fn the_labs_packages_are_part_of_the_ray_image_alone() {
     assert_eq!(said, ["a\nb\nc==1\nd", "none", "1"]);
 }
 
+#[test]
+fn no_login_of_an_address_is_in_the_plan_that_is_shown() {
+    let index = "https://me:tttt-pw@index.example.org/simple";
+    let toml = format!(
+        "[images.build]\ntorch = \"{index}\"\npip_index_url = \"{index}\"\n\
+         http_proxy = \"http://me:tttt-pw@proxy:3128\"\n[ray]\nenv = {{ MINE = \"{index}\" }}"
+    );
+    let inputs = inputs(&toml, 1, 32);
+    let (plan, sizes) = make(&inputs).expect("a plan");
+    let view = PlanView { node: inputs.node, gpus: inputs.gpus, sizes, plan };
+    let shown = view.to_json().to_string();
+    assert!(!shown.contains("tttt-pw"), "{shown}");
+    assert!(shown.contains("https://index.example.org/simple"));
+}
+
 proptest! {
     #[test]
     fn sizes_fit_any_host(gpus in 1_u32..=16, mib in 8_192_u64..=2 * 1024 * 1024, cpus in 1_u32..=512) {
