@@ -816,6 +816,16 @@ mod tests {
     }
 
     #[test]
+    fn a_host_folder_is_read_only_unless_a_person_says_otherwise() {
+        let read = |more: &str| {
+            let text = format!("[[mounts]]\nsource = \"/data\"\ntarget = \"/mnt\"\n{more}");
+            Config::parse(Path::new("labd.toml"), &text).expect("valid").mounts[0].read_only
+        };
+        assert!(read(""));
+        assert!(!read("read_only = false"));
+    }
+
+    #[test]
     fn a_named_file_must_exist() {
         let error = Config::load(Path::new("/nowhere/labd.toml")).expect_err("missing").to_string();
         assert!(error.starts_with("/nowhere/labd.toml: cannot be read"), "{error}");

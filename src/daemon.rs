@@ -323,6 +323,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let (engine_view, nudges) = listen::spawn(engine.clone(), heard);
     let (tell_config, configs) = watch::channel(Arc::new(config.clone()));
     let (incidents, all_incidents) = watch::channel(Arc::new(Vec::new()));
+    let (looked_at, looks) = watch::channel(None);
     let (tell_loads, loads) = watch::channel(Arc::default());
     let gpus = keep_gpus(
         &facts,
@@ -379,6 +380,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         ray: ray.watch(),
         follow: ray.follow(),
         incidents: all_incidents,
+        looked_at: looks,
         snapshot: snapshots.clone(),
         config: configs.clone(),
         journal: journal.clone(),
@@ -452,6 +454,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         config: tell_config,
         snapshot,
         incidents,
+        looked_at,
         seed: rand::random(),
         plan,
         credentials,

@@ -207,6 +207,7 @@ mod tests {
             ended_at: None,
             driver_node: None,
             exit_code: None,
+            attempt: None,
         }
     }
 

@@ -84,7 +84,10 @@ mod tests {
             for (method, path) in [
                 ("POST", "/api/v1/services/minio/stop"),
                 ("POST", "/api/v1/reload"),
+                ("POST", "/api/v1/apply"),
                 ("POST", "/api/v1/down"),
+                ("POST", "/api/v1/gpus/GPU-1/release"),
+                ("GET", "/api/v1/jobs/a/logs"),
                 ("GET", "/api/v1/credentials"),
                 ("GET", "/api/v1/services/minio/logs"),
             ] {

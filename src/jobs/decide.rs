@@ -187,9 +187,13 @@ pub struct World<'a> {
     pub nodes: &'a [RayNode],
     /// What ended lately.
     pub incidents: &'a [Incident],
-    /// What ended lately may not be known yet: a service that can take a job along is ending, or labd or the engine was
-    /// away a moment ago.
+    /// A service that can take a job along is ending: what that will do to jobs is not known yet.
     pub ending: bool,
+    /// Every container that can take a job along was looked at since then, so what ended before is among the incidents. The
+    /// engine may hang, or labd may just have been started.
+    pub looked_at: Timestamp,
+    /// How long ago labd first heard that Ray calls a job failed, by a clock that is never set.
+    pub failed_for: &'a BTreeMap<String, Duration>,
     /// When services that can take a job along did not answer, without having ended: one that hangs is no incident for half a
     /// minute, and none at all when it answers again by then.
     pub silences: &'a [Silence],
@@ -272,14 +276,16 @@ pub enum Move {
 /// What follows from what is known, for every job that has not ended.
 pub fn decide(book: &BTreeMap<String, Job>, world: &World<'_>, policy: Policy, now: Timestamp) -> Vec<Move> {
     let open = book.values().filter(|job| !matches!(job.state, State::Ended { .. }));
-    open.filter_map(|job| match &job.state {
+    let one = |job: &Job| match &job.state {
         // Ray's word may come after the death of the node that it ended on.
         State::Kept { .. } if before(book, job).is_some_and(|old| succeeded(old, world)) => {
             Some(Move::End(job.id.clone(), Outcome::Succeeded))
         }
         State::Kept { not_before, .. } => {
             let lacks = world.present().lacks(&job.submission);
-            (lacks.is_none() && now >= *not_before).then(|| Move::Hand(job.id.clone()))
+            // None is so far away, unless the clock was set back.
+            let due = now >= *not_before || not_before.since(now) > LONGEST_WAIT;
+            (lacks.is_none() && due).then(|| Move::Hand(job.id.clone()))
         }
         State::Handed(handed) => match judge(job, handed, world, now) {
             Verdict::Going(known) if known == *handed => {
@@ -290,8 +296,33 @@ pub fn decide(book: &BTreeMap<String, Job>, world: &World<'_>, policy: Policy, n
             Verdict::Lost { why, dead } => Some(lose(book, job, handed, why, dead, world, policy, now)),
         },
         State::Ended { .. } => None,
-    })
-    .collect()
+    };
+    open.filter_map(|job| successor(book, job, world, now).or_else(|| one(job))).collect()
+}
+
+/// Ray already has the attempt that takes this one's place: labd was killed before it could write that down, as on a full
+/// disk. A further one would run beside it.
+fn successor(book: &BTreeMap<String, Job>, job: &Job, world: &World<'_>, now: Timestamp) -> Option<Move> {
+    let told = world.jobs?;
+    let is_next = |entry: &&RayJob| {
+        let later = entry.attempt.as_ref().is_some_and(|(root, n)| *root == job.root && *n > job.attempt);
+        // One of an id that was used before began before this one came, or by a clock that was set back since.
+        let began = entry.started_at.filter(|&at| at >= job.submitted_at && at <= told.asked_at);
+        later && began.is_some() && !book.contains_key(&entry.submission_id)
+    };
+    let next = told.jobs.iter().filter(is_next).max_by_key(|entry| entry.attempt.as_ref().map(|(_, n)| *n))?;
+    let began = next.started_at.unwrap_or(now);
+    let id = next.submission_id.clone();
+    let replacement = Job {
+        id: id.clone(),
+        attempt: next.attempt.as_ref().map_or(job.attempt, |(_, n)| *n),
+        submitted_at: began,
+        note: None,
+        state: State::Handed(Handed::new(began)),
+        ..job.clone()
+    };
+    let why = "labd was killed before it could write down why".to_owned();
+    Some(Move::Replace(job.id.clone(), Outcome::Lost { why, next: Next::As(id) }, Box::new(replacement)))
 }
 
 /// When to decide again even if nothing changes.
@@ -383,9 +414,16 @@ pub fn deleted(job: &Job, told: Option<JobStatus>) -> Option<Outcome> {
         JobStatus::Succeeded => Some(Outcome::Succeeded),
         JobStatus::Stopped => Some(Outcome::Stopped),
         JobStatus::Failed if stop_asked => Some(Outcome::Stopped),
-        JobStatus::Failed => Some(Outcome::Failed { why: "its owner deleted it after it failed".to_owned() }),
+        JobStatus::Failed => Some(Outcome::Failed { why: "its owner asked to delete it after it failed".to_owned() }),
         JobStatus::Pending | JobStatus::Running => None,
     }
+}
+
+/// Since when something is so: from now on where that is new, or where the clock was set back since.
+fn since(known: &mut Option<Timestamp>, now: Timestamp) -> Timestamp {
+    let since = known.filter(|&at| at <= now).unwrap_or(now);
+    *known = Some(since);
+    since
 }
 
 fn judge(job: &Job, handed: &Handed, world: &World<'_>, now: Timestamp) -> Verdict {
@@ -398,7 +436,7 @@ fn judge(job: &Job, handed: &Handed, world: &World<'_>, now: Timestamp) -> Verdi
         if let Some(outcome) = known.deleting.and_then(|last| deleted(job, Some(last))) {
             return Verdict::Ended(outcome);
         }
-        let since = *known.missing_since.get_or_insert(now);
+        let since = since(&mut known.missing_since, now);
         // One list is not believed, however long ago it came.
         let again = world.jobs.is_some_and(|list| list.asked_at > since);
         if now.since(since) < MISSING || !again {
@@ -416,7 +454,9 @@ fn judge(job: &Job, handed: &Handed, world: &World<'_>, now: Timestamp) -> Verdi
     }
     let own_runs = world.runs.iter().filter(|run| run.submission_id.as_ref() == Some(&job.id));
     known.workers.extend(own_runs.flat_map(|run| &run.attempts).flat_map(|attempt| &attempt.workers));
-    let life = Life { began, ended: told.ended_at.unwrap_or(now) };
+    let ended = told.ended_at.unwrap_or(now);
+    // Where the clock was set back meanwhile, nothing is known of its beginning.
+    let life = Life { began: if began > ended { Timestamp::default() } else { began }, ended, now };
     match told.status {
         JobStatus::Succeeded => Verdict::Ended(Outcome::Succeeded),
         JobStatus::Stopped => Verdict::Ended(Outcome::Stopped),
@@ -430,19 +470,21 @@ fn judge(job: &Job, handed: &Handed, world: &World<'_>, now: Timestamp) -> Verdi
 fn going(job: &Job, told: &RayJob, mut known: Handed, life: Life, world: &World<'_>, now: Timestamp) -> Verdict {
     // Its driver's container ended since: whatever Ray still says, it does not run any more. One that is only asked to end
     // runs on for a while, and Ray says when that is over.
-    let died =
-        |i: &&Incident| life.saw_begin(i) && i.cause != Cause::Asked && i.cause.ends() && on_driver(i, &known, world);
+    let is_alive = world.reachable && world.nodes.iter().any(|n| n.alive && told.driver_node.as_ref() == Some(&n.id));
+    // An end that the clock was set back after may seem to be later than the start of a node that took its place.
+    let is_older = |i: &Incident| i.noticed_at > now || i.ready_at.is_some_and(|back| back < i.died_at);
+    let died = |i: &&Incident| {
+        let ended = life.saw_begin(i) && i.cause != Cause::Asked && i.cause.ends() && on_driver(i, &known, world);
+        ended && !(is_alive && is_older(i))
+    };
     if let Some(incident) = world.incidents.iter().find(died) {
         if known.stop_asked {
             return Verdict::Ended(Outcome::Stopped);
         }
         return Verdict::Lost { why: in_words(incident), dead: true };
     }
-    let orphaned = told.driver_node.is_some()
-        && world.reachable
-        && !world.nodes.iter().any(|n| n.alive && told.driver_node.as_ref() == Some(&n.id));
-    if orphaned {
-        let since = *known.orphaned_since.get_or_insert(now);
+    if told.driver_node.is_some() && world.reachable && !is_alive {
+        let since = since(&mut known.orphaned_since, now);
         if now.since(since) >= ORPHANED {
             return Verdict::Lost { why: "the node of its driver left the Ray cluster".to_owned(), dead: false };
         }
@@ -464,10 +506,15 @@ fn going(job: &Job, told: &RayJob, mut known: Handed, life: Life, world: &World<
 
 /// Ray says it failed: by its own error?
 fn failed(told: &RayJob, known: &Handed, life: Life, world: &World<'_>, now: Timestamp) -> Verdict {
-    let age = now.since(life.ended);
+    // By the clock as it is now: it may have been set back since.
+    let heard = now.minus(world.failed_for.get(&told.submission_id).copied().unwrap_or_default());
+    let ended = if life.ended <= now { life.ended } else { heard };
+    let age = now.since(ended);
     let hangs = |s: &Silence| now.since(s.to) < SETTLED && !is_foreign(&s.service, known, world);
     let unanswered = !world.store || world.silences.iter().any(hangs);
-    let unsettled = age < SETTLED || world.ending || (unanswered && age < UNSURE);
+    // Without the engine's word nobody knows what died: that is waited for however long it takes.
+    let unseen = world.looked_at < ended;
+    let unsettled = age < SETTLED || world.ending || unseen || (unanswered && age < UNSURE);
     let own = |why: String| Verdict::Ended(Outcome::Failed { why });
     let near = |names: &dyn Fn(&Incident) -> bool| {
         world.incidents.iter().rev().find(|i| life.saw(i, world) && life.ended_by(i, world) && names(i)).map(in_words)
@@ -512,6 +559,8 @@ fn failed(told: &RayJob, known: &Handed, life: Life, world: &World<'_>, now: Tim
 struct Life {
     began: Timestamp,
     ended: Timestamp,
+    /// The present, by which a time in the future was before the clock was set back.
+    now: Timestamp,
 }
 
 impl Life {
@@ -523,7 +572,7 @@ impl Life {
     /// Whether the job was there while it lasted: what was away when a job began is no less in its way. A node is given no
     /// work any more once it is known to be dead; the store and the head are asked all the time.
     fn saw(self, i: &Incident, world: &World<'_>) -> bool {
-        let over = if is_shared(&i.service) { over(i, world) } else { Some(i.noticed_at) };
+        let over = if is_shared(&i.service) { self.over(i, world) } else { Some(i.noticed_at) };
         i.died_at <= self.ended && over.is_none_or(|over| over >= self.began)
     }
 
@@ -534,18 +583,20 @@ impl Life {
 
     /// Whether it happened, or was not over, shortly before the job's end. What is held by hand may be so for days.
     fn ended_by(self, i: &Incident, world: &World<'_>) -> bool {
-        let lasts = i.cause != Cause::Asked && over(i, world).is_none_or(|back| self.ended <= back.plus(AFTERMATH));
+        let lasts =
+            i.cause != Cause::Asked && self.over(i, world).is_none_or(|back| self.ended <= back.plus(AFTERMATH));
         lasts || self.ended <= i.died_at.plus(AFTERMATH)
     }
-}
 
-/// When it was over: its service was ready again, or ended once more before it was.
-fn over(incident: &Incident, world: &World<'_>) -> Option<Timestamp> {
-    let next = || {
-        let same = |i: &&Incident| i.service == incident.service && i.cause.ends() && i.died_at > incident.died_at;
-        world.incidents.iter().filter(same).map(|i| i.died_at).min()
-    };
-    incident.ready_at.or_else(next)
+    /// When it was over: its service was ready again, or ended once more before it was.
+    fn over(self, incident: &Incident, world: &World<'_>) -> Option<Timestamp> {
+        let next = || {
+            let same = |i: &&Incident| i.service == incident.service && i.cause.ends() && i.died_at > incident.died_at;
+            world.incidents.iter().filter(same).map(|i| i.died_at).min()
+        };
+        // When in the past that was is not known any more where the clock was set back since.
+        incident.ready_at.map(|back| if back > self.now { incident.died_at } else { back }).or_else(next)
+    }
 }
 
 fn at(incident: &Incident, world: &World<'_>) -> Option<Ipv4Addr> {
@@ -571,7 +622,7 @@ fn is_shared(service: &str) -> bool {
 }
 
 /// Services whose death can take a job along.
-pub(super) fn is_infrastructure(service: &str) -> bool {
+pub fn is_infrastructure(service: &str) -> bool {
     service.starts_with("ray-") || service == "minio"
 }
 
@@ -735,6 +786,7 @@ mod tests {
             ended_at: ended.map(ts),
             driver_node: Some(vec![1]),
             exit_code: Some(1),
+            attempt: None,
         }
     }
 
@@ -773,6 +825,9 @@ mod tests {
         nodes: Vec<RayNode>,
         reachable: bool,
         ending: bool,
+        /// When the engine was last asked for everything, where that is not now.
+        looked_at: Option<i64>,
+        failed_for: BTreeMap<String, Duration>,
         silences: Vec<Silence>,
         store: bool,
         runs: Vec<TrainRun>,
@@ -792,6 +847,8 @@ mod tests {
                 nodes,
                 reachable: true,
                 ending: false,
+                looked_at: None,
+                failed_for: BTreeMap::new(),
                 silences: Vec::new(),
                 store: true,
                 runs: Vec::new(),
@@ -812,6 +869,8 @@ mod tests {
                 nodes: &self.nodes,
                 incidents: &self.incidents,
                 ending: self.ending,
+                looked_at: ts(self.looked_at.unwrap_or(self.now)),
+                failed_for: &self.failed_for,
                 silences: &self.silences,
                 store: self.store,
                 runs: &self.runs,
@@ -1059,6 +1118,15 @@ mod tests {
         assert!(case.lost().is_some(), "it was there");
         case.nodes[0].started_at = ts(502);
         assert_eq!(case.lost(), None, "it began on the node that came back");
+        // The clock was set back between its node's end and its start.
+        for (noticed, ready) in [(1_040, None), (900, Some(450))] {
+            case.nodes[0].started_at = ts(440);
+            (case.incidents[0].noticed_at, case.incidents[0].ready_at) = (ts(noticed), ready.map(ts));
+            assert_eq!(case.lost(), None, "and Ray calls the node alive that it runs on");
+            case.nodes[0].alive = false;
+            assert!(case.lost().is_some());
+            case.nodes[0].alive = true;
+        }
     }
 
     #[test]
@@ -1083,6 +1151,8 @@ mod tests {
                     nodes: &nodes,
                     incidents: &[],
                     ending: false,
+                    looked_at: ts(1000),
+                    failed_for: &BTreeMap::new(),
                     silences: &[],
                     store: true,
                     runs: &[],
@@ -1179,6 +1249,72 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_a_jobs_own_error_before_the_engine_has_told_what_died() {
+        let failed = told(JobStatus::Failed, Some(ErrorType::JobEntrypointCommandError), Some(900), "x");
+        let mut case = Case::new(vec![failed], vec![]);
+        (case.looked_at, case.now) = (Some(899), 100_000);
+        assert_eq!(case.outcome(), None, "the engine has said nothing since, however long ago that was");
+        case.looked_at = Some(900);
+        assert!(matches!(case.outcome(), Some(Outcome::Failed { .. })));
+        (case.looked_at, case.incidents) = (Some(899), vec![incident("ray-worker-0", 890, None)]);
+        assert!(case.lost().is_some(), "what is known is enough");
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_makes_no_job_wait_for_the_hour() {
+        let failed = told(JobStatus::Failed, Some(ErrorType::JobEntrypointCommandError), Some(4_600), "x");
+        let mut case = Case::new(vec![failed], vec![]);
+        assert_eq!(case.outcome(), None, "it ended in the future, and nobody knows how long ago that was");
+        case.failed_for.insert("food11".into(), Duration::from_secs(6));
+        assert!(matches!(case.outcome(), Some(Outcome::Failed { .. })));
+        case.looked_at = Some(990);
+        assert_eq!(case.outcome(), None, "not looked at since");
+        // It was set back while the job ran, and a worker died after that.
+        let failed = RayJob { started_at: Some(ts(4_000)), ..told(JobStatus::Failed, None, Some(900), "x") };
+        assert!(Case::new(vec![failed], vec![incident("ray-worker-0", 895, Some(899))]).lost().is_some());
+        // It was set forward while the head was away, and back: that is long over.
+        let failed = told(JobStatus::Failed, Some(ErrorType::JobEntrypointCommandError), Some(900), "x");
+        assert_eq!(Case::new(vec![failed], vec![incident("ray-head", 150, Some(3_800))]).lost(), None);
+        let mut case = Case::new(vec![], vec![]);
+        case.job.state = State::Kept { not_before: ts(1_060), stop_first: None, tries: 0 };
+        assert_eq!(case.moves(), [], "a minute is a wait");
+        case.job.state = State::Kept { not_before: ts(4_600), stop_first: None, tries: 0 };
+        assert_eq!(case.moves(), [Move::Hand("food11".into())]);
+        case.job.state = State::Handed(Handed { missing_since: Some(ts(4_600)), ..Handed::new(ts(100)) });
+        let moves = case.moves();
+        assert!(
+            matches!(moves.first(), Some(Move::Note(_, known)) if known.missing_since == Some(ts(1_000))),
+            "{moves:?}"
+        );
+    }
+
+    #[test]
+    fn an_attempt_that_ray_has_and_the_ledger_has_not_is_taken_over() {
+        let died = told(JobStatus::Failed, Some(ErrorType::JobSupervisorActorDied), Some(900), "");
+        let attempt = |n: u32, began| RayJob {
+            submission_id: format!("food11-r{}", n - 1),
+            attempt: Some(("food11".into(), n)),
+            started_at: Some(ts(began)),
+            ..told(JobStatus::Running, None, None, "")
+        };
+        let kept = State::Kept { not_before: ts(0), stop_first: None, tries: 0 };
+        for state in [job("food11", json!({})).state, kept] {
+            let mut case = Case::new(vec![died.clone(), attempt(2, 910), attempt(3, 950)], vec![]);
+            case.job.state = state;
+            let moves = case.moves();
+            let [Move::Replace(id, Outcome::Lost { next, .. }, new)] = &moves[..] else { panic!("{moves:?}") };
+            assert_eq!((id.as_str(), next), ("food11", &Next::As("food11-r2".into())));
+            assert_eq!((new.id.as_str(), new.root.as_str(), new.attempt), ("food11-r2", "food11", 3));
+            assert_eq!(new.state, State::Handed(Handed::new(ts(950))));
+        }
+        // Another job had the id, before, or as the clock had it before it was set back.
+        for began in [50, 2_000] {
+            let moves = Case::new(vec![died.clone(), attempt(2, began)], vec![]).moves();
+            assert!(matches!(moves.first(), Some(Move::Replace(_, _, new)) if new.id == "food11-r2"), "{moves:?}");
+        }
+    }
+
+    #[test]
     fn an_attempt_takes_no_id_that_ray_still_knows() {
         let died = told(JobStatus::Failed, Some(ErrorType::JobSupervisorActorDied), Some(900), "");
         let old = RayJob { submission_id: "food11-r1".into(), ..told(JobStatus::Failed, None, Some(50), "") };
@@ -1222,6 +1358,8 @@ mod tests {
                 nodes: &nodes,
                 incidents,
                 ending: false,
+                looked_at: ts(1000),
+                failed_for: &BTreeMap::new(),
                 silences: &[],
                 store: true,
                 runs: &[],

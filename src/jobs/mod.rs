@@ -28,7 +28,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
     path::Path,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -44,8 +47,8 @@ use crate::{
     incident::Incident,
     journal::{Entry, Journal, Kind},
     ray::{Gcs, JobApi, RayView, Reply},
-    snapshot::{EngineView, JobStatus, JobView, ServiceState, ServiceView, Snapshot},
-    time::Timestamp,
+    snapshot::{JobStatus, JobView, ServiceState, ServiceView, Snapshot},
+    time::{Moment, Now, Timestamp},
 };
 use decide::{Handed, Job, Move, Next, Outcome, Policy, Present, Silence, State, World};
 use packages::Packages;
@@ -174,6 +177,8 @@ pub struct Parts<A> {
     pub follow: watch::Sender<BTreeSet<String>>,
     /// What died.
     pub incidents: watch::Receiver<Arc<Vec<Incident>>>,
+    /// Every container that can take a job along was looked at since then: what ended before is among the incidents.
+    pub looked_at: watch::Receiver<Option<Moment>>,
     /// Where services are.
     pub snapshot: watch::Receiver<Arc<Snapshot>>,
     /// `labd.toml`.
@@ -227,7 +232,7 @@ fn start<A: JobApi>(opened: Opened, parts: Parts<A>) -> (Ledger, AbortHandle) {
         parts,
         words,
         tell,
-        in_flight: BTreeSet::new(),
+        in_flight: BTreeMap::new(),
         replaced: BTreeMap::new(),
         waiting: BTreeMap::new(),
         stops: BTreeMap::new(),
@@ -237,8 +242,7 @@ fn start<A: JobApi>(opened: Opened, parts: Parts<A>) -> (Ledger, AbortHandle) {
         sweep_at: Instant::now(),
         bytes: 0,
         silences: Vec::new(),
-        // What ended while labd was away is known a moment after its start.
-        engine_away: Some(Timestamp::now()),
+        failed: BTreeMap::new(),
     };
     let task = tokio::spawn(keeper.run(asked, heard)).abort_handle();
     (Ledger { ask, view }, task)
@@ -268,8 +272,8 @@ struct Keeper<A> {
     parts: Parts<A>,
     words: mpsc::UnboundedSender<HandedIn>,
     tell: watch::Sender<Arc<LedgerView>>,
-    /// Being handed in now.
-    in_flight: BTreeSet<String>,
+    /// Being handed in now, and whether each is still wanted.
+    in_flight: BTreeMap<String, Arc<AtomicBool>>,
     /// Ended jobs whose ids are used again, until Ray has said that it takes the new one.
     replaced: BTreeMap<String, Job>,
     /// People who wait for Ray's answer.
@@ -284,8 +288,8 @@ struct Keeper<A> {
     sweep_at: Instant,
     /// When services did not answer, lately.
     silences: Vec<Silence>,
-    /// When the engine was last seen not to answer, or labd was away.
-    engine_away: Option<Timestamp>,
+    /// Since when Ray is known to call a job failed that has not ended for labd.
+    failed: BTreeMap<String, Instant>,
     trouble: Option<String>,
 }
 
@@ -294,6 +298,7 @@ impl<A: JobApi> Keeper<A> {
         self.trim();
         let mut ray = self.parts.ray.clone();
         let mut incidents = self.parts.incidents.clone();
+        let mut looked_at = self.parts.looked_at.clone();
         let mut config = self.parts.config.clone();
         let mut snapshot = self.parts.snapshot.clone();
         let mut wake = tokio::time::Instant::now();
@@ -318,6 +323,7 @@ impl<A: JobApi> Keeper<A> {
                 }
                 Ok(()) = ray.changed() => {}
                 Ok(()) = incidents.changed() => {}
+                Ok(()) = looked_at.changed() => {}
                 Ok(()) = config.changed() => {}
                 Ok(()) = snapshot.changed() => {}
                 () = tokio::time::sleep_until(wake) => {}
@@ -335,10 +341,8 @@ impl<A: JobApi> Keeper<A> {
     /// Does what follows from what is known. Whether more follows from that.
     async fn settle(&mut self) -> bool {
         let now = Timestamp::now();
-        if matches!(self.parts.snapshot.borrow().engine, EngineView::Unreachable { .. }) {
-            self.engine_away = Some(now);
-        }
         self.listen(now);
+        self.mind_failed();
         let moves = self.decide(now);
         let mut hand = Vec::new();
         let again = moves.iter().any(|change| matches!(change, Move::Replace(..)));
@@ -362,6 +366,21 @@ impl<A: JobApi> Keeper<A> {
         again
     }
 
+    /// Notes which jobs Ray calls failed.
+    fn mind_failed(&mut self) {
+        let list = self.parts.ray.borrow().jobs.clone();
+        let is_open = |id: &str| self.book.get(id).is_some_and(|job| !job.is_over());
+        let told = list.iter().flat_map(|list| &list.jobs).filter(|job| job.status == JobStatus::Failed);
+        let mut failed: BTreeMap<String, Instant> = told
+            .filter(|job| is_open(&job.submission_id))
+            .map(|job| (job.submission_id.clone(), Instant::now()))
+            .collect();
+        for (id, since) in &mut failed {
+            *since = self.failed.get(id).copied().unwrap_or(*since);
+        }
+        self.failed = failed;
+    }
+
     /// Notes which services do not answer.
     fn listen(&mut self, now: Timestamp) {
         let snapshot = self.parts.snapshot.borrow().clone();
@@ -380,21 +399,24 @@ impl<A: JobApi> Keeper<A> {
 
     fn decide(&self, now: Timestamp) -> Vec<Move> {
         let ray = self.parts.ray.borrow().clone();
+        // Before the incidents: those that the look found are there by then.
+        let looked_at = self.parts.looked_at.borrow().map_or_else(Timestamp::default, |at| Now::read().wall_at(at));
         let incidents = self.parts.incidents.borrow().clone();
         let snapshot = self.parts.snapshot.borrow().clone();
         let services = snapshot.services.iter();
         let addresses: BTreeMap<String, Ipv4Addr> =
             services.clone().filter_map(|s| Some((s.name.clone(), s.address.parse().ok()?))).collect();
         let under_way = snapshot.installs.iter().filter(|install| install.ended_at.is_none());
+        let failed_for = self.failed.iter().map(|(id, since)| (id.clone(), since.elapsed())).collect();
         let installing = under_way.map(|install| install.job.clone()).collect();
         let world = World {
             reachable: ray.gcs == Gcs::Reachable,
             jobs: ray.jobs.as_deref(),
             nodes: &ray.nodes,
             incidents: &incidents,
-            ending: services.clone().any(|s| s.state == ServiceState::Stopping && decide::is_infrastructure(&s.name))
-                // What ended while the engine was away is known a moment after it is back.
-                || self.engine_away.is_some_and(|at| now.since(at) < decide::SETTLED),
+            ending: services.clone().any(|s| s.state == ServiceState::Stopping && decide::is_infrastructure(&s.name)),
+            looked_at,
+            failed_for: &failed_for,
             silences: &self.silences,
             store: store_serves(&snapshot),
             runs: &ray.runs,
@@ -583,15 +605,25 @@ impl<A: JobApi> Keeper<A> {
 
     fn hand_in(&mut self, id: String) {
         let (Some(job), Some(api)) = (self.book.get(&id).cloned(), (self.parts.api)()) else { return };
-        if !self.in_flight.insert(id.clone()) {
+        if self.in_flight.contains_key(&id) {
             return;
         }
+        let wanted = Arc::new(AtomicBool::new(true));
+        self.in_flight.insert(id.clone(), wanted.clone());
         let name_runs = self.parts.config.borrow().jobs.name_runs;
         let (packages, words) = (self.packages.clone(), self.words.clone());
         tokio::spawn(async move {
-            let result = hand_in(&api, &packages, &job, name_runs).await;
+            let result = hand_in(&api, &packages, &job, name_runs, &wanted).await;
             let _ = words.send(HandedIn { id, submitted_at: job.submitted_at, result });
         });
+    }
+
+    /// Keeps one that is being handed in from being sent, where it has not been sent yet: it may wait seconds for the end of
+    /// the attempt before it.
+    fn unwant(&self, id: &str) {
+        if let Some(wanted) = self.in_flight.get(id) {
+            wanted.store(false, Ordering::Release);
+        }
     }
 
     fn ask_to_stop(&mut self, id: String) {
@@ -764,6 +796,7 @@ impl<A: JobApi> Keeper<A> {
             return;
         }
         for job in attempts {
+            self.unwant(&job.id);
             self.book.remove(&job.id);
             self.unsaved.remove(&job.id);
             self.removed.insert(job.id);
@@ -774,8 +807,17 @@ impl<A: JobApi> Keeper<A> {
         let id = submission.id().map_or_else(submission::new_id, str::to_owned);
         // Of one that was lost, the attempt that took its place counts.
         let ended = past::chain(&self.book, &id).pop().map(Job::is_over);
-        let told = self.parts.ray.borrow().jobs.as_ref().is_some_and(|t| t.jobs.iter().any(|j| j.submission_id == id));
+        let list = self.parts.ray.borrow().jobs.clone();
+        let told = list.as_ref().is_some_and(|list| list.jobs.iter().any(|j| j.submission_id == id));
         // One that ended, and that Ray forgot with its head's state, leaves its id free, as Ray would say.
+        if ended == Some(true) && list.is_none() {
+            let text = format!(
+                "a job with submission_id {id} has ended, and Ray, which may still know it, does not answer yet: try again \
+                 in a moment, or use another id\n"
+            );
+            let _ = reply.send(refusal(503, text));
+            return;
+        }
         if ended.is_some_and(|ended| !ended || told) || self.unreadable.contains(&id) {
             let text = format!("Job with submission_id {id} already exists. Please use a different submission_id.");
             let _ = reply.send(refusal(500, text));
@@ -857,7 +899,8 @@ impl<A: JobApi> Keeper<A> {
         let Some(open) = family.max_by_key(|job| job.attempt).cloned() else { return Stop::Pass(id.to_owned()) };
         match open.state {
             // Ray may have it already, and asking it now may be too early: it is asked until it is so.
-            State::Kept { .. } if self.in_flight.contains(&open.id) => {
+            State::Kept { .. } if self.in_flight.contains_key(&open.id) => {
+                self.unwant(&open.id);
                 self.set(&open.id, State::Handed(Handed { stop_asked: true, ..Handed::new(Timestamp::now()) }));
                 Stop::Done
             }
@@ -884,7 +927,13 @@ async fn stop_waiting<A: JobApi>(api: &A, id: &str) {
 }
 
 /// Everything that handing a job in takes. The error means that the head is away.
-async fn hand_in<A: JobApi>(api: &A, packages: &Packages, job: &Job, name_runs: bool) -> Result<Reply, String> {
+async fn hand_in<A: JobApi>(
+    api: &A,
+    packages: &Packages,
+    job: &Job,
+    name_runs: bool,
+    wanted: &AtomicBool,
+) -> Result<Reply, String> {
     if let State::Kept { stop_first: Some(old), .. } = &job.state {
         let reply = api.stop(old).await?;
         // Two attempts at once would write the same run: one that may still run is in the way.
@@ -905,6 +954,9 @@ async fn hand_in<A: JobApi>(api: &A, packages: &Packages, job: &Job, name_runs: 
                 return Ok(reply);
             }
         }
+    }
+    if !wanted.load(Ordering::Acquire) {
+        return Ok(refusal(409, "it was stopped or deleted before Ray had it\n".to_owned()));
     }
     let named = Named { run: name_runs.then_some(&job.run), note: job.note.as_deref() };
     api.submit(Bytes::from(job.submission.body(&job.id, &job.root, job.attempt, named))).await

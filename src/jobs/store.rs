@@ -95,8 +95,10 @@ pub(crate) type Shelf = Arc<Mutex<Disk>>;
 #[cfg(test)]
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Disk {
-    book: BTreeMap<String, Job>,
+    pub(crate) book: BTreeMap<String, Job>,
     used: BTreeMap<String, Past>,
+    /// Nothing can be written.
+    pub(crate) is_full: bool,
 }
 
 /// What was found at the start.
@@ -147,7 +149,7 @@ impl Store {
 
     #[cfg(test)]
     pub(super) fn simulated(shelf: &Shelf) -> (Self, Found) {
-        let Disk { book, used } = shelf.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Disk { book, used, .. } = shelf.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let store = Self {
             path: PathBuf::new(),
             db: Arc::default(),
@@ -215,6 +217,9 @@ impl Store {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
             {
                 let mut disk = shelf.lock().unwrap_or_else(PoisonError::into_inner);
+                if disk.is_full {
+                    return Err(self.not_kept(db::FULL));
+                }
                 disk.book.retain(|id, _| !removed.contains(id));
                 disk.book.extend(jobs.into_iter().map(|job| (job.id.clone(), job)));
                 disk.used.extend(used);

@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 use serde_json::{Map, Value, json};
 
 use crate::{
-    ray::SETUP_SECONDS,
+    ray::{ATTEMPT, ROOT, SETUP_SECONDS},
     text::{clip, is_invisible},
 };
 
@@ -16,11 +16,6 @@ use crate::{
 pub const RETRY: &str = "labd.retry";
 /// Metadata: what a training run without a name of its own is called. Empty when it is not to be named.
 pub const RUN: &str = "labd.run";
-/// Metadata: the person's submission that this one belongs to.
-pub const ROOT: &str = "labd.root";
-/// Metadata: 1 for the person's submission, 2 for its first resubmission, and so on.
-pub const ATTEMPT: &str = "labd.attempt";
-
 /// Metadata: one line for the job's log, such as that its id was used before.
 pub const NOTE: &str = "labd.note";
 

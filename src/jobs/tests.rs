@@ -128,6 +128,7 @@ impl Scene {
                     ended_at: over.then_some(self.now),
                     driver_node: placed.then(|| vec![1]),
                     exit_code: None,
+                    attempt: None,
                 };
                 self.told.insert(id, job);
             }
@@ -179,6 +180,8 @@ impl Scene {
             nodes: &nodes,
             incidents: &self.incidents,
             ending: false,
+            looked_at: self.now,
+            failed_for: &BTreeMap::new(),
             silences: &[],
             store: true,
             runs: &[],
@@ -348,9 +351,13 @@ async fn nothing_is_handed_in_beside_an_attempt_that_may_run_or_without_its_pack
         (None, Some(413), vec!["stop before", &put], 413),
     ] {
         let api = Fake { stop, put: put_answer, ..Fake::default() };
-        let reply = super::hand_in(&api, &packages, &job, false).await.expect("answered");
+        let reply = super::hand_in(&api, &packages, &job, false, &true.into()).await.expect("answered");
         assert_eq!((api.asked(), reply.status), (asked.iter().map(|&s| s.to_owned()).collect(), status));
     }
+    // It was stopped or deleted while the attempt before it was being stopped.
+    let api = Fake::default();
+    let reply = super::hand_in(&api, &packages, &job, false, &false.into()).await.expect("answered");
+    assert_eq!((api.asked(), reply.status), (vec!["stop before".to_owned(), put.clone()], 409));
 }
 
 /// A keeper over a fake API, and all that it hears.
@@ -392,6 +399,7 @@ impl Rig {
             ray: rays,
             follow: watch::channel(BTreeSet::new()).0,
             incidents: died,
+            looked_at: watch::channel(Some(crate::time::Moment::now())).1,
             snapshot: snapshots,
             config: configs,
             journal: crate::journal::Journal::open(&dir.path().join("journal.db"), std::time::Duration::from_hours(1))
@@ -421,6 +429,7 @@ impl Rig {
             ended_at: None,
             driver_node: None,
             exit_code: None,
+            attempt: None,
         });
         // A list of the same millisecond may be from before Ray took the job.
         let asked_at = Timestamp::now().plus(std::time::Duration::from_secs(1));
@@ -472,6 +481,22 @@ async fn a_stop_while_the_job_is_being_handed_in_is_not_lost() {
 }
 
 #[tokio::test]
+async fn an_id_that_ray_may_still_know_is_not_taken_before_ray_has_been_asked() {
+    let rig = Rig::new(Fake::default(), false);
+    assert!(rig.submit().await.is_success());
+    rig.lists(Some(JobStatus::Succeeded));
+    rig.until(|rig| rig.ledger.watch().borrow().jobs.first().is_some_and(|job| job.outcome.is_some())).await;
+    // As after a restart of labd, while the head is away.
+    rig.ray.send_modify(|view| Arc::make_mut(view).jobs = None);
+    let reply = rig.submit().await;
+    assert_eq!(reply.status, 503);
+    assert!(String::from_utf8_lossy(&reply.body).contains("try again in a moment, or use another id"), "{reply:?}");
+    assert!(rig.submit_as("b", "").await.is_success(), "nobody had that one");
+    rig.lists(None);
+    assert!(rig.submit().await.is_success(), "Ray does not know it");
+}
+
+#[tokio::test]
 async fn a_submission_waits_for_the_store_and_is_told_so() {
     let rig = Rig::new(Fake::default(), false);
     rig.store_is(ServiceState::Starting);
@@ -480,6 +505,16 @@ async fn a_submission_waits_for_the_store_and_is_told_so() {
     assert_eq!(rig.api.asked(), Vec::<String>::new());
     rig.store_is(ServiceState::Ready);
     rig.until(|rig| rig.api.asked() == ["submit"]).await;
+}
+
+#[tokio::test]
+async fn a_lab_whose_store_a_person_holds_or_does_not_want_takes_jobs() {
+    for state in [ServiceState::Held, ServiceState::Off] {
+        let rig = Rig::new(Fake::default(), false);
+        rig.store_is(state);
+        assert!(rig.submit().await.is_success());
+        rig.until(|rig| rig.api.asked() == ["submit"]).await;
+    }
 }
 
 #[tokio::test]

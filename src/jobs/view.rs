@@ -304,6 +304,7 @@ mod tests {
             ended_at: None,
             driver_node: Some(vec![1]),
             exit_code: None,
+            attempt: None,
         }
     }
 

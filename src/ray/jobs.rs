@@ -16,6 +16,10 @@ use tokio::io::AsyncReadExt as _;
 use super::{Endpoint, gcs::Gcs};
 use crate::{snapshot::JobStatus, text::path_segment, time::Timestamp};
 
+/// Metadata of a job that labd handed in: the person's submission that it belongs to.
+pub const ROOT: &str = "labd.root";
+/// Metadata of a job that labd handed in: 1 for the person's submission, 2 for its first resubmission, and so on.
+pub const ATTEMPT: &str = "labd.attempt";
 /// Longest wait for an answer.
 const ANSWER: Duration = Duration::from_secs(10);
 /// Longest wait for a submission's answer: Ray itself waits 10 s for an agent, and starts the job's supervisor then.
@@ -48,6 +52,8 @@ pub struct RayJob {
     pub driver_node: Option<Vec<u8>>,
     /// How its driver ended.
     pub exit_code: Option<i64>,
+    /// The person's submission that it belongs to and which attempt it is ([`ROOT`], [`ATTEMPT`]), where labd handed it in.
+    pub attempt: Option<(String, u32)>,
 }
 
 /// `error_type` of a failed job.
@@ -291,16 +297,23 @@ fn read(mut job: Value) -> Option<RayJob> {
         error: take(&mut job, "error_type"),
         message: last_words(take(&mut job, "message").unwrap_or_default()),
         entrypoint: take(&mut job, "entrypoint").unwrap_or_default(),
-        started_at: take(&mut job, "start_time").map(Timestamp::from_millis),
+        started_at: take(&mut job, "start_time").map(Timestamp::told),
         ended_at: end(take(&mut job, "end_time")),
         driver_node: take::<String>(&mut job, "driver_node_id").as_deref().and_then(unhex),
         exit_code: take(&mut job, "driver_exit_code"),
+        attempt: attempt(&job["metadata"]),
     })
+}
+
+/// Which attempt of what its metadata says it is.
+fn attempt(metadata: &Value) -> Option<(String, u32)> {
+    let text = |key: &str| metadata.get(key)?.as_str();
+    Some((text(ROOT)?.to_owned(), text(ATTEMPT)?.parse().ok()?))
 }
 
 /// When a job ended, which Ray tells as 0 while it has not.
 fn end(ms: Option<i64>) -> Option<Timestamp> {
-    ms.filter(|&ms| ms > 0).map(Timestamp::from_millis)
+    ms.filter(|&ms| ms > 0).map(Timestamp::told)
 }
 
 fn last_words(text: String) -> String {
@@ -326,7 +339,8 @@ mod tests {
     fn jobs_are_read_with_their_end() {
         let jobs = json!([
             {"submission_id": "a", "status": "FAILED", "entrypoint": "python a.py", "start_time": 1, "end_time": 5,
-             "message": "x", "error_type": "JOB_SUPERVISOR_ACTOR_DIED", "driver_node_id": "00ff"},
+             "message": "x", "error_type": "JOB_SUPERVISOR_ACTOR_DIED", "driver_node_id": "00ff",
+             "metadata": {"labd.root": "b", "labd.attempt": "2", "mine": "y"}},
             {"submission_id": "b", "status": "RUNNING", "entrypoint": "python b.py", "start_time": 2, "end_time": null,
              "error_type": null, "driver_exit_code": null},
             {"submission_id": "c", "status": "FAILED", "error_type": "SOMETHING_NEW", "driver_node_id": "xyz"},
@@ -341,6 +355,7 @@ mod tests {
             (jobs[0].error, jobs[0].driver_node.clone()),
             (Some(ErrorType::JobSupervisorActorDied), Some(vec![0, 255]))
         );
+        assert_eq!((&jobs[0].attempt, &jobs[1].attempt), (&Some(("b".to_owned(), 2)), &None));
         assert_eq!((jobs[1].ended_at, jobs[1].status), (None, JobStatus::Running));
         assert_eq!((jobs[2].error, jobs[2].driver_node.clone()), (Some(ErrorType::Other), None));
         // What cannot be read of a job does not make it one that is gone.

@@ -33,7 +33,7 @@ use crate::{secret::Secret, snapshot::DemandView, time::Timestamp};
 pub(crate) use demand::words as resource_words;
 use gcs::Gcs as Client;
 pub(crate) use jobs::parse as read_jobs;
-pub use jobs::{ErrorType, HttpJobs, JobApi, Jobs, RayJob, Reply};
+pub use jobs::{ATTEMPT, ErrorType, HttpJobs, JobApi, Jobs, ROOT, RayJob, Reply};
 pub use train::TrainRun;
 pub(crate) use train::run_names;
 
@@ -415,7 +415,7 @@ fn convert(node: proto::Node) -> RayNode {
         port: u16::try_from(node.port).unwrap_or_default(),
         alive: node.state == 0,
         is_head: node.is_head,
-        started_at: Timestamp::from_millis(i64::try_from(node.start_time_ms).unwrap_or(i64::MAX)),
+        started_at: Timestamp::told(i64::try_from(node.start_time_ms).unwrap_or(i64::MAX)),
         name: node.name,
         resources: node.resources.into_iter().collect(),
         available: BTreeMap::new(),

@@ -184,8 +184,8 @@ fn attempt(raw: RawAttempt) -> Attempt {
     }
 }
 
-const fn at(ns: i64) -> Timestamp {
-    Timestamp::from_millis(ns / 1_000_000)
+fn at(ns: i64) -> Timestamp {
+    Timestamp::told(ns / 1_000_000)
 }
 
 /// The line of a stack trace that says what happened: the last one.
@@ -384,6 +384,7 @@ mod tests {
             ended_at: ended_at.map(at),
             driver_node: None,
             exit_code: None,
+            attempt: None,
         };
         let kept = merge(&known, vec![], &[job(None)], polled(Some(1), 2));
         assert_eq!(kept, known);

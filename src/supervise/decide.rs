@@ -207,6 +207,8 @@ pub struct Situation<'a> {
     pub seen: &'a Seen,
     /// What events say of its container.
     pub touched: Option<&'a Touched>,
+    /// The newest event of its container since that was last seen to run: one that is gone ended by then.
+    pub last_event: Option<Timestamp>,
     /// When the engine was away.
     pub away: Option<Away>,
     /// When a process of its container was last killed for memory.
@@ -732,7 +734,7 @@ fn absent(s: &Situation<'_>, m: &mut Memory, now: Now) -> Decision {
     let ended = (m.ran && !asked).then(|| {
         let why = "its container was removed".to_owned();
         m.last_failure = Some(why.clone());
-        Ended { cause: Cause::Gone, why, at: now.wall }
+        Ended { cause: Cause::Gone, why, at: s.last_event.map_or(now.wall, |at| at.min(now.wall)) }
     });
     gone(s, m);
     let mut decision = make(s, m, now);

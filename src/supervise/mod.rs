@@ -51,7 +51,7 @@ use crate::{
     },
     http::Credential,
     incident::{Cause, Incident},
-    jobs::LedgerView,
+    jobs::{LedgerView, decide::is_infrastructure},
     journal::{Entry as Record, Journal, Kind as RecordKind},
     node::{
         disk_guard,
@@ -169,6 +169,8 @@ pub struct Parts<E> {
     pub snapshot: watch::Sender<Arc<Snapshot>>,
     /// Where incidents go, oldest first.
     pub incidents: watch::Sender<Arc<Vec<Incident>>>,
+    /// Where it goes since when every container that can take a job along was looked at: after the incidents that were found.
+    pub looked_at: watch::Sender<Option<Moment>>,
     /// Seed of the backoffs' jitter.
     pub seed: u64,
     /// Where the plan goes.
@@ -234,6 +236,12 @@ struct Entry {
     shortage: Option<oom::Shortage>,
     /// Since when an observation is under way.
     observing: Option<Moment>,
+    /// When the newest one that succeeded was asked for.
+    looked_at: Option<Moment>,
+    /// When the newest one that found the container running was asked for.
+    ran_at: Timestamp,
+    /// The newest event of the container.
+    last_event: Option<Timestamp>,
     /// Something happened since the observation under way began.
     look_again: bool,
     /// A step is under way.
@@ -313,6 +321,9 @@ impl Entry {
             own_stop: None,
             shortage: None,
             observing: None,
+            looked_at: None,
+            ran_at: Timestamp::default(),
+            last_event: None,
             look_again: false,
             acting: false,
             told: BTreeSet::new(),
@@ -598,6 +609,7 @@ impl<E: Engine> Lab<E> {
         let Nudge { service, id, what, at } = nudge;
         self.p.journal.set_memory(EVENTS_HEARD, at.as_millis().to_string());
         let entry = self.entries.entry(service.clone()).or_insert_with(|| Entry::new(None, Timestamp::now()));
+        entry.last_event = Some(at);
         if what == Happened::OutOfMemory
             && let Some(limit) = entry.spec.as_ref().map(|s| s.container.memory_bytes)
         {
@@ -670,12 +682,16 @@ impl<E: Engine> Lab<E> {
         match word {
             Word::Seen(name, seen) => {
                 let Some(entry) = self.entries.get_mut(&name) else { return };
-                entry.observing = None;
+                let asked_at = entry.observing.take();
                 match seen {
                     Ok(seen) => {
+                        entry.looked_at = asked_at.or(entry.looked_at);
                         entry.seen = Some(seen);
                         entry.correct();
                         entry.stale = false;
+                        if let Some(at) = asked_at.filter(|_| entry.running().is_some()) {
+                            entry.ran_at = Now::read().wall_at(at);
+                        }
                         let again = entry.running().map(|(_, at)| at);
                         if let (Some(own), Some(again)) = (&mut entry.own_stop, again)
                             && own.to.is_none()
@@ -999,6 +1015,7 @@ impl<E: Engine> Lab<E> {
             wanted,
             seen: &there,
             touched: entry.touched.as_ref(),
+            last_event: entry.last_event.filter(|&at| at >= entry.ran_at),
             away,
             oom: entry.container().and_then(|c| entry.shortage.as_ref()?.last_in(&c.id)),
             health: void.as_ref().unwrap_or(&entry.health),
@@ -1141,6 +1158,11 @@ impl<E: Engine> Lab<E> {
                 self.p.journal.keep_incident(incident);
             }
             self.p.incidents.send_replace(Arc::new(news.all));
+        }
+        // One that a step is under way for is not looked at meanwhile, and its end is known: that is what the step is for.
+        let carries_jobs = |e: &&Entry| !e.acting && e.spec.as_ref().is_some_and(|s| is_infrastructure(&s.name));
+        if let Some(looked_at) = self.entries.values().filter(carries_jobs).map(|e| e.looked_at).min() {
+            self.p.looked_at.send_if_modified(|old| std::mem::replace(old, looked_at) != looked_at);
         }
     }
 

@@ -80,6 +80,7 @@ struct World {
     unmet: bool,
     hold: Option<Hold>,
     touched: Option<Touched>,
+    last_event: Option<Timestamp>,
     away: Option<Away>,
     /// A process of its container was killed for memory.
     oom: Option<Timestamp>,
@@ -97,6 +98,8 @@ struct World {
     told: Vec<String>,
     /// The last decision's.
     reason: String,
+    /// When the last end was that a decision told.
+    ended_at: Option<Timestamp>,
     memory: Memory,
     started_by_restart_wish: bool,
 }
@@ -112,6 +115,7 @@ impl World {
             unmet: false,
             hold: None,
             touched: None,
+            last_event: None,
             away: None,
             oom: None,
             off: false,
@@ -124,6 +128,7 @@ impl World {
             tries: 0,
             told: Vec::new(),
             reason: String::new(),
+            ended_at: None,
             memory: Memory::default(),
             started_by_restart_wish: false,
         }
@@ -266,6 +271,7 @@ impl World {
             wanted,
             seen: &seen,
             touched: self.touched.as_ref(),
+            last_event: self.last_event,
             away: self.away,
             oom: self.oom,
             health: &self.health,
@@ -319,6 +325,7 @@ impl World {
             self.memory.done(&Ok(()), self.now.into(), 7);
         }
         self.reason.clone_from(&decision.reason);
+        self.ended_at = decision.ended.as_ref().map(|ended| ended.at).or(self.ended_at);
         self.take(&decision.action);
         Ok((decision.state, acted))
     }
@@ -511,6 +518,23 @@ fn an_engine_that_was_away_during_a_step_and_a_container_that_is_gone_are_no_fai
     world.happen(&Event::Vanish);
     world.recover().expect("ready");
     assert!(!world.memory.is_stuck());
+}
+
+#[test]
+fn a_container_that_is_gone_ended_when_the_engine_told_of_it_last() {
+    for told in [true, false] {
+        let mut world = World::new();
+        world.recover().expect("ready");
+        let gone = world.now;
+        world.happen(&Event::Vanish);
+        world.last_event = told.then_some(gone);
+        // The engine is slow to say that nothing is there.
+        world.happen(&Event::Pass(3_000));
+        let seen = world.now;
+        world.step().expect("safe");
+        let ended = world.ended_at.expect("it ran");
+        assert!(if told { ended == gone } else { ended >= seen }, "{ended:?}");
+    }
 }
 
 #[test]

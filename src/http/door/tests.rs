@@ -173,6 +173,7 @@ impl Rig {
             ray: view.clone(),
             follow: watch::channel(BTreeSet::new()).0,
             incidents: died,
+            looked_at: watch::channel(Some(crate::time::Moment::now())).1,
             snapshot: lab.state.snapshot.clone(),
             config: configs,
             journal: Journal::open(&dir.path().join("journal.db"), Duration::from_hours(24)).expect("opens"),
@@ -331,6 +332,7 @@ async fn an_id_is_free_again_once_its_job_ended_and_ray_forgot_it() {
         ended_at: None,
         driver_node: None,
         exit_code: Some(0),
+        attempt: None,
     };
     rig.ray.send_modify(|view| Arc::make_mut(view).jobs = jobs(vec![done]));
     rig.until(|v| v.jobs.first().is_some_and(|j| j.outcome.is_some())).await;
@@ -414,6 +416,7 @@ fn list(jobs: &[(&str, JobStatus, Option<crate::ray::ErrorType>)]) -> Arc<crate:
         ended_at: None,
         driver_node: None,
         exit_code: None,
+        attempt: None,
     };
     Arc::new(crate::ray::Jobs { asked_at: later(), jobs: jobs.iter().map(job).collect() })
 }

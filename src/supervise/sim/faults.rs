@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::world::{Container, Dice, Power, Run, World, now};
-use crate::time::simulated;
+use crate::{snapshot::GpuState, time::simulated};
 
 /// One fault, at the moment it happens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +23,10 @@ pub(super) enum Fault {
     Unregister(String, bool),
     /// `systemctl daemon-reload`: what was handed in cannot be opened any more.
     GpuGone(String),
+    /// A worker's GPU is quarantined, until a person releases it.
+    Quarantine(String, Duration),
+    /// A worker's GPU is not there for a while.
+    GpuMissing(String, Duration),
     /// Its token is wrong from now on: it is out of the cluster and never joins again.
     WrongToken(String),
     /// The head's state is gone when it comes back.
@@ -66,9 +70,10 @@ impl Fault {
     pub(super) fn any(dice: &mut Dice, services: &[String]) -> Self {
         let s = dice.pick(services);
         let node = dice.pick(&["ray-driver", "ray-worker-0", "ray-worker-1"]).to_owned();
+        let worker = dice.pick(&["ray-worker-0", "ray-worker-1"]).to_owned();
         let long = dice.ms(1_000, 40_000);
         let short = dice.ms(200, 8_000);
-        match dice.between(0, 41) {
+        match dice.between(0, 44) {
             0..=4 => Self::Crash(s, dice.pick(&[137, 1, 0, 139])),
             5 => Self::OutOfMemory(s),
             6 if s.starts_with("ray-worker-") => Self::GpuGone(s),
@@ -101,7 +106,9 @@ impl Fault {
             34 => Self::RemoveFails(s, dice.between(1, 5) as u32),
             35 => Self::NetworkGone,
             36 => Self::CreateLost(s, dice.between(1, 4) as u32),
-            37 | 38 => Self::Works(dice.pick(&["ray-worker-0", "ray-worker-1"]).to_owned(), long * 3),
+            37 | 38 => Self::Works(worker, long * 3),
+            39 => Self::Quarantine(worker, long * 2),
+            40 => Self::GpuMissing(worker, long),
             _ => Self::Reload,
         }
     }
@@ -150,6 +157,8 @@ impl Fault {
                     c.blind = true;
                 }
             }
+            Self::Quarantine(s, _) => w.set_gpu(s, GpuState::Quarantined),
+            Self::GpuMissing(s, _) => w.set_gpu(s, GpuState::Missing),
             Self::WrongToken(s) => {
                 w.unregister_by_hand(s, true);
                 if let Some(c) = w.of_mut(s) {
@@ -212,7 +221,10 @@ impl Fault {
                 }
             }
             Self::KillLabd(_) | Self::LabdStop(_) | Self::LabdStart(_) | Self::LabdRestart(_) | Self::Reload => {}
-            Self::ClockSet(ms) => simulated::set_by(*ms),
+            Self::ClockSet(ms) => {
+                w.clock_steps.push(now);
+                simulated::set_by(*ms);
+            }
         }
     }
 
@@ -223,6 +235,7 @@ impl Fault {
             Self::DockerPause(s, d) => Some((*d, Relief::Unpause(s.clone()))),
             Self::DockerRestart(s) => Some((Duration::from_millis(100), Relief::StartWhenStopped(s.clone()))),
             Self::Foreign(s, d) => Some((*d, Relief::RemoveForeign(s.clone()))),
+            Self::Quarantine(s, d) | Self::GpuMissing(s, d) => Some((*d, Relief::GpuBack(s.clone()))),
             Self::EngineRestart(d) => Some((*d, Relief::EngineEnds)),
             Self::LiveRestore(d) | Self::EngineMute(d) | Self::PowerCut(_, d, _) => Some((*d, Relief::EngineOn)),
             _ => None,
@@ -237,6 +250,7 @@ pub(super) enum Relief {
     Unpause(String),
     StartWhenStopped(String),
     RemoveForeign(String),
+    GpuBack(String),
     /// The engine that was ending is gone, and then back.
     EngineEnds,
     EngineOn,
@@ -270,6 +284,7 @@ impl Relief {
                     w.remove(&s);
                 }
             }
+            Self::GpuBack(s) => w.set_gpu(&s, GpuState::Ok),
             Self::EngineEnds => {
                 // What did not end in time is killed.
                 let running: Vec<String> =

@@ -19,12 +19,12 @@ use tokio::{sync::watch, task::AbortHandle, time::sleep};
 
 use super::{
     EPOCH, Fault, History, Labd, Outcome,
-    world::{Dice, Outside},
+    world::{Dice, Outside, now},
 };
 use crate::{
     config::Config,
     jobs::{self, Ledger, Parts, Stop, submission::Submission},
-    journal::Journal,
+    journal::{EventQuery, Journal, Kind},
     ray::{ErrorType, Gcs, JobApi, Jobs, RayJob, RayView, Reply},
     snapshot::{JobOutcome, JobStatus, ServiceState},
     time::Timestamp,
@@ -46,6 +46,7 @@ enum Script {
 /// One submission, in truth.
 struct Job {
     root: String,
+    attempt: u32,
     /// How often its id had been submitted by then.
     life: u32,
     /// What its training is kept as.
@@ -60,7 +61,6 @@ struct Job {
     /// Its driver runs.
     alive: bool,
     begins: Timestamp,
-    began: Timestamp,
     /// Its driver is about to end: when, and as what.
     ends: Option<(Timestamp, JobStatus)>,
     /// What its driver came to, which Ray has not noted yet.
@@ -72,6 +72,8 @@ struct Job {
     status: JobStatus,
     error: Option<ErrorType>,
     ended_at: Option<Timestamp>,
+    /// What Ray says of when it began and ended: by the wall clock of those times.
+    stamps: (Timestamp, Option<Timestamp>),
     /// When labd could read its end.
     read_at: Option<Timestamp>,
     /// When it gives up the store, which has not answered it since a while.
@@ -80,6 +82,13 @@ struct Job {
     store_missed: Option<Timestamp>,
     /// A cluster that is no more knew it.
     forgotten: bool,
+}
+
+impl Job {
+    /// Ray notes its end.
+    fn end(&mut self, status: JobStatus, now: Timestamp) {
+        (self.status, self.ended_at, self.stamps.1) = (status, Some(now), Some(Timestamp::now()));
+    }
 }
 
 /// Ray's jobs.
@@ -97,8 +106,10 @@ struct Inner {
     stopped: BTreeMap<String, Timestamp>,
     /// Roots of those whose ids were submitted again since.
     late_stops: BTreeSet<String>,
-    /// Roots and lives that a person deleted; whether labd was told.
-    deleted: BTreeMap<(String, u32), bool>,
+    /// Roots and lives that a person deleted; when labd was told.
+    deleted: BTreeMap<(String, u32), Option<Timestamp>>,
+    /// Roots and lives that a person wanted to delete, whether that reached Ray or not.
+    unwanted: BTreeSet<(String, u32)>,
     /// Roots and lives of which a driver came to success.
     succeeded: BTreeSet<(String, u32)>,
     /// Runs of jobs that labd knew to have succeeded when their owners deleted them.
@@ -126,7 +137,7 @@ impl Api {
             (takes, inner.faulty && inner.dice.one_in(12))
         };
         sleep(takes).await;
-        let up = self.outside.lock().gcs_up(Timestamp::now());
+        let up = self.outside.lock().gcs_up(now());
         if up && !lost { Ok(()) } else { Err("the dashboard does not answer".into()) }
     }
 }
@@ -137,8 +148,9 @@ fn reply(status: u16, body: &Value) -> Reply {
 
 impl JobApi for Api {
     async fn submit(&self, body: Bytes) -> Result<Reply, String> {
+        let sent_at = now();
         self.way().await?;
-        let answer = self.take(&body);
+        let answer = self.take(&body, sent_at);
         self.way().await?;
         Ok(answer)
     }
@@ -148,7 +160,7 @@ impl JobApi for Api {
         let answer = {
             let mut w = self.outside.lock();
             let mut inner = self.lock();
-            let at = Timestamp::now().plus(inner.dice.ms(100, 3_500));
+            let at = now().plus(inner.dice.ms(100, 3_500));
             match inner.jobs.get_mut(id).filter(|job| !job.forgotten) {
                 None => reply(404, &json!("no such job")),
                 Some(job) => {
@@ -169,7 +181,7 @@ impl JobApi for Api {
         self.way().await?;
         let mut inner = self.lock();
         if let Some(job) = inner.jobs.get_mut(id).filter(|job| !job.forgotten && job.status == JobStatus::Pending) {
-            (job.status, job.ended_at) = (JobStatus::Failed, Some(Timestamp::now()));
+            job.end(JobStatus::Failed, now());
             job.error = Some(ErrorType::JobSupervisorActorDied);
         }
         Ok(())
@@ -186,8 +198,8 @@ impl JobApi for Api {
 
 impl Api {
     /// Ray takes a submission, or does not.
-    fn take(&self, body: &Bytes) -> Reply {
-        let now = Timestamp::now();
+    fn take(&self, body: &Bytes, sent_at: Timestamp) -> Reply {
+        let now = now();
         let mut w = self.outside.lock();
         let mut inner = self.lock();
         let sent: Value = serde_json::from_slice(body).unwrap_or_default();
@@ -210,7 +222,7 @@ impl Api {
         }
         let life: u32 = text(&sent["metadata"]["life"]).parse().unwrap_or(0);
         let run = text(&sent["metadata"]["labd.run"]);
-        if inner.deleted.get(&(root.clone(), life)) == Some(&true) {
+        if inner.deleted.get(&(root.clone(), life)).copied().flatten().is_some_and(|told| told < sent_at) {
             w.never(format_args!("{id} is submitted although its owner deleted {root}"));
         }
         if attempt == 1 && inner.finished.contains(&run) {
@@ -244,6 +256,7 @@ impl Api {
         let begins = now.plus(inner.dice.ms(500, 4_000));
         let job = Job {
             root,
+            attempt,
             life,
             run,
             script: if sent["metadata"]["script"] == "raises" { Script::Raises } else { Script::Succeeds },
@@ -254,7 +267,6 @@ impl Api {
             worker: None,
             alive: false,
             begins,
-            began: now,
             ends: None,
             came_to: None,
             orphaned: false,
@@ -262,6 +274,7 @@ impl Api {
             status: JobStatus::Pending,
             error: None,
             ended_at: None,
+            stamps: (Timestamp::now(), None),
             read_at: None,
             gives_up: None,
             store_missed: None,
@@ -297,7 +310,7 @@ impl Api {
             if let Some(life) = &life {
                 w.say(format_args!("Ray deletes {id}"));
                 inner.jobs.remove(id);
-                inner.deleted.entry(life.clone()).or_insert(false);
+                inner.deleted.entry(life.clone()).or_insert(None);
             }
             life.is_some()
         };
@@ -314,12 +327,13 @@ impl Api {
             error: job.error,
             message: String::new(),
             entrypoint: "python train.py".into(),
-            started_at: Some(job.began),
-            ended_at: job.ended_at,
+            started_at: Some(job.stamps.0),
+            ended_at: job.stamps.1,
             driver_node: job.node.map(|id| id.to_be_bytes().to_vec()),
             exit_code: None,
+            attempt: Some((job.root.clone(), job.attempt)),
         });
-        Jobs { asked_at: now, jobs: jobs.collect() }
+        Jobs { asked_at: Timestamp::now(), jobs: jobs.collect() }
     }
 
     /// labd has heard this list.
@@ -334,7 +348,7 @@ impl Api {
 
     /// Drivers and training, a tick later.
     fn tick(&self) {
-        let now = Timestamp::now();
+        let now = now();
         let mut w = self.outside.lock();
         let up = w.gcs_up(now);
         let mut guard = self.lock();
@@ -356,7 +370,7 @@ impl Api {
             }
             if job.status == JobStatus::Pending && !job.forgotten && up && now >= job.begins {
                 if job.ends.is_some_and(|(at, _)| now >= at) {
-                    (job.status, job.ended_at) = (JobStatus::Stopped, Some(now));
+                    job.end(JobStatus::Stopped, now);
                 } else if let (Some(node), Some(c)) = (w.node_of("ray-driver"), w.of("ray-driver"))
                     && !c.frozen
                     && !c.paused
@@ -428,13 +442,13 @@ impl Api {
                 continue;
             }
             if let Some(end) = job.came_to.filter(|_| job.ends.is_some_and(|(at, _)| now >= at)) {
-                (job.status, job.ended_at) = (end, Some(now));
+                job.end(end, now);
                 job.error = (end == JobStatus::Failed).then_some(ErrorType::JobEntrypointCommandError);
             } else if !job.node.is_some_and(|n| w.node_alive(n)) {
                 // RUNNING for a while, whoever asks.
                 let at = *job.missed.get_or_insert_with(|| now.plus(inner.dice.ms(200, 20_000)));
                 if now >= at {
-                    (job.status, job.ended_at) = (JobStatus::Failed, Some(now));
+                    job.end(JobStatus::Failed, now);
                     job.error = Some(ErrorType::JobSupervisorActorDied);
                 }
             }
@@ -478,6 +492,8 @@ pub(super) struct People {
     accepted: BTreeMap<String, (Script, u32, u32)>,
     /// How often an id was submitted.
     lives: BTreeMap<String, u32>,
+    /// Until when nothing can be written.
+    full_until: Timestamp,
 }
 
 impl People {
@@ -492,6 +508,7 @@ impl People {
             stopped: BTreeMap::new(),
             late_stops: BTreeSet::new(),
             deleted: BTreeMap::new(),
+            unwanted: BTreeSet::new(),
             succeeded: BTreeSet::new(),
             finished: BTreeSet::new(),
             asked_at: EPOCH,
@@ -503,15 +520,18 @@ impl People {
             keeper: None,
             accepted: BTreeMap::new(),
             lives: BTreeMap::new(),
+            full_until: EPOCH,
         }
     }
 
     /// Everything a tick later; the keeper lives and dies with labd.
     pub(super) fn tick(&mut self, outside: &Outside, labd: Option<&Labd>) {
-        let now = Timestamp::now();
+        let now = now();
         self.api.tick();
+        self.shelf.lock().unwrap_or_else(PoisonError::into_inner).is_full = now < self.full_until;
         let Some(labd) = labd else {
             if self.keeper.take().is_some() {
+                self.forget_unwritten(outside);
                 for job in self.api.lock().jobs.values_mut() {
                     job.read_at = job.read_at.filter(|&at| now.since(at) >= Duration::from_secs(1));
                 }
@@ -526,6 +546,7 @@ impl People {
                 ray,
                 follow: watch::channel(BTreeSet::new()).0,
                 incidents: labd.incidents.clone(),
+                looked_at: labd.looked_at.clone(),
                 snapshot: labd.snapshot.clone(),
                 config: watch::channel(Arc::new(Config::default())).1,
                 journal: self.journal.clone(),
@@ -561,6 +582,31 @@ impl People {
             *old = Arc::new(seen);
             changed
         });
+    }
+
+    /// labd was killed while nothing could be written: what it knew and what it promised since is forgotten.
+    fn forget_unwritten(&mut self, outside: &Outside) {
+        let disk = self.shelf.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if !disk.is_full {
+            return;
+        }
+        let mut w = outside.lock();
+        w.say("what is not on disk is forgotten");
+        let mut inner = self.api.lock();
+        let is_open = |id: &String| disk.book.get(id).is_some_and(|job| !job.is_over());
+        self.accepted.retain(|id, (.., life)| {
+            let this = format!("\"life\":\"{life}\"");
+            disk.book.get(id).is_some_and(|job| job.submission.to_json().contains(&this))
+        });
+        for (id, job) in &mut inner.jobs {
+            job.read_at = job.read_at.filter(|_| !is_open(id));
+        }
+        let stopped = std::mem::take(&mut inner.stopped);
+        inner.late_stops.extend(stopped.into_keys());
+        for ((root, _), told) in &mut inner.deleted {
+            *told = told.filter(|_| !is_open(root));
+        }
+        inner.finished.clear();
     }
 }
 
@@ -638,6 +684,7 @@ impl History {
         let mut work = tokio::spawn(async move {
             let last = api.status(&newest).await;
             if let Some(last) = last {
+                api.lock().unwanted.insert((named.clone(), life));
                 ledger.deleting(&newest, last).await;
             }
             // labd may be killed before it hears of it.
@@ -653,7 +700,7 @@ impl History {
         let done = tokio::time::timeout(Duration::from_millis(1), &mut work).await;
         let (Some(people), Ok(Ok((true, last)))) = (self.jobs.as_mut(), done) else { return false };
         let mut inner = people.api.lock();
-        inner.deleted.insert((id.to_owned(), life), true);
+        inner.deleted.insert((id.to_owned(), life), Some(now()));
         if last == Some(JobStatus::Succeeded) {
             inner.finished.insert(run);
         }
@@ -668,7 +715,7 @@ impl History {
         let Ok(Some(stop)) = tokio::time::timeout(Duration::from_secs(5), ledger.stop(id)).await else { return };
         let Some(api) = self.jobs.as_ref().map(|people| people.api.clone()) else { return };
         self.outside.lock().say(format_args!("a person stops {id}: {stop:?}"));
-        api.lock().stopped.insert(id.to_owned(), Timestamp::now());
+        api.lock().stopped.insert(id.to_owned(), now());
         if let Stop::Pass(id) = stop {
             // The front door passes it on; whether it gets there is another question.
             tokio::spawn(async move { api.stop(&id).await });
@@ -684,7 +731,7 @@ impl History {
         for _ in 0..dice.between(4, 14) {
             let pause = if dice.one_in(3) { dice.ms(1, 800) } else { dice.ms(500, 45_000) };
             self.pass(pause).await;
-            match dice.between(0, 5) {
+            match dice.between(0, 7) {
                 0 | 1 if submitted < jobs => {
                     submitted += 1;
                     self.submit(submitted, &mut dice).await;
@@ -704,6 +751,17 @@ impl History {
                         self.submit(n, &mut dice).await;
                     }
                 }
+                5 if dice.one_in(3) => {
+                    let lasts = dice.ms(500, 60_000);
+                    self.outside.lock().say(format_args!("nothing can be written for {lasts:?}"));
+                    if let Some(people) = &mut self.jobs {
+                        people.full_until = now().plus(lasts);
+                    }
+                }
+                6 if dice.one_in(4) => {
+                    let fault = Fault::clock(&mut dice);
+                    self.strike(&fault).await;
+                }
                 _ => {
                     let fault = Fault::any(&mut dice, &services);
                     self.strike(&fault).await;
@@ -711,8 +769,9 @@ impl History {
             }
         }
         self.end_faults().await;
-        if let Some(people) = &self.jobs {
+        if let Some(people) = &mut self.jobs {
             people.api.lock().faulty = false;
+            people.full_until = EPOCH;
         }
         // What is being stopped by hand has stopped by then.
         self.pass(Duration::from_secs(45)).await;
@@ -721,11 +780,15 @@ impl History {
             self.strike(&Fault::LabdStart(service.clone())).await;
         }
         let recovery = self.ready_within(super::BOUND, "the last fault").await;
-        let until = Timestamp::now().plus(BOUND);
-        while !self.open().is_empty() && Timestamp::now() < until {
+        let until = now().plus(BOUND);
+        while !self.open().is_empty() && now() < until {
             self.pass(Duration::from_secs(1)).await;
         }
         self.judge();
+        let query = EventQuery { after_seq: None, service: None, kind: Some(Kind::Job), limit: 500, newest: true };
+        for event in self.journal.events(query).await {
+            self.outside.lock().say(format_args!("the ledger said at {}: {}", event.at, event.reason));
+        }
         self.outcome(recovery)
     }
 
@@ -747,10 +810,10 @@ impl History {
             while let Some(next) = family.last().and_then(|j| find(j.resubmitted_as.as_ref()?)) {
                 family.push(next);
             }
-            let (deleted, succeeded) = {
+            let (deleted, unwanted, succeeded) = {
                 let inner = people.api.lock();
                 let life = (root.clone(), *life);
-                (inner.deleted.contains_key(&life), inner.succeeded.contains(&life))
+                (inner.deleted.contains_key(&life), inner.unwanted.contains(&life), inner.succeeded.contains(&life))
             };
             let Some(last) = family.last() else {
                 if deleted {
@@ -763,13 +826,21 @@ impl History {
                 let inner = people.api.lock();
                 inner.stopped.contains_key(root) || inner.late_stops.contains(root)
             };
+            // Nobody can tell how long before its end a service died when the clock was set between the two.
+            let blurred = {
+                let inner = people.api.lock();
+                let ends: Vec<_> = inner.jobs.values().filter(|j| j.root == *root).filter_map(|j| j.ended_at).collect();
+                let near = |step: &Timestamp| ends.iter().any(|end| end >= step && end.since(*step) <= AFTERMATH);
+                w.clock_steps.iter().any(near)
+            };
             let right = match last.outcome {
                 None => false,
                 Some(JobOutcome::Succeeded) => *script == Script::Succeeds && succeeded,
                 // Its owner deleted it, and labd was not told: it may be run again.
                 Some(_) if deleted => true,
                 Some(JobOutcome::Stopped) => stopped,
-                Some(JobOutcome::Failed) => *script == Script::Raises,
+                // Whoever wants to delete one that failed wants no other attempt.
+                Some(JobOutcome::Failed) => *script == Script::Raises || unwanted || blurred,
                 Some(JobOutcome::Lost) => stopped || last.attempt > Some(*limit),
             };
             if !right {

@@ -42,14 +42,13 @@ use crate::{
     incident::{Cause, Incident},
     jobs::LedgerView,
     journal::{EventQuery, Journal},
-    node::gpu::Inventory,
     plan::{
         self,
         spec::{Device, ImageName, Requirement},
     },
     ray::{Ray, RayView, Unregister},
     snapshot::{DaemonView, EngineView, NodeView, ServiceState, Snapshot},
-    time::{Timestamp, simulated},
+    time::{Moment, Timestamp, simulated},
 };
 use faults::{Fault, Relief};
 use world::{Dice, Outside, Power, Run, TICK, World, now};
@@ -92,6 +91,7 @@ struct Labd {
     snapshot: watch::Receiver<Arc<Snapshot>>,
     ray: watch::Receiver<Arc<RayView>>,
     incidents: watch::Receiver<Arc<Vec<Incident>>>,
+    looked_at: watch::Receiver<Option<Moment>>,
     /// Never used: labd is killed, not stopped.
     _stop: watch::Sender<bool>,
 }
@@ -181,6 +181,7 @@ impl Labd {
         }));
         let (stop, stopped) = watch::channel(false);
         let (tell_incidents, incidents) = watch::channel(Arc::new(Vec::new()));
+        let (looked, looked_at) = watch::channel(None);
         let parts = Parts {
             engine: Arc::new(outside.clone()),
             ask: Arc::new(outside.clone()),
@@ -204,17 +205,18 @@ impl Labd {
             nudges,
             engine_view,
             node: watch::channel(node).1,
-            gpus: watch::channel(Arc::new(Inventory { settled: true, ..Inventory::default() })).1,
+            gpus: outside.lock().gpus.subscribe(),
             replan: Box::new(|_| Box::pin(std::future::ready(Err("the GPUs stay what they are".to_owned())))),
             snapshot,
             incidents: tell_incidents,
+            looked_at: looked,
             seed,
             plan: watch::channel(Arc::new(serde_json::Value::Null)).0,
             credentials: watch::channel(Arc::new(Vec::new())).0,
             stop: stopped,
         };
         tasks.push(tokio::spawn(super::run(parts)).abort_handle());
-        Self { tasks, requests, snapshot: snapshots, ray, incidents, _stop: stop }
+        Self { tasks, requests, snapshot: snapshots, ray, incidents, looked_at, _stop: stop }
     }
 
     /// Asks, and waits for the answer as a person would.
@@ -251,7 +253,7 @@ struct Outcome {
 impl History {
     fn new(seed: u64) -> Self {
         let version = Arc::new(Mutex::new(0));
-        let outside = Outside(Arc::new(Mutex::new(World::new(seed, wish(0).plan))));
+        let outside = Outside(Arc::new(Mutex::new(World::new(seed, wish(0).plan, &wish(0).gpus))));
         let journal = Journal::in_memory();
         let labd = Some(Labd::start(&outside, &journal, &version, seed));
         Self { outside, journal, version, seed, labd, labd_back: None, jobs: None, reliefs: Vec::new() }

@@ -24,13 +24,14 @@ use tokio::{
 
 use crate::{
     engine::{ContainerSeen, Engine, EngineError, Happened, Nudge, Patience, Ran, RunState, Seen, listen::Source},
+    node::gpu::{Gpu, Inventory, Unit},
     plan::{
         HEAD_PORTS,
         spec::{ContainerSpec, Kind, NetworkSpec, Plan, Requirement},
     },
     ray::{self, Endpoint, Gcs, RayNode, RayView},
     secret::Secret,
-    snapshot::EngineView,
+    snapshot::{EngineView, GpuState},
     supervise::probe::Ask,
     time::{Timestamp, simulated},
 };
@@ -203,6 +204,11 @@ pub(super) struct World {
     pub(super) slow_until: Timestamp,
     pub(super) deaf_until: Timestamp,
     pub(super) busy_until: Timestamp,
+    /// The node's GPUs, as labd is told of them.
+    pub(super) gpus: watch::Sender<Arc<Inventory>>,
+    /// Workers whose GPU cannot be worked with, and since when; and those that got theirs back.
+    barred: BTreeMap<String, Timestamp>,
+    released: BTreeMap<String, Timestamp>,
     /// The next starts that fail, by service.
     pub(super) start_fails: BTreeMap<String, u32>,
     /// Workers that train: from when to when.
@@ -230,6 +236,8 @@ pub(super) struct World {
     pub(super) clusters: u64,
     /// When any container ended.
     pub(super) deaths: Vec<Timestamp>,
+    /// When the clock was set.
+    pub(super) clock_steps: Vec<Timestamp>,
     pub(super) violations: Vec<String>,
     pub(super) trace: Vec<String>,
     pub(super) begun: Timestamp,
@@ -246,7 +254,7 @@ impl Outside {
 }
 
 impl World {
-    pub(super) fn new(seed: u64, plan: Plan) -> Self {
+    pub(super) fn new(seed: u64, plan: Plan, gpus: &[Gpu]) -> Self {
         let now = now();
         let mut dice = Dice::new(seed);
         Self {
@@ -263,6 +271,13 @@ impl World {
             slow_until: now,
             deaf_until: now,
             busy_until: now,
+            gpus: watch::Sender::new(Arc::new(Inventory {
+                units: gpus.iter().cloned().map(Unit::new).collect(),
+                settled: true,
+                ..Inventory::default()
+            })),
+            barred: BTreeMap::new(),
+            released: BTreeMap::new(),
             start_fails: BTreeMap::new(),
             works: BTreeMap::new(),
             create_fails: BTreeMap::new(),
@@ -278,6 +293,7 @@ impl World {
             gcs_answered: now,
             clusters: 0,
             deaths: Vec::new(),
+            clock_steps: Vec::new(),
             violations: Vec::new(),
             trace: Vec::new(),
             begun: now,
@@ -344,6 +360,21 @@ impl World {
         let id = c.id.clone();
         self.say(format_args!("{service} exits {code}"));
         self.event(service, &id, Happened::Other);
+    }
+
+    /// A worker's GPU is found to be in this state.
+    pub(super) fn set_gpu(&mut self, worker: &str, state: GpuState) {
+        if state == GpuState::Ok {
+            self.barred.remove(worker);
+            self.released.insert(worker.to_owned(), now());
+        } else {
+            self.barred.entry(worker.to_owned()).or_insert(now());
+        }
+        self.gpus.send_modify(|inventory| {
+            let slot = worker.strip_prefix("ray-worker-").and_then(|n| n.parse().ok());
+            let units = &mut Arc::make_mut(inventory).units;
+            units.iter_mut().filter(|unit| Some(unit.gpu.slot) == slot).for_each(|unit| unit.state = state);
+        });
     }
 
     /// What `docker kill` does.
@@ -693,7 +724,8 @@ impl World {
         let unchanged = Some(&c.hash) == self.hash(&service).as_ref();
         let ours = c.ours;
         let lately = |at: Option<&Timestamp>| at.is_some_and(|&at| now.since(at) <= Duration::from_mins(2));
-        let asked = lately(self.restart_asked.get(&service)) || lately(self.touched.get(&service));
+        let barred = self.barred.contains_key(&service) || lately(self.released.get(&service));
+        let asked = barred || lately(self.restart_asked.get(&service)) || lately(self.touched.get(&service));
         self.say(format_args!("labd: {how} {service}"));
         if !ours {
             self.never(format_args!("{how} of {service}, which is somebody else's"));
@@ -720,6 +752,9 @@ impl World {
         }
         if self.held.get(&service).is_some_and(|&since| now.since(since) >= Duration::from_millis(50)) {
             self.never(format_args!("{service} was started although it is held"));
+        }
+        if self.barred.get(&service).is_some_and(|&since| now.since(since) >= Duration::from_millis(50)) {
+            self.never(format_args!("{service} was started although its GPU cannot be worked with"));
         }
         let down = self.gcs_down_since.filter(|_| !self.gcs_up(now));
         let long_down = down.is_some_and(|at| now.since(at.max(self.gcs_answered)) >= Duration::from_secs(5));
