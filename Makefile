@@ -46,8 +46,8 @@ test: check
 chaos:
 	@scripts/engine.sh start
 	@scripts/tools.sh build
-	cargo build --release --quiet --features test-clock --target-dir target/chaos
-	LABD=$(CURDIR)/target/chaos/release/labd tests/chaos.py --clock -n $(or $(N),50) $(if $(SEED),--seed $(SEED)) $(if $(ENGINE),--engine-restart)
+	cargo build --release --quiet --features test-clock
+	LABD=$(CURDIR)/$(LABD) tests/chaos.py --clock -n $(or $(N),50) $(if $(SEED),--seed $(SEED)) $(if $(ENGINE),--engine-restart)
 
 bench:
 	@scripts/engine.sh start

@@ -34,14 +34,14 @@ impl Timestamp {
     /// It reads the same clock, which may have been set since.
     pub fn told(ms: i64) -> Self {
         #[cfg(feature = "test-clock")]
-        let ms = stepped::shown(ms);
+        let ms = stepped::from_machine(&stepped::steps(), ms);
         Self(ms)
     }
 
     /// This time as other programs on this machine call it, in milliseconds since the Unix epoch.
     pub fn as_told(self) -> i64 {
         #[cfg(feature = "test-clock")]
-        return stepped::told(self.0);
+        return stepped::to_machine(&stepped::steps(), self.0);
         #[cfg(not(feature = "test-clock"))]
         self.0
     }
@@ -71,51 +71,53 @@ impl Timestamp {
 }
 
 /// A wall clock that a test sets while the machine's stays as it is, for `make chaos`: each line of the file that
-/// [`stepped::FILE`] names is a step, when it was made by the machine's clock and by how much, in milliseconds. All times that
+/// `LABD_TEST_CLOCK` names is a step, when it was made by the machine's clock and by how much, in milliseconds. All times that
 /// labd reads or is told go through it, so that to labd it looks as if everybody's clock had been set.
-#[cfg(feature = "test-clock")]
+#[cfg(any(test, feature = "test-clock"))]
 mod stepped {
-    use std::{
-        sync::{Mutex, PoisonError},
-        time::{Duration, Instant},
-    };
+    /// When by the machine's clock, and by how much.
+    type Step = (i64, i64);
 
-    /// Names the file.
-    const FILE: &str = "LABD_TEST_CLOCK";
-    /// The file is read so often.
-    const FRESH: Duration = Duration::from_millis(20);
-    static READ: Mutex<Option<(Instant, Vec<(i64, i64)>)>> = Mutex::new(None);
-
-    fn steps() -> Vec<(i64, i64)> {
-        let mut read = READ.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, steps)) = read.as_ref().filter(|(at, _)| at.elapsed() < FRESH) {
-            return steps.clone();
-        }
-        let text = std::env::var_os(FILE).and_then(|path| std::fs::read_to_string(path).ok()).unwrap_or_default();
-        let step = |line: &str| line.split_once(' ').and_then(|(at, by)| Some((at.parse().ok()?, by.parse().ok()?)));
-        let steps: Vec<(i64, i64)> = text.lines().filter_map(step).collect();
-        *read = Some((Instant::now(), steps.clone()));
-        steps
+    /// What the set clock showed when the machine's showed `ms`.
+    pub(super) fn from_machine(steps: &[Step], ms: i64) -> i64 {
+        ms + steps.iter().filter(|(at, _)| *at <= ms).map(|(_, by)| by).sum::<i64>()
     }
 
-    /// What that clock showed when the machine's showed `ms`.
-    pub(super) fn shown(ms: i64) -> i64 {
-        ms + steps().iter().filter(|(at, _)| *at <= ms).map(|(_, by)| by).sum::<i64>()
-    }
-
-    /// What the machine's clock showed when that one showed `ms`: the first time, where it was set back over that.
-    pub(super) fn told(ms: i64) -> i64 {
-        let (mut offset, mut told) = (0, None);
-        for (at, by) in steps() {
-            // It was shown before this step, or jumped over by it.
-            if told.is_none() && ms - offset < at {
-                told = Some(ms - offset);
-            } else if told.is_none() && ms < at + offset + by {
-                told = Some(at);
+    /// What the machine's clock showed when the set one showed `ms`: the first time, where it was set back over that.
+    pub(super) fn to_machine(steps: &[Step], ms: i64) -> i64 {
+        let mut offset = 0;
+        for (at, by) in steps {
+            if ms - offset < *at {
+                return ms - offset;
             }
             offset += by;
+            // This step jumped over it.
+            if ms - offset < *at && *by > 0 {
+                return *at;
+            }
         }
-        told.unwrap_or(ms - offset)
+        ms - offset
+    }
+
+    /// The file's steps, oldest first. It is read at most every 20 ms.
+    #[cfg(feature = "test-clock")]
+    pub(super) fn steps() -> Vec<Step> {
+        use std::{
+            sync::{Mutex, PoisonError},
+            time::{Duration, Instant},
+        };
+        const FRESH: Duration = Duration::from_millis(20);
+        static READ: Mutex<(Option<Instant>, Vec<Step>)> = Mutex::new((None, Vec::new()));
+
+        let mut read = READ.lock().unwrap_or_else(PoisonError::into_inner);
+        if read.0.is_some_and(|at| at.elapsed() < FRESH) {
+            return read.1.clone();
+        }
+        let path = std::env::var_os("LABD_TEST_CLOCK");
+        let text = path.and_then(|path| std::fs::read_to_string(path).ok()).unwrap_or_default();
+        let step = |line: &str| line.split_once(' ').and_then(|(at, by)| Some((at.parse().ok()?, by.parse().ok()?)));
+        *read = (Some(Instant::now()), text.lines().filter_map(step).collect());
+        read.1.clone()
     }
 }
 
@@ -294,6 +296,16 @@ mod tests {
     fn the_engines_never_is_none() {
         assert_eq!(Timestamp::parse("0001-01-01T00:00:00Z"), None);
         assert!(Timestamp::parse("2026-11-24T03:41:12.123456789Z").is_some());
+    }
+
+    #[test]
+    fn a_clock_that_a_test_sets_goes_forward_and_back() {
+        let steps = [(100, 50), (200, -80)];
+        let seen = [90, 100, 199, 200, 290].map(|ms| stepped::from_machine(&steps, ms));
+        assert_eq!(seen, [90, 150, 249, 170, 260]);
+        // 120 was jumped over; 170 to 249 were seen twice.
+        let told = [90, 120, 150, 220, 249, 250].map(|ms| stepped::to_machine(&steps, ms));
+        assert_eq!(told, [90, 100, 100, 170, 199, 280]);
     }
 
     #[test]

@@ -247,12 +247,12 @@ class Faults:
         run(engine, "stop")
         run(engine, "start")
 
-    def set_clock(self, fault):
+    def clock(self, fault):
         with open(self.lab.clock, "a") as clock:
             clock.write(f"{int(time.time() * 1000)} {int(fault.target) * 1000}\n")
 
     def do(self, fault):
-        return getattr(self, {"clock": "set_clock"}.get(fault.kind, fault.kind.replace("-", "_")))(fault)
+        return getattr(self, fault.kind.replace("-", "_"))(fault)
 
 
 # ---- what must be true all the time ----
@@ -512,6 +512,9 @@ def main():
     kinds = args.only.split(",") if args.only else [k for k in WEIGHTS if k not in left_out]
     if unknown := set(kinds) - set(WEIGHTS):
         sys.exit(f"chaos: no such fault: {', '.join(sorted(unknown))}; there are {', '.join(WEIGHTS)}")
+    if "clock" in kinds and b"LABD_TEST_CLOCK" not in pathlib.Path(labd_binary()).read_bytes():
+        sys.exit(f"chaos: {labd_binary()} was built without the feature `test-clock`, so --clock does nothing; `make chaos` builds one "
+                 "with it")
     say = lambda line: print(line, file=sys.stderr if args.json else sys.stdout, flush=True)  # noqa: E731
     # Ended by a supervisor of tests: the lab is taken down all the same.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
