@@ -371,14 +371,9 @@ impl<A: JobApi> Keeper<A> {
         let list = self.parts.ray.borrow().jobs.clone();
         let is_open = |id: &str| self.book.get(id).is_some_and(|job| !job.is_over());
         let told = list.iter().flat_map(|list| &list.jobs).filter(|job| job.status == JobStatus::Failed);
-        let mut failed: BTreeMap<String, Instant> = told
-            .filter(|job| is_open(&job.submission_id))
-            .map(|job| (job.submission_id.clone(), Instant::now()))
-            .collect();
-        for (id, since) in &mut failed {
-            *since = self.failed.get(id).copied().unwrap_or(*since);
-        }
-        self.failed = failed;
+        let since = |id: &String| self.failed.get(id).copied().unwrap_or_else(Instant::now);
+        let ids = told.map(|job| &job.submission_id).filter(|id| is_open(id));
+        self.failed = ids.map(|id| (id.clone(), since(id))).collect();
     }
 
     /// Notes which services do not answer.
@@ -809,7 +804,6 @@ impl<A: JobApi> Keeper<A> {
         let ended = past::chain(&self.book, &id).pop().map(Job::is_over);
         let list = self.parts.ray.borrow().jobs.clone();
         let told = list.as_ref().is_some_and(|list| list.jobs.iter().any(|j| j.submission_id == id));
-        // One that ended, and that Ray forgot with its head's state, leaves its id free, as Ray would say.
         if ended == Some(true) && list.is_none() {
             let text = format!(
                 "a job with submission_id {id} has ended, and Ray, which may still know it, does not answer yet: try again \
@@ -818,6 +812,7 @@ impl<A: JobApi> Keeper<A> {
             let _ = reply.send(refusal(503, text));
             return;
         }
+        // One that ended, and that Ray forgot with its head's state, leaves its id free, as Ray would say.
         if ended.is_some_and(|ended| !ended || told) || self.unreadable.contains(&id) {
             let text = format!("Job with submission_id {id} already exists. Please use a different submission_id.");
             let _ = reply.send(refusal(500, text));

@@ -35,7 +35,6 @@ use crate::{
 const BOUND: Duration = Duration::from_mins(45);
 /// What a service's death in the last minute of a script makes of the script's own error.
 const AFTERMATH: Duration = Duration::from_mins(1);
-
 /// So long after a disk takes writes again the ledger has tried.
 const WRITTEN_AGAIN: Duration = Duration::from_secs(12);
 
@@ -589,11 +588,11 @@ impl People {
 
     /// labd was killed while nothing could be written: what it knew and what it promised since is forgotten.
     fn forget_unwritten(&mut self, outside: &Outside) {
-        let disk = self.shelf.lock().unwrap_or_else(PoisonError::into_inner).clone();
         // What could not be written is tried again a while later.
         if now() >= self.full_until.plus(WRITTEN_AGAIN) {
             return;
         }
+        let disk = self.shelf.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut w = outside.lock();
         w.say("what is not on disk is forgotten");
         let mut inner = self.api.lock();
