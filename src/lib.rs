@@ -42,6 +42,8 @@ pub mod engine;
 mod files;
 #[doc(hidden)]
 pub mod fuzz;
+#[cfg(test)]
+mod golden;
 pub mod http;
 pub mod incident;
 pub mod install;

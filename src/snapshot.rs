@@ -615,3 +615,19 @@ pub struct Event {
     /// Why, in one line.
     pub reason: String,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::golden;
+
+    #[test]
+    fn what_scripts_read_of_the_lab_stays_as_it_was_released() {
+        golden::holds::<Snapshot>(
+            &serde_json::from_str(include_str!("../tests/data/golden/snapshot.json")).expect("a snapshot"),
+        );
+        for event in golden::array(include_str!("../tests/data/golden/events.json")) {
+            golden::holds::<Event>(&event);
+        }
+    }
+}

@@ -79,3 +79,23 @@ impl From<StartError> for Failure {
         Self::new(exit, error.to_string())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_codes_stay_as_they_were_released() {
+        let all = [
+            (Exit::Failure, 1),
+            (Exit::Usage, 2),
+            (Exit::NotRunning, 3),
+            (Exit::NoPermission, 4),
+            (Exit::Timeout, 5),
+            (Exit::NoService, 6),
+            (Exit::Config, 78),
+            (Exit::Interrupted, 130),
+        ];
+        assert!(all.iter().all(|&(exit, code)| exit as u8 == code));
+    }
+}

@@ -497,6 +497,7 @@ mod tests {
                 spec_hash: was.hash(),
                 hard_hash: was.hard_hash(),
                 run,
+                last_end: None,
                 pid: None,
                 ports: BTreeMap::new(),
                 address: None,

@@ -51,6 +51,8 @@ pub struct ContainerSeen {
     pub hard_hash: String,
     /// What it is doing.
     pub run: RunState,
+    /// When its run before this one ended, while it runs; absent in its first.
+    pub last_end: Option<Timestamp>,
     /// Its first process, by this machine's count, while it runs.
     pub pid: Option<i32>,
     /// Published ports as they are: container port -> host port.

@@ -248,6 +248,17 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_dashboards_ask_for_stays_as_it_was_released() {
+        let snapshot = serde_json::from_str(include_str!("../../tests/data/golden/snapshot.json")).expect("a snapshot");
+        let totals = Totals { incidents: 2, recovered: 1, recovery: Duration::from_millis(4_500) };
+        let incidents = Cause::ALL.map(|cause| (("minio".to_owned(), cause), totals)).into();
+        let text = render(&snapshot, true, &incidents);
+        // What it says to people may be said better; names, labels and values are what machines read.
+        let said: String = text.lines().filter(|l| !l.starts_with("# HELP")).map(|l| format!("{l}\n")).collect();
+        assert_eq!(said, include_str!("../../tests/data/golden/metrics.txt"), "{said}");
+    }
+
     #[tokio::test]
     async fn every_line_is_well_formed_and_every_family_announced_once() {
         let lab = Lab::new();

@@ -756,6 +756,13 @@ mod tests {
     const DRIVER: Ipv4Addr = Ipv4Addr::new(198, 18, 100, 11);
     const WORKER: Ipv4Addr = Ipv4Addr::new(198, 18, 100, 20);
 
+    #[test]
+    fn a_ledger_that_stands_on_a_machine_is_read_by_the_next_labd() {
+        let golden: Value = serde_json::from_str(include_str!("../../tests/data/golden/ledger.json")).expect("JSON");
+        golden["states"].as_array().expect("states").iter().for_each(crate::golden::holds::<State>);
+        golden["ends"].as_array().expect("ends").iter().for_each(crate::golden::holds::<super::super::past::End>);
+    }
+
     fn ts(s: i64) -> Timestamp {
         Timestamp::from_millis(s * 1000)
     }

@@ -240,6 +240,8 @@ pub struct Memory {
     counted: Option<(String, Timestamp)>,
     /// It ran when it was last looked at.
     ran: bool,
+    /// The run that was seen last: container, and when it was started.
+    run_seen: Option<(String, Timestamp)>,
     /// What the GCS has yet to be told of the node that was here.
     untold: Option<String>,
     /// Its first process was seen to end, before the engine said so: the GCS is told, or will be.
@@ -779,7 +781,12 @@ fn present(s: &Situation<'_>, m: &mut Memory, now: Now, c: &ContainerSeen) -> De
         RunState::Created => {
             tell(s, m, S::Starting, "the GCS is told of the node that was here").unwrap_or_else(|| start(s, m, now, c))
         }
-        RunState::Running { started_at } => running(s, m, now, c, *started_at, outdated),
+        RunState::Running { started_at } => {
+            let missed = missed_end(m, c, *started_at);
+            let mut decision = running(s, m, now, c, *started_at, outdated);
+            decision.ended = decision.ended.or(missed);
+            decision
+        }
         RunState::Ending => {
             let asked = matches!(m.ending, Some(Ending::Asked(_)));
             ending(s, m, now, if asked { S::Stopping } else { S::Backoff }, "its first process has ended")
@@ -940,6 +947,19 @@ fn running(
         }
     }
     serving(s, m, now, c, started_at)
+}
+
+/// The end of a run that was followed by another between two looks, such as a `docker restart` while the engine is slow: what
+/// ran in it died all the same.
+fn missed_end(m: &mut Memory, c: &ContainerSeen, started_at: Timestamp) -> Option<Ended> {
+    let before = m.run_seen.replace((c.id.clone(), started_at));
+    let other = before.is_some_and(|(id, at)| id == c.id && at != started_at);
+    if !other || !m.ran || m.ending.is_some() {
+        return None;
+    }
+    let why = "its container ended and was started again by somebody else than labd".to_owned();
+    m.last_failure = Some(why.clone());
+    Some(Ended { cause: Cause::Exit, why, at: c.last_end.unwrap_or(started_at) })
 }
 
 /// Whether a running container does its work.

@@ -158,6 +158,13 @@ mod tests {
     }
 
     #[test]
+    fn what_the_journal_remembers_of_it_can_be_read_by_the_next_labd() {
+        let golden: serde_json::Value =
+            serde_json::from_str(include_str!("../../tests/data/golden/memory.json")).expect("JSON");
+        crate::golden::holds::<Shortage>(&golden["oom:minio"]);
+    }
+
+    #[test]
     fn a_burst_counts_once_and_what_was_heard_before_not_at_all() {
         assert_eq!(kills(&[100, 101, 102]).times, 1);
         assert_eq!(kills(&[100, 101, 104, 200]).times, 3);

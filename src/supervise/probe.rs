@@ -383,6 +383,7 @@ mod tests {
             spec_hash: "h".into(),
             hard_hash: String::new(),
             run: RunState::Running { started_at: at(10_000) },
+            last_end: None,
             pid: None,
             ports: BTreeMap::new(),
             address: Some(ADDRESS),

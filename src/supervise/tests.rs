@@ -342,6 +342,7 @@ impl World {
                     spec_hash: hash,
                     hard_hash: String::new(),
                     run: RunState::Created,
+                    last_end: None,
                     pid: None,
                     ports: BTreeMap::new(),
                     address: None,
@@ -534,6 +535,33 @@ fn a_container_that_is_gone_ended_when_the_engine_told_of_it_last() {
         world.step().expect("safe");
         let ended = world.ended_at.expect("it ran");
         assert!(if told { ended == gone } else { ended >= seen }, "{ended:?}");
+    }
+}
+
+#[test]
+fn a_run_that_ended_and_was_followed_by_another_between_two_looks_is_told_once() {
+    for said in [true, false] {
+        let mut world = World::new();
+        world.recover().expect("ready");
+        let end = world.now.plus(Duration::from_secs(1));
+        world.now = end.plus(Duration::from_millis(300));
+        let again = world.now;
+        world.run(RunState::Running { started_at: again });
+        if let Seen::Ours(c) = &mut world.seen {
+            c.last_end = said.then_some(end);
+        }
+        world.step().expect("safe");
+        assert_eq!(world.ended_at.take(), Some(if said { end } else { again }));
+        world.recover().expect("ready");
+        assert_eq!(world.ended_at, None, "told once");
+        assert!(world.reason.starts_with("restarted: "), "{}", world.reason);
+        // Its end is seen and its start is not: nothing is left to tell.
+        world.exit(137);
+        world.step().expect("safe");
+        assert!(world.ended_at.take().is_some());
+        world.run(RunState::Running { started_at: world.now.plus(Duration::from_millis(9)) });
+        world.recover().expect("ready");
+        assert_eq!(world.ended_at, None, "told when it ended");
     }
 }
 
@@ -855,4 +883,18 @@ fn a_node_without_its_gpu_is_killed_at_once_and_made_anew_and_that_counts() {
         assert_eq!(world.memory.backoff.streak(), failures + 1);
         assert_eq!(world.memory.last_failure.as_deref(), Some(reason));
     }
+}
+
+#[test]
+fn what_the_journal_remembers_stays_where_the_next_labd_looks_for_it() {
+    use super::{EVENTS_HEARD, change_key, disk_key, held_key, held_word, shortage_key, stopping_key};
+    assert_eq!(EVENTS_HEARD, "engine:events-heard");
+    assert_eq!(
+        [change_key("x"), disk_key("/x"), shortage_key("x"), held_key("x"), stopping_key("x")],
+        ["change:x", "disk:/x", "oom:x", "held:x", "stopping:x"]
+    );
+    let words = [None, Some(Hold::Asked), Some(Hold::Stopped), Some(Hold::ByHand)].map(held_word);
+    assert_eq!(words, ["no", "yes", "stopped", "by-hand"]);
+    let levels = crate::node::disk_guard::Level::ALL.map(|level| level.word());
+    assert_eq!(levels, ["disk-fine", "disk-low", "disk-full"]);
 }

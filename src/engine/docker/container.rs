@@ -235,11 +235,15 @@ pub(super) fn seen(lab: &str, service: &str, c: ContainerInspectResponse) -> See
     }
     let network = c.network_settings.unwrap_or_default();
     let state = c.state.unwrap_or_default();
+    let run = run_state(&state);
     Seen::Ours(ContainerSeen {
         id,
         spec_hash: labels.get(LABEL_SPEC).cloned().unwrap_or_default(),
         hard_hash: labels.get(LABEL_HARD).cloned().unwrap_or_default(),
-        run: run_state(&state),
+        // One that has never ended says the year 1.
+        last_end: Some(time(&state.finished_at))
+            .filter(|at| *at > Timestamp::default() && matches!(run, RunState::Running { .. })),
+        run,
         pid: state.pid.and_then(|pid| i32::try_from(pid).ok()).filter(|&pid| pid > 0),
         ports: published(network.ports.unwrap_or_default()),
         address: network
@@ -250,9 +254,12 @@ pub(super) fn seen(lab: &str, service: &str, c: ContainerInspectResponse) -> See
     })
 }
 
+fn time(text: &Option<String>) -> Timestamp {
+    text.as_deref().and_then(Timestamp::parse).unwrap_or_default()
+}
+
 fn run_state(state: &ContainerState) -> RunState {
     use ContainerStateStatusEnum as Status;
-    let time = |text: &Option<String>| text.as_deref().and_then(Timestamp::parse).unwrap_or_default();
     match state.status.unwrap_or(Status::EMPTY) {
         // `restarting` cannot happen to a container of ours, which have no restart policy, unless somebody changed it.
         Status::RUNNING | Status::RESTARTING | Status::STOPPING => {
@@ -480,8 +487,17 @@ mod tests {
         let Seen::Ours(ours) = seen("lab", "s", inspect("lab")) else { panic!("not ours") };
         assert_eq!(ours.ports, BTreeMap::from([(80, 32_768)]));
         assert_eq!(ours.address, Some(Ipv4Addr::new(198, 18, 253, 9)));
-        assert!(matches!(ours.run, RunState::Exited { code: 137, oom: true, finished_at, .. }
-            if Some(finished_at) == Timestamp::parse("2026-01-01T00:00:01.5Z")));
+        let end = Timestamp::parse("2026-01-01T00:00:01.5Z");
+        assert!(matches!(ours.run, RunState::Exited { code: 137, oom: true, finished_at, .. } if Some(finished_at) == end));
+        assert_eq!(ours.last_end, None, "it does not run");
+        for (finished_at, last_end) in [("2026-01-01T00:00:01.5Z", end), ("0001-01-01T00:00:00Z", None)] {
+            let mut again = inspect("lab");
+            let state = again.state.as_mut().expect("a state");
+            state.status = Some(ContainerStateStatusEnum::RUNNING);
+            state.finished_at = Some(finished_at.to_owned());
+            let Seen::Ours(again) = seen("lab", "s", again) else { panic!("not ours") };
+            assert_eq!(again.last_end, last_end);
+        }
     }
 
     #[test]

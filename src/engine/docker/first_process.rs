@@ -41,6 +41,7 @@ mod tests {
             hard_hash: String::new(),
             spec_hash: String::new(),
             run: RunState::Running { started_at: Timestamp::from_millis(1) },
+            last_end: None,
             pid,
             ports: BTreeMap::new(),
             address: None,

@@ -697,6 +697,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_the_journal_remembers_can_be_read_by_the_next_labd() {
+        let golden: serde_json::Value =
+            serde_json::from_str(include_str!("../../../tests/data/golden/memory.json")).expect("JSON");
+        crate::golden::holds::<Remembered>(&golden[MEMORY]);
+    }
+
+    #[test]
     fn what_is_remembered_is_read_back() {
         let mut remembered = Remembered { gpus: simulate::gpus(2, &[]), ..Remembered::default() };
         let fault = judge::by_code("xid-79").expect("a row");

@@ -126,6 +126,8 @@ pub(super) struct Container {
     pub(super) run: Run,
     /// When that began, by the wall clock of that time: what the engine says.
     pub(super) stamp: Timestamp,
+    /// When its run before this one ended, in the same way.
+    last_end: Option<Timestamp>,
     /// From start to the first answer, in this run.
     boot: Duration,
     pub(super) frozen: bool,
@@ -354,6 +356,7 @@ impl World {
         }
         let Some(c) = self.of_mut(service).filter(|c| c.running().is_some()) else { return };
         (c.run, c.stamp) = (Run::Exited { code, oom, at }, Timestamp::now());
+        c.last_end = Some(c.stamp);
         self.deaths.push(at);
         let Some(c) = self.of_mut(service) else { return };
         (c.frozen, c.paused, c.stops_at, c.dies_at) = (false, false, None, None);
@@ -468,6 +471,7 @@ impl World {
             stop_timeout: spec.stop_timeout,
             run: Run::Created,
             stamp: Timestamp::now(),
+            last_end: None,
             boot: Duration::ZERO,
             frozen: false,
             paused: false,
@@ -837,6 +841,7 @@ impl Engine for Outside {
                     }
                     Run::Dead => RunState::Dead,
                 },
+                last_end: c.last_end.filter(|_| c.running().is_some()),
                 pid: None,
                 ports: if c.running().is_some() { c.ports.clone() } else { BTreeMap::new() },
                 address: c.running().map(|_| c.address),
