@@ -1,7 +1,7 @@
 # make up      everything on a bare Debian machine, as root, no GPU: engine, build, a lab with two simulated GPUs, a training
 #              job that survives the death of its worker
 # make down    leaves nothing running; volumes and images are kept
-# make test    everything that is promised, on real containers; PYTEST_ADDOPTS="-m 'not long'": without the tests that take a
+# make test    everything that is promised, on real containers; PYTEST_ADDOPTS="-m 'not slow'": without the tests that take a
 #              minute or more
 # make check   what needs no engine: format, lints, unit and property tests, the scripts inside the containers; SIM_SECONDS=N: for how
 #              long histories are simulated (120)
@@ -36,18 +36,18 @@ check:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --quiet -- -D warnings
 	LABD_SIM_HISTORIES=10000 LABD_SIM_SECONDS=$(or $(SIM_SECONDS),120) cargo test --workspace --quiet
-	python3 -m pytest tests/test_0_*.py
+	python3 -m pytest tests/unit_scripts
 
 test: check
 	@scripts/engine.sh start
 	@$(MAKE) --no-print-directory dist
-	LABD=$(CURDIR)/dist/labd python3 -m pytest tests/test_[1-9]_*.py
+	LABD=$(CURDIR)/dist/labd python3 -m pytest tests/shared_lab tests/own_lab tests/host
 
 chaos:
 	@scripts/engine.sh start
 	@scripts/tools.sh build
 	cargo build --release --quiet --features test-clock
-	LABD=$(CURDIR)/$(LABD) tests/chaos.py --clock -n $(or $(N),50) $(if $(SEED),--seed $(SEED)) $(if $(ENGINE),--engine-restart)
+	LABD=$(CURDIR)/$(LABD) tests/harness/chaos.py --clock -n $(or $(N),50) $(if $(SEED),--seed $(SEED)) $(if $(ENGINE),--engine-restart)
 
 bench:
 	@scripts/engine.sh start

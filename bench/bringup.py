@@ -16,7 +16,7 @@ import time
 import urllib.request
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tests"))
-from lab import Lab, docker, wait_for  # noqa: E402
+from harness.lab import Lab, docker, wait_for  # noqa: E402
 
 BARE = "labdbare"
 

@@ -31,7 +31,7 @@ import time
 
 import recovery
 from recovery import NEVER_S, alive_workers, get, rounds_of, sigkill, steps, stop, within
-from lab import ROOT, Lab, build_settings, docker, run, wait_for
+from harness.lab import ROOT, Lab, build_settings, docker, run, wait_for
 
 GPUS = {"worker": 2, "only-worker": 1}
 HEADLINE = "only-worker"

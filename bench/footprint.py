@@ -18,7 +18,7 @@ import sys
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tests"))
-from lab import Lab, labd_binary, wait_for  # noqa: E402
+from harness.lab import Lab, labd_binary, wait_for  # noqa: E402
 
 MB = 1_000_000
 RESIDENT_MB, CORE_PERCENT = 20, 0.5

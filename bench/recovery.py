@@ -27,7 +27,7 @@ import time
 import urllib.request
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tests"))
-from lab import ROOT, Lab, docker, kill_first_process, labd_binary, wait_for  # noqa: E402
+from harness.lab import ROOT, Lab, docker, kill_first_process, labd_binary, wait_for  # noqa: E402
 
 JOB = ROOT / "bench" / "job.py"
 WHERE = ["--entrypoint-label-selector", '{"labd.role": "driver"}']
