@@ -12,6 +12,7 @@ import argparse
 import collections
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -25,7 +26,7 @@ import threading
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-from harness.lab import ROOT, Lab, docker, labd_binary, run, wait_for  # noqa: E402
+from harness.lab import ROOT, Lab, docker, labd_binary, run, wait_for
 
 JOB = ROOT / "tests/harness/chaos_job.py"
 SERVICES = ["minio", "ray-head", "ray-driver", "ray-worker-0", "ray-worker-1", "jupyter", "front-door", "prometheus"]
@@ -492,7 +493,7 @@ def wrong_state(state, last):
     if beyond := sorted(s for s in counts if not 1 <= s <= last):
         wrong.append(f"steps that nobody asked for: {beyond}")
     sources = [s["from"] or "" for s in state["starts"]]
-    if back := [(a, b) for a, b in zip(sources, sources[1:]) if b < a]:
+    if back := [(a, b) for a, b in itertools.pairwise(sources) if b < a]:
         wrong.append(f"a start went back from {back[0][0]} to {back[0][1]}")
     return wrong
 
@@ -515,7 +516,7 @@ def main():
     if "clock" in kinds and b"LABD_TEST_CLOCK" not in pathlib.Path(labd_binary()).read_bytes():
         sys.exit(f"chaos: {labd_binary()} was built without the feature `test-clock`, so --clock does nothing; `make chaos` builds one "
                  "with it")
-    say = lambda line: print(line, file=sys.stderr if args.json else sys.stdout, flush=True)  # noqa: E731
+    say = lambda line: print(line, file=sys.stderr if args.json else sys.stdout, flush=True)
     # Ended by a supervisor of tests: the lab is taken down all the same.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     say(f"seed {seed}: {args.n} faults, a {style(seed)} job")

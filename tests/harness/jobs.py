@@ -38,7 +38,7 @@ def ends(lab, job, status="SUCCEEDED", seconds=180):
 
 
 def door(lab, method, path, body=None, headers=None, token=True):
-    url = next(l["url"] for l in lab.snapshot()["links"] if l["name"] == "Ray dashboard")
+    url = lab.link("Ray dashboard")
     connection = http.client.HTTPConnection(url.split("/")[2], timeout=60)
     headers = {**(headers or {}), **({"Authorization": f"Bearer {lab.ray_token()}"} if token else {})}
     connection.request(method, path, body, headers)

@@ -166,6 +166,10 @@ jupyter = 0
         assert found, f"no service {name}"
         return found[0]
 
+    def link(self, name):
+        """The address of what the page links to by this name."""
+        return next(link["url"] for link in self.snapshot()["links"] if link["name"] == name)
+
     def states(self):
         return {s["name"]: s["state"] for s in self.snapshot()["services"]}
 
@@ -222,7 +226,7 @@ jupyter = 0
         return json.loads(self.labd("credentials", "--json").stdout)[0]["secret"]
 
     def api(self, path):
-        url = next(l["url"] for l in self.snapshot()["links"] if l["name"] == "Ray dashboard")
+        url = self.link("Ray dashboard")
         request = urllib.request.Request(url.rstrip("/") + path, headers={"Authorization": f"Bearer {self.ray_token()}"})
         with urllib.request.urlopen(request, timeout=20) as answer:
             return json.load(answer)

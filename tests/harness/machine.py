@@ -2,6 +2,7 @@
 import json
 import os
 import pathlib
+import platform
 
 from harness.lab import ROOT, docker, labd_binary, run, wait_for
 
@@ -10,8 +11,7 @@ CGROUP = pathlib.Path("/sys/fs/cgroup")
 
 def image():
     """The distribution of this machine with systemd in it, so that a dynamic labd runs there, too. Made once."""
-    release = dict(l.strip().split("=", 1) for l in open("/etc/os-release") if "=" in l)
-    suite = release.get("VERSION_CODENAME", "bookworm").strip('"')
+    suite = platform.freedesktop_os_release().get("VERSION_CODENAME", "bookworm")
     name = f"labd-dev/systemd:{suite}-tools"
     if docker("image", "inspect", name, check=False).returncode != 0:
         mirror = os.environ.get("LABD_DEBIAN_MIRROR") or run(ROOT / "images/base/bootstrap.sh", "--print-mirror").stdout.strip()

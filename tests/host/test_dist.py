@@ -10,7 +10,8 @@ import tempfile
 import urllib.request
 
 import pytest
-from harness.lab import ROOT, Lab, docker, run, wait_for
+
+from harness.lab import ROOT, docker, run, wait_for
 
 pytestmark = [pytest.mark.engine, pytest.mark.root]
 
@@ -184,7 +185,7 @@ def test_the_probes_run_on_an_old_glibc(dist, old_system):
             os.close(there)
         lines = [json.loads(line) for line in done.stdout.splitlines()]
         if lines:
-            assert {"library-missing"} == {l["trouble"]["code"] for l in lines if "trouble" in l}, lines
+            assert {"library-missing"} == {line["trouble"]["code"] for line in lines if "trouble" in line}, lines
         else:
             # Linked with its library: the loader says that it is missing, and finds nothing wrong with its own version.
             assert "librocm_smi64.so" in done.stderr and "GLIBC" not in done.stderr, done

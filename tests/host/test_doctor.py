@@ -144,7 +144,8 @@ def test_the_running_engine_and_a_leftover_of_another_lab(fresh):
 
 
 def test_a_subnet_that_the_host_has_already(fresh):
-    route = next(l.split() for l in pathlib.Path("/proc/net/route").read_text().splitlines()[1:] if l.split()[7] != "00000000")
+    routes = [line.split() for line in pathlib.Path("/proc/net/route").read_text().splitlines()[1:]]
+    route = next(route for route in routes if route[7] != "00000000")
     a, b, c, _ = bytes.fromhex(route[1])[::-1]
     lab = fresh(name="labddoctor", subnet=f"{a}.{b}.{c}.0/24", build="")
     checks, _ = doctor(lab, 1)

@@ -11,6 +11,7 @@ import threading
 import time
 
 import pytest
+
 from harness.lab import ROOT, free_port, labd_binary, run, wait_for
 
 GIB = 1 << 30

@@ -1,5 +1,6 @@
 """A GPU with a fault is kept from work, the others go on, and a person decides when it comes back."""
 import pytest
+
 from harness.lab import Lab, wait_for
 
 

@@ -22,7 +22,7 @@ import urllib.request
 
 import pytest
 
-from harness.lab import Lab, docker, labd_binary, run, wait_for
+from harness.lab import Lab, labd_binary, run, wait_for
 
 pytestmark = pytest.mark.root
 
@@ -223,7 +223,7 @@ def test_every_secret_is_where_it_is_needed_and_nowhere_else(lab):
 
 
 def test_prometheus_answers_no_other_sites_page(lab):
-    url = next(l["url"] for l in lab.snapshot()["links"] if l["name"] == "Prometheus")
+    url = lab.link("Prometheus")
     request = urllib.request.Request(url + "api/v1/query?query=up", headers={"Origin": "https://evil.example"})
     with urllib.request.urlopen(request, timeout=10) as answer:
         assert "Access-Control-Allow-Origin" not in answer.headers
@@ -252,7 +252,7 @@ def test_what_a_container_prints_steers_no_terminal(lab):
         shown += piece
     os.close(leader)
     assert child.wait(20) == 0
-    line = next(l for l in shown.decode().splitlines() if "clip" in l)
+    line = next(line for line in shown.decode().splitlines() if "clip" in line)
     assert line == "clip␛]52;c;ZXZpbA==␇ move␛[2J␛[1;1H turn\ufffdback gap\ufffdless red\x1b[31mred\x1b[0m end"
 
 
@@ -413,7 +413,7 @@ for target in sys.argv[1:]:
 
 
 def rules():
-    return [l for l in run("iptables", "-t", "raw", "-S", "PREROUTING").stdout.splitlines() if "labd:labdopen" in l]
+    return [line for line in run("iptables", "-t", "raw", "-S", "PREROUTING").stdout.splitlines() if "labd:labdopen" in line]
 
 
 def test_another_host_gets_nothing_of_the_labs_subnet(lab, outside):
@@ -439,10 +439,10 @@ def test_another_host_gets_nothing_of_the_labs_subnet(lab, outside):
 
 def test_labds_own_metrics_are_for_prometheus(lab):
     page = lab.base.split('page = "127.0.0.1:')[1].split('"')[0]
-    ask = ("import urllib.request\ntry:\n    print(urllib.request.urlopen('http://%s.1:%s/metrics', timeout=5).status)\n"
-           "except OSError as e:\n    print('closed', e)" % (SUBNET, page))
+    ask = (f"import urllib.request\ntry:\n    print(urllib.request.urlopen('http://{SUBNET}.1:{page}/metrics', timeout=5).status)\n"
+           "except OSError as e:\n    print('closed', e)")
     assert lab.exec("jupyter", "python3", "-c", ask).stdout.startswith("closed")
-    url = next(l["url"] for l in lab.snapshot()["links"] if l["name"] == "Prometheus")
+    url = lab.link("Prometheus")
 
     def up():
         with urllib.request.urlopen(url + "api/v1/query?query=up%7Bjob%3D%22labd%22%7D", timeout=10) as answer:
@@ -457,7 +457,7 @@ def test_labds_own_metrics_are_for_prometheus(lab):
 
 def post(lab, path, body):
     """Status of what the door answers to a holder of the token."""
-    url = next(l["url"] for l in lab.snapshot()["links"] if l["name"] == "Ray dashboard").rstrip("/") + path
+    url = lab.link("Ray dashboard").rstrip("/") + path
     headers = {"Authorization": f"Bearer {lab.ray_token()}", "Content-Type": "application/json"}
     request = urllib.request.Request(url, data=json.dumps(body).encode(), headers=headers, method="POST")
     try:
@@ -472,7 +472,7 @@ def test_idle_connections_disturb_nobody(lab):
     lab.wait_ready()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))
-    urls = [l["url"] for l in lab.snapshot()["links"] if l["name"] in ("status page", "Ray dashboard")]
+    urls = [lab.link(name) for name in ("status page", "Ray dashboard")]
     idle = []
     try:
         for n in range(1_100):
@@ -514,7 +514,7 @@ def test_many_fat_submissions_are_followed_or_refused(lab):
     fat = fat[:30]
     statuses = [submit(job, LONGEST) for job in fat]
     assert set(statuses) <= {200, 413, 507}, statuses
-    taken = [job for job, status in zip(fat, statuses) if status == 200]
+    taken = [job for job, status in zip(fat, statuses, strict=True) if status == 200]
     assert post(lab, "/api/jobs/", {"submission_id": "fat-none", "entrypoint": "true", "metadata": {"x": "x" * (2 << 20)}}) == 413
     assert post(lab, "/api/jobs/", {"submission_id": "x" * 129, "entrypoint": "true"}) == 400
     lab.exec("jupyter", "ray", "job", "submit", "--no-wait", "--submission-id", "slim", "--", "true")

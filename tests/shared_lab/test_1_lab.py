@@ -102,7 +102,7 @@ def test_secrets_are_in_no_command_line_log_or_journal(lab):
 def test_prometheus_scrapes_ray_labd_and_itself(lab):
     import urllib.request
 
-    url = next(l["url"] for l in lab.snapshot()["links"] if l["name"] == "Prometheus")
+    url = lab.link("Prometheus")
 
     def healthy():
         with urllib.request.urlopen(url + "api/v1/targets", timeout=10) as answer:
@@ -116,7 +116,7 @@ def test_prometheus_scrapes_ray_labd_and_itself(lab):
 def test_the_page_shows_the_snapshot(lab):
     import urllib.request
 
-    page = next(l["url"] for l in lab.snapshot()["links"] if l["name"] == "status page")
+    page = lab.link("status page")
     with urllib.request.urlopen(page, timeout=10) as answer:
         html = answer.read().decode()
     assert "<script" in html

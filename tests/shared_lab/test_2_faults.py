@@ -1,6 +1,5 @@
 """What breaks comes back, and says why."""
 import re
-import time
 
 import pytest
 

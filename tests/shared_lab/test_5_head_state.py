@@ -39,7 +39,7 @@ def remember_a_job(lab, job):
 
 def said(lab, text):
     logs = docker("logs", lab.container("ray-head"))
-    return [l for l in (logs.stdout + logs.stderr).splitlines() if l.startswith("labd:") and text in l]
+    return [line for line in (logs.stdout + logs.stderr).splitlines() if line.startswith("labd:") and text in line]
 
 
 def test_a_state_that_is_whole_is_kept(lab):

@@ -1,7 +1,9 @@
 """Jobs come through labd's front door, and what is lost to infrastructure is run again."""
+import contextlib
 import http.client
 import json
 import os
+import pathlib
 import re
 import signal
 import urllib.error
@@ -144,7 +146,7 @@ def test_submissions_are_kept_while_the_head_is_away(lab):
     lab.labd("stop", "ray-head")
     wait_for("held", lambda: lab.service("ray-head")["state"] == "held", 60)
     # A read is told when to come again.
-    url = next(l["url"] for l in lab.snapshot()["links"] if l["name"] == "Ray dashboard")
+    url = lab.link("Ray dashboard")
     request = urllib.request.Request(url + "api/jobs/", headers={"Authorization": f"Bearer {lab.ray_token()}"})
     try:
         urllib.request.urlopen(request, timeout=20)
@@ -187,7 +189,7 @@ def test_bad_submissions_are_answered_as_ray_answers_them(lab):
 
 def test_a_large_upload_does_not_grow_labd(lab):
     lab.wait_ready()
-    rss = lambda: int(re.search(r"VmHWM:\s+(\d+)", open(f"/proc/{lab.pid()}/status").read())[1])  # noqa: E731
+    rss = lambda: int(re.search(r"VmHWM:\s+(\d+)", pathlib.Path(f"/proc/{lab.pid()}/status").read_text())[1])
     before = rss()
 
     class Zeros:
@@ -198,10 +200,8 @@ def test_a_large_upload_does_not_grow_labd(lab):
             self.left -= n
             return bytes(n)
 
-    try:
+    with contextlib.suppress(OSError):  # Ray refuses it before it is whole
         door(lab, "PUT", "/api/packages/gcs/_ray_pkg_large.zip", Zeros(), {"Content-Length": str(2 << 30)})
-    except OSError:
-        pass  # Ray refuses it before it is whole
     assert rss() - before < 64 << 10, "KiB"
     wait_for("what Ray refuses is not kept", lambda: not list((lab.data_dir / "packages").glob("*large*")), 20)
     lab.wait_ready()

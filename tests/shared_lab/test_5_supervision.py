@@ -1,7 +1,6 @@
 """Nothing escapes supervision: stops by hand, hangs, nodes that left the cluster, and what is said about them."""
 import json
 import os
-import pathlib
 import signal
 import urllib.request
 
@@ -46,7 +45,7 @@ def incidents(lab, service):
 
 
 def metrics(lab):
-    url = next(link["url"] for link in lab.snapshot()["links"] if link["name"] == "status page")
+    url = lab.link("status page")
     with urllib.request.urlopen(url + "metrics", timeout=10) as answer:
         return answer.read().decode()
 

@@ -5,8 +5,8 @@ import subprocess
 
 import pytest
 
-from harness.lab import wait_for
 from harness.jobs import door, ends, trains
+from harness.lab import wait_for
 
 PLAIN = ["python", "plain.py", "--epochs"]
 
@@ -61,9 +61,9 @@ def test_an_own_error_ends_a_waiting_client_with_1(lab):
 def test_an_id_that_is_used_again_at_once_is_its_own_job(lab):
     """Its owner polls, deletes and submits again: neither is it called SUCCEEDED, nor is the old one run again."""
     lab.wait_ready()
-    one = lambda command: door(lab, "POST", "/api/jobs/", json.dumps({"entrypoint": command, "submission_id": "again"}).encode())  # noqa: E731
+    one = lambda command: door(lab, "POST", "/api/jobs/", json.dumps({"entrypoint": command, "submission_id": "again"}).encode())
     assert one("true")[0] == 200
-    status = lambda: json.loads(door(lab, "GET", "/api/jobs/again")[1])["status"]  # noqa: E731
+    status = lambda: json.loads(door(lab, "GET", "/api/jobs/again")[1])["status"]
     wait_for("it succeeds", lambda: status() == "SUCCEEDED", 60)
     assert door(lab, "DELETE", "/api/jobs/again")[0] == 200
     assert one("sleep 600")[0] == 200

@@ -50,7 +50,7 @@ def test_memory_that_runs_out_in_a_living_container_is_told_with_the_setting_and
 
     died = wait_for("an incident", died_since, 20)
     lab.wait_ready()
-    assert died[0]["cause"] == "exit" and "container exited 137 (SIGKILL)" == died[0]["why"], died[0]
+    assert died[0]["cause"] == "exit" and died[0]["why"] == "container exited 137 (SIGKILL)", died[0]
     # What was known outlives labd.
     lab.kill_daemon()
     lab.up()
@@ -75,7 +75,7 @@ def test_a_job_whose_process_was_killed_for_memory_is_run_once_more_and_then_fai
 
 
 def post(lab, report, token=True):
-    url = next(l["url"] for l in lab.snapshot()["links"] if l["name"] == "Ray dashboard")
+    url = lab.link("Ray dashboard")
     connection = http.client.HTTPConnection(url.split("/")[2], timeout=60)
     headers = {"Authorization": f"Bearer {lab.ray_token()}"} if token else {}
     connection.request("POST", "/labd/installs", json.dumps(report), headers)

@@ -40,8 +40,14 @@ signal.pause()
 
 
 def test_actors_are_forked_from_the_warm_process_and_end_as_ever(lab):
+    def is_warm(service):
+        return lab.exec(service, "test", "-S", "/run/labd-warm.sock", check=False).returncode == 0
+
+    def has_actors(service):
+        return any(re.match("ray::Actor", args) for args in lab.processes(service).values())
+
     for service in ("ray-driver", "ray-worker-0", "ray-worker-1"):
-        wait_for(f"{service} is warm", lambda: lab.exec(service, "test", "-S", "/run/labd-warm.sock", check=False).returncode == 0, 120)
+        wait_for(f"{service} is warm", lambda at=service: is_warm(at), 120)
     (lab.put_samples() / "warm.py").write_text(SCRIPT)
     job = lab.submit("warm", "python", "warm.py")
     told = json.loads(wait_for("the actors told", lambda: re.search(r"TOLD (.*)", lab.logs(job)), 120, every=0.5)[1])
@@ -55,4 +61,4 @@ def test_actors_are_forked_from_the_warm_process_and_end_as_ever(lab):
     lab.stop_job(job)
     lab.wait_job(job, "STOPPED")
     for service in ("ray-worker-0", "ray-worker-1"):
-        wait_for("the job's actor has ended", lambda: not any(re.match("ray::Actor", args) for args in lab.processes(service).values()), 60, every=0.5)
+        wait_for("the job's actor has ended", lambda at=service: not has_actors(at), 60, every=0.5)

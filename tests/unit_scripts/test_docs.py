@@ -1,4 +1,5 @@
 """What the documentation says is there: files, headings, targets, commands, settings, variables, metrics. No engine needed."""
+import functools
 import pathlib
 import re
 import tomllib
@@ -41,6 +42,7 @@ def kebab(name):
 # ---- what there is ----
 
 
+@functools.cache
 def structs():
     """Fields of every struct of the configuration, by the names that labd.toml has for them."""
     found = {}
@@ -53,9 +55,9 @@ def structs():
     return found
 
 
-def settings(name="Config", prefix="", known=structs()):
+def settings(name="Config", prefix=""):
     """Every setting by its whole name, such as `services.ray-head.memory`."""
-    all = set()
+    all, known = set(), structs()
     for field, type in known[name].items():
         inner = re.sub(r"^(Option|Vec)<(.*)>$", r"\2", type)
         all |= settings(inner, f"{prefix}{field}.") if inner in known else {prefix + field}

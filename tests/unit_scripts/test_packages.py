@@ -19,7 +19,7 @@ from harness.lab import ROOT
 
 IMAGE = ROOT / "images/ray"
 sys.path.insert(0, str(IMAGE))
-import labd_packages as packages  # noqa: E402
+import labd_packages as packages  # noqa: E402, found by the path above
 
 WORKING_DIR = "RAY_RUNTIME_ENV_CREATE_WORKING_DIR"
 
@@ -71,12 +71,12 @@ def test_a_requirements_file_counts_by_its_content_and_not_by_its_place(tmp_path
     def of(folder, text, uri="gcs://a.zip"):
         (tmp_path / folder).mkdir(exist_ok=True)
         (tmp_path / folder / "requirements.txt").write_text(text)
-        return key("-r ${%s}/requirements.txt" % WORKING_DIR, env={WORKING_DIR: str(tmp_path / folder)}, working_dir=uri)
+        return key(f"-r ${{{WORKING_DIR}}}/requirements.txt", env={WORKING_DIR: str(tmp_path / folder)}, working_dir=uri)
 
     assert of("a", "emoji\n") == of("b", "emoji\n", "gcs://b.zip")
     assert of("a", "emoji\n") != of("b", "boto3\n")
     # A file of the working directory is known by the directory's URI alone.
-    wheel = "${%s}/x-1-py3-none-any.whl\n" % WORKING_DIR
+    wheel = f"${{{WORKING_DIR}}}/x-1-py3-none-any.whl\n"
     assert of("a", wheel, "gcs://a.zip") != of("a", wheel, "gcs://b.zip")
     (tmp_path / "a/more.txt").write_text("numpy\n")
     nested = of("a", "-r more.txt\n")
@@ -97,7 +97,7 @@ def test_a_requirements_file_counts_by_its_content_and_not_by_its_place(tmp_path
     ["-r requirements.txt"],
     ["-r /nowhere/requirements.txt"],
     ["-c constraints.txt"],
-    ["${%s}/x.whl" % WORKING_DIR],
+    [f"${{{WORKING_DIR}}}/x.whl"],
     ["--find-links /mnt/wheels", "emoji"],
     ["--find-links=file:///mnt/wheels", "emoji"],
     ["--find-links ${WHEELS}", "emoji"],
@@ -176,7 +176,7 @@ def test_environments_that_ray_takes_for_one_are_two_where_settings_differ():
 
     assert suffix() == suffix({"A": "1"}) == suffix({"A": "2"}, working_dir="gcs://a.zip") == ""
     assert suffix({"PIP_INDEX_URL": "a"}) != suffix({"PIP_INDEX_URL": "b"}) != ""
-    line = {"packages": ["-r ${%s}/requirements.txt" % WORKING_DIR]}
+    line = {"packages": [f"-r ${{{WORKING_DIR}}}/requirements.txt"]}
     assert packages.uri_suffix({"pip": line, "working_dir": "a"}) != packages.uri_suffix({"pip": line, "working_dir": "b"})
 
 

@@ -49,7 +49,7 @@ def listening(path, handle):
 def relay(tmp_path):
     """A running relay of two ports; `relay.path` is the first one's socket."""
     ports, paths = (free_port(), free_port()), (tmp_path / "a.sock", tmp_path / "b.sock")
-    argv = [sys.executable, RELAY, *(f"{port}={path}" for port, path in zip(ports, paths))]
+    argv = [sys.executable, RELAY, *(f"{port}={path}" for port, path in zip(ports, paths, strict=True))]
     process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
     assert process.stderr.readline() == f"relay: listens on {ports[0]}, {ports[1]}\n"
     process.port, process.path, process.ports, process.paths = ports[0], paths[0], ports, paths
@@ -96,7 +96,8 @@ def test_many_megabytes_go_through_unchanged_and_are_not_kept(relay):
             sock.sendall(block)
         sock.shutdown(socket.SHUT_WR)
         assert read_all(sock).decode() == want.hexdigest()
-    peak = next(int(l.split()[1]) for l in pathlib.Path(f"/proc/{relay.pid}/status").read_text().splitlines() if l.startswith("VmHWM"))
+    status = pathlib.Path(f"/proc/{relay.pid}/status").read_text().splitlines()
+    peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
     assert peak < 100 * 1024, f"{peak} KiB for a {blocks} MiB body"
 
 
