@@ -3,8 +3,9 @@
 # make down    leaves nothing running; volumes and images are kept
 # make test    everything that is promised, on real containers; PYTEST_ADDOPTS="-m 'not slow'": without the tests that take a
 #              minute or more
-# make check   what needs no engine: format, lints, unit and property tests, the scripts inside the containers; SIM_SECONDS=N: for how
+# make check   what needs no engine: format, linters, unit and property tests, the scripts inside the containers; SIM_SECONDS=N: for how
 #              long histories are simulated (120)
+# make advisories    known weaknesses of the crates that labd is made of; needs GitHub
 # make dist    dist/labd: one static file, the GPU probes inside, for any distribution since 2018
 # make chaos   N random faults over a running training job (N=50, SEED=...), its clock set among them; ENGINE=1: also the engine
 #              is restarted
@@ -13,7 +14,7 @@ SHELL := /bin/bash
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 LABD := target/release/labd
 
-.PHONY: up down test check chaos bench build dist
+.PHONY: up down test check advisories chaos bench build dist
 
 build:
 	@scripts/tools.sh build
@@ -34,9 +35,15 @@ down:
 check:
 	@scripts/tools.sh test
 	cargo fmt --all --check
+	scripts/lint.sh
 	cargo clippy --workspace --all-targets --quiet -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --quiet
 	LABD_SIM_HISTORIES=10000 LABD_SIM_SECONDS=$(or $(SIM_SECONDS),120) cargo test --workspace --quiet
 	python3 -m pytest tests/unit_scripts
+
+advisories:
+	@scripts/tools.sh test
+	scripts/lint.sh advisories
 
 test: check
 	@scripts/engine.sh start
