@@ -1,55 +1,64 @@
-# make up      everything on a bare Debian machine, as root, no GPU: engine, build, a lab with two simulated GPUs, a training
-#              job that survives the death of its worker
-# make down    leaves nothing running; volumes and images are kept
-# make test    everything that is promised, on real containers; PYTEST_ADDOPTS="-m 'not long'": without the tests that take a
-#              minute or more
-# make check   what needs no engine: format, lints, unit and property tests, the scripts inside the containers; SIM_SECONDS=N: for how
-#              long histories are simulated (120)
-# make dist    dist/labd: one static file, the GPU probes inside, for any distribution since 2018
-# make chaos   N random faults over a running training job (N=50, SEED=...), its clock set among them; ENGINE=1: also the engine
-#              is restarted
-# make bench   recovery and bring-up, as ratios against what a user would run instead
 SHELL := /bin/bash
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 LABD := target/release/labd
 
-.PHONY: up down test check chaos bench build dist
+.PHONY: help up down test check fmt sim advisories chaos bench build dist
 
-build:
-	@scripts/tools.sh build
-	cargo build --release --quiet
+# Of each target, what stands behind its `##`.
+help: ## this
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
-dist:
-	@scripts/dist.sh
-
-up:
+up: ## everything on a bare Debian, as root, no GPU: engine, build, lab, a job that outlives its worker
 	@scripts/engine.sh start
 	@$(MAKE) --no-print-directory build
 	@scripts/demo.sh
 
-down:
+down: ## leaves nothing running; volumes and images are kept
 	@if [[ -x $(LABD) ]]; then $(LABD) --config .lab/labd.toml down; fi
 	@scripts/engine.sh stop
 
-check:
+build: ## target/release/labd, without GPU probes
+	@scripts/tools.sh build
+	cargo build --release --quiet
+
+dist: ## dist/labd: one static file, the GPU probes inside, for any distribution since 2018
+	@scripts/dist.sh
+
+check: ## what needs no engine: format, linters, unit tests, simulated histories (SIM_SECONDS=120), scripts
 	@scripts/tools.sh test
 	cargo fmt --all --check
+	scripts/lint.sh
 	cargo clippy --workspace --all-targets --quiet -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --quiet
 	LABD_SIM_HISTORIES=10000 LABD_SIM_SECONDS=$(or $(SIM_SECONDS),120) cargo test --workspace --quiet
-	python3 -m pytest tests/test_0_*.py
+	python3 -m pytest tests/unit_scripts
 
-test: check
+fmt: ## formats Rust, and sorts Python's imports
+	cargo fmt --all
+	@scripts/tools.sh test
+	scripts/lint.sh imports
+
+sim: ## simulated histories alone (SIM_SECONDS=120); SEED=7: those of one seed, and what happened in them
+	@scripts/tools.sh build
+	$(if $(SEED),LABD_SIM_SEED=$(SEED),LABD_SIM_HISTORIES=10000 LABD_SIM_SECONDS=$(or $(SIM_SECONDS),120)) \
+	    cargo test --quiet --lib -- --nocapture --test-threads=1 sim::whatever_happens sim::jobs::whatever_happens
+
+advisories: ## known weaknesses of the crates that labd is made of; needs GitHub
+	@scripts/tools.sh test
+	scripts/lint.sh advisories
+
+test: check ## make check, then all that is promised, on real containers (PYTEST_ADDOPTS="-m 'not slow'": less)
 	@scripts/engine.sh start
 	@$(MAKE) --no-print-directory dist
-	LABD=$(CURDIR)/dist/labd python3 -m pytest tests/test_[1-9]_*.py
+	LABD=$(CURDIR)/dist/labd python3 -m pytest tests/shared_lab tests/own_lab tests/host
 
-chaos:
+chaos: ## random faults over a training job: N=50, SEED=; ENGINE=1: the engine is restarted, too
 	@scripts/engine.sh start
 	@scripts/tools.sh build
 	cargo build --release --quiet --features test-clock
-	LABD=$(CURDIR)/$(LABD) tests/chaos.py --clock -n $(or $(N),50) $(if $(SEED),--seed $(SEED)) $(if $(ENGINE),--engine-restart)
+	LABD=$(CURDIR)/$(LABD) tests/harness/chaos.py --clock -n $(or $(N),50) $(if $(SEED),--seed $(SEED)) $(if $(ENGINE),--engine-restart)
 
-bench:
+bench: ## recovery and bring-up, as ratios against what a user would run instead
 	@scripts/engine.sh start
 	@$(MAKE) --no-print-directory build
 	LABD=$(CURDIR)/$(LABD) bench/recovery.py

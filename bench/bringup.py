@@ -16,7 +16,7 @@ import time
 import urllib.request
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tests"))
-from lab import Lab, docker, wait_for  # noqa: E402
+from harness.lab import Lab, docker, wait_for
 
 BARE = "labdbare"
 
@@ -51,7 +51,7 @@ def joined(url, token, since):
 def labd_round(lab):
     begun = time.time()
     lab.up()
-    token, url = lab.ray_token(), next(l["url"] for l in lab.snapshot()["links"] if l["name"] == "Ray dashboard").rstrip("/")
+    token, url = lab.ray_token(), lab.link("Ray dashboard").rstrip("/")
     return wait_for("four nodes", lambda: joined(url, token, begun), 120, 0.2)
 
 

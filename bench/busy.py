@@ -12,7 +12,7 @@ import sys
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tests"))
-from lab import Lab, docker  # noqa: E402
+from harness.lab import Lab, docker
 
 # Ends by itself: nothing has to be killed afterwards.
 BURN = "import os, time\nfor _ in range({n}): os.fork() or exec('t = time.time() + {s}\\nwhile time.time() < t: pass\\nos._exit(0)')\nfor _ in range({n}): os.wait()"

@@ -30,8 +30,8 @@ import sys
 import time
 
 import recovery
+from harness.lab import ROOT, Lab, build_settings, docker, run, wait_for
 from recovery import NEVER_S, alive_workers, get, rounds_of, sigkill, steps, stop, within
-from lab import ROOT, Lab, build_settings, docker, run, wait_for
 
 GPUS = {"worker": 2, "only-worker": 1}
 HEADLINE = "only-worker"
@@ -170,7 +170,7 @@ def main():
         sys.exit("course: --sides must have labd, whose images the others use")
     # Ended by a timeout: what it started is removed all the same.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    say = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
+    say = lambda line: print(line, file=sys.stderr, flush=True)
 
     labd, nodes, lab = measure(Labd, faults, args.rounds, say, second_node)
     bare = measure(lambda gpus: Bare(lab.images, gpus), faults, args.rounds, say)[0] if "bare" in sides else {}
@@ -191,7 +191,7 @@ def main():
             "rounds": {"labd": labd[fault], "bare": bare.get(fault), "baked": baked.get(fault)},
         }
     if not args.json:
-        shown = lambda seconds: "-" if seconds is None else f"{seconds:.2f} s"  # noqa: E731
+        shown = lambda seconds: "-" if seconds is None else f"{seconds:.2f} s"
         print(f"{'SIGKILL of':12} {'labd':10} {'plain, fastest':15} {'ratio':6} labd, baked")
         for fault, row in rows.items():
             print(f"{fault:12} {shown(row['labd_seconds']):10} {shown(row['bare_seconds']):15} {row['ratio'] or '-':<6} {shown(row['baked_seconds'])}")

@@ -1,13 +1,14 @@
 """How long each node with a GPU takes to run a task in an environment that none of them knows: `NODE <seconds>`, the first
 node's first. The task finds its packages and does not import them, which takes each node the same."""
 import importlib.metadata
+import pathlib
 import sys
 import time
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-packages = [line for line in open(sys.argv[1]).read().split() if line]
+packages = pathlib.Path(sys.argv[1]).read_text().split()
 
 
 @ray.remote(num_cpus=0)

@@ -18,7 +18,7 @@ import sys
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tests"))
-from lab import Lab, labd_binary, wait_for  # noqa: E402
+from harness.lab import Lab, labd_binary, wait_for
 
 MB = 1_000_000
 RESIDENT_MB, CORE_PERCENT = 20, 0.5
@@ -81,8 +81,8 @@ def main():
             lab.up()
         else:
             env = {**os.environ, "LABD_CONFIG": str(lab.config), "LABD_SOCKET": str(lab.socket)}
-            log = open(lab.dir / "log", "w")
-            daemon = subprocess.Popen([labd_binary(), "run"], env=env, stdout=log, stderr=log)
+            with open(lab.dir / "log", "w") as log:
+                daemon = subprocess.Popen([labd_binary(), "run"], env=env, stdout=log, stderr=log)
             wait_for("the daemon", lambda: lab.labd("status", "--json", check=False).returncode == 0, 30)
             wait_for("its services", lambda: lab.snapshot()["services"], 30)
             held(lab)

@@ -6,6 +6,7 @@ to be found again after the head's crash.
 """
 import json
 import os
+import pathlib
 import sys
 import tempfile
 import time
@@ -18,8 +19,8 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 def born():
     """When the kernel made this process."""
-    ticks = int(open("/proc/self/stat").read().rsplit(")", 1)[1].split()[19])
-    up = float(open("/proc/uptime").read().split()[0])
+    ticks = int(pathlib.Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
+    up = float(pathlib.Path("/proc/uptime").read_text().split()[0])
     return time.time() - up + ticks / os.sysconf("SC_CLK_TCK")
 
 
@@ -28,7 +29,7 @@ def loop(_):
     step, address, name = 0, ray.util.get_node_ip_address(), ray.train.get_context().get_experiment_name()
     if (checkpoint := ray.train.get_checkpoint()) is not None:
         with checkpoint.as_directory() as folder:
-            step = json.load(open(os.path.join(folder, "step.json")))
+            step = json.loads(pathlib.Path(folder, "step.json").read_text())
     print(f"BEGAN {born():.3f} {began:.3f} {time.time():.3f}", flush=True)
     while True:
         line = f"LOOP {time.time():.3f} {address} {step}"
@@ -38,7 +39,7 @@ def loop(_):
         time.sleep(0.5)
         step += 1
         with tempfile.TemporaryDirectory() as folder:
-            json.dump(step, open(os.path.join(folder, "step.json"), "w"))
+            pathlib.Path(folder, "step.json").write_text(json.dumps(step))
             ray.train.report({"step": step}, checkpoint=Checkpoint.from_directory(folder))
 
 

@@ -13,6 +13,7 @@ images, in one run on the same machine.
 What has not happened after two minutes is called never, and not waited for again.
 """
 import argparse
+import contextlib
 import datetime
 import json
 import os
@@ -27,7 +28,7 @@ import time
 import urllib.request
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tests"))
-from lab import ROOT, Lab, docker, kill_first_process, labd_binary, wait_for  # noqa: E402
+from harness.lab import ROOT, Lab, docker, kill_first_process, labd_binary, wait_for
 
 JOB = ROOT / "bench" / "job.py"
 WHERE = ["--entrypoint-label-selector", '{"labd.role": "driver"}']
@@ -53,7 +54,7 @@ class Labd:
         self.lab.up()
         self.images = {i["name"]: i["reference"] for i in json.loads(self.lab.labd("images", "list", "--json").stdout)}
         self.token = self.lab.ray_token()
-        self.url = next(l["url"] for l in self.lab.snapshot()["links"] if l["name"] == "Ray dashboard")
+        self.url = self.lab.link("Ray dashboard")
 
     def submit(self, job, where):
         target = self.lab.data_dir / "workspace" / "bench"
@@ -190,10 +191,8 @@ def steady(cluster, job):
 
 def stop(cluster, job):
     request = urllib.request.Request(f"{cluster.url.rstrip('/')}/api/jobs/{job}/stop", method="POST", headers=authorization(cluster))
-    try:
+    with contextlib.suppress(OSError):  # it was lost
         urllib.request.urlopen(request, timeout=20).close()
-    except OSError:
-        pass  # it was lost
 
     def over():
         shown = get(cluster, "/api/jobs/")
@@ -258,8 +257,8 @@ def stages(cluster, job, killed, trained):
     at["asked for again"] = min(groups, default=None)
     logs = (get(cluster, f"/api/jobs/{job}/logs") or {}).get("logs", "")
     begun = [[float(t) for t in found] for found in re.findall(r"BEGAN ([\d.]+) ([\d.]+) ([\d.]+)", logs)]
-    for name, time_ in zip(STAGES[2:5], min((b for b in begun if b[1] > killed), default=())):
-        at[name] = time_
+    if after := [b for b in begun if b[1] > killed]:
+        at |= zip(STAGES[2:5], min(after), strict=True)
     told, last = {}, killed
     for name in STAGES:
         if at.get(name) is not None:
@@ -391,7 +390,7 @@ def main():
         sys.exit(f"recovery: no such fault: {', '.join(sorted(unknown))}; there are {', '.join(FAULTS)}")
     # Ended by a timeout: what it started is removed all the same.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    say = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
+    say = lambda line: print(line, file=sys.stderr, flush=True)
     labd, lab = measure(Labd, faults, args.rounds, say)
     plain = [f for f in faults if f != "labd"]
     bare = measure(lambda gpus: Bare(lab.images, gpus), plain, args.rounds, say)[0] if plain else {}

@@ -29,9 +29,8 @@ def train_loop(config):
     if checkpoint is None:
         say("starting fresh")
     else:
-        with checkpoint.as_directory() as folder:
-            with open(os.path.join(folder, "state.json")) as f:
-                state = json.load(f)
+        with checkpoint.as_directory() as folder, open(os.path.join(folder, "state.json")) as f:
+            state = json.load(f)
         first, weights = state["epoch"] + 1, np.array(state["weights"])
         say(f"resumed at epoch {first} from checkpoint {os.path.basename(checkpoint.path)}")
 

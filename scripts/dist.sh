@@ -6,33 +6,18 @@
 # The probes are dynamic, since they load vendors' libraries, and are linked for a glibc that every distribution since 2014 has.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export PATH=$PWD/target/tools/venv/bin:${CARGO_HOME:-$HOME/.cargo}/bin:$PATH
-die() { echo "dist: $*" >&2; exit 1; }
+# shellcheck source=scripts/lib.sh
+. scripts/lib.sh
 
 GLIBC=2.17
 PROBE_TARGET=x86_64-unknown-linux-gnu
 LABD_TARGET=x86_64-unknown-linux-musl
-# Zig links for an old glibc.
-TOOLS=(ziglang==0.17.1 cargo-zigbuild==0.24.1)
 probes=$PWD/target/dist/probes
 
 [[ $(uname -sm) == "Linux x86_64" ]] || die "labd is built on Linux on x86-64 only, and this is $(uname -sm)"
 scripts/tools.sh dist
 
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
-# step WORDS COMMAND...: shows what the command printed only when it fails.
-step() {
-    local what=$1; shift
-    "$@" >"$log" 2>&1 || { tail -n 30 "$log" >&2; die "could not $what (see above)"; }
-}
-
-venv=target/tools/venv
-if ! { [[ -x $venv/bin/cargo-zigbuild ]] && "$venv/bin/python" -c 'import ziglang' 2>/dev/null; }; then
-    echo "dist: fetching ${TOOLS[*]} from PyPI into $venv" >&2
-    [[ -x $venv/bin/pip ]] || step "make $venv" python3 -m venv "$venv"
-    step "install ${TOOLS[*]} from PyPI" "$venv/bin/pip" install -q "${TOOLS[@]}"
-fi
+from_pypi zig
 if [[ ! -d $(rustc --print sysroot)/lib/rustlib/$LABD_TARGET ]]; then
     step "install Rust's library for $LABD_TARGET" rustup target add "$LABD_TARGET"
 fi
@@ -60,5 +45,7 @@ echo "dist: labd" >&2
 LABD_PROBES=$probes/embed step "build labd" cargo build --locked --release --bin labd --target "$LABD_TARGET" --target-dir target/dist
 mkdir -p dist
 install -m 755 "target/dist/$LABD_TARGET/release/labd" dist/labd
-inside=$(cd "$probes/embed" && ls | paste -sd' ')
-echo "dist: dist/labd, $(($(stat -c %s dist/labd) / 1000000)) MB; inside: ${inside:-no probe}" >&2
+shopt -s nullglob
+inside=("$probes"/embed/*)
+inside=("${inside[@]##*/}")
+echo "dist: dist/labd, $(($(stat -c %s dist/labd) / 1000000)) MB; inside: ${inside[*]:-no probe}" >&2

@@ -4,33 +4,19 @@
 # zig (which links it) and cargo-zigbuild come from PyPI into target/tools/venv, once.
 #   scripts/probe-amd.sh OUT
 set -euo pipefail
-die() { echo "probe-amd: $*" >&2; exit 1; }
 
 GLIBC=2.17
 TARGET=x86_64-unknown-linux-gnu
-TOOLS=(ziglang cargo-zigbuild)
 
-[[ ${1:-} ]] || die "usage: scripts/probe-amd.sh OUT"
+[[ ${1:-} ]] || { echo "usage: scripts/probe-amd.sh OUT" >&2; exit 1; }
 out=$(realpath -m "$1")
 cd "$(dirname "$0")/.."
-export PATH=$PWD/target/tools/venv/bin:${CARGO_HOME:-$HOME/.cargo}/bin:$PATH
+# shellcheck source=scripts/lib.sh
+. scripts/lib.sh
 command -v cargo >/dev/null || die "no cargo: run scripts/tools.sh build"
 command -v cc >/dev/null || die "no C compiler: run scripts/tools.sh build"
 
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
-# step WORDS COMMAND...: shows what the command printed only when it fails.
-step() {
-    local what=$1; shift
-    "$@" >"$log" 2>&1 || { tail -n 30 "$log" >&2; die "could not $what (see above)"; }
-}
-
-venv=target/tools/venv
-if ! { [[ -x $venv/bin/cargo-zigbuild ]] && "$venv/bin/python" -c 'import ziglang' 2>/dev/null; }; then
-    echo "probe-amd: fetching ${TOOLS[*]} from PyPI into $venv" >&2
-    [[ -x $venv/bin/python ]] || step "make $venv; install python3-venv" python3 -m venv "$venv"
-    step "install ${TOOLS[*]} from PyPI" "$venv/bin/pip" install -q "${TOOLS[@]}"
-fi
+from_pypi zig
 
 # From its own folder: there lies the `.cargo/config.toml` that it needs.
 cd src/gpu/amd

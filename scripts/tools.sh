@@ -12,6 +12,9 @@ if [[ ${1:-build} == test ]]; then
 fi
 if [[ ${1:-build} == dist ]]; then
     command -v musl-gcc >/dev/null || want+=(musl-tools)
+fi
+# Linters and Zig come from PyPI.
+if [[ ${1:-build} != build ]]; then
     python3 -c 'import ensurepip' 2>/dev/null || want+=(python3-venv)
 fi
 # The toolchain file asks for a version; rustup brings it, where Debian's own rustc is older.

@@ -1,25 +1,18 @@
-"""One lab for the whole session: bringing it up is itself the first thing that is tested."""
-import sys
+"""What tests of every folder have."""
+import pathlib
 
 import pytest
 
-from lab import ROOT, Lab, build_settings, run
+from harness.lab import Lab
 
-# In the one lab from its start, as they would cost a recreation of its containers.
-MOUNT_AND_WORD = f"""
-[[mounts]]
-source = "{ROOT / 'samples'}"
-target = "/mnt/samples"
-read_only = true
-[ray.env]
-LABDTEST_WORD = "of the lab"
-"""
+# What is in these needs an engine; files of tests/host say it themselves.
+WITH_LABS = ("shared_lab", "own_lab")
 
 
-@pytest.fixture(scope="session")
-def lab():
-    with Lab("labdtest", "198.18.240.0/24", head=MOUNT_AND_WORD).running() as lab:
-        yield lab
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.relative_to(pathlib.Path(__file__).parent).parts[0] in WITH_LABS:
+            item.add_marker("engine")
 
 
 @pytest.fixture
@@ -36,14 +29,3 @@ def fresh(request):
     yield make
     for lab in made:
         lab.down()
-
-
-@pytest.fixture(scope="session")
-def course_lab():
-    """A lab with Debian's torch in its Ray image and the pictures of samples/course where the course's runtime.json has them."""
-    lab = Lab("labdcourse", "198.18.170.0/24", build=f'{build_settings()}\ntorch = "debian"')
-    pictures = lab.dir / "pictures"
-    lab.write(f'[[mounts]]\nsource = "{pictures}"\ntarget = "/mnt/pictures"\nread_only = true\n')
-    run(sys.executable, ROOT / "samples/course/make_pictures.py", pictures)
-    with lab.running():
-        yield lab

@@ -1,4 +1,4 @@
-//! Devices in containers of a real engine. `tests/test_7_devices.py` and `tests/test_7_cdi.py` run these; by themselves:
+//! Devices in containers of a real engine. `tests/host/test_devices.py` and `tests/host/test_cdi.py` run these; by themselves:
 //! `LABD_TEST_IMAGE=labd/base:... cargo test --test devices -- --ignored`.
 
 use std::{collections::BTreeMap, env, fs, net::Ipv4Addr, os::unix::fs::MetadataExt as _, path::Path, time::Duration};
@@ -161,7 +161,7 @@ fn found(id: &str) -> Found {
 /// Against an engine with CDI, whose file system begins at `LABD_TEST_ROOT` and whose specifications make `/dev/fuse`
 /// `nvidia.com/gpu=GPU-aaaa` and `/dev/net/tun` `GPU-bbbb`.
 #[tokio::test]
-#[ignore = "needs a container engine with CDI: tests/test_7_cdi.py starts one"]
+#[ignore = "needs a container engine with CDI: tests/host/test_cdi.py starts one"]
 async fn cdi() {
     let socket = env::var("LABD_TEST_ENGINE").expect("LABD_TEST_ENGINE");
     let root = env::var("LABD_TEST_ROOT").expect("LABD_TEST_ROOT");

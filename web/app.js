@@ -184,9 +184,9 @@ function event(e) {
 }
 
 // How long after the death something was so again.
-function after(incident, iso) {
+function after(death, iso) {
   if (!iso) return '–';
-  const ms = Date.parse(iso) - Date.parse(incident.died_at);
+  const ms = Date.parse(iso) - Date.parse(death.died_at);
   return ms < 1000 ? `${ms} ms` : ms < 60000 ? `${(ms / 1000).toFixed(1)} s` : `${Math.round(ms / 60000)} min`;
 }
 

@@ -1,0 +1,222 @@
+"""GPUs as the daemon sees them, from the vendors' side to the page: its own probes, a stand-in for NVIDIA's library, the files of
+a kernel with AMD's GPUs, and a kernel's log. No engine and no GPU."""
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+
+import pytest
+
+from harness.lab import ROOT, free_port, labd_binary, run, wait_for
+
+GIB = 1 << 30
+
+
+class Machine:
+    """A daemon on a machine whose hardware is a folder. Its engine does not answer: nothing is started."""
+
+    def __init__(self, folder, library=None):
+        self.dir = pathlib.Path(folder)
+        self.root, self.script = self.dir / "root", self.dir / "script"
+        self.file("dev/kmsg", "")
+        self.config = self.dir / "labd.toml"
+        self.config.write_text(f"""
+[lab]
+name = "labdreal"
+data_dir = "{self.dir}/data"
+page = "127.0.0.1:{free_port()}"
+[engine]
+socket = "{self.dir}/no-engine.sock"
+[network]
+subnet = "198.18.227.0/24"
+[ports]
+dashboard = 0
+""")
+        self.env = {**os.environ, "LABD_CONFIG": str(self.config), "LABD_SOCKET": f"{self.dir}/labd.sock", "NO_COLOR": "1",
+                    "LABD_SYS_ROOT": str(self.root), "LABD_LOG": "info", "FAKE_NVML": str(self.script),
+                    "LABD_NVML": str(library or "/nonexistent"), "LABD_NVIDIA_SMI": "/nonexistent"}
+        self.daemon = None
+
+    def file(self, path, text):
+        path = self.root / path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    def plug_in(self, pci, vendor="0x10de"):
+        for name, text in {"vendor": vendor, "class": "0x030200", "numa_node": "0", "local_cpulist": "0-1"}.items():
+            self.file(f"sys/bus/pci/devices/{pci}/{name}", text + "\n")
+
+    def says(self, text):
+        """From now on NVIDIA's library behaves like this."""
+        new = self.dir / "script.new"
+        new.write_text(text)
+        new.rename(self.script)
+
+    def kernel_says(self, *lines):
+        with open(self.root / "dev/kmsg", "a") as log:
+            for number, line in enumerate(lines):
+                log.write(f"3,{time.monotonic_ns()},{int(time.clock_gettime(time.CLOCK_BOOTTIME) * 1e6) + number},-;{line}\n")
+
+    def start(self):
+        with open(self.dir / "labd.log", "ab") as log:
+            self.daemon = subprocess.Popen([labd_binary(), "run"], env=self.env, stdout=log, stderr=log, start_new_session=True)
+
+    def stop(self, number=signal.SIGTERM):
+        if self.daemon:
+            self.daemon.send_signal(number)
+            self.daemon.wait(60)
+            self.daemon = None
+
+    def labd(self, *argv, check=True):
+        return run(labd_binary(), *argv, check=check, timeout=60, env=self.env)
+
+    def gpus(self):
+        done = self.labd("gpu", "list", "--json", check=False)
+        return {g["id"]: g for g in json.loads(done.stdout)["gpus"]} if done.returncode == 0 else {}
+
+    def sources(self):
+        return json.loads(self.labd("gpu", "list", "--json").stdout)["sources"]
+
+    def until(self, what, condition, seconds=60):
+        try:
+            return wait_for(what, condition, seconds, 0.2)
+        except AssertionError as error:
+            log = (self.dir / "labd.log").read_text(errors="replace")[-3000:]
+            raise AssertionError(f"{error}\n{self.gpus()}\n{log}") from None
+
+
+def nvidia(count, extra=""):
+    """So many H100s, `GPU-0` and so on."""
+    text = [extra.rstrip("\n"), "driver=570.124.06", "library=12.570.124.06", f"count={count}"]
+    for i in range(count):
+        text += [f"{i}.uuid=GPU-{i}", f"{i}.name=NVIDIA H100 80GB HBM3", f"{i}.pci=00000000:{0x41 + i:02X}:00.0", f"{i}.minor={i}",
+                 f"{i}.memory={80 * GIB}", f"{i}.used={(i + 1) * GIB}", f"{i}.temperature={40 + i}", f"{i}.utilisation=97",
+                 f"{i}.power=312500"]
+    return "\n".join(line for line in text if line) + "\n"
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    made = tmp_path_factory.mktemp("nvml") / "libnvidia-ml.so.1"
+    run("cc", "-shared", "-fPIC", "-o", made, ROOT / "src/gpu/nvidia/tests/nvml.c")
+    return made
+
+
+@pytest.fixture
+def machine(library):
+    folder = tempfile.mkdtemp(prefix="labdreal-")
+    machine = Machine(folder, library)
+    yield machine
+    machine.stop()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def two_gpus(machine):
+    machine.plug_in("0000:41:00.0")
+    machine.plug_in("0000:42:00.0")
+    machine.says(nvidia(2))
+    machine.start()
+    machine.until("two GPUs", lambda: len(machine.gpus()) == 2)
+
+
+def test_what_nvidias_library_says_is_shown(machine):
+    two_gpus(machine)
+    machine.until("readings", lambda: machine.gpus()["GPU-1"].get("reading"))
+    gpu = machine.gpus()["GPU-1"]
+    assert (gpu["vendor"], gpu["state"], gpu["pci"], gpu["memory_bytes"]) == ("nvidia", "ok", "0000:42:00.0", 80 * GIB)
+    reading = gpu["reading"]
+    assert (reading["utilisation_percent"], reading["temperature_c"], reading["memory_used_bytes"]) == (97, 41, 2 * GIB)
+    assert reading["power_w"] == 312.5
+    (source,) = machine.sources()
+    assert (source["name"], source["driver"], source["stale_since"]) == ("NVML", "570.124.06", None)
+    text = machine.labd("gpu", "list").stdout
+    assert "2.0/80.0 GiB" in text and "driver 570.124.06" in text
+    assert max(map(len, text.splitlines())) <= 80, text
+
+
+def test_a_gpu_that_falls_off_the_bus_is_quarantined_alone(machine):
+    two_gpus(machine)
+    machine.kernel_says("NVRM: Xid (PCI:0000:41:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus.")
+    machine.until("the first is quarantined", lambda: machine.gpus()["GPU-0"]["state"] == "quarantined")
+    assert machine.gpus()["GPU-0"]["trouble"]["code"] == "xid-79" and "0000:41:00.0" in machine.gpus()["GPU-0"]["trouble"]["remedy"]
+    assert machine.gpus()["GPU-1"]["state"] == "ok"
+    # The library says it of the second one, without a word of the kernel.
+    machine.says(nvidia(2, "1=15"))
+    machine.until("the second, too", lambda: machine.gpus()["GPU-1"]["state"] == "quarantined")
+    machine.says(nvidia(2))
+
+    # Over a restart of labd, which reads the kernel's lines of this boot again.
+    machine.stop(signal.SIGKILL)
+    machine.start()
+    machine.until("it knows", lambda: machine.gpus().get("GPU-0", {}).get("state") == "quarantined")
+    machine.labd("gpu", "release", "GPU-0")
+    machine.until("released", lambda: machine.gpus()["GPU-0"]["state"] == "ok")
+    machine.stop(signal.SIGKILL)
+    machine.start()
+    machine.until("it has read all", lambda: machine.gpus().get("GPU-0", {}).get("reading"))
+    assert machine.gpus()["GPU-0"]["state"] == "ok" and machine.gpus()["GPU-1"]["state"] == "quarantined"
+    events = machine.labd("events", "-n", "100").stdout
+    assert events.count("xid-79") == 1, events
+
+
+def test_a_hanging_library_makes_readings_stale_and_delays_nobody(machine):
+    two_gpus(machine)
+    answers, ended = [], threading.Event()
+
+    def ask():
+        while not ended.is_set():
+            began = time.monotonic()
+            machine.labd("status", "--json")
+            answers.append(time.monotonic() - began)
+
+    asker = threading.Thread(target=ask)
+    asker.start()
+    try:
+        machine.says(nvidia(2, "0.nvmlDeviceGetTemperature=hang"))
+        machine.until("stale", lambda: machine.sources()[0]["stale_since"])
+    finally:
+        ended.set()
+        asker.join()
+    # Slow machines answer slowly; a loop that waits for the probe would answer after 5 s.
+    assert len(answers) > 3 and max(answers) < 4, answers
+    assert all(g["state"] == "ok" for g in machine.gpus().values())
+    assert "GPU readings stale since" in machine.labd("status").stdout
+    machine.says(nvidia(2))
+    machine.until("fresh again", lambda: machine.sources()[0]["stale_since"] is None, 120)
+
+
+def test_one_that_goes_is_missing_and_is_itself_again_when_it_returns(machine):
+    two_gpus(machine)
+    shutil.rmtree(machine.root / "sys/bus/pci/devices/0000:41:00.0")
+    machine.says(nvidia(2).replace("count=2", "count=1").replace("0.uuid=GPU-0", "0.uuid=GPU-1").replace("0000:41", "0000:42"))
+    machine.until("it is missing", lambda: machine.gpus()["GPU-0"]["state"] == "missing", 120)
+    assert machine.gpus()["GPU-1"]["state"] == "ok"
+    machine.plug_in("0000:41:00.0")
+    machine.says(nvidia(2))
+    machine.until("it is back", lambda: machine.gpus()["GPU-0"]["state"] == "ok", 120)
+
+
+def test_a_machine_of_amds_needs_nothing_of_rocm(machine):
+    for line in (ROOT / "src/gpu/kernel/trees/mi100-bmc.tree").read_text().splitlines():
+        if line.startswith("#"):
+            continue
+        path, text = line.split("\t")
+        if text.startswith("-> "):
+            target = machine.root / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.symlink_to(text[3:])
+        else:
+            machine.file(path, text.replace("\\n", "\n"))
+    machine.start()
+    machine.until("the MI100", lambda: any(g["vendor"] == "amd" for g in machine.gpus().values()))
+    (gpu,) = machine.gpus().values()
+    assert gpu["pci"] == "0000:c3:00.0" and "MI100" in gpu["name"] and gpu["numa_node"] == 1
+    machine.until("readings", lambda: list(machine.gpus().values())[0].get("reading"))
+    assert list(machine.gpus().values())[0]["reading"]["utilisation_percent"] == 97
+    machine.kernel_says("amdgpu 0000:c3:00.0: amdgpu: GPU reset(2) failed")
+    machine.until("quarantined", lambda: list(machine.gpus().values())[0]["state"] == "quarantined")

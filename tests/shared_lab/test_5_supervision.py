@@ -1,0 +1,199 @@
+"""Nothing escapes supervision: stops by hand, hangs, nodes that left the cluster, and what is said about them."""
+import json
+import os
+import signal
+import urllib.request
+
+import pytest
+
+from harness.lab import docker, wait_for
+
+pytestmark = pytest.mark.root
+
+
+def freeze(lab, *services):
+    """SIGSTOP for every process of the services' containers: they run, and nobody answers."""
+    for service in services:
+        for pid in processes(lab, service):
+            os.kill(pid, signal.SIGSTOP)
+
+
+def processes(lab, service):
+    """Pids by the host's count, the first process last: it must not see its children stop."""
+    container = lab.inspect(service)["Id"]
+    found = docker("top", container, "-eo", "pid").stdout.split()[1:]
+    return [int(pid) for pid in reversed(found)]
+
+
+def container_id(lab, service):
+    """None while there is none."""
+    return docker("inspect", "-f", "{{.Id}}", lab.container(service), check=False).stdout.strip() or None
+
+
+def run_of(lab, service):
+    """Container and time of its start; None while there is none."""
+    return docker("inspect", "-f", "{{.Id}} {{.State.StartedAt}}", lab.container(service), check=False).stdout or None
+
+
+def is_new(lab, service, before):
+    now = container_id(lab, service)
+    return now is not None and now != before
+
+
+def incidents(lab, service):
+    return [i for i in lab.snapshot()["incidents"] if i["service"] == service]
+
+
+def metrics(lab):
+    url = lab.link("status page")
+    with urllib.request.urlopen(url + "metrics", timeout=10) as answer:
+        return answer.read().decode()
+
+
+def test_docker_stop_is_held_and_docker_start_releases_it(lab):
+    lab.wait_ready()
+    before = incidents(lab, "ray-worker-1")
+    docker("stop", lab.container("ray-worker-1"))
+    wait_for("held", lambda: lab.service("ray-worker-1")["state"] == "held", 20)
+    said = lab.service("ray-worker-1")["last_reason"]
+    assert "docker stop" in said and "labd start ray-worker-1" in said and f"docker start {lab.name}-ray-worker-1" in said
+    lab.kill_daemon()
+    lab.up()
+    assert lab.service("ray-worker-1")["state"] == "held", "also after labd's own restart"
+    docker("start", lab.container("ray-worker-1"))
+    lab.wait_ready("ray-worker-1")
+    started = lab.inspect("ray-worker-1")["State"]["StartedAt"]
+    docker("stop", lab.container("ray-worker-1"))
+    wait_for("held again", lambda: lab.service("ray-worker-1")["state"] == "held", 20)
+    lab.labd("start", "ray-worker-1")
+    lab.wait_ready("ray-worker-1")
+    assert lab.inspect("ray-worker-1")["State"]["StartedAt"] > started
+    assert incidents(lab, "ray-worker-1") == before, "a stop by hand is no incident"
+
+
+def test_docker_start_releases_what_labd_stopped(lab):
+    lab.wait_ready()
+    lab.labd("stop", "prometheus")
+    wait_for("held", lambda: lab.service("prometheus")["state"] == "held", 30)
+    docker("start", lab.container("prometheus"))
+    lab.wait_ready("prometheus")
+
+
+def test_docker_stop_while_labd_is_away_is_held_all_the_same(lab):
+    lab.wait_ready()
+    lab.kill_daemon()
+    docker("stop", lab.container("prometheus"))
+    lab.up()
+    wait_for("held", lambda: lab.service("prometheus")["state"] == "held", 20)
+    lab.labd("start", "prometheus")
+    lab.wait_ready("prometheus")
+
+
+def test_docker_kill_restart_and_rm_are_no_stops(lab):
+    lab.wait_ready()
+    for command in (["kill"], ["kill", "-s", "TERM"], ["restart", "-t", "1"], ["rm", "-f"]):
+        before = run_of(lab, "prometheus")
+        docker(*command, lab.container("prometheus"))
+        wait_for(f"{command}: a new run", lambda b=before: run_of(lab, "prometheus") not in (None, b), 30)
+        lab.wait_ready("prometheus")
+
+
+def test_a_removed_worker_is_told_to_ray_and_made_again(lab):
+    lab.wait_ready()
+    docker("rm", "-f", lab.container("ray-worker-1"))
+    wait_for("an incident", lambda: any(i["cause"] == "gone" for i in incidents(lab, "ray-worker-1")), 20)
+    lab.wait_ready("ray-worker-1")
+    assert "tell-gcs" in [e["what"] for e in lab.events("ray-worker-1", 8)]
+
+
+def test_what_hangs_is_found_said_and_made_anew(lab):
+    lab.wait_ready()
+    frozen = ["minio", "prometheus", "ray-driver", "ray-worker-0"]
+    before = lab.ids()
+    freeze(lab, *frozen)
+    for service in frozen:
+        wait_for(f"{service} was made anew", lambda s=service: is_new(lab, s, before[s][0]), 90)
+    lab.wait_ready()
+    for service in frozen:
+        newest = incidents(lab, service)[0]
+        assert newest["cause"] == "hang" and newest["why"].startswith("hung: "), newest
+    for node in ("ray-driver", "ray-worker-0"):
+        assert "tell-gcs" in [e["what"] for e in lab.events(node, 10)]
+    untouched = {"ray-head", "ray-worker-1"}
+    assert {n: i for n, i in lab.ids().items() if n in untouched} == {n: before[n] for n in untouched}
+
+
+def test_a_jupyterlab_that_hangs_is_said_and_keeps_its_kernels(lab):
+    """One cell that blocks its event loop would cost every kernel."""
+    lab.wait_ready()
+    before = lab.inspect("jupyter")["Id"], run_of(lab, "jupyter")
+    stopped = processes(lab, "jupyter")
+    freeze(lab, "jupyter")
+    said = wait_for("it is said", lambda: unhealthy(lab, "jupyter"), 90)
+    assert "`labd restart jupyter` ends it" in said, said
+    for pid in reversed(stopped):
+        os.kill(pid, signal.SIGCONT)
+    lab.wait_ready("jupyter")
+    assert (lab.inspect("jupyter")["Id"], run_of(lab, "jupyter")) == before
+
+
+def unhealthy(lab, service):
+    now = lab.service(service)
+    return now["state"] == "unhealthy" and now["last_reason"]
+
+
+def test_a_head_that_hangs_is_made_anew_and_nothing_else(lab):
+    lab.wait_ready()
+    before = lab.ids()
+    freeze(lab, "ray-head")
+    wait_for("the head was made anew", lambda: is_new(lab, "ray-head", before["ray-head"][0]), 90)
+    lab.wait_ready()
+    # Ray's own nodes may give up by themselves when their head is silent for long; labd has touched none of them.
+    for node in ("ray-driver", "ray-worker-0", "ray-worker-1", "minio", "jupyter", "prometheus"):
+        assert lab.ids()[node][0] == before[node][0], f"{node} is the same container"
+    assert incidents(lab, "ray-head")[0]["cause"] == "hang"
+
+
+@pytest.mark.slow
+def test_a_worker_with_a_wrong_token_is_found_and_made_anew(lab):
+    """Whether Ray ends such a node or lets it try for ever: starting it again and again would not mend it."""
+    lab.wait_ready()
+    made = lab.inspect("ray-worker-1")
+    # The same container but for its token, in the place of the right one, with labels that say that it is labd's.
+    lab.kill_daemon()
+    docker("rm", "-f", made["Id"])
+    env = [e for e in made["Config"]["Env"] if not e.startswith("RAY_AUTH_TOKEN=")] + ["RAY_AUTH_TOKEN=wrong"]
+    argv = ["create", "--name", lab.container("ray-worker-1"), "--network", lab.name, "--shm-size", "256m"]
+    argv += ["--ip", made["NetworkSettings"]["Networks"][lab.name]["IPAddress"], "-p", "127.0.0.1::52365"]
+    argv += ["--add-host", "minio:" + lab.inspect("minio")["NetworkSettings"]["Networks"][lab.name]["IPAddress"]]
+    for pair in env:
+        argv += ["-e", pair]
+    for key, value in made["Config"]["Labels"].items():
+        argv += ["--label", f"{key}={value}"]
+    wrong = docker(*argv, made["Config"]["Image"], *made["Config"]["Cmd"]).stdout.strip()
+    lab.labd("up", "--timeout=5", check=False)
+    wait_for("the wrong one runs", lambda: docker("inspect", "-f", "{{.State.Running}}", wrong, check=False).stdout == "true\n", 30)
+    wait_for("it was replaced", lambda: is_new(lab, "ray-worker-1", wrong), 300, every=1)
+    lab.wait_ready("ray-worker-1")
+    assert incidents(lab, "ray-worker-1")[0]["why"]
+
+
+def test_incidents_are_told_everywhere(lab):
+    lab.wait_ready()
+    before = incidents(lab, "prometheus")
+    lab.sigkill("prometheus")
+
+    def over():
+        new = [i for i in incidents(lab, "prometheus") if i not in before]
+        return new[0] if new and new[0]["ready_at"] else None
+
+    newest = wait_for("it is back", over, 30)
+    assert newest["cause"] == "exit" and newest["why"] == "container exited 137 (SIGKILL)"
+    assert newest["died_at"] <= newest["noticed_at"] <= newest["running_at"] <= newest["ready_at"]
+    line = wait_for("a line", lambda: [e for e in lab.events("prometheus", 6) if e["kind"] == "incident"], 10)[-1]
+    assert "noticed after" in line["reason"] and "ready after" in line["reason"]
+    assert line["reason"] in lab.labd("events", "-n", "6", "--service", "prometheus").stdout
+    assert 'labd_incidents_total{service="prometheus",cause="exit"}' in metrics(lab)
+    lab.kill_daemon()
+    lab.up()
+    assert json.dumps(newest) in [json.dumps(i) for i in incidents(lab, "prometheus")], "the journal keeps them"
