@@ -29,7 +29,7 @@ check: ## what needs no engine: format, linters, unit tests, simulated histories
 	cargo fmt --all --check
 	scripts/lint.sh
 	cargo clippy --workspace --all-targets --quiet -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --quiet
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --workspace --no-deps --document-private-items --quiet
 	LABD_SIM_HISTORIES=10000 LABD_SIM_SECONDS=$(or $(SIM_SECONDS),120) cargo test --workspace --quiet
 	python3 -m pytest tests/unit_scripts
 

@@ -24,9 +24,9 @@ fi
 
 mkdir -p "$probes/embed"
 rm -f "$probes"/labd-probe-*.new
-if [[ -e src/gpu/nvidia/Cargo.toml ]]; then
+if [[ -e crates/labd-probe-nvidia/Cargo.toml ]]; then
     echo "dist: the NVIDIA probe" >&2
-    (cd src/gpu/nvidia && step "build the NVIDIA probe" \
+    (cd crates/labd-probe-nvidia && step "build the NVIDIA probe" \
         cargo zigbuild --locked --release --target "$PROBE_TARGET.$GLIBC" --target-dir "$probes/build")
     install -m 755 "$probes/build/$PROBE_TARGET/release/labd-probe-nvidia" "$probes/labd-probe-nvidia.new"
 fi

@@ -19,9 +19,9 @@ command -v cc >/dev/null || die "no C compiler: run scripts/tools.sh build"
 from_pypi zig
 
 # From its own folder: there lies the `.cargo/config.toml` that it needs.
-cd src/gpu/amd
+cd crates/labd-probe-amd
 step "build the probe" cargo zigbuild --locked --release --target "$TARGET.$GLIBC"
-cd ../../..
+cd ../..
 built=target/probe-amd/$TARGET/release/labd-probe-amd
 
 # What the machine it will run on must have; a build that asks for more is noticed here, not in a lab.

@@ -1,5 +1,5 @@
-//! What a bug comes to: a task that panics takes the daemon down, and whoever started it starts it again. A daemon that went
-//! on with one task less would look well and not be.
+//! Handling of bugs: a task that panics takes the daemon down, and whoever started it starts it again. A daemon that
+//! went on with one task less would look well and not be.
 
 use std::{future::Future, io::Write as _};
 
@@ -7,12 +7,12 @@ use std::{future::Future, io::Write as _};
 const EXIT: i32 = 70;
 
 tokio::task_local! {
-    /// Set where a panic concerns one caller alone.
+    /// Mark of a panic that concerns one caller alone.
     static CONTAINED: ();
 }
 
-/// From now on every panic ends the process, but those within [`contain`]. Containers go on running, as they do over any end
-/// of labd.
+/// Makes every panic from now on end the process, but those within [`contain`]. Containers keep running, as they do
+/// over any end of labd.
 pub fn end_with_the_first() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {

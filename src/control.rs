@@ -1,8 +1,8 @@
-//! What a person can ask of the running daemon, and how the answer travels back.
+//! Commands that a person can give the running daemon, and the way back of the answer.
 
 use tokio::sync::{mpsc, oneshot};
 
-/// One request of a person.
+/// Command of a person.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
     /// Release a held service.
@@ -28,13 +28,13 @@ pub enum Command {
     Down,
 }
 
-/// Why a command was not carried out.
+/// Reason why a command was not carried out.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// No service has that name; the text names those there are.
     #[error("{0}")]
     UnknownService(String),
-    /// What was asked is wrong, such as a broken `labd.toml`; nothing was changed.
+    /// The command is wrong, such as a reload of a broken `labd.toml`; nothing was changed.
     #[error("{0}")]
     Invalid(String),
     /// The daemon is on its way out.
@@ -42,27 +42,27 @@ pub enum Refusal {
     ShuttingDown,
 }
 
-/// A command with the way back: one line that says what happens now.
+/// Command together with the channel for its answer: one line that says what happens now.
 #[derive(Debug)]
 pub struct Request {
-    /// What is asked.
+    /// Command.
     pub command: Command,
-    /// Where the answer goes.
+    /// Channel for the answer.
     pub reply: oneshot::Sender<Result<String, Refusal>>,
 }
 
-/// Hands commands to the supervision loop.
+/// Handle that passes commands to the supervision loop.
 #[derive(Debug, Clone)]
 pub struct Control(mpsc::Sender<Request>);
 
 impl Control {
-    /// A control and the end that the loop listens on.
+    /// Handle, and the end that the loop listens on.
     pub fn channel() -> (Self, mpsc::Receiver<Request>) {
         let (tx, rx) = mpsc::channel(32);
         (Self(tx), rx)
     }
 
-    /// Asks and waits for the answer.
+    /// Sends a command and waits for the answer.
     pub async fn ask(&self, command: Command) -> Result<String, Refusal> {
         let (reply, answer) = oneshot::channel();
         self.0.send(Request { command, reply }).await.map_err(|_| Refusal::ShuttingDown)?;

@@ -10,41 +10,41 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, config::DbConfig, ffi};
 
 use crate::{files, time::Timestamp};
 
-/// What SQLite adds to a database's name for the files beside it.
+/// Suffixes that SQLite adds to a database's name for the files beside it.
 const SIDES: [&str; 2] = ["-wal", "-shm"];
 
 /// Longest wait for another connection that holds a database.
 const BUSY: Duration = Duration::from_secs(2);
 
-/// Why a full disk takes nothing, in words.
+/// Reason why a full disk takes nothing, in words.
 pub(crate) const FULL: &str = "the disk is full";
 
-/// What one kind of database looks like.
+/// Shape of one kind of database.
 #[derive(Debug)]
 pub(crate) struct Shape {
     /// Step `n` takes a database from version `n` to `n + 1`. Steps that were released are never changed.
     pub(crate) migrations: &'static [&'static str],
-    /// Marks the file, so that another program's database is not taken for an old one.
+    /// Number that marks the file, so that another program's database is not taken for an old one.
     pub(crate) application_id: i32,
-    /// What it is, such as `a journal`.
+    /// Description, such as `a journal`.
     pub(crate) what: &'static str,
 }
 
 impl Shape {
-    /// The version this labd writes.
+    /// Version that this labd writes.
     pub(crate) const fn version(&self) -> u32 {
         self.migrations.len() as u32
     }
 }
 
-/// Why there is no database to write to.
+/// Reason why there is no database to write to.
 #[derive(Debug)]
 pub(crate) enum OpenFailure {
-    /// Written by a newer labd; its schema version.
+    /// Database written by a newer labd; its schema version.
     Newer(u32),
-    /// Not a database, damaged, or another program's.
+    /// File that is not a database, is damaged, or is another program's.
     Corrupt(String),
-    /// May work later: full disk, read-only file system, missing permission, locked.
+    /// Obstacle that may pass: full disk, read-only file system, missing permission, locked.
     NotNow(String),
 }
 
@@ -134,12 +134,12 @@ fn io_in_words(e: &io::Error) -> String {
     }
 }
 
-/// Looks at the version without changing a byte.
+/// Reads the version without changing a byte.
 fn refuse_newer(path: &Path, shape: &Shape) -> Result<(), OpenFailure> {
     is_ours(&connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?, shape)
 }
 
-/// A connection of one thread's to a database that is there. Who holds it is waited for a moment.
+/// Connection of one thread's to a database that is there. Who holds it is waited for a moment.
 pub(crate) fn connect(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
     let db = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     db.busy_timeout(BUSY)?;

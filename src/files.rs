@@ -9,14 +9,14 @@ use std::{
     path::Path,
 };
 
-/// The bits that open something to anybody but its owner.
+/// Mode bits that open something to anybody but its owner.
 const OTHERS: u32 = 0o077;
 /// Mode of a file that only labd may open.
 const FILE: u32 = 0o600;
 /// Mode of a folder that only labd may enter.
 const FOLDER: u32 = 0o700;
-/// What labd and its supervision keep in the data directory. A name with more behind it, such as `journal.db-wal`, is theirs
-/// as well.
+/// Names of what labd and its supervision keep in the data directory. A name with more behind it, such as
+/// `journal.db-wal`, is theirs as well.
 const KEPT: [&str; 12] = [
     "machine.",
     "secrets.",
@@ -32,8 +32,8 @@ const KEPT: [&str; 12] = [
     "reserve",
 ];
 
-/// A file for reading and writing that nobody else may open, made where it is missing. One that others could open is closed
-/// to them; who has it open keeps it open.
+/// Opens a file for reading and writing that nobody else may open, and makes it where it is missing. One that others
+/// could open is closed to them; who has it open keeps it open.
 pub(crate) fn open_private(path: &Path) -> io::Result<File> {
     let file = File::options().create(true).read(true).write(true).truncate(false).mode(FILE).open(path)?;
     close_to_others(path, &file.metadata()?.permissions(), FILE)?;
@@ -62,7 +62,7 @@ pub(crate) fn make_private(path: &Path) -> io::Result<()> {
     }
 }
 
-/// The data directory, made where it is missing and closed to others. Its parents stay open to all. One that holds other
+/// Makes the data directory where it is missing, closed to others. Its parents stay open to all. One that holds other
 /// people's files too (`data_dir = "/srv"`) is left as it is: returns whether it is labd's alone.
 pub(crate) fn private_folder(path: &Path) -> io::Result<bool> {
     if let Some(parent) = path.parent() {

@@ -1,5 +1,5 @@
-//! What strangers' bytes go through, one function for each kind of them: none may panic, whatever it is given. For the fuzz
-//! targets in `tests/fuzz` and, with variations of what is right, for the unit tests.
+//! Fuzzing: one function for each kind of strangers' bytes; none may panic, whatever it is given. For the fuzz targets
+//! in `tests/fuzz` and, with variations of what is right, for the unit tests.
 
 use std::path::Path;
 
@@ -7,12 +7,12 @@ use labd_gpu::{line::Line, smi};
 
 use crate::{
     config::Config,
+    gpus::kmsg,
     jobs::submission::{Named, Submission},
-    node::gpu::kmsg,
     ray,
 };
 
-/// `labd.toml`, which a person writes.
+/// Reads `labd.toml`, which a person writes.
 pub fn config(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     if let Err(e) = Config::parse(Path::new("/etc/labd/labd.toml"), &text) {
@@ -20,7 +20,7 @@ pub fn config(bytes: &[u8]) {
     }
 }
 
-/// A submission, which whoever holds the token sends.
+/// Reads a submission, which whoever holds the token sends.
 pub fn submission(bytes: &[u8]) {
     let Some(read) = Submission::parse(bytes) else { return };
     assert_eq!(Submission::parse(read.to_json().as_bytes()).as_ref(), Some(&read), "as it stands in the ledger");
@@ -36,7 +36,7 @@ pub fn submission(bytes: &[u8]) {
     let _ = (read.retry(), read.asks(), read.packages(), read.names_run(), read.names_place());
 }
 
-/// What Ray's dashboard answers: jobs and training runs.
+/// Reads answers of Ray's dashboard: jobs and training runs.
 pub fn ray(bytes: &[u8]) {
     if let Ok(answer) = serde_json::from_slice(bytes) {
         let _ = ray::train::read(&answer);
@@ -44,7 +44,7 @@ pub fn ray(bytes: &[u8]) {
     }
 }
 
-/// A record of the kernel's log, into which drivers write what they like.
+/// Reads a record of the kernel's log, into which drivers write what they like.
 pub fn kernel(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     if let Some(record) = kmsg::Record::read(&text) {
@@ -53,7 +53,7 @@ pub fn kernel(bytes: &[u8]) {
     let _ = kmsg::parse(&text);
 }
 
-/// A probe's line, and what `nvidia-smi` prints in its place.
+/// Reads a probe's line, and what `nvidia-smi` prints in its place.
 pub fn probe(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     let _ = Line::parse(&text);
@@ -67,7 +67,7 @@ mod tests {
 
     use super::*;
 
-    /// What is right of each kind: variations of it get further than noise.
+    /// Correct input of each kind: variations of it get further than noise.
     const CONFIG: &[&str] = &[
         include_str!("../systemd/labd.toml"),
         "[lab]\nname = \"x\"\nchange_window = \"24 h\"\n[network]\nsubnet = \"198.18.7.0/24\"\n[[mounts]]\nsource = \"/a\"\n\
@@ -97,7 +97,7 @@ mod tests {
         "Unable to determine the device handle for GPU0000:41:00.0: Unknown Error\nField \"x\" is not a valid field to query.",
     ];
 
-    /// Bytes put over, into or out of what is right.
+    /// Edit that puts bytes over, into or out of correct input.
     #[derive(Debug, Clone)]
     enum Edit {
         Put(prop::sample::Index, Vec<u8>),
@@ -187,7 +187,7 @@ mod tests {
         })
     }
 
-    /// What is right must not be refused at once: then the variations of it test nothing.
+    /// Checks that correct input is not refused at once: then the variations of it test nothing.
     #[test]
     fn the_seeds_are_right() {
         for text in CONFIG {

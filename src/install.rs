@@ -8,15 +8,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The unit, as it is installed.
+/// Unit, as it is installed.
 pub const UNIT: &str = include_str!("../systemd/labd.service");
-/// Where the unit goes, below the root.
+/// Path of the unit, below the root.
 pub const UNIT_PATH: &str = "etc/systemd/system/labd.service";
-/// Where the executable goes, below the root. [`UNIT`] starts it from there.
+/// Path of the executable, below the root. [`UNIT`] starts it from there.
 pub const BINARY_PATH: &str = "usr/local/bin/labd";
-/// Where the configuration goes, below the root.
+/// Path of the configuration, below the root.
 pub const CONFIG_PATH: &str = "etc/labd/labd.toml";
-/// Every setting with its default, commented out.
+/// Configuration with every setting at its default, commented out.
 const CONFIG: &str = include_str!("../systemd/labd.toml");
 
 /// Completions by shell: (the shell's word, folders that are looked for in this order, file name).
@@ -28,12 +28,12 @@ const COMPLETIONS: [(&str, &[&str], &str); 3] = [
 /// Folders of manual pages, in the order in which they are looked for.
 const MANUALS: [&str; 2] = ["usr/local/share/man", "usr/share/man"];
 
-/// A file to be installed.
+/// File to be installed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Item {
-    /// Where, below the root.
+    /// Path, below the root.
     pub path: PathBuf,
-    /// What.
+    /// Content.
     pub content: Vec<u8>,
     /// Permission bits.
     pub mode: u32,
@@ -41,22 +41,22 @@ pub struct Item {
     pub keep: bool,
 }
 
-/// What was done about a file.
+/// Result for one file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Done {
-    /// It was not there.
+    /// Installed where there was none.
     Installed,
-    /// Another one was there.
+    /// Updated: another one was there.
     Updated,
-    /// The same was there.
+    /// Unchanged: the same was there.
     Unchanged,
-    /// One was there, and is somebody's own.
+    /// Kept: one was there, and is somebody's own.
     Kept,
 }
 
 impl Done {
-    /// The word on the screen.
-    pub const fn word(self) -> &'static str {
+    /// Word for the result on the screen.
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Installed => "installed",
             Self::Updated => "updated",
@@ -71,7 +71,7 @@ impl Done {
     }
 }
 
-/// Everything that is installed below `root`. `binary` is the executable, `completion` makes a shell's script, `man` is the
+/// Files that are installed below `root`. `binary` is the executable, `completion` makes a shell's script, `man` is the
 /// manual page; these two go only where a folder for them exists.
 pub fn items(root: &Path, binary: Vec<u8>, completion: impl Fn(&str) -> Vec<u8>, man: Vec<u8>) -> Vec<Item> {
     let item = |path: PathBuf, content, mode| Item { path, content, mode, keep: false };
@@ -93,7 +93,7 @@ pub fn items(root: &Path, binary: Vec<u8>, completion: impl Fn(&str) -> Vec<u8>,
     all
 }
 
-/// What `labd uninstall` removes below the root: everything but the configuration.
+/// Paths that `labd uninstall` removes below the root: everything but the configuration.
 pub fn removed() -> Vec<PathBuf> {
     let completions = COMPLETIONS.iter().flat_map(|(_, dirs, name)| dirs.iter().map(move |d| Path::new(d).join(name)));
     let manuals = MANUALS.iter().map(|d| Path::new(d).join("man1/labd.1"));
@@ -145,7 +145,7 @@ fn write(path: &Path, item: &Item) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Removes a file; whether there was one.
+/// Removes a file. Returns whether there was one.
 pub fn remove(root: &Path, path: &Path) -> io::Result<bool> {
     match fs::remove_file(root.join(path)) {
         Ok(()) => Ok(true),
@@ -194,7 +194,7 @@ mod tests {
         assert!(root.join(CONFIG_PATH).exists() && !root.join(BINARY_PATH).exists());
     }
 
-    /// A daemon that runs keeps its file; the new name is the new one's.
+    /// Checks that a daemon that runs keeps its file; the new name is the new one's.
     #[test]
     fn an_executable_in_use_is_replaced_and_not_written_over() {
         let root = tempfile::tempdir().expect("a directory");

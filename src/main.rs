@@ -1,4 +1,4 @@
-//! Dispatch; nothing else.
+//! Dispatch to the library; nothing else.
 
 use std::process::ExitCode;
 

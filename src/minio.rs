@@ -1,4 +1,4 @@
-//! What labd asks of MinIO's administration: that there is a user for jobs and notebooks who may do everything in one bucket
+//! Requests to MinIO's administration: that there is a user for jobs and notebooks who may do everything in one bucket
 //! and nothing else. MinIO's root keys stay with labd.
 //!
 //! Pure: requests as values. They are signed like those of S3, and what carries a secret is encrypted with the root's
@@ -21,7 +21,7 @@ use crate::{
 /// Name of the policy that is the jobs' user's.
 const POLICY: &str = "labd-jobs";
 
-/// A pair of keys.
+/// Pair of keys.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Keys {
     /// Access key: the user's name.
@@ -30,7 +30,7 @@ pub struct Keys {
     pub secret: Secret,
 }
 
-/// One request to MinIO's administration; all are idempotent.
+/// Request to MinIO's administration; all are idempotent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct AdminPut {
     /// Path and query.
@@ -39,7 +39,7 @@ pub(crate) struct AdminPut {
     pub(crate) body: Vec<u8>,
 }
 
-/// What makes a user for one bucket, in this order. `noise` is 40 random bytes.
+/// Requests that make a user for one bucket, in this order. `noise` is 40 random bytes.
 pub(crate) fn user_for_bucket(root: &Keys, user: &Keys, bucket: &str, noise: &[u8; 40]) -> [AdminPut; 3] {
     let name = path_segment(user.access.expose());
     let account = json!({"secretKey": user.secret.expose(), "status": "enabled"}).to_string();
@@ -61,7 +61,8 @@ pub(crate) fn user_for_bucket(root: &Keys, user: &Keys, bucket: &str, noise: &[u
     ]
 }
 
-/// Everything in the bucket. Not to open it to people without keys, to send it elsewhere, or to remove it whole.
+/// Policy that allows everything in the bucket, but not to open it to people without keys, to send it elsewhere, or to
+/// remove it whole.
 fn policy(bucket: &str) -> serde_json::Value {
     let resources = [format!("arn:aws:s3:::{bucket}"), format!("arn:aws:s3:::{bucket}/*")];
     json!({
@@ -127,7 +128,7 @@ fn mac(key: &[u8], data: &[u8]) -> Vec<u8> {
 fn encrypt(password: &str, data: &[u8], noise: &[u8; 40]) -> Vec<u8> {
     const PBKDF2_AES_GCM: u8 = 2;
     const ROUNDS: u32 = 8_192;
-    /// The first byte of what is sealed along with the last piece.
+    /// First byte of what is sealed along with the last piece.
     const LAST: u8 = 0x80;
     let (salt, nonce) = noise.split_at(32);
     let mut key = [0; 32];

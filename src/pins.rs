@@ -1,5 +1,5 @@
-//! What labd found out about the machine once and holds on to, kept in the data directory: containers are compared with the
-//! plan that follows from it, so that a fact which drifts changes none of them.
+//! Pins: facts that labd found out about the machine once and holds on to, kept in the data directory: containers are
+//! compared with the plan that follows from them, so that a fact which drifts changes none of them.
 
 use std::{
     fs::{self, File},
@@ -14,18 +14,18 @@ use crate::{config::Bytes, files, node::NodeFacts};
 /// File in the data directory.
 const FILE: &str = "machine.json";
 
-/// The facts that are held on to. A field that an older labd did not know is absent.
+/// Facts that are held on to. A field that an older labd did not know is absent.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Pins {
     /// The lab's /24.
     pub subnet: Option<[u8; 3]>,
-    /// The machine that the lab was planned for, until `labd.toml` is read again.
+    /// Facts about the machine that the lab was planned for, until `labd.toml` is read again.
     pub machine: Option<NodeFacts>,
 }
 
-/// What the machine has become since the lab was planned for it, in one line; absent where nothing that a plan is made from
-/// is another.
+/// Changes of the machine since the lab was planned for it, in one line; absent where nothing that a plan is made from
+/// differs.
 pub fn drift(planned: &NodeFacts, now: &NodeFacts) -> Option<String> {
     let mut parts = Vec::new();
     let mut differs = |what: &str, then: String, now: String| {
@@ -42,7 +42,7 @@ pub fn drift(planned: &NodeFacts, now: &NodeFacts) -> Option<String> {
     (!parts.is_empty()).then(|| format!("{}; `labd reload` plans with that", parts.join(", ")))
 }
 
-/// Reads what was kept. A file that cannot be read is nothing to fail for: everything in it can be found out again.
+/// Reads the pins. A file that cannot be read is nothing to fail for: everything in it can be found out again.
 pub fn load(dir: &Path) -> Pins {
     let path = dir.join(FILE);
     match fs::read(&path) {
@@ -59,8 +59,8 @@ pub fn load(dir: &Path) -> Pins {
     }
 }
 
-/// Keeps it: whole or not at all, and only when something changed. Not durable on a full disk, which is said and is no
-/// reason to end.
+/// Writes the pins: whole or not at all, and only when something changed. Not durable on a full disk, which is said and
+/// is no reason to end.
 pub fn save(dir: &Path, pins: &Pins) {
     if load(dir) == *pins {
         return;

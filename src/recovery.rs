@@ -1,5 +1,5 @@
-//! What an incident did to training: which runs it interrupted, when they trained again, and how much work they do twice.
-//! Pure.
+//! Effect of an incident on training: which runs it interrupted, when they trained again, and how much work they do
+//! twice. Pure.
 
 use std::{net::Ipv4Addr, time::Duration};
 
@@ -10,13 +10,13 @@ use crate::{
     time::Timestamp,
 };
 
-/// A worker group is called ended only after its death: this covers clocks that are read a moment apart.
+/// Tolerance between clocks that are read a moment apart: a worker group is called ended only after its death.
 const SLACK: Duration = Duration::from_millis(500);
 
-/// The runs that had a worker, or their driver, on the node that died; `address` is the node's. The same answer again and
-/// again while they are on their way, and one that changes no more once they train.
+/// Training runs that had a worker, or their driver, on the node that died; `address` is the node's. Repeated calls
+/// give the same answer while they are on their way, and one that changes no more once they train.
 ///
-/// Give it every run that labd knows, and the store as it was looked at since the death (`Checkpoints::poke`): the newest
+/// Give it every run that labd knows, and the store as it was looked at since the death (`Checkpoints::refresh_now`): the newest
 /// checkpoint from before the death is the one that a run resumes from.
 pub fn training(
     incident: &Incident,
@@ -39,7 +39,7 @@ pub fn training(
         }
         let checkpoint = newest_before(run, store, died_at);
         let resumed = training_at.and(checkpoint.clone());
-        // A run without a checkpoint begins anew; whether it has one is known only from a look at its store.
+        // A run without a checkpoint starts from the beginning; whether it has one is known only from a look at its store.
         let began_anew = training_at.is_some()
             && checkpoint.is_none()
             && run.prefix(&store.bucket).is_some()
@@ -76,18 +76,18 @@ fn entries<'a>(run: &'a TrainRun, runs: &'a [TrainRun]) -> impl Iterator<Item = 
     runs.iter().filter(|other| other.name == run.name && other.storage == run.storage)
 }
 
-/// When the first worker group after the death trained.
+/// Time at which the first worker group after the death trained.
 fn again(run: &TrainRun, runs: &[TrainRun], died_at: Timestamp) -> Option<Timestamp> {
     let attempts = entries(run, runs).flat_map(|r| &r.attempts);
     attempts.filter(|a| a.started_at > died_at).filter_map(trained_at).min()
 }
 
-/// When a worker group trained; when its workers were asked for, if labd did not see it.
+/// Time at which a worker group trained; when its workers were asked for, if labd did not see it.
 fn trained_at(attempt: &Attempt) -> Option<Timestamp> {
     (!attempt.workers.is_empty()).then(|| attempt.running_at.unwrap_or(attempt.started_at))
 }
 
-/// When the run first trained.
+/// Time at which the run first trained.
 fn began(run: &TrainRun, runs: &[TrainRun]) -> Option<Timestamp> {
     entries(run, runs).flat_map(|r| &r.attempts).filter_map(trained_at).min()
 }
@@ -111,17 +111,17 @@ mod tests {
     const OTHER: Ipv4Addr = Ipv4Addr::new(198, 18, 1, 21);
     const DRIVER: Ipv4Addr = Ipv4Addr::new(198, 18, 1, 11);
     const HEAD: Ipv4Addr = Ipv4Addr::new(198, 18, 1, 10);
-    /// When it died, in seconds.
+    /// Time of the death, in seconds.
     const DIED: i64 = 100;
 
     fn at(s: i64) -> Timestamp {
         Timestamp::from_millis(s * 1_000)
     }
 
-    /// Run, when it trained again, from which checkpoint, what was lost.
+    /// Expected result: run, when it trained again, from which checkpoint, what was lost.
     type Told = (String, Option<i64>, Option<String>, Option<u64>);
 
-    /// Asked for, trains since, ended, where.
+    /// Worker group: when it was asked for, when it trained, when it ended, where.
     type Group<'a> = (i64, Option<i64>, Option<i64>, &'a [Ipv4Addr]);
 
     fn run(name: &str, started_at: i64, ended_at: Option<i64>, groups: &[Group<'_>]) -> TrainRun {

@@ -1,4 +1,4 @@
-//! A value that must not be seen: it has no way onto a screen, into a log or into JSON except as a short fingerprint.
+//! Secret: a value that has no way onto a screen, into a log or into JSON except as a short fingerprint.
 
 use std::fmt;
 
@@ -21,12 +21,12 @@ impl Secret {
         &self.0
     }
 
-    /// Whether `given` is it. The digests are compared, so that the time it takes tells nothing of the value.
+    /// Whether `given` is the secret. The digests are compared, so that the time it takes tells nothing of the value.
     pub fn is(&self, given: &str) -> bool {
         Sha256::digest(self.0.as_bytes()) == Sha256::digest(given.as_bytes())
     }
 
-    /// Eight hex digits of SHA-256: enough to notice a change, far too few to find a random value from.
+    /// Fingerprint: eight hex digits of SHA-256, enough to notice a change, far too few to find a random value from.
     pub fn fingerprint(&self) -> String {
         hex(&Sha256::digest(self.0.as_bytes()))[..8].to_owned()
     }

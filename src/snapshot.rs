@@ -17,7 +17,7 @@ pub const SCHEMA: u32 = 1;
 pub struct Snapshot {
     /// Version of this schema, [`SCHEMA`].
     pub schema: u32,
-    /// When this view was put together.
+    /// Time at which this view was put together.
     pub taken_at: Timestamp,
     /// The daemon itself.
     pub labd: DaemonView,
@@ -29,7 +29,7 @@ pub struct Snapshot {
     pub services: Vec<ServiceView>,
     /// Every GPU, simulated ones marked.
     pub gpus: Vec<GpuView>,
-    /// Where their readings come from; empty when all are simulated.
+    /// Sources of their readings; empty when all are simulated.
     #[serde(default)]
     pub gpu_sources: Vec<GpuSource>,
     /// Jobs that Ray knows, newest first, at most 50.
@@ -45,19 +45,20 @@ pub struct Snapshot {
     /// Size of the lab's package store in bytes; absent until a node reported it.
     #[serde(default)]
     pub package_store_bytes: Option<u64>,
-    /// What is asked of Ray and cannot be given now.
+    /// Demands on Ray that cannot be met now.
     pub demands: Vec<DemandView>,
-    /// What died and how it came back, newest first, at most 20.
+    /// Incidents, newest first, at most 20.
     #[serde(default)]
     pub incidents: Vec<Incident>,
-    /// Where a person goes next.
+    /// Links that lead a person on.
     pub links: Vec<Link>,
-    /// Things a person should know, worst first.
+    /// Notices for a person, worst first.
     pub notices: Vec<Notice>,
 }
 
 impl Snapshot {
-    /// Services that are still on their way by themselves. What waits for one that only a person can help is not.
+    /// Services that are still on their way by themselves. One that waits for a service that only a person can help is
+    /// not.
     pub fn on_their_way(&self) -> Vec<&ServiceView> {
         use ServiceState as S;
         let open: Vec<&ServiceView> = self.services.iter().filter(|s| !s.state.is_settled()).collect();
@@ -75,7 +76,7 @@ pub struct DaemonView {
     pub lab: String,
     /// Process id of the daemon.
     pub pid: u32,
-    /// When the daemon started.
+    /// Time at which the daemon started.
     pub started_at: Timestamp,
     /// The configuration file in use; absent when there is none and defaults apply.
     pub config: Option<String>,
@@ -86,7 +87,7 @@ pub struct DaemonView {
 pub struct NodeView {
     /// Host name.
     pub hostname: String,
-    /// The address used in links.
+    /// Address used in links.
     pub address: String,
     /// Logical CPUs.
     pub cpus: u32,
@@ -98,7 +99,7 @@ pub struct NodeView {
     pub memory_available_bytes: u64,
     /// One-minute load average.
     pub load_1m: f64,
-    /// Where the engine keeps images, containers and volumes, as it said when it was last reached.
+    /// Directory in which the engine keeps images, containers and volumes, as it said when it was last reached.
     #[serde(default)]
     pub engine_data: String,
     /// The file systems that matter to the lab (root, data directory, the engine's store).
@@ -122,18 +123,18 @@ pub struct DiskView {
 pub enum EngineView {
     /// Not asked yet.
     Connecting,
-    /// It answers.
+    /// Answering.
     Reachable {
         /// Engine version, such as `28.2.2`.
         version: String,
         /// API version in use, such as `1.41`.
         api: String,
     },
-    /// It does not answer; containers may well be running.
+    /// Not answering; containers may well be running.
     Unreachable {
-        /// Since when.
+        /// Time since which it has not answered.
         since: Timestamp,
-        /// Why, in one line that ends in a fix.
+        /// Reason, in one line that ends in a fix.
         reason: String,
     },
 }
@@ -150,13 +151,13 @@ pub enum ServiceState {
     Preparing,
     /// Waits for a service it needs.
     Waiting,
-    /// Its container is being made, or runs and does not answer yet.
+    /// Its container is being created, or runs and does not answer yet.
     Starting,
     /// Runs and fulfils its contract.
     Ready,
     /// Runs, was ready, and does not answer now.
     Unhealthy,
-    /// Is being stopped, to be held or to be started anew.
+    /// Is being stopped, to be held or to be started again.
     Stopping,
     /// Failed; is started again shortly.
     Backoff,
@@ -170,7 +171,7 @@ pub enum ServiceState {
 
 impl ServiceState {
     /// The word used in JSON, on the page and in the terminal.
-    pub const fn word(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Off => "off",
             Self::Unavailable => "unavailable",
@@ -209,32 +210,32 @@ impl ServiceState {
     }
 }
 
-/// One service.
+/// View of one service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceView {
-    /// Its name, such as `ray-worker-0`.
+    /// Name, such as `ray-worker-0`.
     pub name: String,
-    /// Its state.
+    /// State.
     pub state: ServiceState,
-    /// Since when it is in this state.
+    /// Time since which it is in this state.
     pub since: Timestamp,
-    /// How often labd started it again after a failure, over the journal's whole memory.
+    /// Number of times that labd started it again after a failure, over the journal's whole memory.
     pub restarts: u32,
-    /// Why the last action or change of state happened, in one line.
+    /// Reason of the last action or change of state, in one line.
     pub last_reason: String,
-    /// What is going on right now, such as `step 4/12`; absent when nothing is.
+    /// Progress of what is going on, such as `step 4/12`; absent when nothing is.
     pub progress: Option<String>,
-    /// When labd tries again, in `backoff` and `crash-loop`.
+    /// Time of the next try, in `backoff` and `crash-loop`.
     pub next_try: Option<Timestamp>,
     /// Name of its container; absent while there is none.
     pub container: Option<String>,
     /// Image reference.
     pub image: String,
-    /// Its address on the lab's network.
+    /// Address on the lab's network.
     pub address: String,
 }
 
-/// One GPU, or one partition of it that is handed out like a GPU.
+/// View of one GPU, or of one partition of it that a worker gets like a GPU.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct GpuView {
     /// Stable identifier: the vendor's UUID, or `SIM-0` and so on.
@@ -247,12 +248,12 @@ pub struct GpuView {
     pub simulated: bool,
     /// Memory in bytes.
     pub memory_bytes: u64,
-    /// The service that has it; absent when none does.
+    /// Service that has it; absent when none does.
     pub worker: Option<String>,
-    /// Whether it can be worked with.
+    /// State: whether it can be used.
     #[serde(default)]
     pub state: GpuState,
-    /// Since when it cannot, and why; absent for one in order.
+    /// Trouble because of which it cannot be used; absent for a healthy one.
     #[serde(default)]
     pub trouble: Option<GpuTrouble>,
     /// PCI address such as `0000:41:00.0`, by which the slot is found.
@@ -264,10 +265,10 @@ pub struct GpuView {
     /// The GPU it is a partition of, by id.
     #[serde(default)]
     pub parent: Option<String>,
-    /// What kind of partition it is, such as `1g.10gb`.
+    /// Kind of partition, such as `1g.10gb`.
     #[serde(default)]
     pub partition: Option<String>,
-    /// What it does right now; absent when nothing tells. Its processes are in [`Self::processes`].
+    /// Present reading; absent when nothing tells. Its processes are in [`Self::processes`].
     #[serde(default)]
     pub reading: Option<Reading>,
     /// Processes on it.
@@ -275,22 +276,22 @@ pub struct GpuView {
     pub processes: Vec<GpuProcess>,
 }
 
-/// Whether a GPU can be worked with.
+/// State of a GPU: whether it can be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum GpuState {
-    /// Yes.
+    /// Usable.
     #[default]
     Ok,
-    /// It is not there: not yet after a boot, or not any more. Its worker waits for it.
+    /// Missing: not there yet after a boot, or not any more. Its worker waits for it.
     Missing,
-    /// It is kept from work until a person releases it.
+    /// Quarantined: kept from work until a person releases it.
     Quarantined,
 }
 
 impl GpuState {
-    /// The word on the screen.
-    pub const fn word(self) -> &'static str {
+    /// Word for the state on the screen.
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Ok => "ok",
             Self::Missing => "missing",
@@ -302,16 +303,16 @@ impl GpuState {
     pub const ALL: [Self; 3] = [Self::Ok, Self::Missing, Self::Quarantined];
 }
 
-/// What is wrong with a GPU.
+/// Trouble of a GPU.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GpuTrouble {
     /// Row of the fault table, such as `xid-79`.
     pub code: String,
-    /// What that means, in one line.
+    /// Meaning of the fault, in one line.
     pub meaning: String,
-    /// What a person must do, in one line.
+    /// Remedy for a person, in one line.
     pub remedy: String,
-    /// Since when.
+    /// Time since which it has the fault.
     pub since: Timestamp,
 }
 
@@ -326,7 +327,7 @@ pub struct GpuProcess {
     pub memory_bytes: Option<u64>,
 }
 
-/// Where the GPUs' readings come from.
+/// Source of the GPUs' readings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GpuSource {
     /// The source, such as `NVML`.
@@ -335,68 +336,68 @@ pub struct GpuSource {
     pub driver: Option<String>,
     /// Version of the vendor's library.
     pub library: Option<String>,
-    /// Since when it has said nothing; absent while it does.
+    /// Time since which it has said nothing; absent while it does.
     pub stale_since: Option<Timestamp>,
-    /// Why it has nothing to say, in one line.
+    /// Reason why it gives no readings, in one line.
     pub trouble: Option<String>,
 }
 
-/// One job: what Ray says of it, and what the ledger knows beyond that.
+/// View of one job: what Ray reports of it, and what the ledger knows beyond that.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobView {
     /// Ray's submission id.
     pub submission_id: String,
-    /// What Ray says; `PENDING` for one that waits in the ledger for the head.
+    /// Status that Ray reports; `PENDING` for one that waits in the ledger for the head.
     pub status: JobStatus,
     /// Name of its Ray Train run, once it has one.
     pub run: Option<String>,
     /// The command line, as submitted.
     pub entrypoint: String,
-    /// When it was submitted.
+    /// Time at which it was submitted.
     pub submitted_at: Option<Timestamp>,
-    /// When it ended.
+    /// Time at which it ended.
     pub ended_at: Option<Timestamp>,
-    /// One line: what the ledger makes of it, else Ray's message.
+    /// Outcome by the ledger, or else Ray's message, in one line.
     pub message: String,
-    /// What the ledger makes of its end; absent while it runs, and for one that did not come through labd's front door.
+    /// Outcome by the ledger; absent while it runs, and for one that did not come through labd's front door.
     pub outcome: Option<JobOutcome>,
-    /// 1 for a person's submission, 2 for its first resubmission, and so on; absent when it did not come through labd's
-    /// front door: such a job is never resubmitted.
+    /// Number of the attempt: 1 for a person's submission, 2 for its first resubmission, and so on; absent when it did
+    /// not come through labd's front door: such a job is never resubmitted.
     pub attempt: Option<u32>,
-    /// The person's submission that this one resubmits.
+    /// Submission of a person that this one resubmits.
     pub resubmission_of: Option<String>,
-    /// The submission that took this one's place after it was lost.
+    /// Submission that took this one's place after it was lost.
     pub resubmitted_as: Option<String>,
-    /// What it waits for, in one line; absent when it does not, or nothing tells.
+    /// Reason why it waits, in one line; absent when it does not wait, or nothing tells.
     #[serde(default)]
     pub waits_for: Option<String>,
-    /// The GPU workers that it runs on now, such as `ray-worker-0`.
+    /// GPU workers that it runs on now, such as `ray-worker-0`.
     #[serde(default)]
     pub workers: Vec<String>,
-    /// What its owner should know of its run, in one line, such as that its id was used before.
+    /// Note for its owner about its run, in one line, such as that its id was used before.
     #[serde(default)]
     pub note: Option<String>,
 }
 
-/// Ray's word on a job.
+/// Status of a job, as Ray reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum JobStatus {
-    /// Waits for its driver's place.
+    /// Waiting for its driver's place.
     Pending,
-    /// Its driver runs.
+    /// Running: its driver does.
     Running,
     /// Stopped by a person.
     Stopped,
-    /// Its driver ended with 0.
+    /// Succeeded: its driver ended with 0.
     Succeeded,
-    /// It failed, whoever's fault that is.
+    /// Failed, whoever's fault that is.
     Failed,
 }
 
 impl JobStatus {
-    /// Ray's word.
-    pub const fn word(self) -> &'static str {
+    /// Ray's word for the status.
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Pending => "PENDING",
             Self::Running => "RUNNING",
@@ -412,11 +413,11 @@ impl JobStatus {
     }
 }
 
-/// What the end of a job means.
+/// Outcome of a job: the meaning of its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum JobOutcome {
-    /// It did what it should.
+    /// It succeeded.
     Succeeded,
     /// A person stopped it.
     Stopped,
@@ -426,28 +427,29 @@ pub enum JobOutcome {
     Lost,
 }
 
-/// One training run: what Ray says of it and what the S3 store has of it. A run that was submitted again is the same run.
+/// View of one training run: what Ray reports of it and what the S3 store has of it. A run that was submitted again is
+/// the same run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunView {
-    /// Its name; with the folders above it when it is not at the top of the bucket.
+    /// Name; with the folders above it when it is not at the top of the bucket.
     pub name: String,
-    /// The job that ran it last; absent when Ray does not know it.
+    /// Job that ran it last; absent when Ray does not know it.
     pub submission_id: Option<String>,
-    /// Where it is; absent when Ray does not know it, only the store.
+    /// Status; absent when Ray does not know it, only the store.
     pub status: Option<RunStatus>,
-    /// When it was started last; absent when Ray does not know it.
+    /// Time at which it was started last; absent when Ray does not know it.
     pub started_at: Option<Timestamp>,
-    /// Worker groups it had so far, over all jobs that ran it: one more than it was interrupted.
+    /// Number of worker groups it had so far, over all jobs that ran it: one more than it was interrupted.
     pub attempts: u32,
-    /// The checkpoint it would resume from; absent when there is none, or none that labd looks at.
+    /// Checkpoint it would resume from; absent when there is none, or none that labd looks for.
     pub checkpoint: Option<CheckpointView>,
-    /// How many checkpoints are kept.
+    /// Number of checkpoints that are kept.
     pub checkpoints: u32,
-    /// What the store keeps of it, in bytes.
+    /// Size of everything that the store keeps of it, in bytes.
     pub used_bytes: u64,
-    /// When the store was looked at; absent when it was not yet, or is not for this run.
+    /// Time at which the store was last listed; absent when it was not yet, or is not for this run.
     pub looked_at: Option<Timestamp>,
-    /// What a person should know, in one line.
+    /// Note for a person, in one line.
     pub note: Option<String>,
 }
 
@@ -456,7 +458,7 @@ pub struct RunView {
 pub struct CheckpointView {
     /// Its name, such as `checkpoint_2026-11-24_03-41-12.123456`.
     pub name: String,
-    /// When its last file was written.
+    /// Time at which its last file was written.
     pub at: Timestamp,
     /// Its size in bytes.
     pub bytes: u64,
@@ -482,14 +484,14 @@ pub enum RunStatus {
     Errored,
     /// Ended with its driver.
     Aborted,
-    /// A state that this labd does not know.
+    /// State that this labd does not know.
     #[serde(other)]
     Unknown,
 }
 
 impl RunStatus {
-    /// Ray's word for it.
-    pub const fn word(self) -> &'static str {
+    /// Ray's word for the status.
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Initializing => "INITIALIZING",
             Self::Scheduling => "SCHEDULING",
@@ -509,29 +511,29 @@ impl RunStatus {
     }
 }
 
-/// The packages of one job's environment on one node.
+/// Installation of the packages of one job's environment on one node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InstallView {
-    /// The node's service, such as `ray-worker-0`.
+    /// Service of the node, such as `ray-worker-0`.
     pub node: String,
-    /// The job that needs them; empty when the node does not know.
+    /// Job that needs them; empty when the node does not know.
     pub job: String,
-    /// How far it is.
+    /// Phase that it is in.
     pub phase: InstallPhase,
-    /// When it began.
+    /// Time at which it began.
     pub since: Timestamp,
-    /// When it was over.
+    /// Time at which it was over.
     #[serde(default)]
     pub ended_at: Option<Timestamp>,
-    /// What was written so far, in bytes.
+    /// Number of bytes written so far.
     pub bytes: u64,
     /// Number of packages; 0 while that is not known.
     pub packages: u32,
-    /// What is special about it, or why it failed, in one line.
+    /// Reason why it failed, or whatever else is special about it, in one line.
     pub reason: Option<String>,
 }
 
-/// What nodes report of packages.
+/// Packages as nodes report them.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct InstallsView {
     /// Installations under way or just over, oldest first.
@@ -540,45 +542,45 @@ pub struct InstallsView {
     pub store_bytes: Option<u64>,
 }
 
-/// How far an installation is.
+/// Phase of an installation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum InstallPhase {
-    /// The packages are being chosen.
+    /// Packages are being chosen.
     Resolving,
-    /// They are fetched and written.
+    /// Packages are fetched and written.
     Installing,
-    /// Another node writes the same ones.
+    /// Another node writes the same packages.
     Waiting,
-    /// They are there.
+    /// Packages are there.
     Done,
-    /// They could not be installed.
+    /// Packages could not be installed.
     Failed,
 }
 
-/// Resources that are asked for and not there.
+/// Demand on Ray that cannot be met now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DemandView {
-    /// What one request asks for, such as `4 GPU, 8 CPU`.
+    /// Resources that one request asks for, such as `4 GPU, 8 CPU`.
     pub asks_for: String,
-    /// How many such requests wait.
+    /// Number of such requests that wait.
     pub count: u64,
-    /// True when no node of this lab could ever satisfy it.
+    /// Whether no node of this lab could ever satisfy it.
     pub infeasible: bool,
-    /// What the largest node has, such as `1 GPU, 8 CPU`.
+    /// Resources of the largest node, such as `1 GPU, 8 CPU`.
     pub node_has: String,
 }
 
 /// A link for people. Never carries a credential.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Link {
-    /// What it leads to.
+    /// Name of what it leads to.
     pub name: String,
-    /// The address.
+    /// Address.
     pub url: String,
 }
 
-/// How much a notice matters.
+/// Severity of a notice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Severity {
@@ -590,29 +592,29 @@ pub enum Severity {
     Error,
 }
 
-/// One thing a person should know.
+/// Notice for a person.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Notice {
-    /// How much it matters.
+    /// Severity.
     pub severity: Severity,
     /// One line: what is wrong, and what would mend it.
     pub text: String,
 }
 
-/// One entry of the journal, as the API and `labd events` show it.
+/// Entry of the journal, as the API and `labd events` show it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
     /// Running number, without gaps unless history was dropped.
     pub seq: i64,
-    /// When it happened.
+    /// Time at which it happened.
     pub at: Timestamp,
-    /// The service it concerns; absent for the daemon itself.
+    /// Service it concerns; absent for the daemon itself.
     pub service: Option<String>,
-    /// What kind of entry: `state`, `action`, `incident`, `job`, `daemon`, `image`, `config`.
+    /// Kind of entry: `state`, `action`, `incident`, `job`, `daemon`, `image`, `config`.
     pub kind: String,
     /// The state entered or the action taken, such as `ready` or `start`.
     pub what: String,
-    /// Why, in one line.
+    /// Reason, in one line.
     pub reason: String,
 }
 

@@ -28,7 +28,7 @@ pub(crate) fn path_segment(text: &str) -> String {
     segment
 }
 
-/// A word as a shell reads it.
+/// Word as a shell reads it.
 pub(crate) fn shell_word(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     if text.chars().all(plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
@@ -78,7 +78,7 @@ pub(crate) struct Screen(Vec<u8>);
 const COLOUR: usize = 32;
 
 impl Screen {
-    /// What may be shown of a piece; its unfinished end is kept for the next one.
+    /// Part of a piece that may be shown; its unfinished end is kept for the next one.
     pub(crate) fn feed(&mut self, piece: &[u8]) -> String {
         self.0.extend_from_slice(piece);
         let (shown, used) = shown(&self.0, false);
@@ -86,19 +86,19 @@ impl Screen {
         shown
     }
 
-    /// What is left at the end.
+    /// Rest at the end.
     pub(crate) fn end(&mut self) -> String {
         let (shown, _) = shown(&std::mem::take(&mut self.0), true);
         shown
     }
 
-    /// A whole text at once.
+    /// Text that is there as a whole, filtered.
     pub(crate) fn whole(text: &str) -> String {
         shown(text.as_bytes(), true).0
     }
 }
 
-/// What may be shown of these bytes, and how many of them were decided on.
+/// Text of these bytes that may be shown, and the number of bytes that were decided on.
 fn shown(bytes: &[u8], last: bool) -> (String, usize) {
     let mut out = String::with_capacity(bytes.len());
     let mut at = 0;
@@ -137,7 +137,7 @@ fn shown(bytes: &[u8], last: bool) -> (String, usize) {
     (out, at)
 }
 
-/// How long a colour sequence (`ESC [ numbers m`) is that these bytes begin with; 0 while it may still become one.
+/// Length of the colour sequence (`ESC [ numbers m`) that these bytes begin with; 0 while it may still become one.
 fn colour(bytes: &[u8]) -> Option<usize> {
     let inside = bytes.iter().skip(2).take_while(|b| b.is_ascii_digit() || **b == b';').count();
     match (bytes.get(1), bytes.get(2 + inside)) {
@@ -147,7 +147,8 @@ fn colour(bytes: &[u8]) -> Option<usize> {
     }
 }
 
-/// The character that these bytes begin with, and its length; a wrong byte stands for itself. `None` while it is unfinished.
+/// Character that these bytes begin with, and its length; a wrong byte stands for itself. `None` while it is
+/// unfinished.
 fn character(bytes: &[u8]) -> Option<(char, usize)> {
     let head = &bytes[..bytes.len().min(4)];
     let text = match std::str::from_utf8(head) {
@@ -158,7 +159,7 @@ fn character(bytes: &[u8]) -> Option<(char, usize)> {
     text.chars().next().map(|c| (c, c.len_utf8()))
 }
 
-/// One entry of a log as one line, whatever is in it: an id with a line break must not look like an entry of its own.
+/// Entry of a log as one line, whatever is in it: an id with a line break must not look like an entry of its own.
 pub(crate) fn log_line(entry: &str) -> String {
     let mut line = Screen::whole(entry.trim_end_matches(['\n', '\r'])).replace('\n', "\u{240a}");
     line.push('\n');

@@ -1,4 +1,4 @@
-//! Points in time as the pure parts see them: whole milliseconds since the Unix epoch, handed in by the caller.
+//! Points in time as the pure parts see them: whole milliseconds since the Unix epoch, passed in by the caller.
 //!
 //! Nothing below `plan` and `supervise::decide` reads a clock; [`Timestamp::now`] is for the edges.
 
@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 pub struct Timestamp(i64);
 
 impl Timestamp {
-    /// The wall clock.
+    /// Present time of the wall clock.
     pub fn now() -> Self {
         #[cfg(test)]
         if let Some(now) = simulated::now() {
@@ -20,7 +20,7 @@ impl Timestamp {
         Self::told(jiff::Timestamp::now().as_millisecond())
     }
 
-    /// From milliseconds since the Unix epoch.
+    /// Time from milliseconds since the Unix epoch.
     pub const fn from_millis(ms: i64) -> Self {
         Self(ms)
     }
@@ -30,8 +30,8 @@ impl Timestamp {
         self.0
     }
 
-    /// What another program on this machine calls a time, in milliseconds since the Unix epoch: the engine, Ray, the store.
-    /// It reads the same clock, which may have been set since.
+    /// Time that another program on this machine (the engine, Ray, the store) gives in milliseconds since the Unix
+    /// epoch. It reads the same clock, which may have been set since.
     pub fn told(ms: i64) -> Self {
         #[cfg(feature = "test-clock")]
         let ms = stepped::from_machine(&stepped::steps(), ms);
@@ -58,13 +58,13 @@ impl Timestamp {
         Self(self.0.saturating_add(millis(d)))
     }
 
-    /// The time so long before.
+    /// This moment minus `d`.
     #[must_use]
     pub fn minus(self, d: Duration) -> Self {
         Self(self.0.saturating_sub(millis(d)))
     }
 
-    /// How long ago `earlier` was; zero when it lies in the future (clocks step).
+    /// Duration since `earlier`; zero when it lies in the future (clocks step).
     pub fn since(self, earlier: Self) -> Duration {
         between(earlier.0, self.0)
     }
@@ -75,15 +75,15 @@ impl Timestamp {
 /// labd reads or is told go through it, so that to labd it looks as if everybody's clock had been set.
 #[cfg(any(test, feature = "test-clock"))]
 mod stepped {
-    /// When by the machine's clock, and by how much.
+    /// Step of the clock: when by the machine's clock, and by how much.
     type Step = (i64, i64);
 
-    /// What the set clock showed when the machine's showed `ms`.
+    /// Time of the set clock when the machine's showed `ms`.
     pub(super) fn from_machine(steps: &[Step], ms: i64) -> i64 {
         ms + steps.iter().filter(|(at, _)| *at <= ms).map(|(_, by)| by).sum::<i64>()
     }
 
-    /// What the machine's clock showed when the set one showed `ms`: the first time, where it was set back over that.
+    /// Time of the machine's clock when the set one showed `ms`: the first one, where it was set back over that.
     pub(super) fn to_machine(steps: &[Step], ms: i64) -> i64 {
         let mut offset = 0;
         for (at, by) in steps {
@@ -99,7 +99,7 @@ mod stepped {
         ms - offset
     }
 
-    /// The file's steps, oldest first. It is read at most every 20 ms.
+    /// Steps in the file, oldest first. It is read at most every 20 ms.
     #[cfg(feature = "test-clock")]
     pub(super) fn steps() -> Vec<Step> {
         use std::{
@@ -121,23 +121,23 @@ mod stepped {
     }
 }
 
-/// A duration as both clocks count; saturates at the end of time.
+/// Milliseconds of a duration, as both clocks count; saturates at the end of time.
 fn millis(d: Duration) -> i64 {
     i64::try_from(d.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// From one point to another of the same clock, in milliseconds; zero where the second is the earlier one.
+/// Duration from one point to another of the same clock; zero where the second is the earlier one.
 fn between(earlier: i64, later: i64) -> Duration {
     Duration::from_millis(u64::try_from(later.saturating_sub(earlier)).unwrap_or(0))
 }
 
-/// A moment of a clock that is never set, in milliseconds since some moment of this process: what waits are measured by.
-/// Means nothing outside this process, so it is never kept or shown.
+/// Moment of a clock that is never set, in milliseconds since some moment of this process, for measuring waits. Means
+/// nothing outside this process, so it is never kept or shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Moment(i64);
 
 impl Moment {
-    /// The present one.
+    /// Present moment.
     pub fn now() -> Self {
         static BEGAN: std::sync::OnceLock<tokio::time::Instant> = std::sync::OnceLock::new();
         #[cfg(test)]
@@ -148,7 +148,7 @@ impl Moment {
         Self(i64::try_from(now.duration_since(*BEGAN.get_or_init(|| now)).as_millis()).unwrap_or(i64::MAX))
     }
 
-    /// From milliseconds of the same clock.
+    /// Moment from milliseconds of the same clock.
     pub const fn from_millis(ms: i64) -> Self {
         Self(ms)
     }
@@ -159,13 +159,13 @@ impl Moment {
         Self(self.0.saturating_add(millis(d)))
     }
 
-    /// The moment so long before; it may lie before this process.
+    /// This moment minus `d`; it may lie before this process.
     #[must_use]
     pub fn minus(self, d: Duration) -> Self {
         Self(self.0.saturating_sub(millis(d)))
     }
 
-    /// How long ago `earlier` was; zero when it is still to come.
+    /// Duration since `earlier`; zero when that is still to come.
     pub fn since(self, earlier: Self) -> Duration {
         between(earlier.0, self.0)
     }
@@ -174,9 +174,9 @@ impl Moment {
 /// The present by both clocks: the wall clock, which engines and people go by and which may be set, and the one for waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Now {
-    /// By the wall clock.
+    /// Time of the wall clock.
     pub wall: Timestamp,
-    /// By the clock that is never set.
+    /// Moment of the clock that is never set.
     pub moment: Moment,
 }
 
@@ -186,7 +186,7 @@ impl Now {
         Self { wall: Timestamp::now(), moment: Moment::now() }
     }
 
-    /// What the wall clock shows at a moment near this one.
+    /// Time of the wall clock at a moment near this one.
     pub fn wall_at(self, moment: Moment) -> Timestamp {
         self.wall.plus(moment.since(self.moment)).minus(self.moment.since(moment))
     }
@@ -200,7 +200,7 @@ impl Now {
 
 #[cfg(test)]
 impl From<Timestamp> for Now {
-    /// Two clocks that agree.
+    /// Both clocks at a time at which they agree.
     fn from(at: Timestamp) -> Self {
         Self { wall: at, moment: Moment(at.0) }
     }
@@ -239,17 +239,18 @@ pub(crate) mod simulated {
 
     thread_local! {
         static BEGAN: Cell<Option<(Instant, Timestamp)>> = const { Cell::new(None) };
-        /// By how many milliseconds the wall clock was set since.
+        /// Number of milliseconds by which the wall clock was set since.
         static SET: Cell<i64> = const { Cell::new(0) };
     }
 
-    /// From now on, on this thread, it is `at` and time passes as in this thread's tokio runtime; `None` ends that.
+    /// Sets the present time of this thread to `at`, from which time passes as in this thread's tokio runtime; `None`
+    /// ends that.
     pub(crate) fn begin(at: Option<Timestamp>) {
         BEGAN.set(at.map(|at| (Instant::now(), at)));
         SET.set(0);
     }
 
-    /// Somebody sets the wall clock.
+    /// Sets the wall clock forward by `ms`, as somebody would.
     pub(crate) fn set_by(ms: i64) {
         SET.set(SET.get() + ms);
     }
@@ -258,13 +259,13 @@ pub(crate) mod simulated {
         steady().map(|at| Timestamp(at.0 + SET.get()))
     }
 
-    /// The time without what the clock was set by.
+    /// Time without what the clock was set by.
     pub(crate) fn steady() -> Option<Timestamp> {
         BEGAN.get().map(|(began, at)| at.plus(began.elapsed()))
     }
 }
 
-/// A duration in one or two units, for people: `850 ms`, `4.1 s`, `2 min 5 s`, `3 h 20 min`, `5 d 2 h`.
+/// Duration in one or two units, for people: `850 ms`, `4.1 s`, `2 min 5 s`, `3 h 20 min`, `5 d 2 h`.
 pub fn human(d: Duration) -> String {
     let s = d.as_secs();
     match s {

@@ -1,13 +1,14 @@
-//! Devices in containers of a real engine. `tests/host/test_devices.py` and `tests/host/test_cdi.py` run these; by themselves:
-//! `LABD_TEST_IMAGE=labd/base:... cargo test --test devices -- --ignored`.
+//! Tests of devices in containers of a real engine. `tests/host/test_devices.py` and `tests/host/test_cdi.py` run
+//! these; by themselves: `LABD_TEST_IMAGE=labd/base:... cargo test --test devices -- --ignored`.
 
 use std::{collections::BTreeMap, env, fs, net::Ipv4Addr, os::unix::fs::MetadataExt as _, path::Path, time::Duration};
 
 use labd::{
-    engine::{ContainerSeen, Engine as _, EngineError, Patience, Ran, Seen, docker::DockerEngine},
-    node::{self, gpu::handing},
-    plan::spec::{ContainerSpec, Device, EnvValue, NetworkSpec, Rights},
-    supervise::{decide::Inside, inside},
+    engine::{Engine as _, EngineError, Observed, ObservedContainer, Patience, Ran, docker::DockerEngine},
+    gpus::attach,
+    node,
+    spec::{ContainerSpec, Device, EnvValue, NetworkSpec, Rights},
+    supervise::{decide::GpuVisibility, gpu_check},
 };
 use labd_gpu::{Device as Found, Vendor};
 
@@ -66,9 +67,9 @@ impl Lab {
         Ok(id)
     }
 
-    async fn container(&self, service: &str) -> Option<ContainerSeen> {
+    async fn container(&self, service: &str) -> Option<ObservedContainer> {
         match self.engine.observe(service).await.expect("the engine answers") {
-            Seen::Ours(c) => Some(c),
+            Observed::Ours(c) => Some(c),
             _ => None,
         }
     }
@@ -81,9 +82,9 @@ impl Lab {
         }
     }
 
-    async fn look(&self, id: &str, spec: &ContainerSpec) -> Inside {
-        let command = inside::command(spec).expect("it has a device");
-        inside::verdict(&self.engine.run(id, &command, Patience::whole(PATIENCE)).await)
+    async fn look(&self, id: &str, spec: &ContainerSpec) -> GpuVisibility {
+        let command = gpu_check::command(spec).expect("it has a device");
+        gpu_check::verdict(&self.engine.run(id, &command, Patience::whole(PATIENCE)).await)
     }
 
     async fn clean(&self) {
@@ -96,7 +97,7 @@ impl Lab {
     }
 }
 
-/// What `systemctl daemon-reload` does to a container whose nodes were allowed behind systemd's back.
+/// Checks what `systemctl daemon-reload` does to a container whose nodes were allowed behind systemd's back.
 #[tokio::test]
 #[ignore = "needs a container engine, root and the devices controller of cgroup v1"]
 async fn a_device_that_is_taken_away_is_missed_inside() {
@@ -104,7 +105,7 @@ async fn a_device_that_is_taken_away_is_missed_inside() {
     let node = |path: &str| Device::Node { path: path.into(), gid: 0 };
     let spec = lab.spec(10, "SIM-0", vec![node("/dev/fuse"), node("/dev/net/tun")]);
     let id = lab.start("worker", &spec).await.expect("started");
-    assert_eq!(lab.look(&id, &spec).await, Inside::There);
+    assert_eq!(lab.look(&id, &spec).await, GpuVisibility::There);
     if spec.unlimited_memlock {
         assert_eq!(lab.sh(&id, "ulimit -l").await, "unlimited");
     }
@@ -115,7 +116,7 @@ async fn a_device_that_is_taken_away_is_missed_inside() {
     let denied = format!("/sys/fs/cgroup/devices/docker/{id}/devices.deny");
     fs::write(&denied, format!("c {major}:{minor} rwm")).expect("cgroup v1");
     let gone = lab.look(&id, &spec).await;
-    let Inside::Gone(reason) = gone else { panic!("{gone:?}") };
+    let GpuVisibility::Gone(reason) = gone else { panic!("{gone:?}") };
     assert_eq!(
         reason,
         "the GPU is gone inside the container (was systemctl daemon-reload run?): /dev/net/tun: Operation not permitted"
@@ -123,9 +124,9 @@ async fn a_device_that_is_taken_away_is_missed_inside() {
 
     // A restart of the same container is no remedy in general, another container is.
     lab.engine.remove(&id).await.expect("removed");
-    assert_eq!(lab.look(&id, &spec).await, Inside::Unknown, "there is nothing to look into");
+    assert_eq!(lab.look(&id, &spec).await, GpuVisibility::Unknown, "there is nothing to look into");
     let id = lab.start("worker", &spec).await.expect("started");
-    assert_eq!(lab.look(&id, &spec).await, Inside::There);
+    assert_eq!(lab.look(&id, &spec).await, GpuVisibility::There);
     lab.clean().await;
 
     let missing = lab_of_missing_node().await;
@@ -172,16 +173,16 @@ async fn cdi() {
     for (last, uuid, own, other) in
         [(10, "GPU-aaaa", "/dev/fuse", "/dev/net/tun"), (11, "GPU-bbbb", "/dev/net/tun", "/dev/fuse")]
     {
-        let handed = handing::devices(&found(uuid), &devices).expect("handed in");
+        let handed = attach::container_devices(&found(uuid), &devices).expect("handed in");
         assert_eq!(handed, [Device::Cdi { name: format!("nvidia.com/gpu={uuid}"), gids: Vec::new() }]);
         let spec = lab.spec(last, uuid, handed);
         let id = lab.start(uuid, &spec).await.expect("started");
         assert_eq!(lab.sh(&id, &format!("true <{own} && echo opened")).await, "opened");
         assert_eq!(lab.sh(&id, &format!("ls {other} 2>/dev/null")).await, "", "{uuid} has {other}");
-        assert_eq!(lab.look(&id, &spec).await, Inside::There);
+        assert_eq!(lab.look(&id, &spec).await, GpuVisibility::There);
     }
     // A GPU that no specification names is asked for the older way, which this engine has no toolkit for.
-    let other = handing::devices(&found("GPU-cccc"), &devices).expect("handed in");
+    let other = attach::container_devices(&found("GPU-cccc"), &devices).expect("handed in");
     assert_eq!(other, [Device::Nvidia { uuid: "GPU-cccc".into() }]);
     let error = lab.start("other", &lab.spec(12, "GPU-cccc", other)).await.expect_err("no toolkit").to_string();
     assert!(error.contains("nvidia-container-toolkit"), "{error}");

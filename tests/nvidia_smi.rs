@@ -1,6 +1,6 @@
 //! `labd probe nvidia-smi` with commands that play `nvidia-smi`.
 
-#[path = "../src/gpu/nvidia/tests/harness/mod.rs"]
+#[path = "../crates/labd-probe-nvidia/tests/harness/mod.rs"]
 mod harness;
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf, process::Command, sync::mpsc};
@@ -28,7 +28,7 @@ impl Machine {
         self.dir.path().join("nvidia-smi")
     }
 
-    /// From now on, `nvidia-smi` does this: the body of a shell's `case` over its first argument.
+    /// Sets what `nvidia-smi` does from now on: the body of a shell's `case` over its first argument.
     fn plays(&self, cases: &str) {
         let new = self.dir.path().join("new");
         let text = format!("#!/bin/sh\necho \"$*\" >>{}/calls\ncase $1 in\n{cases}\nesac\n", self.dir.path().display());

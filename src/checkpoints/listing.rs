@@ -1,4 +1,4 @@
-//! From the objects of a bucket to runs and their checkpoints. Pure.
+//! Runs and their checkpoints, from the objects of a bucket. Pure.
 //!
 //! Ray Train V2 keeps `<run>/checkpoint_manager_snapshot.json`, which names the checkpoints it knows and the one it resumes
 //! from, and `<run>/checkpoint_<time>/...`, or another folder if the script names it. A folder that the file does not name is
@@ -12,14 +12,14 @@ use serde_json::Value;
 
 use crate::{snapshot::CheckpointView, time::Timestamp};
 
-/// What Ray Train calls its own record of a run.
+/// Name of Ray Train's own record of a run.
 pub(super) const RECORD: &str = "checkpoint_manager_snapshot.json";
 /// Folder of the marks that the hook in labd's Ray image leaves in a sweep's.
 const MARKS: &str = "/.labd";
-/// How many checkpoints of a run are remembered one by one; the newest ones.
+/// Number of checkpoints of a run that are remembered one by one; the newest ones.
 pub(super) const REMEMBERED: usize = 64;
 
-/// One object of the bucket.
+/// Object of the bucket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Object {
     pub(super) key: String,
@@ -28,46 +28,46 @@ pub(super) struct Object {
     pub(super) etag: String,
 }
 
-/// What Ray's own record of a run says.
+/// Ray's own record of a run.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Record {
-    /// Where it resumes.
+    /// Checkpoint at which it resumes.
     latest: Option<String>,
     names: BTreeSet<String>,
 }
 
-/// A run as the store has it.
+/// Run as the store has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredRun {
-    /// The beginning of its keys, without a slash at the end: its name, with the folders above it.
+    /// Prefix of its keys, without a slash at the end: its name, with the folders above it.
     pub prefix: String,
-    /// Its checkpoints, newest first, at most 64. Those that were deleted since labd saw them are among them: work that was
+    /// Checkpoints, newest first, at most 64. Those that were deleted since labd saw them are among them: work that was
     /// lost is counted from the checkpoint that was there.
     pub seen: Vec<CheckpointView>,
-    /// The checkpoint it would resume from.
+    /// Checkpoint it would resume from.
     pub newest: Option<CheckpointView>,
-    /// How many there are now.
+    /// Number of checkpoints now.
     pub count: u32,
-    /// Everything under its prefix, in bytes.
+    /// Size of everything under its prefix, in bytes.
     pub used_bytes: u64,
-    /// The jobs that began or resumed it, when it is a Tune sweep; newest first, at most 64.
+    /// Jobs that began or resumed it, when it is a Tune sweep; newest first, at most 64.
     pub sweeps: Vec<Sweep>,
 }
 
-/// One job's use of a Tune sweep, as its driver marked it.
+/// Use of a Tune sweep by one job, as its driver marked it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sweep {
     /// The job.
     pub submission_id: String,
-    /// 1 for a person's submission, 2 for its first resubmission, and so on.
+    /// Number of the attempt: 1 for a person's submission, 2 for its first resubmission, and so on.
     pub attempt: u32,
-    /// Whether it resumed.
+    /// Start: whether it resumed.
     pub start: SweepStart,
-    /// When.
+    /// Time of the mark.
     pub at: Timestamp,
 }
 
-/// How a job's driver came to its Tune sweep.
+/// Start of a Tune sweep by a job's driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SweepStart {
     /// `Tuner.restore`: finished trials are not run again.
@@ -78,7 +78,7 @@ pub enum SweepStart {
     Fresh,
 }
 
-/// Objects, folder by folder.
+/// Objects of the bucket, folder by folder.
 #[derive(Debug, Default)]
 pub(super) struct Listing {
     folders: BTreeMap<String, Folder>,
@@ -167,7 +167,7 @@ impl Listing {
     }
 }
 
-/// What a mark's name says; `None` when it is none.
+/// Sweep that a mark's name tells of; `None` when it is not a mark.
 fn mark(file: &str, at: Timestamp) -> Option<Sweep> {
     let mut parts = file.splitn(3, '.');
     let attempt = parts.next()?.parse().ok()?;
@@ -209,7 +209,7 @@ fn newest_first(checkpoints: &mut [CheckpointView]) {
     checkpoints.sort_by(|a, b| (b.at, &b.name).cmp(&(a.at, &a.name)));
 }
 
-/// Keeps in mind what was there before, for a run whose old checkpoints are deleted.
+/// Adds what was there before, for a run whose old checkpoints are deleted.
 pub(super) fn remember(before: &[StoredRun], now: &mut [StoredRun]) {
     for run in now {
         let Some(old) = before.iter().find(|old| old.prefix == run.prefix) else { continue };
@@ -221,13 +221,13 @@ pub(super) fn remember(before: &[StoredRun], now: &mut [StoredRun]) {
     }
 }
 
-/// The outermost run that a folder belongs to.
+/// Outermost run that a folder belongs to.
 fn root_of<'a>(path: &'a str, roots: &BTreeSet<&str>) -> Option<&'a str> {
     let ends = path.match_indices('/').map(|(i, _)| i).chain([path.len()]);
     ends.map(|end| &path[..end]).find(|part| roots.contains(part))
 }
 
-/// Where the outermost `checkpoint_<digit>...` of a path is.
+/// Position of the outermost `checkpoint_<digit>...` in a path.
 fn numbered(path: &str) -> Option<(usize, usize)> {
     let mut start = 0;
     for part in path.split('/') {
@@ -240,7 +240,7 @@ fn numbered(path: &str) -> Option<(usize, usize)> {
     None
 }
 
-/// The checkpoint that a folder is part of; `below` is its path below the run's.
+/// Checkpoint that a folder is part of; `below` is its path below the run's.
 fn checkpoint_of<'a>(below: &'a str, record: Option<&Record>) -> Option<&'a str> {
     let first = below.split('/').next().unwrap_or(below);
     if record.is_some_and(|r| r.names.contains(first)) {
@@ -249,7 +249,7 @@ fn checkpoint_of<'a>(below: &'a str, record: Option<&Record>) -> Option<&'a str>
     numbered(below).map(|(_, end)| &below[..end])
 }
 
-/// Reads Ray's own record of a run; `None` when it is none. Pure.
+/// Reads Ray's own record of a run; `None` when it is not one. Pure.
 pub(super) fn record(json: &[u8]) -> Option<Record> {
     let value: Value = serde_json::from_slice(json).ok()?;
     let name = |result: &Value| result["checkpoint_dir_name"].as_str().map(str::to_owned);
@@ -282,7 +282,7 @@ mod tests {
         all.iter().map(|(prefix, names)| ((*prefix).to_owned(), record(names))).collect()
     }
 
-    /// What Ray 2.60 left in MinIO.
+    /// Objects that Ray 2.60 left in MinIO.
     const REAL: &[(&str, u64, i64)] = &[
         ("surv/", 0, 900),
         ("surv/.validate_storage_marker", 0, 100),

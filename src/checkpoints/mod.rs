@@ -1,12 +1,12 @@
-//! What the S3 store keeps of each training run: looked at, never changed.
+//! Checkpoints: what the S3 store keeps of each training run. It is read, never changed.
 //!
-//! * `store`: the questions put to it.
+//! * `store`: requests to it.
 //! * [`listing`]: from objects to runs and checkpoints. Pure.
-//! * [`view`]: what Ray says of runs and what the store has of them, as one. Pure.
+//! * [`view`]: what Ray reports of runs and what the store has of them, as one. Pure.
 //!
-//! One task lists the bucket: every 10 s while a run trains or a job runs that leaves something there, every 60 s otherwise, and at once
-//! when it is poked. It reads nothing but names, sizes and Ray's own small record of each run. A store that is away leaves
-//! what was known, with its time; nobody waits for it.
+//! One task lists the bucket: every 10 s while a run trains or a job runs that leaves something there, every 60 s
+//! otherwise, and at once on request. It reads nothing but names, sizes and Ray's own small record of each run. A store
+//! that is away leaves what was known, with its time; nobody waits for it.
 
 pub mod listing;
 mod store;
@@ -26,23 +26,23 @@ use crate::{
 use listing::{Listing, Record, StoredRun};
 use store::S3;
 
-/// Between two looks while checkpoints are written.
+/// Time between two listings while checkpoints are written.
 const BUSY: Duration = Duration::from_secs(10);
-/// Between two looks otherwise.
+/// Time between two listings otherwise.
 const CALM: Duration = Duration::from_mins(1);
-/// After a look at a store that was away: a MinIO that starts answers within seconds.
+/// Time until the next listing of a store that was away: a MinIO that starts answers within seconds.
 const AWAY: Duration = Duration::from_secs(5);
-/// A look takes at most this part of the time, however large the bucket.
+/// Inverse of the largest part of the time that listing takes, however large the bucket.
 const SHARE: u32 = 20;
-/// Pages of 1,000 objects that one look reads at most.
+/// Largest number of pages of 1,000 objects that one listing reads.
 const PAGES: usize = 500;
-/// Records that one look reads at most; the others in the next look.
+/// Largest number of records that one listing reads; the others in the next one.
 const RECORDS: usize = 50;
 
-/// Where checkpoints are kept.
+/// Store in which checkpoints are kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Store {
-    /// Its address, as labd reaches it.
+    /// Address, as labd reaches it.
     pub endpoint: Url,
     /// The bucket.
     pub bucket: String,
@@ -54,88 +54,90 @@ pub struct Store {
     pub secret_key: Secret,
 }
 
-/// What is known of the store.
+/// View of the store.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct StoreView {
-    /// The bucket that was looked at last.
+    /// Bucket that was listed last.
     pub bucket: String,
-    /// When it was looked at last; what is below is of that time.
+    /// Time at which it was listed last; what is below is of that time.
     pub looked_at: Option<Timestamp>,
-    /// Why it could not be looked at since, in one line.
+    /// Reason why it could not be listed since, in one line.
     pub trouble: Option<String>,
     /// Runs by prefix.
     pub runs: Vec<StoredRun>,
-    /// Everything in the bucket, in bytes.
+    /// Size of everything in the bucket, in bytes.
     pub total_bytes: u64,
-    /// False when the bucket has more than 500,000 objects: those that come last by name were not looked at.
+    /// Whether all was listed; false when the bucket has more than 500,000 objects: those that come last by name were
+    /// left out.
     pub complete: bool,
 }
 
 /// Handle on the task; cheap to clone. The task ends with the last handle.
 #[derive(Debug, Clone)]
 pub struct Checkpoints {
-    aim: Arc<watch::Sender<Option<Store>>>,
+    set_endpoint: Arc<watch::Sender<Option<Store>>>,
     view: watch::Receiver<Arc<StoreView>>,
-    poke: Arc<Notify>,
+    refresh_now: Arc<Notify>,
 }
 
 impl Checkpoints {
     /// Starts the task. Must be called inside a tokio runtime.
     pub fn spawn(ray: watch::Receiver<Arc<RayView>>) -> Self {
-        let (aim, heard) = watch::channel(None);
+        let (set_endpoint, heard) = watch::channel(None);
         let (tell, view) = watch::channel(Arc::new(StoreView::default()));
-        let poke = Arc::new(Notify::new());
-        tokio::spawn(run(heard, ray, tell, poke.clone()));
-        Self { aim: Arc::new(aim), view, poke }
+        let refresh_now = Arc::new(Notify::new());
+        tokio::spawn(run(heard, ray, tell, refresh_now.clone()));
+        Self { set_endpoint: Arc::new(set_endpoint), view, refresh_now }
     }
 
-    /// One that never looks anywhere.
+    /// Handle on no task: nothing is ever listed.
     #[cfg(test)]
     pub(crate) fn simulated() -> Self {
-        let (aim, view) = (watch::channel(None).0, watch::channel(Arc::new(StoreView::default())).1);
-        Self { aim: Arc::new(aim), view, poke: Arc::default() }
+        let (set_endpoint, view) = (watch::channel(None).0, watch::channel(Arc::new(StoreView::default())).1);
+        Self { set_endpoint: Arc::new(set_endpoint), view, refresh_now: Arc::default() }
     }
 
-    /// Says where the store is now; `None` while it does not run. What was known is kept.
-    pub fn aim(&self, store: Option<Store>) {
-        self.aim.send_if_modified(|old| {
+    /// Sets where the store is now; `None` while it does not run. What was known is kept.
+    pub fn set_endpoint(&self, store: Option<Store>) {
+        self.set_endpoint.send_if_modified(|old| {
             let changed = *old != store;
             *old = store;
             changed
         });
     }
 
-    /// What is known, whenever it changes.
+    /// View of the store, whenever it changes.
     pub fn watch(&self) -> watch::Receiver<Arc<StoreView>> {
         self.view.clone()
     }
 
-    /// Looks at once. To be called when a worker died: the newest checkpoint of that moment is the one a run resumes from.
-    pub fn poke(&self) {
-        self.poke.notify_one();
+    /// Lists at once. To be called when a worker died: the newest checkpoint of that moment is the one a run resumes
+    /// from.
+    pub fn refresh_now(&self) {
+        self.refresh_now.notify_one();
     }
 }
 
 async fn run(
-    mut aim: watch::Receiver<Option<Store>>,
+    mut set_endpoint: watch::Receiver<Option<Store>>,
     mut ray: watch::Receiver<Arc<RayView>>,
     tell: watch::Sender<Arc<StoreView>>,
-    poke: Arc<Notify>,
+    refresh_now: Arc<Notify>,
 ) {
     // Ray's records as read before, with their ETags: a record is read again when it changed.
     let mut records: BTreeMap<String, (String, Record)> = BTreeMap::new();
     let mut s3 = None;
     let mut pause = BUSY;
     loop {
-        if aim.has_changed().unwrap_or(true) || s3.is_none() {
-            s3 = aim.borrow_and_update().clone().map(|store| (S3::new(&store), store.bucket));
+        if set_endpoint.has_changed().unwrap_or(true) || s3.is_none() {
+            s3 = set_endpoint.borrow_and_update().clone().map(|store| (S3::new(&store), store.bucket));
             records.clear();
         }
         let Some((way, bucket)) = &s3 else {
-            if aim.changed().await.is_err() {
+            if set_endpoint.changed().await.is_err() {
                 return;
             }
-            aim.mark_changed();
+            set_endpoint.mark_changed();
             continue;
         };
         let begun = tokio::time::Instant::now();
@@ -157,12 +159,12 @@ async fn run(
         tell.send_modify(|view| *view = Arc::new(next(view, seen, bucket, at)));
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            () = poke.notified() => {}
-            changed = aim.changed() => {
+            () = refresh_now.notified() => {}
+            changed = set_endpoint.changed() => {
                 if changed.is_err() {
                     return;
                 }
-                aim.mark_changed();
+                set_endpoint.mark_changed();
             }
             // An error says that Ray's watcher ended, and with it the daemon.
             Ok(_) = ray.wait_for(|view| self::stage(view) != stage) => pause = BUSY / 2,
@@ -170,7 +172,7 @@ async fn run(
     }
 }
 
-/// What a look came to.
+/// Result of a listing.
 enum Looked {
     /// A run trains or a job runs, and left something new.
     New,
@@ -178,13 +180,13 @@ enum Looked {
     Same,
     /// No run trains, no job runs.
     NothingTrains,
-    /// The store did not answer, or not with what was asked for.
+    /// No answer of the store, or not with what was asked for.
     Away,
-    /// labd cannot speak to such a store.
+    /// A store that labd cannot speak to.
     NoWay,
 }
 
-/// How long until the next look, after one that took so long and a pause of that length before it. Pure.
+/// Time until the next listing, after one that took this long and a pause of that length before it. Pure.
 fn rest(looked: &Looked, before: Duration, took: Duration) -> Duration {
     let pause = match looked {
         Looked::New => BUSY,
@@ -197,14 +199,15 @@ fn rest(looked: &Looked, before: Duration, took: Duration) -> Duration {
     pause.max(took * SHARE)
 }
 
-/// What is under way. When it changes, a run began, ended or resumes, and the checkpoint of that moment matters.
+/// Stage of what is under way. When it changes, a run began, ended or resumes, and the checkpoint of that moment
+/// matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Stage {
-    /// Runs.
+    /// Number of runs.
     runs: usize,
-    /// The worker groups they had.
+    /// Number of the worker groups they had.
     attempts: usize,
-    /// Jobs: Ray does not list a Tune sweep as a run.
+    /// Number of jobs: Ray does not list a Tune sweep as a run.
     jobs: usize,
 }
 
@@ -219,7 +222,7 @@ fn stage(ray: &RayView) -> Stage {
     })
 }
 
-/// What one look brought.
+/// Contents of one listing.
 struct Look {
     runs: Vec<StoredRun>,
     total_bytes: u64,
@@ -250,7 +253,7 @@ async fn look(s3: &S3, records: &mut BTreeMap<String, (String, Record)>) -> Resu
     Ok(Look { runs: listing.runs(&known), total_bytes: listing.total_bytes, complete })
 }
 
-/// What is known after a look. Pure.
+/// View after a listing. Pure.
 fn next(before: &StoreView, seen: Result<Look, String>, bucket: &str, at: Timestamp) -> StoreView {
     match seen {
         Ok(mut look) => {
@@ -286,7 +289,7 @@ mod tests {
         assert_eq!(rest(&Looked::Same, CALM, Duration::ZERO), CALM);
     }
 
-    /// A store that answers every question with `answer` and says what it was asked.
+    /// Store that answers every question with `answer`, and the requests that reach it.
     async fn store(answer: &'static str) -> (Store, tokio::sync::mpsc::UnboundedReceiver<String>) {
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -328,7 +331,7 @@ mod tests {
     async fn a_store_that_goes_away_leaves_what_was_known() {
         let checkpoints = Checkpoints::spawn(Ray::spawn().watch());
         let (here, mut questions) = store(LIST).await;
-        checkpoints.aim(Some(here.clone()));
+        checkpoints.set_endpoint(Some(here.clone()));
         let seen = until(&checkpoints, |view| view.looked_at.is_some()).await;
         assert_eq!((seen.runs[0].prefix.as_str(), seen.runs[0].count, seen.total_bytes), ("my run", 1, 64));
         let question = questions.recv().await.expect("it was asked");
@@ -336,14 +339,14 @@ mod tests {
         assert!(!question.contains("s3cret"), "{question}");
 
         let (refusing, _) = store("HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await;
-        checkpoints.aim(Some(Store { bucket: "ray".to_owned(), ..refusing }));
+        checkpoints.set_endpoint(Some(Store { bucket: "ray".to_owned(), ..refusing }));
         let away = until(&checkpoints, |view| view.trouble.is_some()).await;
         assert_eq!((away.looked_at, &away.runs), (seen.looked_at, &seen.runs));
         assert!(away.trouble.as_ref().is_some_and(|t| t.contains("credentials")), "{away:?}");
         assert!(!format!("{away:?}{here:?}").contains("s3cret"));
 
         // Back, and looked at without waiting for the next turn.
-        checkpoints.aim(Some(here));
+        checkpoints.set_endpoint(Some(here));
         until(&checkpoints, |view| view.trouble.is_none()).await;
         questions.recv().await.expect("it was asked again");
     }
@@ -360,7 +363,7 @@ mod tests {
                 store.endpoint.set_scheme("https").expect("a scheme");
             }
             let checkpoints = Checkpoints::spawn(Ray::spawn().watch());
-            checkpoints.aim(Some(store));
+            checkpoints.set_endpoint(Some(store));
             let view = until(&checkpoints, |view| view.trouble.is_some()).await;
             assert!(view.trouble.as_ref().is_some_and(|t| t.contains(says)), "{view:?}");
             assert_eq!(view.looked_at, None);

@@ -1,4 +1,4 @@
-//! The two questions put to an S3 store: what is in the bucket, and what is in one small object.
+//! Requests to an S3 store: what is in the bucket, and what is in one small object.
 //!
 //! A signed URL is a credential: it is in no error and no log.
 
@@ -22,14 +22,14 @@ use crate::time::Timestamp;
 
 /// Longest wait for one answer.
 const ANSWER: Duration = Duration::from_secs(10);
-/// How long a signature is good for.
+/// Time for which a signature is valid.
 const VALID: Duration = Duration::from_mins(1);
 /// Largest page read: 1,000 keys of 1 KiB, each byte of them escaped, and what is around them.
 const PAGE: usize = 8 << 20;
 /// Largest record read: tens of thousands of checkpoints.
 const RECORD: usize = 16 << 20;
 
-/// A way to the store.
+/// Client of the store.
 pub(super) struct S3 {
     client: Client<HttpConnector, Empty<Bytes>>,
     bucket: Bucket,
@@ -43,7 +43,7 @@ pub(super) struct Page {
 }
 
 impl S3 {
-    /// Fails for a store that labd cannot speak to, in one line.
+    /// Client; fails for a store that labd cannot speak to, in one line.
     pub(super) fn new(store: &Store) -> Result<Self, String> {
         if store.endpoint.scheme() != "http" {
             return Err(
@@ -58,7 +58,7 @@ impl S3 {
         Ok(Self { client, bucket, credentials: Credentials::new(store.access_key.expose(), store.secret_key.expose()) })
     }
 
-    /// The bucket's objects from `from` on, in the order of their keys.
+    /// Objects of the bucket from `from` on, in the order of their keys.
     pub(super) async fn page(&self, from: Option<String>) -> Result<Page, String> {
         let mut list = self.bucket.list_objects_v2(Some(&self.credentials));
         if let Some(from) = from {

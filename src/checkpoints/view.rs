@@ -1,4 +1,4 @@
-//! What Ray says of runs and what the store has of them, as one. Pure.
+//! Runs as Ray reports them and as the store has them, in one view. Pure.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -15,11 +15,11 @@ use crate::{
     time::Timestamp,
 };
 
-/// How many runs the snapshot shows.
+/// Number of runs that the snapshot shows.
 const SHOWN: usize = 50;
-/// A run that trains longer than this without a checkpoint is worth a word.
+/// Time of training without a checkpoint after which that is worth a note.
 const SOON: Duration = Duration::from_mins(2);
-/// So many failures without progress are no accident. With `max_failures=-1` Ray would go on for ever.
+/// Number of failures without progress that are no accident. With `max_failures=-1` Ray would go on forever.
 const FAILURES: usize = 3;
 
 /// Runs, newest first. A run is one place in the store, however many jobs continued it.
@@ -100,7 +100,7 @@ fn sweep(view: &mut RunView, run: &StoredRun, jobs: &[RayJob], store: &StoreView
     view.note = view.status.filter(|status| status.is_active()).and_then(|_| resumes(newest));
 }
 
-/// Why a sweep does not resume, or did not; `None` when it does.
+/// Reason why a sweep does not resume, or did not; `None` when it does.
 fn resumes(sweep: &Sweep) -> Option<String> {
     let again = format!("a Tune sweep that began again in attempt {} of its job", sweep.attempt);
     let advice = "its script does not ask Tuner.can_restore; see samples/tune.py for how to resume";
@@ -112,7 +112,7 @@ fn resumes(sweep: &Sweep) -> Option<String> {
     }
 }
 
-/// Its worker groups that were asked for after its newest checkpoint, and failed.
+/// Worker groups that were asked for after its newest checkpoint, and failed.
 fn failures<'a>(run: &'a TrainRun, view: &RunView) -> Vec<&'a Attempt> {
     let newest = view.checkpoint.as_ref().map(|c| c.at);
     let since = run.attempts.iter().filter(|a| newest.is_none_or(|at| a.started_at > at));

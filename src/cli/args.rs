@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{config::DEFAULT_PATH, plan::spec::ImageName};
+use crate::{config::DEFAULT_PATH, spec::ImageName};
 
 /// Where the daemon listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/labd/labd.sock";
@@ -328,8 +328,8 @@ pub(super) struct ImageNames {
 }
 
 fn image_name(text: &str) -> Result<ImageName, String> {
-    ImageName::ALL.into_iter().find(|n| n.word() == text).ok_or_else(|| {
-        let known: Vec<&str> = ImageName::ALL.iter().map(|n| n.word()).collect();
+    ImageName::ALL.into_iter().find(|n| n.as_str() == text).ok_or_else(|| {
+        let known: Vec<&str> = ImageName::ALL.iter().map(|n| n.as_str()).collect();
         format!("there are: {}", known.join(", "))
     })
 }

@@ -1,4 +1,4 @@
-//! Speaks to the daemon: HTTP over its Unix socket.
+//! Client of the daemon: HTTP over its Unix socket.
 
 use std::{io, path::Path, time::Duration};
 
@@ -14,10 +14,10 @@ use super::{
     exit::{Exit, Failure},
 };
 
-/// How long the daemon may take to say something.
+/// Longest wait for something from the daemon.
 const ANSWER: Duration = Duration::from_secs(30);
 
-/// Asks the daemon.
+/// Client of the daemon.
 #[derive(Debug, Clone)]
 pub(super) struct Client<'a> {
     global: &'a Global,
@@ -44,7 +44,7 @@ impl<'a> Client<'a> {
         })
     }
 
-    /// A command; returns the daemon's one line.
+    /// Sends a command; returns the daemon's one line.
     pub(super) async fn command(&self, path: &str) -> Result<String, Failure> {
         let bytes = self.bytes(Method::POST, path).await?;
         let answer: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
@@ -62,7 +62,7 @@ impl<'a> Client<'a> {
         })?
     }
 
-    /// An answer whose body may go on for ever.
+    /// Sends a request whose answer may go on forever.
     pub(super) async fn send(&self, method: Method, path: &str) -> Result<Response<Incoming>, Failure> {
         let stream =
             UnixStream::connect(&self.global.socket).await.map_err(|e| unreachable(&self.global.socket, &e))?;
@@ -127,7 +127,7 @@ impl Events {
         Self { body: answer.into_body(), parser: Parser::default() }
     }
 
-    /// The next event as (name, data); `None` at the end.
+    /// Next event as (name, data); `None` at the end.
     pub(super) async fn next(&mut self) -> Option<(String, String)> {
         loop {
             if let Some(event) = self.parser.next() {
@@ -141,7 +141,7 @@ impl Events {
     }
 }
 
-/// Takes pieces of a stream apart. Pure.
+/// Parser that takes pieces of a stream apart. Pure.
 #[derive(Default)]
 struct Parser(Vec<u8>);
 

@@ -1,4 +1,4 @@
-//! `labd doctor`: asks the daemon whether it is there, then shows each finding as it comes.
+//! `labd doctor`: asks the daemon for its snapshot, then shows each finding as it comes.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -8,20 +8,20 @@ use super::{
     args::Global,
     client::Client,
     exit::{Exit, Failure},
-    out::{Out, Style},
     status::{Paint, clean, paint, wrap},
+    text::{Out, Style},
 };
 use crate::{
     doctor::{self, Check, DaemonSeen, Subject, Verdict},
     snapshot::Snapshot,
 };
 
-/// How long the daemon may take to answer.
+/// Longest wait for the daemon.
 const DAEMON: Duration = Duration::from_secs(5);
-/// Where each finding's words begin.
+/// Column at which each finding's words begin.
 const INDENT: usize = 25;
 
-/// What `--json` prints.
+/// Report that `--json` prints.
 #[derive(Serialize)]
 struct Report<'a> {
     version: &'static str,
@@ -32,7 +32,7 @@ struct Report<'a> {
     checks: &'a [Check],
 }
 
-/// `labd doctor`.
+/// Runs `labd doctor`.
 pub(super) async fn doctor(global: &Global, json: bool, out: &mut Out) -> Result<(), Failure> {
     let subject = Subject {
         root: PathBuf::from("/"),
@@ -77,7 +77,7 @@ async fn daemon(global: &Global) -> DaemonSeen {
     }
 }
 
-/// One finding, at most as wide as the terminal but for words that are longer.
+/// Finding as text, at most as wide as the terminal but for words that are longer.
 fn render(check: &Check, style: Style) -> String {
     let color = match check.verdict {
         Verdict::Ok => Paint::Green,
@@ -89,7 +89,7 @@ fn render(check: &Check, style: Style) -> String {
     let mut text = String::new();
     for (i, line) in wrap(&clean(&check.why), room).iter().enumerate() {
         if i == 0 {
-            let verdict = paint(&format!("{:<7}", check.verdict.word()), color, style);
+            let verdict = paint(&format!("{:<7}", check.verdict.as_str()), color, style);
             text.push_str(&format!("{verdict}  {:<14}  {line}\n", check.name));
         } else {
             text.push_str(&format!("{:INDENT$}{line}\n", ""));
@@ -105,8 +105,8 @@ fn render(check: &Check, style: Style) -> String {
     text
 }
 
-/// A command as lines that can still be pasted: broken between words outside of quotes, each but the last with ` \` at its
-/// end. A comment is broken like text.
+/// Command as lines that can still be pasted: broken between words outside of quotes, each but the last with ` \` at
+/// its end. A comment is broken like text.
 fn shell(command: &str, width: usize) -> Vec<String> {
     if let Some(comment) = command.strip_prefix("# ") {
         return wrap(comment, width - 2).iter().map(|l| format!("# {l}")).collect();

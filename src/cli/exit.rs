@@ -1,4 +1,4 @@
-//! How a command ends: a code for scripts and one line for people.
+//! End of a command: a code for scripts and one line for people.
 
 use std::process::ExitCode;
 
@@ -26,17 +26,17 @@ pub enum Exit {
     Interrupted = 130,
 }
 
-/// Why a command failed.
+/// Failure of a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
-    /// The code.
+    /// Exit code.
     pub exit: Exit,
     /// One line for a person; empty says nothing.
     pub line: String,
 }
 
 impl Failure {
-    /// A failure with its line.
+    /// Failure with its line.
     pub fn new(exit: Exit, line: impl Into<String>) -> Self {
         Self { exit, line: line.into() }
     }

@@ -1,4 +1,4 @@
-//! Commands that may go on: `status --watch`, `logs -f`, `events -f`.
+//! Commands that may run on: `status --watch`, `logs -f`, `events -f`.
 
 use std::time::Duration;
 
@@ -9,18 +9,18 @@ use super::{
     args,
     client::{Client, Events},
     exit::{Exit, Failure},
-    out::Out,
     path_segment, status,
+    text::Out,
 };
 use crate::{
     snapshot::{Event, Snapshot},
     time::Timestamp,
 };
 
-/// Between two tries while labd restarts.
+/// Time between two tries while labd restarts.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// Shows the status until Ctrl-C. Goes on when labd is restarted.
+/// Shows the status until Ctrl-C. Continues when labd is restarted.
 pub(super) async fn watch(client: &Client<'_>, out: &mut Out) -> Result<(), Failure> {
     // The first connection must work: a wrong socket is an error, not something to wait for.
     let mut events = Events::new(client.send(Method::GET, "/api/v1/stream").await?);
@@ -45,7 +45,7 @@ pub(super) async fn watch(client: &Client<'_>, out: &mut Out) -> Result<(), Fail
     }
 }
 
-/// What a service prints.
+/// Prints the output of a service.
 pub(super) async fn logs(client: &Client<'_>, args: &args::Logs, out: &mut Out) -> Result<(), Failure> {
     let path =
         format!("/api/v1/services/{}/logs?tail={}&follow={}", path_segment(&args.service)?, args.tail, args.follow);
@@ -59,7 +59,7 @@ pub(super) async fn logs(client: &Client<'_>, args: &args::Logs, out: &mut Out) 
     out.theirs_end()
 }
 
-/// What happened.
+/// Prints events.
 pub(super) async fn events(client: &Client<'_>, args: &args::Events, out: &mut Out) -> Result<(), Failure> {
     let mut query = format!("?limit={}", args.last.clamp(1, 1000));
     if let Some(service) = &args.service {
@@ -108,7 +108,7 @@ fn show(event: &Event, json: bool, out: &mut Out) -> Result<(), Failure> {
     ))
 }
 
-/// `24 Nov 10:15:02` on this machine's clock.
+/// Time such as `24 Nov 10:15:02` on this machine's clock.
 fn local(at: Timestamp) -> String {
     jiff::Timestamp::from_millisecond(at.as_millis())
         .map(|t| t.to_zoned_datetime(jiff::tz::TimeZone::system()).strftime("%m-%d %H:%M:%S").to_string())

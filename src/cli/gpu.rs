@@ -4,12 +4,12 @@ use super::{
     args,
     client::Client,
     exit::{Exit, Failure},
-    out::{Out, Style},
     status::{Paint, clean, cut, paint, table, wrap},
+    text::{Out, Style},
 };
 use crate::{
     config::Bytes,
-    node::gpu::{faults, judge},
+    gpus::{faults, health},
     snapshot::{GpuState, GpuView, Snapshot},
     time::{Timestamp, human},
 };
@@ -32,7 +32,7 @@ pub(super) async fn run(client: &Client<'_>, command: args::Gpu, out: &mut Out) 
         }
         args::Gpu::Release { gpu } => tell(client, &gpu, "release", out).await,
         args::Gpu::Drill { gpu, fault } => {
-            if judge::by_code(&fault).is_none() {
+            if health::by_code(&fault).is_none() {
                 let line = format!("no fault `{fault}`; `labd gpu faults` lists them");
                 return Err(Failure::new(Exit::Failure, line));
             }
@@ -45,7 +45,7 @@ pub(super) async fn run(client: &Client<'_>, command: args::Gpu, out: &mut Out) 
             let style = out.style();
             let mut text = String::new();
             for [code, signs, meaning, _, remedy] in faults::rows() {
-                let action = judge::by_code(&code).map_or("", |fault| fault.action.words());
+                let action = health::by_code(&code).map_or("", |fault| fault.action.words());
                 text.push_str(&paint(&code, Paint::Bold, style));
                 text.push_str(&format!(": {action}\n"));
                 for (word, said) in [("sign", &signs), ("means", &meaning), ("do", &remedy)] {
@@ -70,7 +70,7 @@ async fn tell(client: &Client<'_>, gpu: &str, what: &str, out: &mut Out) -> Resu
     out.line(&line)
 }
 
-/// One row per GPU, and below it what is wrong with it.
+/// Table with one row per GPU, and below it what is wrong with it.
 pub(super) fn render(gpus: &[GpuView], now: Timestamp, style: Style) -> String {
     let rows: Vec<Vec<String>> = gpus.iter().map(row).collect();
     let text = table(&["WORKER", "GPU", "NAME", "USE", "MEMORY", "TEMP", "POWER"], &rows);
@@ -80,7 +80,7 @@ pub(super) fn render(gpus: &[GpuView], now: Timestamp, style: Style) -> String {
         text.push_str(&format!("{line}\n"));
         let Some(trouble) = &gpu.trouble else { continue };
         let color = if gpu.state == GpuState::Ok { Paint::Yellow } else { Paint::Red };
-        let state = if gpu.state == GpuState::Ok { String::new() } else { format!("{}: ", gpu.state.word()) };
+        let state = if gpu.state == GpuState::Ok { String::new() } else { format!("{}: ", gpu.state.as_str()) };
         let said = format!(
             "{state}{} ({}, {} ago): {}",
             trouble.meaning,
@@ -117,7 +117,7 @@ fn row(g: &GpuView) -> Vec<String> {
     ]
 }
 
-/// What does not fit into a row: whole ids, places, drivers, processes.
+/// Details that do not fit into a row: whole ids, places, drivers, processes.
 fn details(s: &Snapshot, style: Style) -> String {
     let mut text = String::new();
     for g in &s.gpus {
@@ -129,7 +129,7 @@ fn details(s: &Snapshot, style: Style) -> String {
             parts.extend(r.clock_mhz.map(|c| format!("{c} MHz")));
             parts.extend(r.power_limit_w.map(|w| format!("at most {w:.0} W")));
             if !r.throttled.is_empty() {
-                let why: Vec<String> = r.throttled.iter().map(|t| t.word().to_owned()).collect();
+                let why: Vec<String> = r.throttled.iter().map(|t| t.as_str().to_owned()).collect();
                 parts.push(format!("slowed down: {}", why.join(", ")));
             }
             parts.extend(r.ecc_uncorrected.filter(|&n| n > 0).map(|n| format!("{n} uncorrected memory errors")));

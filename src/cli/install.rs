@@ -16,7 +16,7 @@ use super::{
     completion,
     exit::{Exit, Failure},
     man_page,
-    out::Out,
+    text::Out,
 };
 use crate::{
     config::Config,
@@ -25,7 +25,7 @@ use crate::{
     snapshot::Snapshot,
 };
 
-/// How long the engine may take to say whether the lab runs.
+/// Longest wait for the engine to say whether the lab runs.
 const ENGINE: Duration = Duration::from_secs(5);
 
 /// Installs; a second time nothing changes.
@@ -41,7 +41,7 @@ pub(super) async fn install(global: &Global, args: &args::Install, out: &mut Out
             .map_err(|e| Failure::new(Exit::Failure, format!("cannot write {}: {e}", path.display())))?;
         binary_changed |= done.changed() && item.path == Path::new(BINARY_PATH);
         unit_changed |= done.changed() && item.path == Path::new(UNIT_PATH);
-        say(out, done.word(), &path.display().to_string())?;
+        say(out, done.as_str(), &path.display().to_string())?;
     }
     if args.root.is_some() {
         return Ok(());
@@ -52,8 +52,8 @@ pub(super) async fn install(global: &Global, args: &args::Install, out: &mut Out
     start(global, args.no_start, binary_changed, unit_changed, out).await
 }
 
-/// What systemd is told. Nothing that is so already: telling it to read its units again takes the GPU from containers that
-/// got it the old way.
+/// Tells systemd what has changed, and nothing that is so already: telling it to read its units again takes the GPU
+/// from containers that got it the old way.
 async fn start(global: &Global, no_start: bool, binary: bool, unit: bool, out: &mut Out) -> Result<(), Failure> {
     if unit {
         systemctl(&["daemon-reload"]).await?;
@@ -84,7 +84,7 @@ async fn start(global: &Global, no_start: bool, binary: bool, unit: bool, out: &
     say(out, if active { "restarted" } else { "started" }, "labd.service; `labd up` shows the lab coming up")
 }
 
-/// The daemon that somebody started without systemd, on the socket that the unit uses.
+/// Process id of a daemon that somebody started without systemd, on the socket that the unit uses.
 async fn by_hand(global: &Global) -> Option<u32> {
     let global = Global { socket: DEFAULT_SOCKET.into(), ..global.clone() };
     let client = Client::new(&global);
@@ -148,7 +148,7 @@ pub(super) async fn uninstall(global: &Global, args: &args::Uninstall, out: &mut
     Ok(())
 }
 
-/// How many containers of the lab run; none where no engine answers.
+/// Number of the lab's containers that run; 0 where no engine answers.
 async fn containers(config: &Config) -> usize {
     let Ok(engine) = DockerEngine::connect(&config.engine.socket, &config.lab.name) else { return 0 };
     match tokio::time::timeout(ENGINE, engine.list()).await {
@@ -157,7 +157,7 @@ async fn containers(config: &Config) -> usize {
     }
 }
 
-/// Below which folder; on the machine itself only root may.
+/// Folder below which to install; on the machine itself only root may.
 fn root(given: Option<&PathBuf>, verb: &str) -> Result<PathBuf, Failure> {
     if let Some(dir) = given {
         return Ok(dir.clone());

@@ -7,8 +7,8 @@ use super::{
     args::{Jobs, JobsCommand},
     client::Client,
     exit::{Exit, Failure},
-    out::{Out, Style},
     status::{age, clean, cut, hard_wrap, id_cell, job_paint, paint, wrap},
+    text::{Out, Style},
 };
 use crate::{
     config::Bytes,
@@ -17,7 +17,7 @@ use crate::{
     time::Timestamp,
 };
 
-/// Room for an id beside the rest of its line; a longer one has lines of its own.
+/// Width of an id beside the rest of its line; a longer one has lines of its own.
 const ID: usize = 28;
 
 pub(super) async fn run(client: &Client<'_>, args: &Jobs, out: &mut Out) -> Result<(), Failure> {
@@ -50,22 +50,22 @@ pub(super) async fn run(client: &Client<'_>, args: &Jobs, out: &mut Out) -> Resu
     out.text(&one(job, run, &installs, now, out.style()))
 }
 
-/// A job with every attempt at it.
+/// Job with every attempt at it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 struct Folded<'a> {
-    /// The id that its owner knows.
+    /// Id that its owner knows.
     id: &'a str,
-    /// What it is now: its newest attempt's.
+    /// Status: its newest attempt's.
     status: JobStatus,
     outcome: Option<JobOutcome>,
     run: Option<String>,
     workers: &'a [String],
     waits_for: Option<&'a str>,
-    /// Oldest first.
+    /// Attempts, oldest first.
     attempts: Vec<&'a JobView>,
 }
 
-/// Every job, the one with the newest attempt first.
+/// Jobs, the one with the newest attempt first.
 fn fold(jobs: &[JobView]) -> Vec<Folded<'_>> {
     let root = |job: &JobView| job.resubmission_of.clone().unwrap_or_else(|| job.submission_id.clone());
     let mut families: Vec<(String, Vec<&JobView>)> = Vec::new();
@@ -103,7 +103,7 @@ fn list(jobs: &[Folded<'_>], now: Timestamp, style: Style) -> String {
     let mut text = format!("{:<width$}  {:<9}  {:<9}  {:>5}  RUN AND WORKERS\n", "JOB", "STATUS", "SINCE", "TRIES");
     for job in jobs {
         let (Some(first), Some(newest)) = (job.attempts.first(), job.attempts.last()) else { continue };
-        let status = paint(&format!("{:<9}", job.status.word()), job_paint(newest), style);
+        let status = paint(&format!("{:<9}", job.status.as_str()), job_paint(newest), style);
         let since = newest.ended_at.or(newest.submitted_at).map_or_else(|| "-".to_owned(), |at| age(now, at));
         let run = job.run.as_deref().unwrap_or("-");
         let place =
@@ -138,7 +138,7 @@ fn one(job: &Folded<'_>, run: Option<&RunView>, installs: &[&Value], now: Timest
     let ago = |at: Option<Timestamp>| at.map_or_else(|| "-".to_owned(), |at| format!("{} ago", age(now, at)));
     row("job", job.id);
     let as_which = if newest.submission_id == job.id { String::new() } else { format!(" as {}", newest.submission_id) };
-    row("status", &format!("{}{as_which}", job.status.word()));
+    row("status", &format!("{}{as_which}", job.status.as_str()));
     row("command", &newest.entrypoint);
     row("submitted", &ago(job.attempts.first().and_then(|first| first.submitted_at)));
     if newest.ended_at.is_some() {
@@ -155,7 +155,7 @@ fn one(job: &Folded<'_>, run: Option<&RunView>, installs: &[&Value], now: Timest
         }
     }
     match (&job.run, run) {
-        (Some(name), Some(run)) => row("run", &format!("{name}, {}", run.status.map_or("-", |status| status.word()))),
+        (Some(name), Some(run)) => row("run", &format!("{name}, {}", run.status.map_or("-", |status| status.as_str()))),
         (Some(name), None) => row("run", name),
         (None, _) => row("run", "none that Ray Train tells of"),
     }
@@ -174,7 +174,7 @@ fn one(job: &Folded<'_>, run: Option<&RunView>, installs: &[&Value], now: Timest
             let what = match attempt.outcome {
                 Some(JobOutcome::Succeeded) => "succeeded".to_owned(),
                 Some(_) => attempt.message.clone(),
-                None => attempt.status.word().to_owned(),
+                None => attempt.status.as_str().to_owned(),
             };
             row(if i == 0 { "attempts" } else { "" }, &format!("{}: {what}", attempt.submission_id));
         }
@@ -189,7 +189,7 @@ fn one(job: &Folded<'_>, run: Option<&RunView>, installs: &[&Value], now: Timest
 }
 
 fn paint_status(text: String, newest: &JobView, style: Style) -> String {
-    let word = newest.status.word();
+    let word = newest.status.as_str();
     if style.color { text.replacen(word, &paint(word, job_paint(newest), style), 1) } else { text }
 }
 

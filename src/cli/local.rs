@@ -14,29 +14,32 @@ use super::{
     client::Client,
     exit::{Exit, Failure},
     log::Lines,
-    out::Out,
     status::table,
+    text::Out,
 };
 use crate::{
     config::{Bytes, Config, mounts},
     daemon::{self, Machine, Options},
+    desired::DesiredState,
     engine::{
-        Engine as _, EngineError, RunState, Seen,
+        Engine as _, EngineError, Observed, RunState,
         docker::{DockerEngine, OldImage, Removal},
-        images::{ImageState, Images, base_reference},
+        guard,
+        images::{ImageState, Images},
     },
-    node::{self, guard},
-    pins,
-    plan::spec::{ImageName, ImageSource, ImageSpec, Kind, ServiceSpec},
+    node, pins,
+    plan::images::base_reference,
+    services,
     snapshot::Snapshot,
-    supervise::{Wish, rollout},
+    spec::{ImageName, ImageSource, ImageSpec, Kind, ServiceSpec},
+    supervise::decide::rollout,
     time::{Timestamp, human},
 };
 
-/// How long the engine may take to say which subnets it uses, when only the plan is looked at.
+/// Longest wait for the engine to say which subnets it uses, when only the plan is shown.
 const ENGINE: Duration = Duration::from_secs(2);
 
-/// The daemon, in the foreground.
+/// Runs the daemon, in the foreground.
 pub(super) async fn run(global: &Global, args: &args::Run) -> Result<(), Failure> {
     let filter = std::env::var("LABD_LOG").unwrap_or_else(|_| "info".to_owned());
     let lines = Lines::new(&global.socket);
@@ -56,8 +59,11 @@ pub(super) async fn run(global: &Global, args: &args::Run) -> Result<(), Failure
     Ok(daemon::run(options).await?)
 }
 
-/// What the daemon would want, and what the machine has become since the lab was planned for it.
-async fn wish(global: &Global, simulate: Option<u32>) -> Result<(Wish, DockerEngine, Option<String>), Failure> {
+/// Desired state as the daemon would have it, and the machine's changes since the lab was planned for it.
+async fn desired(
+    global: &Global,
+    simulate: Option<u32>,
+) -> Result<(DesiredState, DockerEngine, Option<String>), Failure> {
     let (config, _) = Config::load(&global.config)?;
     let engine = DockerEngine::connect(&config.engine.socket, &config.lab.name)
         .map_err(|e| Failure::new(Exit::Config, e.to_string()))?;
@@ -77,24 +83,24 @@ async fn wish(global: &Global, simulate: Option<u32>) -> Result<(Wish, DockerEng
     // What a daemon is, or would be, planned for.
     let facts = Arc::new(Mutex::new(pins.machine.unwrap_or(facts)));
     let machine = Machine { facts, simulate, subnet, gpus };
-    Ok((daemon::wish(config, &global.config, &machine, true)?, engine, drift))
+    Ok((machine.resolve(config, &global.config, true)?, engine, drift))
 }
 
-/// How many GPUs the daemon simulates, where one runs: it may have been told so by its own argument.
+/// Number of GPUs that the daemon simulates, where one runs: it may have been told so by its own argument.
 async fn simulated(global: &Global) -> Option<u32> {
     let asked = tokio::time::timeout(ENGINE, Client::new(global).json::<Snapshot>("/api/v1/snapshot")).await;
     let count = asked.ok()?.ok()?.gpus.iter().filter(|gpu| gpu.simulated).count();
     u32::try_from(count).ok().filter(|&count| count > 0)
 }
 
-/// Prints what labd.toml and the machine come to.
+/// Prints the plan that follows from labd.toml and the machine.
 pub(super) async fn plan(global: &Global, args: &args::Plan, out: &mut Out) -> Result<(), Failure> {
-    let (wish, ..) = wish(global, args.run.simulate_gpus).await?;
+    let (desired, ..) = desired(global, args.run.simulate_gpus).await?;
     if args.json.json {
-        return out.json(&wish.view);
+        return out.json(&desired.view);
     }
-    let n = &wish.view["node"];
-    let sizes = &wish.view["sizes"];
+    let n = &desired.view["node"];
+    let sizes = &desired.view["sizes"];
     let size = |key: &str| Bytes::new(sizes[key].as_u64().unwrap_or(0)).to_string();
     let number = |value: &serde_json::Value| value.as_u64().unwrap_or(0);
     out.line(&format!(
@@ -103,19 +109,19 @@ pub(super) async fn plan(global: &Global, args: &args::Plan, out: &mut Out) -> R
         number(&n["numa_nodes"]),
         Bytes::new(number(&n["memory_bytes"])),
         size("host"),
-        wish.plan.network.subnet
+        desired.plan.network.subnet
     ))?;
     out.line(&format!("/dev/shm shared by all workers: {}", size("shared_memory")))?;
     out.line("")?;
-    let rows: Vec<Vec<String>> = wish
+    let rows: Vec<Vec<String>> = desired
         .plan
         .services
         .iter()
         .map(|s| {
             let (store, cpus) = match s.kind {
-                Kind::RayHead => (size("head_object_store"), "0".to_owned()),
-                Kind::RayDriver => (size("driver_object_store"), number(&sizes["driver_cpus"]).to_string()),
-                Kind::RayWorker => (size("worker_object_store"), number(&sizes["worker_cpus"]).to_string()),
+                Kind::RAY_HEAD => (size("head_object_store"), "0".to_owned()),
+                Kind::RAY_DRIVER => (size("driver_object_store"), number(&sizes["driver_cpus"]).to_string()),
+                Kind::RAY_WORKER => (size("worker_object_store"), number(&sizes["worker_cpus"]).to_string()),
                 _ => ("-".to_owned(), "-".to_owned()),
             };
             let ports: Vec<String> = s.container.ports.iter().filter_map(|p| p.host).map(|p| p.to_string()).collect();
@@ -132,29 +138,29 @@ pub(super) async fn plan(global: &Global, args: &args::Plan, out: &mut Out) -> R
     out.text(&table(&["SERVICE", "MEMORY", "OBJECT STORE", "RAY CPUS", "ADDRESS", "PORTS"], &rows))
 }
 
-/// A container that is not what is wanted.
+/// Container that differs from the wanted one.
 #[derive(Debug, Serialize)]
 struct Difference {
     service: String,
-    /// When it is made what is wanted.
+    /// Time at which it is recreated.
     when: String,
-    /// What of it differs, in the words of [`ContainerSpec::parts`].
+    /// Parts that differ, in the words of [`ContainerSpec::parts`].
     ///
-    /// [`ContainerSpec::parts`]: crate::plan::spec::ContainerSpec::parts
+    /// [`ContainerSpec::parts`]: crate::spec::ContainerSpec::parts
     why: Vec<String>,
 }
 
 /// Prints which containers labd.toml and the machine would change, when and why.
 pub(super) async fn diff(global: &Global, args: &args::Plan, out: &mut Out) -> Result<(), Failure> {
-    let (wish, engine, drift) = wish(global, args.run.simulate_gpus).await?;
+    let (desired, engine, drift) = desired(global, args.run.simulate_gpus).await?;
     let failed = |e: EngineError| Failure::new(Exit::Failure, e.to_string());
     let mut all = Vec::new();
-    for spec in &wish.plan.services {
+    for spec in &desired.plan.services {
         let seen = engine.observe(&spec.name).await.map_err(failed)?;
         let parts = engine.parts(&spec.name).await.map_err(failed)?;
-        all.extend(difference(spec, &seen, parts.as_ref(), wish.config.lab.change_window.get()));
+        all.extend(difference(spec, &seen, parts.as_ref(), desired.config.lab.change_window.get()));
     }
-    let planned = |name: &String| wish.plan.service(name).is_some();
+    let planned = |name: &String| desired.plan.service(name).is_some();
     let left = engine.list().await.map_err(failed)?.into_iter().filter(|name| !planned(name));
     all.extend(left.map(|service| Difference { service, when: "removed now".into(), why: vec!["not planned".into()] }));
     if args.json.json {
@@ -172,20 +178,20 @@ pub(super) async fn diff(global: &Global, args: &args::Plan, out: &mut Out) -> R
     }
 }
 
-/// How a service's container differs from what is wanted, if it does. `parts` is what it was made of, where that is known.
-/// Pure.
+/// Difference between a service's container and the wanted one, if there is any. `parts` is what it was made of, where
+/// that is known. Pure.
 fn difference(
     spec: &ServiceSpec,
-    seen: &Seen,
+    seen: &Observed,
     parts: Option<&BTreeMap<String, String>>,
     window: Duration,
 ) -> Option<Difference> {
     let said = |when: String, why: Vec<String>| Some(Difference { service: spec.name.clone(), when, why });
     match seen {
-        Seen::Foreign { .. } => said("not at all".into(), vec!["somebody else's container has its name".into()]),
-        Seen::Absent => spec.enabled.then(|| said("made now".into(), vec!["it has no container".into()])).flatten(),
-        Seen::Ours(_) if !spec.enabled => said("removed now".into(), vec!["switched off".into()]),
-        Seen::Ours(c) => {
+        Observed::Foreign { .. } => said("not at all".into(), vec!["somebody else's container has its name".into()]),
+        Observed::Absent => spec.enabled.then(|| said("made now".into(), vec!["it has no container".into()])).flatten(),
+        Observed::Ours(_) if !spec.enabled => said("removed now".into(), vec!["switched off".into()]),
+        Observed::Ours(c) => {
             let change = c.change(&spec.container.hash(), &spec.container.hard_hash())?;
             let wanted = spec.container.parts();
             let why = parts.map_or_else(
@@ -196,13 +202,13 @@ fn difference(
                 },
             );
             let runs = matches!(c.run, RunState::Running { .. } | RunState::Paused);
-            let when = if runs { rollout::waits_for(spec.kind, change, window) } else { "now".to_owned() };
+            let when = if runs { rollout::waits_for(spec.recreate, change, window) } else { "now".to_owned() };
             said(when, why)
         }
     }
 }
 
-/// The first reasons of many.
+/// First reasons of many.
 fn shortened(why: &[String]) -> String {
     const SHOWN: usize = 4;
     let more = why.len().saturating_sub(SHOWN);
@@ -210,7 +216,7 @@ fn shortened(why: &[String]) -> String {
     if more == 0 { shown } else { format!("{shown} and {more} more") }
 }
 
-/// `labd config check|show`.
+/// Runs `labd config check|show`.
 pub(super) fn config(global: &Global, command: args::Config, out: &mut Out) -> Result<(), Failure> {
     match command {
         args::Config::Check { file } => {
@@ -218,7 +224,7 @@ pub(super) fn config(global: &Global, command: args::Config, out: &mut Out) -> R
             let (config, found) = Config::load(path)?;
             // What fits this machine is part of what is right; the subnet does not matter for that.
             let machine = Machine::without_gpus(node::facts(), None, [198, 18, 100]);
-            daemon::wish(config.clone(), path, &machine, true)?;
+            machine.resolve(config.clone(), path, true)?;
             for warning in mounts::check(&config, path)? {
                 out.line(&format!("warning: {warning}"))?;
             }
@@ -238,39 +244,44 @@ pub(super) fn config(global: &Global, command: args::Config, out: &mut Out) -> R
     }
 }
 
-/// `labd images list|build|pull|prune`.
+/// Runs `labd images list|build|pull|prune`.
 pub(super) async fn images(global: &Global, command: args::Images, out: &mut Out) -> Result<(), Failure> {
-    let (wish, engine, _) = wish(global, None).await?;
+    let (desired, engine, _) = desired(global, None).await?;
     engine.check().await.map_err(|e| Failure::new(Exit::Failure, e.to_string()))?;
     let (names, pull) = match command {
-        args::Images::List(json) => return list(global, &wish, engine, json.json, out).await,
-        args::Images::Prune(json) => return prune(global, &wish, &engine, json.json, out).await,
+        args::Images::List(json) => return list(global, &desired, engine, json.json, out).await,
+        args::Images::Prune(json) => return prune(global, &desired, &engine, json.json, out).await,
         args::Images::Build(names) => (names.names, false),
         args::Images::Pull(names) => (names.names, true),
     };
     let fits = |spec: &&ImageSpec| matches!(spec.source, ImageSource::Pull) == pull;
     for name in &names {
-        let spec = wish.plan.images.iter().find(|s| s.name == *name);
+        let spec = desired.plan.images.iter().find(|s| s.name == *name);
         if spec.as_ref().is_none_or(|x| !fits(x)) {
             let line = match (spec, pull) {
-                (None, _) => format!("the {} image is not needed: its service is off", name.word()),
+                (None, _) => format!("the {} image is not needed: its service is off", name.as_str()),
                 (_, true) => {
-                    format!("the {} image is built, not pulled; name one in `[images]` of labd.toml", name.word())
+                    format!("the {} image is built, not pulled; name one in `[images]` of labd.toml", name.as_str())
                 }
-                (_, false) => format!("the {} image is pulled, not built", name.word()),
+                (_, false) => format!("the {} image is pulled, not built", name.as_str()),
             };
             return Err(Failure::new(Exit::Usage, line));
         }
     }
-    let wanted: Vec<ImageSpec> =
-        wish.plan.images.iter().filter(|s| fits(s) && (names.is_empty() || names.contains(&s.name))).cloned().collect();
-    make(engine, wanted, &wish, out).await
+    let wanted: Vec<ImageSpec> = desired
+        .plan
+        .images
+        .iter()
+        .filter(|s| fits(s) && (names.is_empty() || names.contains(&s.name)))
+        .cloned()
+        .collect();
+    make(engine, wanted, &desired, out).await
 }
 
-/// Every reference that must stay: what `labd.toml` wants as it is now, and what the running daemon wants, which may pretend
-/// other GPUs or not have read the file again.
-async fn wanted(global: &Global, wish: &Wish) -> Result<BTreeSet<String>, Failure> {
-    let mut wanted: BTreeSet<String> = wish.plan.images.iter().map(|image| image.reference.clone()).collect();
+/// References that must stay: what `labd.toml` wants as it is now, and what the running daemon wants, which may
+/// simulate other GPUs or not have read the file again.
+async fn wanted(global: &Global, desired: &DesiredState) -> Result<BTreeSet<String>, Failure> {
+    let mut wanted: BTreeSet<String> = desired.plan.images.iter().map(|image| image.reference.clone()).collect();
     wanted.insert(base_reference());
     match Client::new(global).json::<PlannedImages>("/api/v1/plan").await {
         Ok(running) => wanted.extend(running.plan.images.into_iter().map(|image| image.reference)),
@@ -280,7 +291,7 @@ async fn wanted(global: &Global, wish: &Wish) -> Result<BTreeSet<String>, Failur
     Ok(wanted)
 }
 
-/// What is read of the running daemon's plan.
+/// Part of the running daemon's plan that is read.
 #[derive(Deserialize)]
 struct PlannedImages {
     plan: PlannedList,
@@ -296,19 +307,25 @@ struct PlannedImage {
     reference: String,
 }
 
-/// What `labd images prune --json` prints.
+/// Report that `labd images prune --json` prints.
 #[derive(Debug, Default, Serialize)]
 struct Pruned {
-    /// What was removed.
+    /// Images that were removed.
     removed: Vec<OldImage>,
-    /// What turned out to be used.
+    /// Images that turned out to be used.
     kept: Vec<OldImage>,
 }
 
-async fn prune(global: &Global, wish: &Wish, engine: &DockerEngine, json: bool, out: &mut Out) -> Result<(), Failure> {
+async fn prune(
+    global: &Global,
+    desired: &DesiredState,
+    engine: &DockerEngine,
+    json: bool,
+    out: &mut Out,
+) -> Result<(), Failure> {
     let failed = |e: EngineError| Failure::new(Exit::Failure, e.to_string());
     let mut pruned = Pruned::default();
-    for image in engine.old_images(&wanted(global, wish).await?).await.map_err(failed)? {
+    for image in engine.old_images(&wanted(global, desired).await?).await.map_err(failed)? {
         match engine.remove_image(&image.reference).await.map_err(failed)? {
             Removal::Removed => pruned.removed.push(image),
             Removal::InUse => pruned.kept.push(image),
@@ -327,7 +344,7 @@ async fn prune(global: &Global, wish: &Wish, engine: &DockerEngine, json: bool, 
     Ok(())
 }
 
-/// What is said of images of earlier settings, if there are any.
+/// Line about images of earlier settings, if there are any.
 fn say_old(old: &[OldImage]) -> Option<String> {
     let bytes: u64 = old.iter().map(|image| image.size_bytes).sum();
     let images = match old.len() {
@@ -338,11 +355,17 @@ fn say_old(old: &[OldImage]) -> Option<String> {
     Some(format!("{images} at most {} of the disk: `labd images prune` removes what nothing uses", Bytes::new(bytes)))
 }
 
-async fn list(global: &Global, wish: &Wish, engine: DockerEngine, json: bool, out: &mut Out) -> Result<(), Failure> {
-    let images = Images::spawn(engine.clone(), wish.plan.images.clone(), wish.settings.clone());
+async fn list(
+    global: &Global,
+    desired: &DesiredState,
+    engine: DockerEngine,
+    json: bool,
+    out: &mut Out,
+) -> Result<(), Failure> {
+    let images = Images::spawn(engine.clone(), desired.plan.images.clone(), desired.settings.clone());
     let mut states = images.watch();
     let known = |states: &BTreeMap<ImageName, ImageState>| {
-        wish.plan.images.iter().all(|i| states.get(&i.name).is_some_and(|s| *s != ImageState::Unknown))
+        desired.plan.images.iter().all(|i| states.get(&i.name).is_some_and(|s| *s != ImageState::Unknown))
     };
     states.wait_for(known).await.map_err(|_| Failure::new(Exit::Failure, "the engine went away"))?;
     let rows = images.list();
@@ -361,21 +384,26 @@ async fn list(global: &Global, wish: &Wish, engine: DockerEngine, json: bool, ou
                 _ => ("missing".to_owned(), "-".to_owned(), "-".to_owned()),
             };
             let from = if row.built { "built" } else { "pulled" };
-            vec![row.name.word().to_owned(), row.reference, from.to_owned(), size, age, state]
+            vec![row.name.as_str().to_owned(), row.reference, from.to_owned(), size, age, state]
         })
         .collect();
     out.text(&table(&["IMAGE", "REFERENCE", "FROM", "SIZE", "AGE", "STATE"], &rows))?;
     // The list is right without it: a daemon that is not for this user may want some of them.
-    let Ok(wanted) = wanted(global, wish).await else { return Ok(()) };
+    let Ok(wanted) = wanted(global, desired).await else { return Ok(()) };
     match engine.old_images(&wanted).await.ok().as_deref().and_then(say_old) {
         Some(line) => out.line(&format!("\n{line}")),
         None => Ok(()),
     }
 }
 
-async fn make(engine: DockerEngine, wanted: Vec<ImageSpec>, wish: &Wish, out: &mut Out) -> Result<(), Failure> {
+async fn make(
+    engine: DockerEngine,
+    wanted: Vec<ImageSpec>,
+    desired: &DesiredState,
+    out: &mut Out,
+) -> Result<(), Failure> {
     let begun = Timestamp::now();
-    let images = Images::spawn(engine, wanted.clone(), wish.settings.clone());
+    let images = Images::spawn(engine, wanted.clone(), desired.settings.clone());
     let mut states = images.watch();
     let looked = |states: &BTreeMap<ImageName, ImageState>| {
         wanted.iter().all(|i| states.get(&i.name).is_some_and(|s| *s != ImageState::Unknown))
@@ -397,7 +425,7 @@ async fn make(engine: DockerEngine, wanted: Vec<ImageSpec>, wish: &Wish, out: &m
                 if said.get(name) != Some(detail) {
                     said.insert(*name, detail.clone());
                     // A closed pipe must not stop a build of minutes.
-                    let _ = out.line(&format!("{}: {detail}", name.word()));
+                    let _ = out.line(&format!("{}: {detail}", name.as_str()));
                 }
                 true
             }
@@ -405,11 +433,11 @@ async fn make(engine: DockerEngine, wanted: Vec<ImageSpec>, wish: &Wish, out: &m
                 if begun_at.contains_key(name) || *built_at >= begun =>
             {
                 let took = human(Timestamp::now().since(begun));
-                let _ = out.line(&format!("{}: done, {} in {took}", name.word(), Bytes::new(*size_bytes)));
+                let _ = out.line(&format!("{}: done, {} in {took}", name.as_str(), Bytes::new(*size_bytes)));
                 false
             }
             Some(ImageState::Unavailable { reason, .. }) => {
-                failed.push(format!("{}: {reason}", name.word()));
+                failed.push(format!("{}: {reason}", name.as_str()));
                 false
             }
             _ => true,
@@ -434,12 +462,12 @@ pub(super) async fn down(global: &Global) -> Result<usize, Failure> {
     };
     // Ray's nodes first: without their head they would wait for it until they are killed.
     let (last, first): (Vec<&String>, Vec<&String>) =
-        names.iter().partition(|n| matches!(n.as_str(), "ray-head" | "minio"));
+        names.iter().partition(|n| services::of(n).is_some_and(|def| def.stops_last));
     for group in [first, last] {
         let stops = group.into_iter().map(|name| {
             let engine = engine.clone();
             async move {
-                if let Seen::Ours(container) = engine.observe(name).await? {
+                if let Observed::Ours(container) = engine.observe(name).await? {
                     engine.stop(&container.id).await?;
                     engine.remove(&container.id).await?;
                 }
@@ -456,7 +484,7 @@ pub(super) async fn down(global: &Global) -> Result<usize, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{engine::ContainerSeen, plan, plan::tests::inputs};
+    use crate::{engine::ObservedContainer, plan, plan::tests::inputs};
 
     #[test]
     fn images_of_earlier_settings_are_said_with_what_they_hold() {
@@ -490,9 +518,9 @@ mod tests {
             plan::make(&inputs).expect("a plan").0
         };
         let (old, day) = (specs("", "SIM-0"), Duration::from_hours(24));
-        let said = |name: &str, new: &plan::spec::Plan, run: RunState| {
+        let said = |name: &str, new: &crate::spec::Plan, run: RunState| {
             let (was, is) = (&old.service(name).expect("planned").container, new.service(name).expect("planned"));
-            let seen = Seen::Ours(ContainerSeen {
+            let seen = Observed::Ours(ObservedContainer {
                 id: "c".into(),
                 spec_hash: was.hash(),
                 hard_hash: was.hard_hash(),
@@ -516,7 +544,7 @@ mod tests {
         assert_eq!(other.0, "now, one worker at a time");
         let port = specs("[ports]\njupyter = 9999", "SIM-0");
         assert_eq!(said("jupyter", &port, runs), pair("now", "ports"));
-        let absent = difference(&old.services[0], &Seen::Absent, None, day).expect("not made");
+        let absent = difference(&old.services[0], &Observed::Absent, None, day).expect("not made");
         assert_eq!(absent.when, "made now");
     }
 }

@@ -1,4 +1,4 @@
-//! Where the daemon logs, and how much of that is kept.
+//! The daemon's log: where it goes, and how much of it is kept.
 
 use std::{
     fs::{self, File},
@@ -13,7 +13,8 @@ use crate::text::log_line;
 
 /// Name of the file beside the socket that [`labd up`](super::up) has the daemon log to.
 const NAME: &str = "labd.log";
-/// Size at which that file begins anew. It is in /run, which is memory; a daemon that warns once a second fills it in a day.
+/// Size, in bytes, at which that file begins again. It is in /run, which is memory; a daemon that warns once a second
+/// fills it in a day.
 const LARGEST: u64 = 8 << 20;
 
 /// The log's path beside a socket.
@@ -21,7 +22,8 @@ pub(super) fn beside(socket: &Path) -> PathBuf {
     socket.with_file_name(NAME)
 }
 
-/// Opens the log of a daemon that is about to start, empty. Whoever writes to it does so at its end, wherever that is by then.
+/// Opens the log of a daemon that is about to start, empty. Whoever writes to it does so at its end, wherever that is
+/// by then.
 pub(super) fn begin(log: &Path) -> io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt as _;
     let file = File::options().create(true).append(true).mode(0o600).open(log)?;
@@ -29,15 +31,15 @@ pub(super) fn begin(log: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Where the daemon logs: standard error, each entry on one line of its own. The subscriber writes an entry at once.
+/// Log of the daemon: standard error, each entry on one line of its own. The subscriber writes an entry at once.
 #[derive(Clone)]
 pub(super) struct Lines {
-    /// The file behind it, where it is one that nobody else keeps small.
+    /// File behind it, where it is one that nobody else keeps small.
     file: Option<PathBuf>,
 }
 
 impl Lines {
-    /// The log of the daemon that listens at `socket`.
+    /// Log of the daemon that listens at `socket`.
     pub(super) fn new(socket: &Path) -> Self {
         let file = beside(socket);
         Self { file: grows(io::stderr(), &file).then_some(file) }
@@ -68,8 +70,8 @@ fn grows(output: impl AsFd, file: &Path) -> bool {
     (open.st_dev, open.st_ino) == (named.dev(), named.ino()) && flags.contains(OFlags::APPEND)
 }
 
-/// Lets a file that is larger than this begin anew, and keeps what was in it as `.1`. It stays the same file: others, such as
-/// probes, have it open.
+/// Lets a file that is larger than this begin again, and keeps what was in it as `.1`. It stays the same file: others,
+/// such as probes, have it open.
 fn bound(file: &Path, largest: u64) -> io::Result<()> {
     if fs::metadata(file)?.len() <= largest {
         return Ok(());

@@ -4,7 +4,9 @@
 //! * [`exit`]: exit codes and the one line on stderr.
 //! * `client`: HTTP over the daemon's Unix socket.
 //! * `status`: the snapshot as text, pure.
-//! * `doctor`, `follow`, `gpu`, `install`, `jobs`, `local`, `out`, `probe`, `up`: the commands.
+//! * `text`: the only way to the terminal.
+//! * `log`: where the daemon logs.
+//! * `doctor`, `follow`, `gpu`, `install`, `jobs`, `local`, `probe`, `up`: the commands.
 
 pub mod args;
 mod client;
@@ -16,9 +18,9 @@ mod install;
 mod jobs;
 mod local;
 mod log;
-mod out;
 mod probe;
 mod status;
+mod text;
 mod up;
 
 use std::process::ExitCode;
@@ -29,7 +31,7 @@ use self::{
     args::{Cli, Command},
     client::Client,
     exit::{Exit, Failure},
-    out::Out,
+    text::Out,
 };
 use crate::snapshot::{SCHEMA, Snapshot};
 
@@ -60,16 +62,16 @@ fn fail(failure: Failure) -> ExitCode {
     if failure.line.is_empty() {
         return if failure.exit == Exit::Failure { ExitCode::SUCCESS } else { failure.into() };
     }
-    out::complain(&failure.line);
+    text::complain(&failure.line);
     failure.into()
 }
 
-/// Ctrl-C; `up` is the command that leaves something behind.
+/// Failure of a command that Ctrl-C ended; `up` is the command that leaves something behind.
 async fn interrupted(up: bool) -> Failure {
     if tokio::signal::ctrl_c().await.is_err() {
         std::future::pending::<()>().await;
     }
-    out::restore_terminal();
+    text::restore_terminal();
     Failure::new(
         Exit::Interrupted,
         if up { "the lab goes on coming up in the background; see `labd status`" } else { "" },
@@ -141,7 +143,7 @@ async fn command_to(client: &Client<'_>, service: &str, verb: &str, out: &mut Ou
     out.line(&line)
 }
 
-/// A service's name as part of a path. What cannot be one is refused here, since it would ask for something else.
+/// Service's name as part of a path. What cannot be one is refused here, since it would ask for something else.
 fn path_segment(name: &str) -> Result<&str, Failure> {
     let plain = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'));
     if plain { Ok(name) } else { Err(Failure::new(Exit::NoService, format!("no service {name:?}; see `labd status`"))) }

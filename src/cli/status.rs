@@ -1,9 +1,9 @@
-//! The snapshot as text. Pure: the same snapshot, time and style give the same lines.
+//! Status: the snapshot as text. Pure: the same snapshot, time and style give the same lines.
 
-use super::out::Style;
+use super::text::Style;
 use crate::{
     config::Bytes,
-    http::door::installs::in_words,
+    front_door::installs::in_words,
     snapshot::{
         EngineView, InstallPhase, InstallView, JobStatus, JobView, RunStatus, RunView, ServiceState, ServiceView,
         Severity, Snapshot,
@@ -12,16 +12,16 @@ use crate::{
     time::{Timestamp, human},
 };
 
-/// Jobs shown; `--json` has all of them.
+/// Number of jobs shown; `--json` has all of them.
 const JOBS: usize = 8;
-/// Room for an id beside the rest of its line: Ray's own have 26 characters.
+/// Width of an id beside the rest of its line: Ray's own have 26 characters.
 const ID: usize = 28;
-/// Runs shown; `--json` has all of them.
+/// Number of runs shown; `--json` has all of them.
 const RUNS: usize = 8;
-/// Lines a service's reason may take; `--json` and `labd events` have all of it.
+/// Number of lines a service's reason may take; `--json` and `labd events` have all of it.
 const REASON_LINES: usize = 3;
 
-/// The whole status.
+/// Status as text.
 pub(super) fn render(s: &Snapshot, now: Timestamp, style: Style) -> String {
     let mut text = head(s, style);
     for notice in &s.notices {
@@ -100,7 +100,7 @@ fn head(s: &Snapshot, style: Style) -> String {
     format!("{}\n{}\n", paint(&cut(&first, style.width), Paint::Bold, style), cut(&second, style.width))
 }
 
-/// The services' table.
+/// Table of the services.
 pub(super) fn services(services: &[ServiceView], now: Timestamp, style: Style) -> String {
     let name_width = services.iter().map(|s| s.name.len()).max().unwrap_or(7).max(7);
     let fixed = name_width + 2 + 11 + 2 + 9 + 2 + 8 + 2;
@@ -108,7 +108,7 @@ pub(super) fn services(services: &[ServiceView], now: Timestamp, style: Style) -
     let mut text =
         format!("{:<name_width$}  {:<11}  {:<9}  {:>8}  LAST REASON\n", "SERVICE", "STATE", "SINCE", "RESTARTS");
     for s in services {
-        let state = paint(&format!("{:<11}", s.state.word()), state_paint(s.state), style);
+        let state = paint(&format!("{:<11}", s.state.as_str()), state_paint(s.state), style);
         let mut reason =
             s.progress.clone().filter(|_| s.state == ServiceState::Preparing).unwrap_or_else(|| s.last_reason.clone());
         if let Some(at) = s.next_try {
@@ -145,7 +145,7 @@ fn jobs(jobs: &[JobView], now: Timestamp, style: Style) -> String {
     let room = style.width.saturating_sub(fixed).max(14);
     let mut text = format!("\n{:<id_width$}  {:<9}  {:<12}  {:<9}  ENTRYPOINT\n", "JOB", "STATUS", "RUN", "SINCE");
     for job in jobs.iter().take(JOBS) {
-        let status = paint(&format!("{:<9}", job.status.word()), job_paint(job), style);
+        let status = paint(&format!("{:<9}", job.status.as_str()), job_paint(job), style);
         let id = id_cell(&job.submission_id, id_width, style, &mut text);
         let since = job.ended_at.or(job.submitted_at).map_or_else(|| "-".to_owned(), |at| age(now, at));
         text.push_str(&format!(
@@ -169,7 +169,7 @@ fn jobs(jobs: &[JobView], now: Timestamp, style: Style) -> String {
     text
 }
 
-/// Packages that nodes install for jobs.
+/// Lines about packages that nodes install for jobs.
 fn installs(installs: &[InstallView], store_bytes: Option<u64>, now: Timestamp, style: Style) -> String {
     let mut text = String::new();
     for (n, install) in installs.iter().enumerate() {
@@ -187,7 +187,7 @@ fn installs(installs: &[InstallView], store_bytes: Option<u64>, now: Timestamp, 
     text
 }
 
-/// The colour of a job's status.
+/// Colour of a job's status.
 pub(super) const fn job_paint(job: &JobView) -> Paint {
     match job.status {
         JobStatus::Succeeded => Paint::Green,
@@ -219,7 +219,7 @@ fn runs(runs: &[RunView], now: Timestamp, style: Style) -> String {
             Some(status) if status.is_active() => Paint::Cyan,
             _ => Paint::Dim,
         };
-        let status = paint(&format!("{:<12}", run.status.map_or("-", RunStatus::word)), color, style);
+        let status = paint(&format!("{:<12}", run.status.map_or("-", RunStatus::as_str)), color, style);
         let used = if run.looked_at.is_some() { Bytes::new(run.used_bytes).to_string() } else { "-".to_owned() };
         let checkpoint = run.checkpoint.as_ref();
         let name = checkpoint.map_or_else(|| "-".to_owned(), |c| cut_front(&clean(&c.name), room));
@@ -241,7 +241,7 @@ fn runs(runs: &[RunView], now: Timestamp, style: Style) -> String {
     text
 }
 
-/// A table whose columns are as wide as what is in them.
+/// Table whose columns are as wide as what is in them.
 pub(super) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let width = |i: usize| rows.iter().map(|r| r[i].chars().count()).max().unwrap_or(0).max(head[i].len());
     let widths: Vec<usize> = (0..head.len()).map(width).collect();
@@ -293,7 +293,7 @@ pub(super) fn paint(text: &str, paint: Paint, style: Style) -> String {
     format!("\x1b[{code}m{text}\x1b[0m")
 }
 
-/// `3 min`, in one unit: the table has nine columns for it.
+/// Age such as `3 min`, in one unit: the table has nine columns for it.
 pub(super) fn age(now: Timestamp, at: Timestamp) -> String {
     let s = now.since(at).as_secs();
     match s {
@@ -304,12 +304,12 @@ pub(super) fn age(now: Timestamp, at: Timestamp) -> String {
     }
 }
 
-/// Text from jobs and containers must not steer the terminal, nor turn the text around it.
+/// Text from jobs and containers that cannot steer the terminal, nor turn the text around it.
 pub(super) fn clean(text: &str) -> String {
     text.chars().map(|c| if c.is_control() || is_invisible(c) { ' ' } else { c }).collect()
 }
 
-/// An id for a column of `width` characters. One that is longer has lines of its own, written here, and leaves it empty.
+/// Id for a column of `width` characters. One that is longer has lines of its own, written here, and leaves it empty.
 pub(super) fn id_cell(id: &str, width: usize, style: Style, text: &mut String) -> String {
     let id = clean(id);
     if id.chars().count() <= width {
@@ -329,7 +329,7 @@ pub(super) fn hard_wrap(text: &str, width: usize) -> Vec<String> {
     if lines.is_empty() { vec![String::new()] } else { lines }
 }
 
-/// At most `width` characters.
+/// First characters of a text, at most `width`.
 pub(super) fn cut(text: &str, width: usize) -> String {
     if text.chars().count() <= width {
         return text.to_owned();
@@ -337,7 +337,7 @@ pub(super) fn cut(text: &str, width: usize) -> String {
     text.chars().take(width.saturating_sub(1)).chain(['…']).collect()
 }
 
-/// At most `width` characters, the last ones.
+/// Last characters of a text, at most `width`.
 fn cut_front(text: &str, width: usize) -> String {
     let length = text.chars().count();
     if length <= width {

@@ -16,22 +16,21 @@ use super::{
     args::{self, Global},
     client::{Client, Events, installed},
     exit::{Exit, Failure},
-    local, log,
-    out::Out,
-    status,
+    local, log, status,
+    text::Out,
 };
 use crate::{
     snapshot::{EngineView, ServiceState, Snapshot},
     time::Timestamp,
 };
 
-/// How long a daemon may take to answer.
+/// Longest wait for a daemon to answer.
 const START: Duration = Duration::from_secs(15);
-/// How long an engine may be away before `up` gives up: it may be starting, too.
+/// Longest absence of an engine before `up` gives up: it may be starting, too.
 const ENGINE: Duration = Duration::from_secs(10);
-/// Between two looks for the daemon.
+/// Time between two checks for the daemon.
 const LOOK: Duration = Duration::from_millis(50);
-/// Between two lines about the same build, where there is no terminal.
+/// Time between two lines about the same build, where there is no terminal.
 const SAY_AGAIN: Duration = Duration::from_secs(15);
 
 /// Starts the daemon if needed and waits until the lab is ready.
@@ -64,7 +63,7 @@ pub(super) async fn up(global: &Global, args: &args::Up, out: &mut Out) -> Resul
     if broken.is_empty() { Ok(()) } else { Err(Failure::new(Exit::Failure, broken.join("; "))) }
 }
 
-/// Starts the daemon, by systemd where that is whose it is, and waits until it answers.
+/// Starts the daemon, by systemd where that manages it, and waits until it answers.
 async fn start(global: &Global, simulate: Option<u32>) -> Result<(), Failure> {
     let client = Client::new(global);
     let log = log::beside(&global.socket);
@@ -120,7 +119,7 @@ fn detach(global: &Global, simulate: Option<u32>, log: &Path) -> Result<Child, F
     Ok(child)
 }
 
-/// The daemon's own last word.
+/// Last line that the daemon itself logged.
 fn last_line(log: &Path) -> String {
     let mut text = String::new();
     let read = File::open(log).and_then(|f| f.take(1 << 20).read_to_string(&mut text));
@@ -179,7 +178,7 @@ async fn wait(client: &Client<'_>, out: &mut Out) -> Result<Snapshot, Failure> {
             if news {
                 said.insert(service.name.clone(), (service.state, Instant::now()));
                 let why = service.progress.as_ref().unwrap_or(&service.last_reason);
-                out.line(&format!("{}: {} ({})", service.name, service.state.word(), status::clean(why)))?;
+                out.line(&format!("{}: {} ({})", service.name, service.state.as_str(), status::clean(why)))?;
             }
         }
     }

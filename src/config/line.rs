@@ -1,4 +1,4 @@
-//! Where in the text something is, and the parser's words as a person would say them.
+//! Lines of the configuration's text, and the parser's messages as a person would put them.
 
 use toml::de::{DeArray, DeTable, DeValue};
 
@@ -42,7 +42,7 @@ pub(super) fn dotted(key: &[String]) -> String {
     key.iter().filter(|k| k.parse::<usize>().is_err()).map(String::as_str).collect::<Vec<_>>().join(".")
 }
 
-/// The parser's message in one line; for an unknown setting with the nearest known one.
+/// Message of the parser in one line; for an unknown setting with the nearest known one.
 pub(super) fn say(message: &str) -> String {
     let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
     let Some(rest) = message.strip_prefix("unknown field `") else {

@@ -1,6 +1,7 @@
-//! Whether the directories that `[[mounts]]` names are there. Judging is pure, given what was seen.
+//! Check whether the directories that `[[mounts]]` names are there. Judging is pure, given what was seen.
 //!
-//! Types and [`Config::parse`] cannot say it, and the daemon starts without them: a network file system may come after it.
+//! Types and [`Config::parse`] cannot express it, and the daemon starts without them: a network file system may come
+//! after it.
 
 use std::{
     path::{Path, PathBuf},
@@ -15,28 +16,28 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// File systems that are mounted at boot.
 const FSTAB: &str = "/etc/fstab";
 
-/// What was seen of a mount's source.
+/// State of a mount's source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Source {
     There,
     Missing,
-    /// It does not answer.
+    /// No answer.
     Silent,
 }
 
-/// A mount whose source is not there.
+/// Finding about a mount whose source is not there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Finding {
-    /// Which of `[[mounts]]`.
+    /// Index of the entry in `[[mounts]]`.
     index: usize,
     /// Whether it may still come by itself.
     may_come: bool,
-    /// What is wrong and what would be right.
+    /// Text that says what is wrong and what would be right.
     text: String,
 }
 
-/// Looks at the source of every mount. Fails for one that is missing; of those that may come later it returns a warning each,
-/// in one line with file, line and setting.
+/// Checks the source of every mount. Fails for one that is missing; of those that may come later it returns a warning
+/// each, in one line with file, line and setting.
 pub fn check(config: &Config, path: &Path) -> Result<Vec<String>, ConfigError> {
     if config.mounts.is_empty() {
         return Ok(Vec::new());
@@ -99,7 +100,7 @@ fn judge(mounts: &[HostMount], seen: impl Fn(&Path) -> Source, fstab: &str) -> V
     mounts.iter().enumerate().filter_map(finding).collect()
 }
 
-/// Where the file systems of a text like that of `/etc/fstab` are mounted, but for `/`.
+/// Mount points in a text like that of `/etc/fstab`, but for `/`.
 fn mount_points(fstab: &str) -> Vec<PathBuf> {
     fstab
         .lines()

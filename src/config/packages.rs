@@ -1,5 +1,5 @@
-//! The lab's own Python packages: what may stand in `[images.build] packages` and in a requirements file, and the text that
-//! becomes part of the image. Pure but for [`read`].
+//! The lab's own Python packages: what may be in `[images.build] packages` and in a requirements file, and the text
+//! that becomes part of the image. Pure but for [`read`].
 
 use std::path::Path;
 
@@ -18,7 +18,7 @@ pub fn check_entry(entry: &str) -> Result<(), String> {
     check_source(text)
 }
 
-/// What both kinds have in common: only packages of an index or a URL, without credentials.
+/// Checks what both kinds have in common: only packages of an index or a URL, without credentials.
 fn check_source(text: &str) -> Result<(), String> {
     if text.starts_with(['/', '.', '~']) || text.to_ascii_lowercase().contains("file:") {
         return Err(format!(
@@ -45,8 +45,8 @@ pub fn read(path: Option<&Path>) -> Result<String, String> {
     parse(&text).map_err(|(line, text)| wrong(format!("{}: {text}", line.map(|n| format!(":{n}")).unwrap_or_default())))
 }
 
-/// The lines of a requirements file that count, so that a comment does not build an image anew. Fails with the line's
-/// number, counted from 1, and what is wrong with it.
+/// Lines of a requirements file that count, so that a comment does not rebuild an image. Fails with the line's number,
+/// counted from 1, and what is wrong with it.
 fn parse(text: &str) -> Result<String, (Option<usize>, String)> {
     let mut lines = Vec::new();
     for (number, line) in text.lines().enumerate() {

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// A number of bytes.
+/// Number of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Bytes(u64);
 
@@ -20,17 +20,17 @@ const UNITS: [(&str, u64); 8] = [
 ];
 
 impl Bytes {
-    /// So many bytes.
+    /// Size of this many bytes.
     pub const fn new(bytes: u64) -> Self {
         Self(bytes)
     }
 
-    /// The number of bytes.
+    /// Number of bytes.
     pub const fn get(self) -> u64 {
         self.0
     }
 
-    /// Reads `16 GiB` and the like. Fails with what would be right.
+    /// Reads a size such as `16 GiB`. Fails with what would be right.
     pub fn parse(text: &str) -> Result<Self, String> {
         let wrong = || format!("{text:?} is no size; write \"16 GiB\" or \"512 MiB\"");
         let lower = text.trim().to_ascii_lowercase();

@@ -4,16 +4,16 @@ use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// A length of time, to the second.
+/// Length of time, to the second.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Span(Duration);
 
 const UNITS: [(&str, u64); 4] = [("s", 1), ("min", 60), ("h", 3_600), ("d", 86_400)];
-/// Longer than anybody means: an engine's times end earlier.
+/// Longest time: nobody means more, and an engine's times end earlier.
 const LONGEST: u64 = 365 * 86_400;
 
 impl Span {
-    /// So many hours.
+    /// Time of this many hours.
     pub const fn hours(n: u64) -> Self {
         Self(Duration::from_hours(n))
     }
@@ -23,7 +23,7 @@ impl Span {
         self.0
     }
 
-    /// Reads `24 h` and the like. Fails with what would be right.
+    /// Reads a length of time such as `24 h`. Fails with what would be right.
     pub fn parse(text: &str) -> Result<Self, String> {
         let wrong = || format!("{text:?} is not a valid length of time; write \"24 h\", \"90 min\" or \"0 s\"");
         let text = text.trim();

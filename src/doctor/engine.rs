@@ -1,4 +1,4 @@
-//! The container engine and its settings.
+//! Checks of the container engine and its settings.
 
 use std::{
     os::unix::fs::MetadataExt as _,
@@ -8,7 +8,7 @@ use std::{
 use super::{Check, Scene, blocking, without_fix};
 use crate::engine::{EngineError, docker::Setup};
 
-/// Where the engine's own settings are.
+/// File with the engine's own settings.
 const SETTINGS: &str = "/etc/docker/daemon.json";
 
 /// Whether it answers, may be used, and is new enough.
@@ -24,7 +24,7 @@ pub(super) async fn answers(scene: &Scene) -> Vec<Check> {
     vec![judge_answer(scene.setup().await, &socket, at)]
 }
 
-/// What of an engine is on the machine.
+/// Installation of an engine on the machine.
 #[derive(Debug, Clone, Copy)]
 struct Install {
     systemd: bool,
@@ -77,8 +77,8 @@ fn judge_answer(setup: &Result<Setup, EngineError>, socket: &str, at: Install) -
     Check::fail(NAME, without_fix(&error), fix)
 }
 
-/// First engine that answers a container's clone3 as a kernel without it would (moby 42836). Older ones answer that it is
-/// forbidden, which glibc since 2.34 takes for a failure.
+/// First version of the engine that answers a container's clone3 as a kernel without it would (moby 42836). Older ones
+/// answer that it is forbidden, which glibc since 2.34 takes for a failure.
 const CLONE3: [u32; 3] = [20, 10, 10];
 
 /// Whether a version such as `20.10.5+dfsg1` is older than another. One that cannot be read is not.
@@ -176,7 +176,7 @@ pub(super) async fn set_id(scene: &Scene) -> Vec<Check> {
     vec![judge_set_id(filters, &folders, found.await.flatten().as_deref())]
 }
 
-/// The first file that runs as its owner, below a folder. Looks at so many files only, and at none behind links.
+/// First file below a folder that runs as its owner. Looks at a bounded number of files only, and at none behind links.
 fn find_set_id(dir: &Path) -> Option<PathBuf> {
     const MOST: usize = 20_000;
     let mut open = vec![dir.to_owned()];
@@ -223,7 +223,7 @@ fn judge_set_id(filters: bool, folders: &[PathBuf], found: Option<&Path>) -> Che
     )
 }
 
-/// The command that switches it on in the engine's settings as they are, and keeps the rest of them.
+/// Command that switches it on in the engine's settings as they are, and keeps the rest of them.
 fn edit(settings: Option<&str>) -> String {
     let text = settings.unwrap_or_default().trim();
     let parsed = serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(text);

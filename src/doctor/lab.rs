@@ -1,4 +1,4 @@
-//! The lab itself: `labd.toml`, the daemon and its unit, and what others left on the machine.
+//! Checks of the lab itself: `labd.toml`, the daemon and its unit, and what others left on the machine.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -90,7 +90,7 @@ pub(super) async fn unit(scene: &Scene) -> Vec<Check> {
     }]
 }
 
-/// `said` are lines of `systemctl show`, `file` is the unit in /etc.
+/// Judges the unit. `said` are lines of `systemctl show`, `file` is the unit in /etc.
 fn judge_unit(said: &str, file: Option<&str>) -> Check {
     const NAME: &str = "unit";
     let properties: BTreeMap<&str, &str> = said.lines().filter_map(|l| l.split_once('=')).collect();
@@ -120,7 +120,7 @@ fn judge_unit(said: &str, file: Option<&str>) -> Check {
     Check::ok(NAME, "labd.service is enabled and active")
 }
 
-/// What only a person can help, as the daemon sees it.
+/// Checks for services that only a person can help, as the daemon sees it.
 pub(super) async fn services(scene: &Scene) -> Vec<Check> {
     const NAME: &str = "services";
     let Some(snapshot) = scene.snapshot() else {
@@ -130,7 +130,7 @@ pub(super) async fn services(scene: &Scene) -> Vec<Check> {
     let (mut ready, mut on) = (0, 0);
     for service in &snapshot.services {
         let name = &service.name;
-        let said = format!("{name} is {}: {}", service.state.word(), service.last_reason);
+        let said = format!("{name} is {}: {}", service.state.as_str(), service.last_reason);
         on += usize::from(service.state != ServiceState::Off);
         match service.state {
             ServiceState::Ready => ready += 1,
@@ -152,7 +152,7 @@ pub(super) async fn services(scene: &Scene) -> Vec<Check> {
     checks
 }
 
-/// A part of Ray.
+/// Process of Ray.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct RayProcess {
     pid: u32,
@@ -161,7 +161,7 @@ struct RayProcess {
     on_host: bool,
 }
 
-/// Ray that somebody started by hand: it takes the same ports and GPUs.
+/// Checks for a Ray that somebody started by hand: it takes the same ports and GPUs.
 pub(super) async fn other_ray(scene: &Scene) -> Vec<Check> {
     let root = scene.subject.root.clone();
     let found = blocking(move || ray_processes(&root)).await.unwrap_or_default();
@@ -201,7 +201,7 @@ fn judge_ray(found: &[RayProcess]) -> Check {
     )
 }
 
-/// Containers of labs that nobody runs any more.
+/// Checks for containers of labs that nobody runs any more.
 pub(super) async fn other_labs(scene: &Scene) -> Vec<Check> {
     const NAME: &str = "other-labs";
     let Some(standing) = scene.standing().await else {
@@ -229,7 +229,7 @@ fn held_labs(root: &Path, dir: &Path) -> BTreeSet<String> {
     held.filter_map(|e| e.file_name().to_str()?.strip_suffix(".lock").map(str::to_owned)).collect()
 }
 
-/// `held` are the labs whose daemon runs.
+/// Judges the other labs. `held` are the labs whose daemon runs.
 fn judge_labs(standing: &[Standing], own: &str, held: &BTreeSet<String>) -> Vec<Check> {
     const NAME: &str = "other-labs";
     let others: BTreeSet<&str> = standing.iter().filter_map(|c| c.lab.as_deref()).filter(|lab| *lab != own).collect();

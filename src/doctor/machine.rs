@@ -1,14 +1,14 @@
-//! What the machine has to offer: memory, limits, room on its disks, the time.
+//! Checks of the machine: memory, limits, room on its disks, the time.
 
 use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use super::{Check, QUESTION, Scene, blocking, net, say};
+use super::{Check, QUESTION, Scene, blocking, mirrors, say};
 use crate::{
     config::Bytes,
-    daemon::{self, Machine, StartError},
+    daemon::{Machine, StartError},
     engine::data_root,
     node::{
         self,
@@ -17,13 +17,14 @@ use crate::{
     snapshot::{DiskView, Severity},
 };
 
-/// Open files that a busy Ray node needs: what labd gives each container at most.
+/// Number of open files that a busy Ray node needs: what labd gives each container at most.
 const NOFILE: u64 = 65_536;
 /// Memory that must be lockable for RDMA to be of use, in bytes: one NCCL channel's buffers.
 const MEMLOCK: u64 = 64 << 20;
-/// From here on a clock is wrong enough to be confusing.
+/// Error of the clock from which on it is confusing.
 const SKEW_WARN: Duration = Duration::from_secs(5);
-/// From here on it breaks things: S3 refuses signatures that are 15 minutes off, package mirrors their own releases.
+/// Error of the clock from which on it breaks things: S3 refuses signatures that are 15 minutes off, package mirrors
+/// their own releases.
 const SKEW_FAIL: Duration = Duration::from_mins(5);
 
 /// Whether what `labd.toml` asks for fits.
@@ -38,7 +39,7 @@ pub(super) async fn memory(scene: &Scene) -> Vec<Check> {
         // Which /24 it is does not matter for sizes.
         let simulate = (pretended > 0).then_some(pretended);
         let machine = Machine::without_gpus(node::facts(), simulate, [198, 18, 100]);
-        daemon::wish(config, &path, &machine, true).map(|wish| wish.view["sizes"].clone())
+        machine.resolve(config, &path, true).map(|wish| wish.view["sizes"].clone())
     });
     vec![match wish.await {
         None => Check::fail(NAME, "a file that labd.toml names does not answer", "findmnt -t nfs,nfs4,cifs,fuse"),
@@ -69,7 +70,7 @@ fn plan(sizes: &serde_json::Value) -> String {
     )
 }
 
-/// Limits of whoever makes the containers: the daemon where it runs, this shell otherwise.
+/// Limits of the process that makes the containers: the daemon where it runs, this shell otherwise.
 pub(super) async fn limits(scene: &Scene) -> Vec<Check> {
     const NAME: &str = "limits";
     let pid = scene.snapshot().map(|s| s.labd.pid);
@@ -114,13 +115,13 @@ fn judge_limits(limits: &str, rdma: bool, of_daemon: bool) -> Check {
     Check::ok(NAME, format!("{whose}: {} open files, {locked} of locked memory", say(nofile)))
 }
 
-/// A hard limit in the text of `/proc/PID/limits`; what is not said is not limited.
+/// Hard limit in the text of `/proc/PID/limits`; unlimited when it is not in there.
 fn hard(limits: &str, name: &str) -> u64 {
     let line = limits.lines().find_map(|l| l.strip_prefix(name));
     line.and_then(|l| l.split_whitespace().nth(1)?.parse().ok()).unwrap_or(u64::MAX)
 }
 
-/// How full the file systems are that matter to the lab.
+/// Checks how full the file systems are that matter to the lab.
 pub(super) async fn disk(scene: &Scene) -> Vec<Check> {
     const NAME: &str = "disk";
     let store = data_root(scene.setup().await.as_ref().ok().map(|s| s.root_dir.clone()));
@@ -136,7 +137,7 @@ pub(super) async fn disk(scene: &Scene) -> Vec<Check> {
     }
 }
 
-/// One finding for each file system that is full, by the same thresholds as the page's.
+/// Finding for each file system that is full, by the same thresholds as the page's.
 fn judge_disks(disks: &[DiskView]) -> Vec<Check> {
     const NAME: &str = "disk";
     let mut levels = Levels::new();
@@ -189,7 +190,7 @@ fn judge_nfs(mountinfo: &str, folders: &[(&str, PathBuf)]) -> Vec<Check> {
     checks
 }
 
-/// The server and export that a path is on, given the text of `/proc/self/mountinfo`; absent when it is not on NFS.
+/// Server and export that a path is on, given the text of `/proc/self/mountinfo`; absent when it is not on NFS.
 fn nfs_server(mountinfo: &str, path: &Path) -> Option<String> {
     let mounts = mountinfo.lines().filter_map(|line| {
         let (before, after) = line.split_once(" - ")?;
@@ -220,7 +221,7 @@ pub(super) async fn clock(scene: &Scene) -> Vec<Check> {
     vec![judge_clock(kept, mirror)]
 }
 
-fn judge_clock(kept: Option<bool>, mirror: &net::Answer) -> Check {
+fn judge_clock(kept: Option<bool>, mirror: &mirrors::Answer) -> Check {
     const NAME: &str = "clock";
     const FIX: &str = "timedatectl set-ntp true || apt-get install systemd-timesyncd\ntimedatectl timesync-status";
     if let Some(skew) = mirror.skew_seconds {
@@ -298,7 +299,7 @@ mod tests {
 
     #[test]
     fn a_clock_is_wrong_by_how_much() {
-        let mirror = |skew_seconds| net::Answer { host: "m".into(), skew_seconds, ..net::Answer::default() };
+        let mirror = |skew_seconds| mirrors::Answer { host: "m".into(), skew_seconds, ..mirrors::Answer::default() };
         let judge = |kept, skew| judge_clock(kept, &mirror(skew));
         assert_eq!(judge(Some(true), Some(4)).verdict, Verdict::Ok);
         assert_eq!(judge(Some(true), Some(-40)).why, "40 s behind the clock of m");

@@ -3,7 +3,10 @@
 //! * [`engine`]: the container engine and its settings.
 //! * [`gpu`]: GPUs, their drivers and device nodes, and how containers get them.
 //! * [`machine`]: memory, limits, disks, the clock.
-//! * [`net`]: ports, the subnet, and what images are made from.
+//! * [`ports`]: whether the lab's ports are free.
+//! * [`subnet`]: whether the lab's subnet is free, and who reaches whom across it.
+//! * [`store`]: known holes of the MinIO image.
+//! * [`mirrors`]: whether registries, mirrors and proxies can be reached.
 //! * [`lab`]: `labd.toml`, the daemon and its unit, what other labs and other Rays left.
 //!
 //! Each file gathers facts, from below a root directory where they are files, and judges them: judging is pure. Every check
@@ -14,7 +17,10 @@ mod engine;
 mod gpu;
 mod lab;
 mod machine;
-mod net;
+mod mirrors;
+mod ports;
+mod store;
+mod subnet;
 
 use std::{future::Future, path::PathBuf, pin::Pin, process::Stdio, sync::Arc, time::Duration};
 
@@ -32,18 +38,18 @@ use crate::{
     text::without_logins,
 };
 
-/// How long one check may take.
+/// Longest time for one check.
 const CHECK: Duration = Duration::from_secs(10);
-/// How long one question inside a check may take, so that what hangs is named and not only the check.
+/// Longest time for one question inside a check, so that what hangs is named and not only the check.
 const QUESTION: Duration = Duration::from_secs(5);
 
-/// What a check comes to.
+/// Verdict of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
     /// As it should be.
     Ok,
-    /// Not looked at, and why says why.
+    /// Not checked; `why` says why.
     Skipped,
     /// Works now, and will hurt.
     Warn,
@@ -53,7 +59,7 @@ pub enum Verdict {
 
 impl Verdict {
     /// The word on the screen and in JSON.
-    pub const fn word(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Ok => "ok",
             Self::Skipped => "skipped",
@@ -63,16 +69,16 @@ impl Verdict {
     }
 }
 
-/// One thing that was looked at.
+/// Finding of one check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Check {
-    /// What was looked at, such as `live-restore`. Several findings of one kind share it.
+    /// Name of the check, such as `live-restore`. Several findings of one kind share it.
     pub name: String,
-    /// What it comes to.
+    /// Verdict.
     pub verdict: Verdict,
-    /// One line.
+    /// Reason, in one line.
     pub why: String,
-    /// What fixes it, for a root shell, one command per line. What only a person can do is a comment (`# ...`).
+    /// Fix, for a root shell, one command per line. What only a person can do is a comment (`# ...`).
     pub fix: Option<String>,
 }
 
@@ -101,33 +107,33 @@ impl Check {
     }
 }
 
-/// What is examined.
+/// Subject of the examination.
 #[derive(Debug, Clone)]
 pub struct Subject {
-    /// Where the machine's files are: `/`, except in tests.
+    /// Root of the machine's files: `/`, except in tests.
     pub root: PathBuf,
-    /// `labd.toml`.
+    /// Path of `labd.toml`.
     pub config: PathBuf,
-    /// The daemon's socket.
+    /// Path of the daemon's socket.
     pub socket: PathBuf,
-    /// The daemon's snapshot, or why there is none.
+    /// Snapshot of the daemon, or why there is none.
     pub daemon: DaemonSeen,
 }
 
-/// What became of asking the daemon.
+/// Result of asking the daemon.
 #[derive(Debug, Clone)]
 pub enum DaemonSeen {
-    /// It answered.
+    /// An answer.
     Running(Box<Snapshot>),
-    /// Nobody answers.
+    /// No answer from anybody.
     Absent,
-    /// Its socket is not for this user.
+    /// A socket that is not for this user.
     NotForUs,
-    /// It answered with this, or not in time.
+    /// This error, or no answer in time.
     Ill(String),
 }
 
-/// Everything that more than one check wants to know, found out once.
+/// Facts that more than one check needs, found out once.
 struct Scene {
     subject: Subject,
     config: Result<(Config, Option<PathBuf>), ConfigError>,
@@ -135,7 +141,7 @@ struct Scene {
     engine: Result<DockerEngine, EngineError>,
     setup: OnceCell<Result<Setup, EngineError>>,
     standing: OnceCell<Option<Vec<Standing>>>,
-    mirror: OnceCell<net::Answer>,
+    mirror: OnceCell<mirrors::Answer>,
 }
 
 impl Scene {
@@ -158,7 +164,7 @@ impl Scene {
         })
     }
 
-    /// The configuration, or the defaults in place of a broken one.
+    /// Configuration, or the defaults in place of a broken one.
     fn config(&self) -> Config {
         self.config.as_ref().map(|(c, _)| c.clone()).unwrap_or_default()
     }
@@ -177,7 +183,7 @@ impl Scene {
         self.setup.get_or_init(ask).await
     }
 
-    /// All containers; `None` when the engine does not say.
+    /// Containers of the engine; `None` when it does not say.
     async fn standing(&self) -> Option<&[Standing]> {
         let ask = || async {
             if self.setup().await.is_err() {
@@ -188,9 +194,9 @@ impl Scene {
         self.standing.get_or_init(ask).await.as_deref()
     }
 
-    /// What the package mirror answers.
-    async fn mirror(&self) -> &net::Answer {
-        self.mirror.get_or_init(|| net::ask_mirror(self.config())).await
+    /// Answer of the package mirror.
+    async fn mirror(&self) -> &mirrors::Answer {
+        self.mirror.get_or_init(|| mirrors::ask_mirror(self.config())).await
     }
 
     fn snapshot(&self) -> Option<&Snapshot> {
@@ -200,7 +206,7 @@ impl Scene {
         }
     }
 
-    /// How many GPUs are pretended; zero when the real ones count. The running daemon knows better than the file.
+    /// Number of simulated GPUs; zero when the real ones count. The running daemon knows better than the file.
     fn simulated(&self) -> u32 {
         let configured = self.config().gpus.simulate.unwrap_or(0);
         self.snapshot()
@@ -215,7 +221,7 @@ impl Scene {
 
 type Work = Pin<Box<dyn Future<Output = Vec<Check>> + Send>>;
 
-/// Every check, in the order in which a person would go through them. The name is what is said when one does not end.
+/// Checks in the order in which a person would go through them. The name is what is said when one does not end.
 fn list(scene: &Arc<Scene>) -> Vec<(&'static str, Work)> {
     macro_rules! checks {
         ($($name:literal: $check:path),+ $(,)?) => {
@@ -244,13 +250,13 @@ fn list(scene: &Arc<Scene>) -> Vec<(&'static str, Work)> {
         "disk": machine::disk,
         "nfs": machine::nfs,
         "clock": machine::clock,
-        "ports": net::ports,
-        "subnet": net::subnet,
-        "fake-ip": net::fake_ip,
-        "subnet-guard": net::guarded,
-        "host-firewall": net::host_firewall,
-        "store": net::store,
-        "packages": net::packages,
+        "ports": ports::ports,
+        "subnet": subnet::subnet,
+        "fake-ip": subnet::fake_ip,
+        "subnet-guard": subnet::guarded,
+        "host-firewall": subnet::host_firewall,
+        "store": store::store,
+        "packages": mirrors::packages,
         "other-ray": lab::other_ray,
         "other-labs": lab::other_labs,
     ]
@@ -272,7 +278,7 @@ pub async fn examine(subject: Subject, mut tell: impl FnMut(&Check)) -> Vec<Chec
     found.into_iter().flat_map(|(_, checks)| checks).collect()
 }
 
-/// One check and its deadline, in a task of its own: what blocks in it blocks no other.
+/// Runs one check with its deadline, in a task of its own: what blocks in it blocks no other.
 async fn bounded(name: &'static str, work: Work, deadline: Duration) -> Vec<Check> {
     let task = tokio::spawn(work);
     let stop = task.abort_handle();
@@ -287,34 +293,34 @@ async fn bounded(name: &'static str, work: Work, deadline: Duration) -> Vec<Chec
     }
 }
 
-/// Files are read beside everything else, and given up when they do not answer.
+/// Reads files beside everything else, and gives up when they do not answer.
 async fn blocking<T: Send + 'static>(read: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     within(tokio::task::spawn_blocking(read)).await?.ok()
 }
 
-/// `None` when it takes longer than a question may.
+/// Waits for an answer; `None` when it takes longer than a question may.
 async fn within<T>(asked: impl Future<Output = T>) -> Option<T> {
     tokio::time::timeout(QUESTION, asked).await.ok()
 }
 
-/// What became of a command.
+/// Result of a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Said {
-    /// There is no such program.
+    /// No such program.
     Missing,
-    /// It did not end in time.
+    /// No end in time.
     Hung,
-    /// It ended; both streams, standard output first.
+    /// End of the command.
     Ended {
-        /// Exit code 0.
+        /// Whether the exit code is 0.
         fine: bool,
-        /// What it printed.
+        /// Output: both streams, standard output first.
         text: String,
     },
 }
 
 impl Said {
-    /// What it printed, when it ended well.
+    /// Output, when the command ended well.
     fn fine(&self) -> Option<&str> {
         match self {
             Self::Ended { fine: true, text } => Some(text.trim()),
@@ -323,7 +329,8 @@ impl Said {
     }
 }
 
-/// Runs a program, and leaves it behind when it does not end in time: one that hangs in the kernel cannot be waited for.
+/// Runs a program, and leaves it behind when it does not end in time: one that hangs in the kernel cannot be waited
+/// for.
 async fn say(program: &str, args: &[&str], deadline: Duration) -> Said {
     let mut command = Command::new(program);
     command.args(args).env("LC_ALL", "C").stdin(Stdio::null()).kill_on_drop(true);
@@ -337,19 +344,19 @@ async fn say(program: &str, args: &[&str], deadline: Duration) -> Said {
     }
 }
 
-/// The user this process runs as.
+/// Id of the user this process runs as.
 fn uid() -> Option<u32> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     // Real, effective, saved, file system.
     status.lines().find_map(|l| l.strip_prefix("Uid:"))?.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// `1 GPU`, `2 GPUs`.
+/// Number with its noun, such as `1 GPU` or `2 GPUs`.
 fn count(n: usize, what: &str) -> String {
     if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
 }
 
-/// An engine's error without the fix at its end, which is shown apart.
+/// Engine's error without the fix at its end, which is shown apart.
 fn without_fix(text: &str) -> String {
     text.rsplit_once("; ").map_or(text, |(why, _)| why).to_owned()
 }

@@ -1,28 +1,31 @@
 //! The container engine behind one trait, so that supervision can run over a simulated one.
 //!
 //! * [`docker`]: the real engine, through bollard.
+//! * [`events`]: whether it answers, and what it says of the lab's containers.
 //! * [`images`]: builds and pulls, with progress.
-//! * [`listen`]: whether it answers, and its events.
+//! * [`guard`]: the firewall's rule that keeps other hosts out of the lab's subnet.
 //!
 //! An engine does what it is told and reports what it sees. It has no opinions: whether a container should run is
 //! decided in [`crate::supervise`].
 
 pub mod docker;
+pub mod events;
+pub(crate) mod guard;
 pub mod images;
-pub mod listen;
 
 use std::{collections::BTreeMap, future::Future, net::Ipv4Addr, path::PathBuf, time::Duration};
 
 use crate::{
-    plan::spec::{Change, ContainerSpec, NetworkSpec},
+    spec::{Change, ContainerSpec, NetworkSpec},
     time::Timestamp,
 };
 
-/// Where an engine keeps images, containers and volumes unless it says otherwise. It says so in `DockerRootDir`: the place
-/// can be any, such as `/data/docker`.
+/// Default directory in which an engine keeps images, containers and volumes. It names another in `DockerRootDir`,
+/// which can be any, such as `/data/docker`.
 const DEFAULT_DATA_ROOT: &str = "/var/lib/docker";
 
-/// Where an engine keeps its data, given what it said; the default while it was not asked, or said nothing.
+/// Directory in which an engine keeps its data, given what it said; the default while it was not asked, or said
+/// nothing.
 pub(crate) fn data_root(said: Option<String>) -> PathBuf {
     said.filter(|path| path.starts_with('/')).unwrap_or_else(|| DEFAULT_DATA_ROOT.to_owned()).into()
 }
@@ -40,39 +43,39 @@ pub const LABEL_PARTS: &str = "dev.labd.parts";
 /// Label that carries the fingerprint of what an image was made of.
 pub const LABEL_INPUTS: &str = "dev.labd.inputs";
 
-/// What the engine says of one service's container.
+/// Container of a service as the engine reports it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ContainerSeen {
+pub struct ObservedContainer {
     /// The engine's id.
     pub id: String,
     /// The value of [`LABEL_SPEC`].
     pub spec_hash: String,
     /// The value of [`LABEL_HARD`]; empty for a container that an older labd made.
     pub hard_hash: String,
-    /// What it is doing.
+    /// Run state.
     pub run: RunState,
-    /// When its run before this one ended, while it runs; absent in its first.
+    /// End of the run before this one, while it runs; absent in its first.
     pub last_end: Option<Timestamp>,
-    /// Its first process, by this machine's count, while it runs.
+    /// Id of its first process, by this machine's count, while it runs.
     pub pid: Option<i32>,
-    /// Published ports as they are: container port -> host port.
+    /// Published ports: container port -> host port.
     pub ports: BTreeMap<u16, u16>,
     /// Its address on the lab's network, when it has one.
     pub address: Option<Ipv4Addr>,
 }
 
-/// What a container is doing.
+/// State of a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RunState {
-    /// Made, never started.
+    /// Created, never started.
     Created,
-    /// Running since.
+    /// Running.
     Running {
-        /// When it was started.
+        /// Time at which it was started.
         started_at: Timestamp,
     },
-    /// Its first process has ended, and with it all others; the engine clears up and does not say so yet. No engine tells
-    /// this: supervision sees it in the kernel ([`Engine::first_process_ended`]).
+    /// Ending: its first process has ended, and with it all others; the engine clears up and does not say so yet. No
+    /// engine tells this: supervision sees it in the kernel ([`Engine::first_process_ended`]).
     Ending,
     /// Paused by somebody.
     Paused,
@@ -82,32 +85,32 @@ pub enum RunState {
         code: i64,
         /// True when the kernel killed it for memory.
         oom: bool,
-        /// When it ended.
+        /// Time at which it ended.
         finished_at: Timestamp,
         /// The engine's own error, when it could not start it.
         error: String,
     },
-    /// The engine is removing it.
+    /// Being removed by the engine.
     Removing,
     /// The engine began to remove it and could not: it cannot be started any more, only removed again.
     Dead,
 }
 
-/// What stands where a service's container belongs.
+/// Observation of the place where a service's container belongs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Seen {
-    /// Nothing.
+pub enum Observed {
+    /// No container.
     Absent,
     /// A container of this lab.
-    Ours(ContainerSeen),
+    Ours(ObservedContainer),
     /// A container with the wanted name that labd did not make.
     Foreign {
-        /// Its id.
+        /// Id of the container.
         id: String,
     },
 }
 
-/// Why an engine call failed, in words for a person.
+/// Error of an engine call, in words for a person.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EngineError {
     /// Nobody listens on the engine's socket.
@@ -124,52 +127,52 @@ pub enum EngineError {
     Other(String),
 }
 
-/// An engine event that makes supervision look again. What stands there is always read anew; an event only adds what
-/// cannot be read afterwards: that somebody stopped it.
+/// Engine event that makes supervision observe again. The state is always read again; an event only adds what cannot be
+/// read afterwards: that somebody stopped the container.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Nudge {
-    /// The service whose container it concerns.
+pub struct EngineEvent {
+    /// Service whose container it concerns.
     pub service: String,
-    /// The container.
+    /// Id of the container.
     pub id: String,
     /// What happened.
-    pub what: Happened,
-    /// When it happened, by the engine's clock.
+    pub what: EngineEventKind,
+    /// Time at which it happened, by the engine's clock.
     pub at: Timestamp,
 }
 
-/// What an event says.
+/// Kind of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Happened {
-    /// A signal was sent to it through the engine: the beginning of `docker stop`, or of `docker kill`.
+pub enum EngineEventKind {
+    /// Signal sent to the container through the engine: the beginning of `docker stop`, or of `docker kill`.
     Signal(i32),
-    /// It was stopped through the engine: by `docker stop` or `labd stop`, or because the engine itself ends.
+    /// Stop through the engine: by `docker stop` or `labd stop`, or because the engine itself ends.
     Stopped,
-    /// It was stopped, and the engine lives on: somebody wanted it stopped.
+    /// Stop after which the engine lives on: somebody wanted it.
     StoppedByHand,
-    /// The kernel killed one of its processes for memory, its first one or another.
+    /// Kill of one of the container's processes by the kernel for memory, its first one or another.
     OutOfMemory,
     /// Anything else: `start`, `die`, `destroy`, ...
     Other,
 }
 
-/// What became of a command in a container.
+/// Result of a command in a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ran {
-    /// It ended.
+    /// The command ended.
     Ended {
         /// Its exit code.
         code: i64,
-        /// What it printed, both streams mixed, at most 1 MiB.
+        /// Output, both streams mixed, at most 1 MiB.
         output: String,
     },
-    /// It had not printed anything in time: a busy machine starts it slowly. It goes on, unseen.
+    /// The command had not printed anything in time: a busy machine starts it slowly. It continues, unseen.
     NotBegun,
-    /// It had not ended in time. It goes on, unseen.
+    /// The command had not ended in time. It continues, unseen.
     Unfinished,
 }
 
-/// How long a command in a container may take.
+/// Patience with a command in a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Patience {
     /// Longest time from its start to its first output. Where this is given, `run` counts from that output on: how long a
@@ -179,8 +182,9 @@ pub struct Patience {
     pub run: Duration,
 }
 
-impl ContainerSeen {
-    /// How the container differs from what is wanted. What an older labd made says no more than that it does: it works.
+impl ObservedContainer {
+    /// Difference between the container and the wanted one. Of what an older labd made no more is known than that it
+    /// differs: it works.
     pub fn change(&self, hash: &str, hard_hash: &str) -> Option<Change> {
         let hard = !self.hard_hash.is_empty() && self.hard_hash != hard_hash;
         (self.spec_hash != hash).then_some(if hard { Change::Hard } else { Change::Soft })
@@ -194,13 +198,13 @@ impl Patience {
     }
 }
 
-/// What supervision needs of a container engine.
+/// Container engine, as far as supervision needs one.
 pub trait Engine: Send + Sync + 'static {
-    /// What stands where `service`'s container belongs.
-    fn observe(&self, service: &str) -> impl Future<Output = Result<Seen, EngineError>> + Send;
-    /// Waits until the first process of a running container has ended, some tenths of a second before the engine says so.
-    /// For ever where it cannot be seen.
-    fn first_process_ended(&self, container: ContainerSeen) -> impl Future<Output = ()> + Send;
+    /// Observation of the place where `service`'s container belongs.
+    fn observe(&self, service: &str) -> impl Future<Output = Result<Observed, EngineError>> + Send;
+    /// Waits until the first process of a running container has ended, some tenths of a second before the engine says
+    /// so. Waits forever where it cannot be seen.
+    fn first_process_ended(&self, container: ObservedContainer) -> impl Future<Output = ()> + Send;
     /// Names of all services that have a container with this lab's label, planned or not.
     fn list(&self) -> impl Future<Output = Result<Vec<String>, EngineError>> + Send;
     /// Makes the lab's network when it is missing. Idempotent.
@@ -211,9 +215,9 @@ pub trait Engine: Send + Sync + 'static {
     fn create(&self, service: &str, spec: &ContainerSpec) -> impl Future<Output = Result<(), EngineError>> + Send;
     /// Starts a container by id.
     fn start(&self, id: &str) -> impl Future<Output = Result<(), EngineError>> + Send;
-    /// SIGTERM, then SIGKILL after the container's own stop timeout.
+    /// Stops a container: SIGTERM, then SIGKILL after its own stop timeout.
     fn stop(&self, id: &str) -> impl Future<Output = Result<(), EngineError>> + Send;
-    /// SIGKILL.
+    /// Sends SIGKILL to a container.
     fn kill(&self, id: &str) -> impl Future<Output = Result<(), EngineError>> + Send;
     /// Removes a container, never its volumes.
     fn remove(&self, id: &str) -> impl Future<Output = Result<(), EngineError>> + Send;

@@ -1,4 +1,4 @@
-//! The page: the files of `web/`, embedded.
+//! Files of the page, from `web/`, embedded.
 
 use axum::{
     extract::Path,
@@ -19,7 +19,7 @@ pub(super) async fn index(headers: HeaderMap) -> Response {
     file("index.html", &headers)
 }
 
-/// What the page needs.
+/// File that the page needs.
 pub(super) async fn get(Path(name): Path<String>, headers: HeaderMap) -> Response {
     file(&name, &headers)
 }

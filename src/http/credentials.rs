@@ -4,22 +4,8 @@ use axum::{Json, extract::State as From};
 use serde_json::{Value, json};
 
 use super::State;
-use crate::secret::Secret;
 
-/// What a person needs to log in to a service.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Credential {
-    /// What it opens, such as `minio`.
-    pub name: String,
-    /// User name, where there is one.
-    pub user: Option<String>,
-    /// Password or token.
-    pub secret: Secret,
-    /// Where to use it.
-    pub url: String,
-}
-
-/// All of them, in the clear.
+/// Credentials of the lab, in the clear.
 pub(super) async fn get(From(state): From<State>) -> Json<Value> {
     let all = state.credentials.borrow();
     all.iter()

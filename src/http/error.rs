@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::control::Refusal;
 
-/// An answer that is not what was asked for.
+/// Refusal of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ApiError {
     /// The HTTP status.
@@ -49,7 +49,7 @@ impl From<QueryRejection> for ApiError {
     }
 }
 
-/// For paths that lead nowhere, from here.
+/// Error for paths that lead nowhere, from here.
 pub(super) async fn nothing_here(method: Method, OriginalUri(uri): OriginalUri) -> ApiError {
     let path = uri.path();
     let admin = [
@@ -69,7 +69,7 @@ pub(super) async fn nothing_here(method: Method, OriginalUri(uri): OriginalUri) 
     ApiError::new(StatusCode::NOT_FOUND, text)
 }
 
-/// For paths that exist and want another method.
+/// Error for paths that exist and want another method.
 pub(super) async fn wrong_method(method: Method, OriginalUri(uri): OriginalUri) -> ApiError {
     ApiError::new(StatusCode::METHOD_NOT_ALLOWED, format!("`{}` does not take {method}", uri.path()))
 }

@@ -1,4 +1,4 @@
-//! `GET /api/v1/events` and `GET /api/v1/events/stream`: what happened, and what happens.
+//! `GET /api/v1/events` and `GET /api/v1/events/stream`: events of the past, and events as they happen.
 
 use std::{collections::VecDeque, convert::Infallible, time::Duration};
 
@@ -21,7 +21,7 @@ use crate::{
 const LIMIT: usize = 100;
 const LIMIT_MAX: usize = 10_000;
 
-/// What may be asked.
+/// Query for events.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Wanted {
@@ -43,7 +43,7 @@ impl Wanted {
     }
 }
 
-/// A list in the order things happened.
+/// Events in the order they happened.
 pub(super) async fn get(
     From(state): From<State>,
     wanted: Result<Query<Wanted>, QueryRejection>,
@@ -52,8 +52,8 @@ pub(super) async fn get(
     Ok(Json(state.journal.events(wanted.query()).await))
 }
 
-/// Event `event` carries one event, its number as id. Begins after `after` or `Last-Event-ID`, without either with what
-/// happens from now on.
+/// Stream of events: event `event` carries one, its number as id. Begins after `after` or `Last-Event-ID`, without
+/// either with what happens from now on.
 pub(super) async fn stream(
     From(state): From<State>,
     headers: HeaderMap,

@@ -7,7 +7,7 @@ use axum::{
 use serde_json::{Value, json};
 
 use super::{ApiError, State};
-use crate::node::gpu::keeper::Order;
+use crate::gpus::handle::Order;
 
 /// Puts a quarantined GPU back to work, or forgets one that is gone.
 pub(super) async fn release(From(state): From<State>, Path(gpu): Path<String>) -> Result<Json<Value>, ApiError> {

@@ -1,5 +1,5 @@
-//! Refuses requests that name another host. A page elsewhere can point its own name at this machine (DNS rebinding) and
-//! read what a browser here may read; the `Host` header still carries that name.
+//! Refusal of requests that name another host. A page elsewhere can point its own name at this machine (DNS rebinding)
+//! and read what a browser here may read; the `Host` header still carries that name.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -40,7 +40,7 @@ fn is_allowed(host: &str, names: &[String]) -> bool {
         || (!name.is_empty() && names.iter().any(|n| n.eq_ignore_ascii_case(&name)))
 }
 
-/// Without the port.
+/// Host without the port.
 fn name_of(host: &str) -> &str {
     match host.rsplit_once(':') {
         Some((name, port))

@@ -19,14 +19,14 @@ use super::{ApiError, State, stopped};
 
 const TAIL: usize = 200;
 
-/// Where the output of services comes from.
+/// Source of the output of services.
 pub trait LogSource: Send + Sync + 'static {
     /// The last `tail` lines of a service, then, with `follow`, what it writes from now on. An `Err` is one line for
     /// a person and ends the stream.
     fn logs(&self, service: &str, tail: usize, follow: bool) -> BoxStream<'static, Result<Bytes, String>>;
 }
 
-/// What may be asked.
+/// Query for output.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Wanted {
@@ -74,7 +74,7 @@ mod tests {
         testing::{Lab, ask, status_and_text},
     };
 
-    /// Says what it was asked, then goes on for ever when followed.
+    /// Source of output that repeats what it was asked, then goes on forever when followed.
     struct Parrot;
 
     impl LogSource for Parrot {

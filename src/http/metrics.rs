@@ -19,14 +19,14 @@ use crate::{
     snapshot::{EngineView, GpuState, JobStatus, Reading, ServiceState, Snapshot},
 };
 
-/// Ray's job states, each a series of its own even at 0.
+/// Job states of Ray, each a series of its own even at 0.
 const JOB_STATES: [JobStatus; 5] =
     [JobStatus::Pending, JobStatus::Running, JobStatus::Stopped, JobStatus::Succeeded, JobStatus::Failed];
 
-/// Name, help, and where a reading has it.
+/// Metric of a GPU: name, help, and where a reading has it.
 type GpuReading = (&'static str, &'static str, fn(&Reading) -> Option<f64>);
 
-/// What a GPU does; a value that its source does not say has no series.
+/// Metrics of a GPU; a value that its source does not report has no series.
 const GPU_READINGS: [GpuReading; 9] = [
     ("labd_gpu_utilisation_percent", "How much of the last second something ran on a GPU.", |r| {
         r.utilisation_percent.map(f64::from)
@@ -67,7 +67,7 @@ fn render(s: &Snapshot, recording: bool, incidents: &BTreeMap<(String, Cause), T
     out.family("labd_service_state", "gauge", "1 for the state a service is in, 0 for every other.");
     for service in &s.services {
         for state in ServiceState::ALL {
-            let labels = [("service", service.name.as_str()), ("state", state.word())];
+            let labels = [("service", service.name.as_str()), ("state", state.as_str())];
             out.sample("labd_service_state", &labels, u8::from(service.state == state));
         }
     }
@@ -81,7 +81,7 @@ fn render(s: &Snapshot, recording: bool, incidents: &BTreeMap<(String, Cause), T
     for service in &s.services {
         for cause in Cause::ALL {
             let total = incidents.get(&(service.name.clone(), cause)).copied().unwrap_or_default();
-            let labels = [("service", service.name.as_str()), ("cause", cause.word())];
+            let labels = [("service", service.name.as_str()), ("cause", cause.as_str())];
             out.sample("labd_incidents_total", &labels, total.incidents);
         }
     }
@@ -115,7 +115,7 @@ fn render(s: &Snapshot, recording: bool, incidents: &BTreeMap<(String, Cause), T
     out.family("labd_gpu_state", "gauge", "1 for the state a GPU is in, 0 for the others.");
     for gpu in &s.gpus {
         for state in GpuState::ALL {
-            let labels = [("id", gpu.id.as_str()), ("state", state.word())];
+            let labels = [("id", gpu.id.as_str()), ("state", state.as_str())];
             out.sample("labd_gpu_state", &labels, u8::from(gpu.state == state));
         }
     }
@@ -146,7 +146,7 @@ fn render(s: &Snapshot, recording: bool, incidents: &BTreeMap<(String, Cause), T
     out.family("labd_jobs", "gauge", "Jobs by Ray's status, among the 50 newest.");
     for status in JOB_STATES {
         let count = s.jobs.iter().filter(|j| j.status == status).count();
-        out.sample("labd_jobs", &[("status", status.word())], count);
+        out.sample("labd_jobs", &[("status", status.as_str())], count);
     }
     out.family("labd_run_checkpoint_timestamp_seconds", "gauge", "When a run's newest checkpoint was written.");
     for run in &s.runs {
@@ -255,8 +255,12 @@ mod tests {
         let incidents = Cause::ALL.map(|cause| (("minio".to_owned(), cause), totals)).into();
         let text = render(&snapshot, true, &incidents);
         // What it says to people may be said better; names, labels and values are what machines read.
-        let said: String = text.lines().filter(|l| !l.starts_with("# HELP")).map(|l| format!("{l}\n")).collect();
-        assert_eq!(said, include_str!("../../tests/data/golden/metrics.txt"), "{said}");
+        let said: Vec<&str> = text.lines().filter(|l| !l.starts_with("# HELP")).collect();
+        let golden: Vec<&str> = include_str!("../../tests/data/golden/metrics.txt").lines().collect();
+        for (now, released) in said.iter().zip(&golden) {
+            assert_eq!(now, released);
+        }
+        assert_eq!(said.len(), golden.len());
     }
 
     #[tokio::test]

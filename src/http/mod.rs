@@ -1,4 +1,4 @@
-//! What the outside sees: the page, the API, the metrics.
+//! HTTP for the outside: the page, the API, the metrics.
 //!
 //! Three routers over one [`State`], and who may use them is decided by where they listen:
 //!
@@ -13,7 +13,6 @@
 
 mod assets;
 mod credentials;
-pub mod door;
 mod error;
 mod events;
 mod gpus;
@@ -43,31 +42,30 @@ use axum::{
 };
 use tokio::sync::watch;
 
-pub use credentials::Credential;
 pub use error::ApiError;
 pub use logs::LogSource;
 pub use serve::{ServeError, UnixSocket, bind_tcp, bind_unix, raise_open_files, serve_tcp, serve_tcp_to, serve_unix};
 
-use crate::{control::Control, journal::Journal, node::gpu::keeper::Gpus, snapshot::Snapshot};
+use crate::{control::Control, credentials::Credential, gpus::handle::Gpus, journal::Journal, snapshot::Snapshot};
 
-/// Everything the handlers answer from.
+/// State: everything the handlers answer from.
 #[derive(Clone)]
 pub struct State {
     /// The lab as it is.
     pub snapshot: watch::Receiver<Arc<Snapshot>>,
-    /// What happened.
+    /// Journal, for what happened.
     pub journal: Journal,
-    /// The way to the supervision loop.
+    /// Handle on the supervision loop.
     pub control: Control,
-    /// Where the services' output comes from.
+    /// Source of the services' output.
     pub logs: Arc<dyn LogSource>,
-    /// What `labd plan` prints.
+    /// Plan as `labd plan` prints it.
     pub plan: watch::Receiver<Arc<serde_json::Value>>,
-    /// What a person needs to log in to the services; admin only.
+    /// Credentials that a person needs to log in to the services; admin only.
     pub credentials: watch::Receiver<Arc<Vec<Credential>>>,
-    /// The way to the job ledger.
+    /// Handle on the job ledger.
     pub jobs: crate::jobs::Ledger,
-    /// The GPUs' keeper.
+    /// Handle on the GPUs' manager.
     pub gpus: Gpus,
     /// Names, beside loopback and IP addresses, under which a browser may reach the page.
     pub host_names: Arc<[String]>,
@@ -75,7 +73,7 @@ pub struct State {
     pub shutdown: watch::Receiver<bool>,
 }
 
-/// Everything, for the Unix socket.
+/// Router for the Unix socket, with everything.
 pub fn admin_router(state: State) -> Router {
     let commands = Router::new()
         .route("/services/{name}/logs", get(logs::get))
@@ -90,13 +88,13 @@ pub fn admin_router(state: State) -> Router {
     common(reading().merge(commands)).with_state(state)
 }
 
-/// Reading only, for TCP.
+/// Router for TCP, for reading only.
 pub fn public_router(state: State) -> Router {
     let host_names = Arc::clone(&state.host_names);
     common(reading()).with_state(state).layer(middleware::from_fn_with_state(host_names, host::check))
 }
 
-/// Metrics only, for Prometheus on the lab's container network.
+/// Router for Prometheus on the lab's container network, with metrics only.
 pub fn scrape_router(state: State) -> Router {
     let host_names = Arc::clone(&state.host_names);
     Router::new()
@@ -135,7 +133,7 @@ fn common(api: Router<State>) -> Router<State> {
         .layer(middleware::from_fn(contained))
 }
 
-/// What one request breaks is that request.
+/// Answers a request so that a panic in it breaks that request only.
 pub(crate) async fn contained(request: Request, next: Next) -> Response {
     crate::bug::contain(next.run(request)).await
 }
@@ -162,7 +160,7 @@ async fn headers(mut response: Response) -> Response {
     response
 }
 
-/// Resolves when the daemon ends, or when whoever would say so is gone.
+/// Waits until the daemon ends, or until whoever would say so is gone.
 async fn stopped(mut shutdown: watch::Receiver<bool>) {
     let _ = shutdown.wait_for(|stop| *stop).await;
 }

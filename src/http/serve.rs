@@ -1,4 +1,4 @@
-//! Listening. Binding and serving are two steps, so that what is in the way is said before anything else begins.
+//! Listeners. Binding and serving are two steps, so that what is in the way is said before anything else begins.
 
 use std::{
     fs::{self, DirBuilder, File, Permissions},
@@ -27,12 +27,12 @@ use tokio::{
 use super::stopped;
 use crate::files;
 
-/// How long an answer in progress may take once the daemon ends.
+/// Longest time that an answer in progress may take once the daemon ends.
 const GRACE: Duration = Duration::from_secs(2);
-/// A client that says nothing for so long, at first or between two requests, is not waited for. Clients with longer-lived
-/// connections ask anew: other servers close theirs after 5 s.
+/// Silence after which a client is not waited for, at first or between two requests. Clients with longer-lived
+/// connections connect again: other servers close theirs after 5 s.
 const SILENCE: Duration = Duration::from_secs(10);
-/// Connections of one listener, at most.
+/// Largest number of connections of one listener.
 const CONNECTIONS: u64 = 8_192;
 
 /// Raises this process's soft limit of open files to its hard one, and returns what it is then. Shells give 1,024, which a
@@ -44,36 +44,36 @@ pub fn raise_open_files() -> u64 {
     now.unwrap_or(u64::MAX)
 }
 
-/// How many connections one listener takes: four listeners together leave half of the descriptors to the engine, the
-/// databases and the clients of the head.
+/// Number of connections that one listener takes: four listeners together leave half of the descriptors to the engine,
+/// the databases and the clients of the head.
 fn most_connections() -> usize {
     let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     usize::try_from((files / 8).clamp(16, CONNECTIONS)).unwrap_or(usize::MAX)
 }
 
-/// Why labd cannot listen.
+/// Reason why labd cannot listen.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// Another labd serves this lab.
+    /// Another labd that serves this lab.
     #[error("labd is already running{}: `labd status` shows it", pid.map(|p| format!(" (pid {p})")).unwrap_or_default())]
     AlreadyRunning {
         /// Its process id, when it can be told.
         pid: Option<u32>,
     },
-    /// The socket's path cannot be used.
+    /// Path of the socket that cannot be used.
     #[error("cannot listen on `{}`: {reason}", path.display())]
     Socket {
         /// The socket.
         path: PathBuf,
-        /// What is in the way, and what would help.
+        /// Reason, and what would help.
         reason: String,
     },
-    /// The address cannot be used.
+    /// Address that cannot be used.
     #[error("cannot listen on {addr}: {reason}")]
     Address {
         /// The address.
         addr: SocketAddr,
-        /// What is in the way, and what would help.
+        /// Reason, and what would help.
         reason: String,
     },
 }
@@ -177,7 +177,7 @@ pub async fn serve_tcp_to(known: Vec<IpAddr>, listener: TcpListener, router: Rou
     serve(KnownPeers { known, listener }, router, shutdown, most_connections()).await;
 }
 
-/// A listener that hears some addresses only.
+/// Listener that hears some addresses only.
 struct KnownPeers {
     known: Vec<IpAddr>,
     listener: TcpListener,
@@ -372,7 +372,7 @@ mod tests {
         let listener = bind_tcp("127.0.0.1:0".parse().expect("an address"), "lab.page").await.expect("binds");
         let addr = listener.local_addr().expect("bound");
         let server = tokio::spawn(serve_tcp(listener, public_router(lab.state.clone()), lab.state.shutdown.clone()));
-        // Half a request, for ever.
+        // Half a request, forever.
         let mut client = tokio::net::TcpStream::connect(addr).await.expect("it listens");
         client.write_all(b"GET / HTTP/1.1\r\nHost: ").await.expect("it reads");
         tokio::time::sleep(Duration::from_millis(50)).await;

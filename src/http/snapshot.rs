@@ -1,4 +1,4 @@
-//! `GET /api/v1/snapshot` and `GET /api/v1/stream`: the lab now, and whenever it changes.
+//! `GET /api/v1/snapshot` and `GET /api/v1/stream`: the lab at present, and whenever it changes.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -13,9 +13,9 @@ use tokio::time::Instant;
 use super::{State, stopped};
 use crate::{snapshot::Snapshot, time::Timestamp};
 
-/// Between two snapshots on one stream: at most 4 a second.
+/// Time between two snapshots on one stream: at most 4 a second.
 const PACE: Duration = Duration::from_millis(250);
-/// Between two signs of life on a quiet stream; the page calls the connection lost after three.
+/// Time between two signs of life on a quiet stream; the page calls the connection lost after three.
 const ALIVE: Duration = Duration::from_secs(5);
 
 /// The snapshot itself.
@@ -23,8 +23,8 @@ pub(super) async fn get(From(state): From<State>) -> Json<Snapshot> {
     Json(Snapshot::clone(&state.snapshot.borrow()))
 }
 
-/// Event `alive` carries labd's time, so that ages are right whatever the visitor's clock says; event `snapshot` carries
-/// the snapshot: the current one at once, then each change, the newest only.
+/// Stream of the lab: event `alive` carries labd's time, so that ages are right whatever the visitor's clock says;
+/// event `snapshot` carries the snapshot: the current one at once, then each change, the newest only.
 pub(super) async fn stream(From(state): From<State>) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
     let mut snapshots = state.snapshot;
     snapshots.mark_changed();

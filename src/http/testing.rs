@@ -1,4 +1,4 @@
-//! A small lab for the tests of this module, and ways to ask it.
+//! Small lab for the tests of this module, and ways to ask it.
 
 use std::sync::Arc;
 
@@ -17,11 +17,12 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 use tower::ServiceExt as _;
 
-use super::{Credential, LogSource, State};
+use super::{LogSource, State};
 use crate::{
     control::{Command, Control, Refusal},
+    credentials::Credential,
+    gpus::handle::Gpus,
     journal::Journal,
-    node::gpu::keeper::Gpus,
     secret::Secret,
     snapshot::{
         CheckpointView, DaemonView, EngineView, GpuState, GpuView, JobStatus, JobView, NodeView, RunStatus, RunView,
@@ -30,10 +31,10 @@ use crate::{
     time::Timestamp,
 };
 
-pub(super) struct Lab {
-    pub(super) state: State,
-    pub(super) snapshot: watch::Sender<Arc<Snapshot>>,
-    pub(super) shutdown: watch::Sender<bool>,
+pub(crate) struct Lab {
+    pub(crate) state: State,
+    pub(crate) snapshot: watch::Sender<Arc<Snapshot>>,
+    pub(crate) shutdown: watch::Sender<bool>,
     _dir: TempDir,
 }
 
@@ -46,13 +47,13 @@ impl LogSource for Silent {
 }
 
 impl Lab {
-    /// A lab whose loop has ended: it answers no command.
-    pub(super) fn new() -> Self {
+    /// Lab whose loop has ended: it answers no command.
+    pub(crate) fn new() -> Self {
         Self::with(Control::channel().0)
     }
 
-    /// A lab whose loop answers like this.
-    pub(super) fn answering(answer: impl Fn(Command) -> Result<String, Refusal> + Send + 'static) -> Self {
+    /// Lab whose loop answers like this.
+    pub(crate) fn answering(answer: impl Fn(Command) -> Result<String, Refusal> + Send + 'static) -> Self {
         let (control, mut requests) = Control::channel();
         tokio::spawn(async move {
             while let Some(request) = requests.recv().await {
@@ -176,49 +177,49 @@ pub(crate) fn a_snapshot() -> Snapshot {
     }
 }
 
-/// Asks as `localhost`.
-pub(super) async fn ask(router: Router, method: &str, path: &str) -> Response {
+/// Sends a request to `localhost`.
+pub(crate) async fn ask(router: Router, method: &str, path: &str) -> Response {
     ask_as(router, "localhost:8080", method, path).await
 }
 
-/// Asks under a name.
-pub(super) async fn ask_as(router: Router, host: &str, method: &str, path: &str) -> Response {
+/// Sends a request under a host name.
+pub(crate) async fn ask_as(router: Router, host: &str, method: &str, path: &str) -> Response {
     let request = Request::builder().method(method).uri(path).header("host", host).body(Body::empty());
     router.oneshot(request.expect("a request")).await.expect("routers do not fail")
 }
 
-/// A GET with one more header.
-pub(super) async fn ask_with(router: Router, path: &str, header: &str, value: &str) -> Response {
+/// Sends a GET with one more header.
+pub(crate) async fn ask_with(router: Router, path: &str, header: &str, value: &str) -> Response {
     let request = Request::builder().uri(path).header("host", "localhost").header(header, value).body(Body::empty());
     router.oneshot(request.expect("a request")).await.expect("routers do not fail")
 }
 
-pub(super) async fn status_and_text(answer: Response) -> (StatusCode, String) {
+pub(crate) async fn status_and_text(answer: Response) -> (StatusCode, String) {
     let status = answer.status();
     let body = axum::body::to_bytes(answer.into_body(), 1 << 20).await.expect("a body");
     (status, String::from_utf8(body.to_vec()).expect("text"))
 }
 
-pub(super) async fn json(answer: Response) -> serde_json::Value {
+pub(crate) async fn json(answer: Response) -> serde_json::Value {
     let (status, text) = status_and_text(answer).await;
     assert_eq!(status, StatusCode::OK, "{text}");
     serde_json::from_str(&text).expect("JSON")
 }
 
 /// Server-sent events as name and data.
-pub(super) struct Sse {
+pub(crate) struct Sse {
     body: BodyDataStream,
     text: String,
 }
 
 impl Sse {
-    pub(super) fn new(answer: Response) -> Self {
+    pub(crate) fn new(answer: Response) -> Self {
         assert_eq!(answer.headers()["content-type"], "text/event-stream");
         Self { body: answer.into_body().into_data_stream(), text: String::new() }
     }
 
-    /// The next one; `None` at the end of the stream.
-    pub(super) async fn next(&mut self) -> Option<(String, String)> {
+    /// Next event; `None` at the end of the stream.
+    pub(crate) async fn next(&mut self) -> Option<(String, String)> {
         loop {
             if let Some((message, rest)) = self.text.split_once("\n\n") {
                 let field =

@@ -1,16 +1,16 @@
-//! What a job's end means, and what follows from it. Pure.
+//! Decisions about a job: what its end means, and what follows from it. Pure.
 //!
 //! ```text
-//!   a person's submission                    Ray has taken it          Ray's word, labd's incidents
-//!  -----------------------> kept ----------------------------> handed ------------------------------> ended
+//!   a person's submission                    Ray has taken it          Ray's report, labd's incidents
+//!  -----------------------> Queued --------------------------> Submitted ---------------------------> Ended
 //!                            ^  (the head is away: later)                        lost, and may be tried again
 //!                            '----------------------------------------------------------------------'
 //! ```
 //!
-//! Ray's word alone is not enough. A job whose driver died can read RUNNING until somebody asks; one whose GPU worker was
-//! killed reads as failed by its own error when it allows no failure (Ray Train's default). So Ray's word is combined with
-//! [`Incident`]s, which labd knows for sure. When in doubt a job counts as failed by its own error: to run a job again
-//! that nobody wants again costs a GPU, while a lost one is shown and can be submitted by hand.
+//! What Ray reports is not enough. A job whose driver died can read RUNNING until somebody asks; one whose GPU worker
+//! was killed reads as failed by its own error when it allows no failure (Ray Train's default). So Ray's report is
+//! combined with [`Incident`]s, which labd knows for sure. When in doubt a job counts as failed by its own error: to
+//! run a job again that nobody wants again costs a GPU, while a lost one is shown and can be submitted by hand.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,54 +22,56 @@ use serde::{Deserialize, Serialize};
 
 use super::submission::{Retry, Submission};
 use crate::{
-    incident::{Cause, Incident, OOM_INSIDE, memory_setting},
+    incident::{Cause, Incident, OOM_INSIDE},
     ray::{ErrorType, Jobs, RayJob, RayNode, TrainRun},
+    services::{self, ForJobs},
     snapshot::JobStatus,
+    spec::worker_slot,
     text::clip,
     time::Timestamp,
 };
 
-/// A training run that allows no failure ends within seconds of its worker's death in our tests; this leaves room for a
-/// busy node. Chosen, not measured.
+/// Time after a death in which a job's own error counts as its consequence. A training run that allows no failure ends
+/// within seconds of its worker's death in our tests; this leaves room for a busy node. Chosen, not measured.
 const AFTERMATH: Duration = Duration::from_mins(1);
-/// Whatever a job failed of is known so long after: an engine under load takes up to 3 s to say that a container ended.
-/// Chosen, not measured.
+/// Time after a failure by which its cause is known: an engine under load takes up to 3 s to say that a container
+/// ended. Chosen, not measured.
 pub(super) const SETTLED: Duration = Duration::from_secs(5);
-/// Ray must say for so long that it does not know a job before that is believed.
+/// Time for which Ray must report that it does not know a job before that is believed.
 const MISSING: Duration = Duration::from_secs(5);
-/// A driver whose node is not ALIVE for so long is gone, whatever Ray says of the job.
+/// Time after which a driver whose node is not ALIVE is gone, whatever Ray reports of the job.
 const ORPHANED: Duration = Duration::from_secs(10);
-/// A driver without wishes of its own gets its place within seconds; after a crash of the head, one that still waits so
-/// long was forgotten.
+/// Time after which a driver that still waits was forgotten after a crash of the head: one that names no place gets its
+/// place within seconds.
 const FORGOTTEN: Duration = Duration::from_mins(1);
-/// So long a failure waits for services that do not answer: one that hangs is called dead after 30 s.
+/// Longest time that a failure waits for services that do not answer: one that hangs is called dead after 30 s.
 const UNSURE: Duration = Duration::from_mins(2);
-/// An attempt that ran so long is no quick failure: the next one starts at once.
+/// Shortest time of an attempt that is no quick failure: the next one starts at once.
 const SOUND: Duration = Duration::from_mins(1);
-/// For so long after its hand-in an entry that began before the submission came is not taken for this one. Ray takes no id
-/// twice, so what it tells after that is this one, on a clock that was set back.
+/// Time after a submission to Ray in which an entry that began before the submission came is not taken for this one.
+/// Ray takes no id twice, so what it reports later is this one, on a clock that was set back.
 const NAMESAKE: Duration = Duration::from_mins(1);
-/// No resubmission waits longer.
+/// Longest wait before a resubmission.
 const LONGEST_WAIT: Duration = Duration::from_mins(1);
 
-/// One submission: a person's, or labd's own after that was lost.
+/// One submission: a person's, or labd's own after that one was lost.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Job {
-    /// Its id.
+    /// Id of the submission.
     pub id: String,
-    /// The person's submission it belongs to; its own id for that one itself.
+    /// Id of the person's submission it belongs to; its own id for that one itself.
     pub root: String,
-    /// 1 for the person's submission.
+    /// Number of the attempt; 1 for the person's submission.
     pub attempt: u32,
-    /// What the person sent.
+    /// Request that the person sent.
     pub submission: Submission,
-    /// When it came, or was made.
+    /// Time at which it came, or was made.
     pub submitted_at: Timestamp,
-    /// What its training run is called when the script gives it no name.
+    /// Name of its training run when the script gives it none.
     pub run: String,
     /// One line for whoever reads its log, such as that its id was used before.
     pub note: Option<String>,
-    /// How far it is.
+    /// State of the submission.
     pub state: State,
 }
 
@@ -80,56 +82,59 @@ impl Job {
     }
 }
 
-/// How far a submission is.
+/// State of a submission.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "kebab-case")]
 pub enum State {
-    /// Ray does not have it yet, as far as labd knows.
-    Kept {
-        /// Not handed in earlier.
+    /// Waiting in labd: Ray does not have it yet, as far as labd knows.
+    #[serde(rename = "kept")]
+    Queued {
+        /// Earliest time of its submission to Ray.
         not_before: Timestamp,
-        /// An attempt whose processes may still run: stopped first.
+        /// Attempt whose processes may still run, to be stopped first.
         stop_first: Option<String>,
-        /// How often Ray failed to take it.
+        /// Number of times that Ray failed to take it.
         tries: u32,
     },
     /// Ray has it.
-    Handed(Handed),
-    /// Nothing more happens to it.
+    #[serde(rename = "handed")]
+    Submitted(Submitted),
+    /// Ended: nothing more happens to it.
     Ended {
-        /// When labd knew.
+        /// Time at which labd knew.
         at: Timestamp,
-        /// What it means.
+        /// Meaning of the end.
         outcome: Outcome,
     },
 }
 
-/// What is remembered of a job that Ray has.
+/// Memory of labd about a job that Ray has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Handed {
-    /// When Ray took it.
+pub struct Submitted {
+    /// Time at which Ray took it.
     pub at: Timestamp,
-    /// A person asked it to stop.
+    /// Whether a person asked it to stop.
     pub stop_asked: bool,
-    /// Where its driver runs, once that is known.
+    /// Address of its driver's node, once that is known.
     pub driver: Option<Ipv4Addr>,
-    /// When that node was started: what died there before took no part of this job along.
+    /// Start of that node: what died there before took no part of this job along.
     #[serde(default)]
     pub driver_since: Option<Timestamp>,
-    /// Since when Ray does not know it.
+    /// Time since which Ray does not know it.
     pub missing_since: Option<Timestamp>,
-    /// Since when its driver's node is not ALIVE.
+    /// Time since which its driver's node is not ALIVE.
     pub orphaned_since: Option<Timestamp>,
-    /// The nodes that its training run's workers were seen on; empty while none is known.
+    /// Nodes that its training run's workers were seen on; empty while none is known.
     #[serde(default)]
     pub workers: BTreeSet<Ipv4Addr>,
-    /// Ray's last word before its owner's request to delete it was passed on: one that Ray forgets after that was deleted.
+    /// Status that Ray reported last before its owner's request to delete it was passed on: one that Ray forgets after
+    /// that was deleted.
     #[serde(default)]
     pub deleting: Option<JobStatus>,
 }
 
-impl Handed {
-    /// Just taken.
+impl Submitted {
+    /// State of a job that Ray has just taken.
     pub fn new(at: Timestamp) -> Self {
         Self {
             at,
@@ -144,100 +149,100 @@ impl Handed {
     }
 }
 
-/// What a job's end means.
+/// Meaning of a job's end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "outcome", rename_all = "kebab-case")]
 pub enum Outcome {
-    /// It did what it should.
+    /// It succeeded.
     Succeeded,
     /// A person stopped it.
     Stopped,
     /// It failed by its own error.
     Failed {
-        /// Why, in one line.
+        /// Error, in one line.
         why: String,
     },
     /// It was lost to what happened around it.
     Lost {
-        /// What happened, in one line.
+        /// Event that it was lost to, in one line.
         why: String,
-        /// What follows.
+        /// Consequence.
         next: Next,
     },
 }
 
-/// What follows a lost job.
+/// Consequence of a lost job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Next {
     /// This submission takes its place.
     As(String),
-    /// Nothing, and why.
+    /// Nothing follows, and why.
     Not(String),
 }
 
-/// What is known besides the ledger.
+/// View of everything that is known besides the ledger.
 #[derive(Debug, Clone)]
-pub struct World<'a> {
+pub struct ClusterView<'a> {
     /// Whether the GCS answers now.
     pub reachable: bool,
-    /// The jobs, as last told.
+    /// Jobs, as Ray last listed them.
     pub jobs: Option<&'a Jobs>,
-    /// The nodes, while the GCS answers.
+    /// Nodes, while the GCS answers.
     pub nodes: &'a [RayNode],
-    /// What ended lately.
+    /// Recent deaths of services.
     pub incidents: &'a [Incident],
-    /// A service that can take a job along is ending: what that will do to jobs is not known yet.
+    /// Whether a service that can take a job along is ending: what that will do to jobs is not known yet.
     pub ending: bool,
-    /// Every container that can take a job along was looked at since then, so what ended before is among the incidents. The
-    /// engine may hang, or labd may just have been started.
+    /// Time since which every container that can take a job along has been observed, so what ended before is among the
+    /// incidents. The engine may hang, or labd may just have been started.
     pub looked_at: Timestamp,
-    /// How long ago labd first heard that Ray calls a job failed, by a clock that is never set.
+    /// Time for which labd has known that Ray calls a job failed, by a clock that is never set.
     pub failed_for: &'a BTreeMap<String, Duration>,
-    /// When services that can take a job along did not answer, without having ended: one that hangs is no incident for half a
-    /// minute, and none at all when it answers again by then.
+    /// Times in which services that can take a job along did not answer, without having ended: one that hangs is no
+    /// incident for half a minute, and none at all when it answers again by then.
     pub silences: &'a [Silence],
     /// Whether the store is ready, or a person holds it or runs the lab without.
     pub store: bool,
     /// Training runs.
     pub runs: &'a [TrainRun],
-    /// Where services are.
+    /// Addresses of services.
     pub addresses: &'a BTreeMap<String, Ipv4Addr>,
     /// Jobs whose packages a node is installing.
     pub installing: &'a BTreeSet<String>,
 }
 
-impl World<'_> {
+impl ClusterView<'_> {
     fn present(&self) -> Present {
         Present { head: self.reachable, driver: driver_alive(self.nodes), store: self.store }
     }
 }
 
-/// A time in which a service did not answer.
+/// Time in which a service did not answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Silence {
-    /// The service.
+    /// Name of the service.
     pub service: String,
-    /// When that was noticed: up to [`SETTLED`] and a health check's pause after it began.
+    /// Time at which that was noticed: up to [`SETTLED`] and a health check's pause after it began.
     pub from: Timestamp,
-    /// When it was last so.
+    /// Time at which it was last so.
     pub to: Timestamp,
 }
 
-/// What of all that a job needs is there.
+/// Presence of everything that a job needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Present {
-    /// The head.
+    /// Whether the head is there.
     pub head: bool,
-    /// The node for drivers.
+    /// Whether the node for drivers is there.
     pub driver: bool,
-    /// The store, where a run's checkpoints are.
+    /// Whether the store, where a run's checkpoints are, is there.
     pub store: bool,
 }
 
 impl Present {
-    /// What a job must wait for before it is handed in: without its store it would fail as if by its own error, and
-    /// without a node for its driver Ray gives it up.
+    /// Service that a job must wait for before it is submitted to Ray: without its store it would fail as if by its own
+    /// error, and without a node for its driver Ray gives it up.
     pub fn lacks(self, job: &Submission) -> Option<&'static str> {
         if !self.head {
             Some("the Ray head")
@@ -251,58 +256,63 @@ impl Present {
     }
 }
 
-/// What `labd.toml` says.
+/// Settings of `labd.toml` about resubmissions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Policy {
-    /// How often one submission is resubmitted, at most.
+    /// Largest number of times that one submission is resubmitted.
     pub resubmissions: u32,
 }
 
-/// One change of the ledger, or one thing to do.
+/// Transition: one change of the ledger, or one thing to do.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Move {
-    /// Hand this one in.
+pub enum Transition {
+    /// Submit this one to Ray.
     Hand(String),
-    /// What is known of this one changed.
-    Note(String, Handed),
+    /// Store what is known of this one, which changed.
+    Note(String, Submitted),
     /// Ask Ray to stop this one: a person wants it, and it still runs.
     Stop(String),
-    /// This one ended, for good.
+    /// Record the end of this one.
     End(String, Outcome),
-    /// This one is lost, and the other takes its place: both changes are one.
+    /// Record the loss of this one and the job that takes its place: both changes are one.
     Replace(String, Outcome, Box<Job>),
 }
 
-/// What follows from what is known, for every job that has not ended.
-pub fn decide(book: &BTreeMap<String, Job>, world: &World<'_>, policy: Policy, now: Timestamp) -> Vec<Move> {
+/// Transitions that follow from what is known, for every job that has not ended.
+pub fn decide(
+    book: &BTreeMap<String, Job>,
+    world: &ClusterView<'_>,
+    policy: Policy,
+    now: Timestamp,
+) -> Vec<Transition> {
     let open = book.values().filter(|job| !matches!(job.state, State::Ended { .. }));
     let one = |job: &Job| match &job.state {
-        // Ray's word may come after the death of the node that it ended on.
-        State::Kept { .. } if before(book, job).is_some_and(|old| succeeded(old, world)) => {
-            Some(Move::End(job.id.clone(), Outcome::Succeeded))
+        // Ray's report may come after the death of the node that it ended on.
+        State::Queued { .. } if before(book, job).is_some_and(|old| succeeded(old, world)) => {
+            Some(Transition::End(job.id.clone(), Outcome::Succeeded))
         }
-        State::Kept { not_before, .. } => {
+        State::Queued { not_before, .. } => {
             let lacks = world.present().lacks(&job.submission);
             // None is so far away, unless the clock was set back.
             let due = now >= *not_before || not_before.since(now) > LONGEST_WAIT;
-            (lacks.is_none() && due).then(|| Move::Hand(job.id.clone()))
+            (lacks.is_none() && due).then(|| Transition::Hand(job.id.clone()))
         }
-        State::Handed(handed) => match judge(job, handed, world, now) {
+        State::Submitted(handed) => match judge(job, handed, world, now) {
             Verdict::Going(known) if known == *handed => {
-                (known.stop_asked && world.reachable).then(|| Move::Stop(job.id.clone()))
+                (known.stop_asked && world.reachable).then(|| Transition::Stop(job.id.clone()))
             }
-            Verdict::Going(known) => Some(Move::Note(job.id.clone(), known)),
-            Verdict::Ended(outcome) => Some(Move::End(job.id.clone(), outcome)),
-            Verdict::Lost { why, dead } => Some(lose(book, job, handed, why, dead, world, policy, now)),
+            Verdict::Going(known) => Some(Transition::Note(job.id.clone(), known)),
+            Verdict::Ended(outcome) => Some(Transition::End(job.id.clone(), outcome)),
+            Verdict::Lost { why, dead } => Some(resubmit_or_give_up(book, job, handed, why, dead, world, policy, now)),
         },
         State::Ended { .. } => None,
     };
     open.filter_map(|job| successor(book, job, world, now).or_else(|| one(job))).collect()
 }
 
-/// Ray already has the attempt that takes this one's place: labd was killed before it could write that down, as on a full
+/// Attempt in this one's place that Ray already has: labd was killed before it could write that down, as on a full
 /// disk. A further one would run beside it.
-fn successor(book: &BTreeMap<String, Job>, job: &Job, world: &World<'_>, now: Timestamp) -> Option<Move> {
+fn successor(book: &BTreeMap<String, Job>, job: &Job, world: &ClusterView<'_>, now: Timestamp) -> Option<Transition> {
     let told = world.jobs?;
     let is_next = |entry: &&RayJob| {
         let later = entry.attempt.as_ref().is_some_and(|(root, n)| *root == job.root && *n > job.attempt);
@@ -318,18 +328,18 @@ fn successor(book: &BTreeMap<String, Job>, job: &Job, world: &World<'_>, now: Ti
         attempt: next.attempt.as_ref().map_or(job.attempt, |(_, n)| *n),
         submitted_at: began,
         note: None,
-        state: State::Handed(Handed::new(began)),
+        state: State::Submitted(Submitted::new(began)),
         ..job.clone()
     };
     let why = "labd was killed before it could write down why".to_owned();
-    Some(Move::Replace(job.id.clone(), Outcome::Lost { why, next: Next::As(id) }, Box::new(replacement)))
+    Some(Transition::Replace(job.id.clone(), Outcome::Lost { why, next: Next::As(id) }, Box::new(replacement)))
 }
 
-/// When to decide again even if nothing changes.
+/// Time to decide again even if nothing changes.
 pub fn wake(book: &BTreeMap<String, Job>, now: Timestamp) -> Option<Timestamp> {
     let due = book.values().filter_map(|job| match &job.state {
-        State::Kept { not_before, .. } => Some(*not_before).filter(|&at| at > now),
-        State::Handed(h) => {
+        State::Queued { not_before, .. } => Some(*not_before).filter(|&at| at > now),
+        State::Submitted(h) => {
             let missing = h.missing_since.map(|at| at.plus(MISSING));
             missing.into_iter().chain(h.orphaned_since.map(|at| at.plus(ORPHANED))).min()
         }
@@ -338,7 +348,7 @@ pub fn wake(book: &BTreeMap<String, Job>, now: Timestamp) -> Option<Timestamp> {
     due.min()
 }
 
-/// The attempt whose place this one takes.
+/// Attempt whose place this one takes.
 fn before<'a>(book: &'a BTreeMap<String, Job>, job: &Job) -> Option<&'a Job> {
     let by = |old: &&Job| match &old.state {
         State::Ended { outcome: Outcome::Lost { next: Next::As(next), .. }, .. } => *next == job.id,
@@ -347,8 +357,8 @@ fn before<'a>(book: &'a BTreeMap<String, Job>, job: &Job) -> Option<&'a Job> {
     if job.attempt == 1 { None } else { book.values().find(by) }
 }
 
-/// Whether an attempt that was given up succeeded all the same; not one that had its id before.
-fn succeeded(old: &Job, world: &World<'_>) -> bool {
+/// Whether an attempt that was given up succeeded all the same; an earlier job of the same id does not count.
+fn succeeded(old: &Job, world: &ClusterView<'_>) -> bool {
     let jobs = world.jobs.map(|told| told.jobs.as_slice()).unwrap_or_default();
     jobs.iter().any(|job| job.submission_id == old.id && job.status == JobStatus::Succeeded && !is_older(old, job))
 }
@@ -359,7 +369,7 @@ pub fn driver_alive(nodes: &[RayNode]) -> bool {
 }
 
 enum Verdict {
-    Going(Handed),
+    Going(Submitted),
     Ended(Outcome),
     Lost {
         why: String,
@@ -368,10 +378,10 @@ enum Verdict {
     },
 }
 
-/// Ray's word on this very submission: `Err` while there is none, `Ok(None)` when Ray does not know it. An id may have been
-/// used before: a list that was asked for before Ray took this one, and an entry that began before this one came, are about
-/// a namesake.
-fn word<'a>(job: &Job, handed: &Handed, told: Option<&'a Jobs>, now: Timestamp) -> Result<Option<&'a RayJob>, ()> {
+/// Ray's report on this very submission: `Err` while there is none, `Ok(None)` when Ray does not know it. An id may
+/// have been used before: a list that was asked for before Ray took this one, and an entry that began before this one
+/// came, are about a namesake.
+fn word<'a>(job: &Job, handed: &Submitted, told: Option<&'a Jobs>, now: Timestamp) -> Result<Option<&'a RayJob>, ()> {
     let Some(told) = told.filter(|told| is_of_its_time(handed, told.asked_at, now)) else { return Err(()) };
     match told.jobs.iter().find(|j| j.submission_id == job.id) {
         Some(entry) if is_namesake(job, handed, told.asked_at, entry) => Err(()),
@@ -379,12 +389,13 @@ fn word<'a>(job: &Job, handed: &Handed, told: Option<&'a Jobs>, now: Timestamp) 
     }
 }
 
-/// Whether a list can tell of this submission. When the clock was set back since, nothing is known of what came first.
-fn is_of_its_time(handed: &Handed, asked_at: Timestamp, now: Timestamp) -> bool {
+/// Whether a list can report on this submission. When the clock was set back since, nothing is known of what came
+/// first.
+fn is_of_its_time(handed: &Submitted, asked_at: Timestamp, now: Timestamp) -> bool {
     asked_at > handed.at || now < handed.at
 }
 
-fn is_namesake(job: &Job, handed: &Handed, asked_at: Timestamp, entry: &RayJob) -> bool {
+fn is_namesake(job: &Job, handed: &Submitted, asked_at: Timestamp, entry: &RayJob) -> bool {
     is_older(job, entry) && asked_at.since(handed.at) < NAMESAKE
 }
 
@@ -396,19 +407,19 @@ pub fn is_older(job: &Job, entry: &RayJob) -> bool {
 /// Whether Ray's entry of this id, in a list that was asked for then, is about this very job.
 pub fn is_about(job: &Job, asked_at: Timestamp, entry: &RayJob, now: Timestamp) -> bool {
     match &job.state {
-        State::Handed(handed) => is_of_its_time(handed, asked_at, now) && !is_namesake(job, handed, asked_at, entry),
-        State::Kept { .. } => false,
+        State::Submitted(handed) => is_of_its_time(handed, asked_at, now) && !is_namesake(job, handed, asked_at, entry),
+        State::Queued { .. } => false,
         State::Ended { .. } => true,
     }
 }
 
-/// What became of a job whose owner deleted it, which Ray allows once it has ended: its own end where the ledger knows it,
-/// else as Ray said last. `None` when nobody knows.
+/// Outcome of a job whose owner deleted it, which Ray allows once it has ended: its own end where the ledger knows it,
+/// else as Ray reported last. `None` when nobody knows.
 pub fn deleted(job: &Job, told: Option<JobStatus>) -> Option<Outcome> {
     let stop_asked = match &job.state {
         State::Ended { outcome, .. } => return Some(outcome.clone()),
-        State::Handed(handed) => handed.stop_asked,
-        State::Kept { .. } => false,
+        State::Submitted(handed) => handed.stop_asked,
+        State::Queued { .. } => false,
     };
     match told? {
         JobStatus::Succeeded => Some(Outcome::Succeeded),
@@ -419,14 +430,14 @@ pub fn deleted(job: &Job, told: Option<JobStatus>) -> Option<Outcome> {
     }
 }
 
-/// Since when something is so: from now on where that is new, or where the clock was set back since.
+/// Time since which something is so: from now on where that is new, or where the clock was set back since.
 fn since(known: &mut Option<Timestamp>, now: Timestamp) -> Timestamp {
     let since = known.filter(|&at| at <= now).unwrap_or(now);
     *known = Some(since);
     since
 }
 
-fn judge(job: &Job, handed: &Handed, world: &World<'_>, now: Timestamp) -> Verdict {
+fn judge(job: &Job, handed: &Submitted, world: &ClusterView<'_>, now: Timestamp) -> Verdict {
     let mut known = handed.clone();
     let Ok(told) = word(job, handed, world.jobs, now) else { return Verdict::Going(known) };
     let Some(told) = told else {
@@ -442,7 +453,7 @@ fn judge(job: &Job, handed: &Handed, world: &World<'_>, now: Timestamp) -> Verdi
         if now.since(since) < MISSING || !again {
             return Verdict::Going(known);
         }
-        // Ray nodes of the old cluster cannot join the new one: their containers were started anew.
+        // Ray nodes of the old cluster cannot join the new one: their containers were started again.
         return Verdict::Lost { why: "Ray no longer knows it: the head's state was lost".to_owned(), dead: true };
     };
     known.missing_since = None;
@@ -466,8 +477,15 @@ fn judge(job: &Job, handed: &Handed, world: &World<'_>, now: Timestamp) -> Verdi
     }
 }
 
-/// Ray says it waits or runs.
-fn going(job: &Job, told: &RayJob, mut known: Handed, life: Life, world: &World<'_>, now: Timestamp) -> Verdict {
+/// Transitions of a job that Ray reports as waiting or running.
+fn going(
+    job: &Job,
+    told: &RayJob,
+    mut known: Submitted,
+    life: Life,
+    world: &ClusterView<'_>,
+    now: Timestamp,
+) -> Verdict {
     // Its driver's container ended since: whatever Ray still says, it does not run any more. One that is only asked to end
     // runs on for a while, and Ray says when that is over.
     let is_alive = world.reachable && world.nodes.iter().any(|n| n.alive && told.driver_node.as_ref() == Some(&n.id));
@@ -504,8 +522,8 @@ fn going(job: &Job, told: &RayJob, mut known: Handed, life: Life, world: &World<
     Verdict::Going(known)
 }
 
-/// Ray says it failed: by its own error?
-fn failed(told: &RayJob, known: &Handed, life: Life, world: &World<'_>, now: Timestamp) -> Verdict {
+/// Outcome of a job that Ray reports as failed, which need not be by its own error.
+fn failed(told: &RayJob, known: &Submitted, life: Life, world: &ClusterView<'_>, now: Timestamp) -> Verdict {
     // By the clock as it is now: it may have been set back since.
     let heard = now.minus(world.failed_for.get(&told.submission_id).copied().unwrap_or_default());
     let ended = if life.ended <= now { life.ended } else { heard };
@@ -554,42 +572,43 @@ fn failed(told: &RayJob, known: &Handed, life: Life, world: &World<'_>, now: Tim
     }
 }
 
-/// The time a job had.
+/// Lifetime of a job.
 #[derive(Clone, Copy)]
 struct Life {
     began: Timestamp,
     ended: Timestamp,
-    /// The present, by which a time in the future was before the clock was set back.
+    /// Present time, by which a time in the future was before the clock was set back.
     now: Timestamp,
 }
 
 impl Life {
-    /// Whether the job was there when it happened.
+    /// Whether the job was there when the incident happened.
     fn saw_begin(self, i: &Incident) -> bool {
         i.died_at >= self.began && i.died_at <= self.ended
     }
 
-    /// Whether the job was there while it lasted: what was away when a job began is no less in its way. A node is given no
-    /// work any more once it is known to be dead; the store and the head are asked all the time.
-    fn saw(self, i: &Incident, world: &World<'_>) -> bool {
+    /// Whether the job was there while the incident lasted: what was away when a job began is no less in its way. A
+    /// node is given no work any more once it is known to be dead; the store and the head are asked all the time.
+    fn saw(self, i: &Incident, world: &ClusterView<'_>) -> bool {
         let over = if is_shared(&i.service) { self.over(i, world) } else { Some(i.noticed_at) };
         i.died_at <= self.ended && over.is_none_or(|over| over >= self.began)
     }
 
-    /// Whether the job ended in it, or shortly after. It may have begun a moment before it was noticed.
+    /// Whether the job ended in the silence, or shortly after. It may have begun a moment before it was noticed.
     fn saw_silence(self, s: &Silence) -> bool {
         s.from <= self.ended.plus(SETTLED * 2) && s.to >= self.began && self.ended <= s.to.plus(AFTERMATH)
     }
 
-    /// Whether it happened, or was not over, shortly before the job's end. What is held by hand may be so for days.
-    fn ended_by(self, i: &Incident, world: &World<'_>) -> bool {
+    /// Whether the incident happened, or was not over, shortly before the job's end. What is held by hand may be so for
+    /// days.
+    fn ended_by(self, i: &Incident, world: &ClusterView<'_>) -> bool {
         let lasts =
             i.cause != Cause::Asked && self.over(i, world).is_none_or(|back| self.ended <= back.plus(AFTERMATH));
         lasts || self.ended <= i.died_at.plus(AFTERMATH)
     }
 
-    /// When it was over: its service was ready again, or ended once more before it was.
-    fn over(self, incident: &Incident, world: &World<'_>) -> Option<Timestamp> {
+    /// Time at which the incident was over: its service was ready again, or ended once more before it was.
+    fn over(self, incident: &Incident, world: &ClusterView<'_>) -> Option<Timestamp> {
         let next = || {
             let same = |i: &&Incident| i.service == incident.service && i.cause.ends() && i.died_at > incident.died_at;
             world.incidents.iter().filter(same).map(|i| i.died_at).min()
@@ -599,31 +618,32 @@ impl Life {
     }
 }
 
-fn at(incident: &Incident, world: &World<'_>) -> Option<Ipv4Addr> {
+fn at(incident: &Incident, world: &ClusterView<'_>) -> Option<Ipv4Addr> {
     world.addresses.get(&incident.service).copied()
 }
 
-/// Whether it ended the node that the job's driver runs on. A job can wait, PENDING, while that node dies and comes back.
-fn on_driver(incident: &Incident, known: &Handed, world: &World<'_>) -> bool {
+/// Whether the incident ended the node that the job's driver runs on. A job can wait, PENDING, while that node dies and
+/// comes back.
+fn on_driver(incident: &Incident, known: &Submitted, world: &ClusterView<'_>) -> bool {
     known.driver.is_some()
         && at(incident, world) == known.driver
         && known.driver_since.is_none_or(|since| incident.died_at >= since)
 }
 
-/// Whether it is a worker that the job's run, whose workers are known, did not train on.
-fn is_foreign(service: &str, known: &Handed, world: &World<'_>) -> bool {
-    let at = world.addresses.get(service).filter(|_| service.starts_with("ray-worker-"));
+/// Whether the service is a worker that the job's run, whose workers are known, did not train on.
+fn is_foreign(service: &str, known: &Submitted, world: &ClusterView<'_>) -> bool {
+    let at = world.addresses.get(service).filter(|_| worker_slot(service).is_some());
     !known.workers.is_empty() && at.is_some_and(|at| !known.workers.contains(at))
 }
 
-/// What every job asks all the time, wherever it runs.
+/// Whether every job asks the service all the time, wherever it runs.
 fn is_shared(service: &str) -> bool {
-    matches!(service, "minio" | "ray-head")
+    services::for_jobs(service) == ForJobs::Shared
 }
 
-/// Services whose death can take a job along.
+/// Whether the death of the service can take a job along.
 pub fn is_infrastructure(service: &str) -> bool {
-    service.starts_with("ray-") || service == "minio"
+    services::for_jobs(service) != ForJobs::Nothing
 }
 
 fn in_words(incident: &Incident) -> String {
@@ -637,20 +657,21 @@ fn exit_words(told: &RayJob) -> String {
     }
 }
 
-/// What Ray's own monitor says when it killed a process before the kernel had to, which no container and no engine tells of.
-/// The node is named by its address: `... the node running low on memory. Memory on the node (IP: 198.18.0.11, ID: ...`.
-fn memory_of_ray(message: &str, world: &World<'_>) -> Option<String> {
+/// Report of Ray's own monitor that it killed a process before the kernel had to, which no container and no engine
+/// tells of. The node is named by its address: `... the node running low on memory. Memory on the node (IP:
+/// 198.18.0.11, ID: ...`.
+fn memory_of_ray(message: &str, world: &ClusterView<'_>) -> Option<String> {
     let (_, told) = message.split_once("running low on memory")?;
     let address: Option<Ipv4Addr> =
         told.split_once("(IP: ").and_then(|(_, rest)| rest.split(',').next()?.trim().parse().ok());
     let service = world.addresses.iter().find(|(_, at)| Some(**at) == address).map(|(name, _)| name);
-    Some(match service.and_then(|name| Some((name, memory_setting(name)?))) {
+    Some(match service.and_then(|name| Some((name, services::memory_setting(name)?))) {
         Some((name, setting)) => format!("{name}: {OOM_INSIDE} by Ray; raise `{setting}` in labd.toml"),
         None => format!("{OOM_INSIDE} by Ray"),
     })
 }
 
-/// Ray's reason in one line: where it is a traceback, its end says what happened, and its beginning in what.
+/// Ray's reason in one line: the end of a traceback says what happened, and its beginning in what.
 fn in_one_line(message: &str) -> String {
     let first = first_line(message);
     let last = message.lines().rev().map(str::trim).find(|l| !l.is_empty());
@@ -662,7 +683,7 @@ fn in_one_line(message: &str) -> String {
     }
 }
 
-/// Characters of Ray's words that are kept.
+/// Number of characters of Ray's message that are kept.
 const LONGEST: usize = 200;
 
 fn first_line(text: &str) -> String {
@@ -680,31 +701,32 @@ fn came_of_memory(book: &BTreeMap<String, Job>, id: &str) -> bool {
     })
 }
 
-/// The lost job's end, and the one that takes its place.
+/// Transition to the lost job's end, and to the job that takes its place if there is one.
 #[expect(clippy::too_many_arguments, reason = "everything that is known of the loss, once")]
-fn lose(
+fn resubmit_or_give_up(
     book: &BTreeMap<String, Job>,
     job: &Job,
-    handed: &Handed,
+    handed: &Submitted,
     why: String,
     dead: bool,
-    world: &World<'_>,
+    world: &ClusterView<'_>,
     policy: Policy,
     now: Timestamp,
-) -> Move {
+) -> Transition {
     let id = job.id.clone();
-    let not =
-        |why: String, reason: &str| Move::End(id.clone(), Outcome::Lost { why, next: Next::Not(reason.to_owned()) });
+    let not = |why: String, reason: &str| {
+        Transition::End(id.clone(), Outcome::Lost { why, next: Next::Not(reason.to_owned()) })
+    };
     if handed.stop_asked {
-        return Move::End(id, Outcome::Stopped);
+        return Transition::End(id, Outcome::Stopped);
     }
     // Its owner is deleting it: nobody wants it again.
     if let Some(outcome) = handed.deleting.and_then(|last| deleted(job, Some(last))) {
-        return Move::End(id, outcome);
+        return Transition::End(id, outcome);
     }
     if why.contains(OOM_INSIDE) && came_of_memory(book, &id) {
         let why = format!("{why}; the attempt before ended so too: the job needs more memory than there is");
-        return Move::End(id, Outcome::Failed { why });
+        return Transition::End(id, Outcome::Failed { why });
     }
     let (limit, by) = match job.submission.retry() {
         Retry::Default => (policy.resubmissions, "`jobs.resubmissions` in labd.toml"),
@@ -738,9 +760,9 @@ fn lose(
         submitted_at: now,
         run: job.run.clone(),
         note: None,
-        state: State::Kept { not_before: now.plus(wait), stop_first: (!dead).then(|| id.clone()), tries: 0 },
+        state: State::Queued { not_before: now.plus(wait), stop_first: (!dead).then(|| id.clone()), tries: 0 },
     };
-    Move::Replace(id, Outcome::Lost { why, next: Next::As(next) }, Box::new(replacement))
+    Transition::Replace(id, Outcome::Lost { why, next: Next::As(next) }, Box::new(replacement))
 }
 
 #[cfg(test)]
@@ -778,7 +800,7 @@ mod tests {
             submitted_at: ts(100),
             run: id.into(),
             note: None,
-            state: State::Handed(Handed { driver: Some(DRIVER), ..Handed::new(ts(100)) }),
+            state: State::Submitted(Submitted { driver: Some(DRIVER), ..Submitted::new(ts(100)) }),
         }
     }
 
@@ -832,14 +854,14 @@ mod tests {
         nodes: Vec<RayNode>,
         reachable: bool,
         ending: bool,
-        /// When the engine was last asked for everything, where that is not now.
+        /// Time at which the engine was last asked for everything, where that is not now.
         looked_at: Option<i64>,
         failed_for: BTreeMap<String, Duration>,
         silences: Vec<Silence>,
         store: bool,
         runs: Vec<TrainRun>,
         installing: BTreeSet<String>,
-        /// When the list was asked for, where that is not now.
+        /// Time at which the list was asked for, where that is not now.
         asked_at: Option<i64>,
         now: i64,
     }
@@ -865,12 +887,12 @@ mod tests {
             }
         }
 
-        fn moves(&self) -> Vec<Move> {
+        fn moves(&self) -> Vec<Transition> {
             let addresses =
                 [("ray-driver", DRIVER), ("ray-worker-0", WORKER), ("ray-head", Ipv4Addr::new(198, 18, 100, 10))];
             let addresses = addresses.map(|(name, ip)| (name.to_owned(), ip)).into();
             let jobs = Jobs { asked_at: ts(self.asked_at.unwrap_or(self.now)), jobs: self.told.clone() };
-            let world = World {
+            let world = ClusterView {
                 reachable: self.reachable,
                 jobs: Some(&jobs),
                 nodes: &self.nodes,
@@ -888,11 +910,11 @@ mod tests {
             decide(&book, &world, Policy { resubmissions: 10 }, ts(self.now))
         }
 
-        /// What the only job's end means, when it has one.
+        /// Outcome of the only job, when it has one.
         fn outcome(&self) -> Option<Outcome> {
             match self.moves().pop()? {
-                Move::End(_, outcome) | Move::Replace(_, outcome, _) => Some(outcome),
-                Move::Hand(_) | Move::Note(..) | Move::Stop(_) => None,
+                Transition::End(_, outcome) | Transition::Replace(_, outcome, _) => Some(outcome),
+                Transition::Hand(_) | Transition::Note(..) | Transition::Stop(_) => None,
             }
         }
 
@@ -1029,8 +1051,8 @@ mod tests {
         assert!(case.lost().is_some(), "its workers are not known");
         // They are remembered when Ray forgets the run.
         case.runs = Vec::new();
-        let known = Handed { workers: [other].into(), driver: Some(DRIVER), ..Handed::new(ts(100)) };
-        case.job.state = State::Handed(known);
+        let known = Submitted { workers: [other].into(), driver: Some(DRIVER), ..Submitted::new(ts(100)) };
+        case.job.state = State::Submitted(known);
         assert_eq!(case.lost(), None);
         case.incidents = vec![incident("ray-driver", 880, Some(884))];
         assert!(case.lost().is_some());
@@ -1038,7 +1060,10 @@ mod tests {
         let mut case = Case::new(vec![told(JobStatus::Running, None, None, "")], vec![]);
         case.runs = vec![run(&[WORKER])];
         let moves = case.moves();
-        assert!(matches!(moves.first(), Some(Move::Note(_, known)) if known.workers == [WORKER].into()), "{moves:?}");
+        assert!(
+            matches!(moves.first(), Some(Transition::Note(_, known)) if known.workers == [WORKER].into()),
+            "{moves:?}"
+        );
     }
 
     #[test]
@@ -1060,8 +1085,8 @@ mod tests {
         assert_eq!(case.lost(), None);
         case.told = vec![told(JobStatus::Failed, Some(ErrorType::JobSupervisorActorDied), Some(995), "")];
         let moves = case.moves();
-        let Some(Move::Replace(_, _, new)) = moves.first() else { panic!("{moves:?}") };
-        assert!(matches!(&new.state, State::Kept { stop_first: Some(old), .. } if old == "food11"), "{new:?}");
+        let Some(Transition::Replace(_, _, new)) = moves.first() else { panic!("{moves:?}") };
+        assert!(matches!(&new.state, State::Queued { stop_first: Some(old), .. } if old == "food11"), "{new:?}");
     }
 
     #[test]
@@ -1084,10 +1109,12 @@ mod tests {
             [(vec![incident("ray-driver", 890, None)], None), (vec![], Some("food11".to_owned()))]
         {
             let moves = Case::new(vec![died.clone()], incidents).moves();
-            let Some(Move::Replace(id, Outcome::Lost { next, .. }, new)) = moves.first() else { panic!("{moves:?}") };
+            let Some(Transition::Replace(id, Outcome::Lost { next, .. }, new)) = moves.first() else {
+                panic!("{moves:?}")
+            };
             assert_eq!((id.as_str(), next), ("food11", &Next::As("food11-r1".into())));
             assert_eq!((new.root.as_str(), new.attempt), ("food11", 2));
-            assert!(matches!(&new.state, State::Kept { stop_first: s, .. } if *s == stop_first), "{new:?}");
+            assert!(matches!(&new.state, State::Queued { stop_first: s, .. } if *s == stop_first), "{new:?}");
         }
     }
 
@@ -1111,9 +1138,9 @@ mod tests {
         let mut case = Case::new(vec![running], vec![]);
         case.nodes[0].alive = false;
         let moves = case.moves();
-        let Some(Move::Note(_, known)) = moves.first() else { panic!("{moves:?}") };
+        let Some(Transition::Note(_, known)) = moves.first() else { panic!("{moves:?}") };
         assert_eq!(known.orphaned_since, Some(ts(1000)));
-        case.job.state = State::Handed(known.clone());
+        case.job.state = State::Submitted(known.clone());
         case.now = 1011;
         assert!(case.lost().is_some());
     }
@@ -1138,21 +1165,21 @@ mod tests {
 
     #[test]
     fn one_that_was_given_up_and_succeeded_all_the_same_is_not_run_again() {
-        // Whether its processes may still run, or died with their node before Ray's word came.
+        // Whether its processes may still run, or died with their node before Ray's report came.
         for stop_first in [Some("food11".to_owned()), None] {
-            let kept = State::Kept { not_before: ts(0), stop_first, tries: 0 };
+            let kept = State::Queued { not_before: ts(0), stop_first, tries: 0 };
             let lost = Outcome::Lost { why: "x".into(), next: Next::As("food11-r1".into()) };
             let new = Job { id: "food11-r1".into(), attempt: 2, state: kept, ..job("food11", json!({})) };
             let old = Job { state: State::Ended { at: ts(950), outcome: lost }, ..job("food11", json!({})) };
             let book = BTreeMap::from([("food11".to_owned(), old), ("food11-r1".to_owned(), new)]);
             let nodes = [node(1, DRIVER, true, "driver")];
             for (status, moves) in [
-                (JobStatus::Running, vec![Move::Hand("food11-r1".into())]),
-                (JobStatus::Stopped, vec![Move::Hand("food11-r1".into())]),
-                (JobStatus::Succeeded, vec![Move::End("food11-r1".into(), Outcome::Succeeded)]),
+                (JobStatus::Running, vec![Transition::Hand("food11-r1".into())]),
+                (JobStatus::Stopped, vec![Transition::Hand("food11-r1".into())]),
+                (JobStatus::Succeeded, vec![Transition::End("food11-r1".into(), Outcome::Succeeded)]),
             ] {
                 let jobs = Jobs { asked_at: ts(1000), jobs: vec![told(status, None, Some(960), "")] };
-                let world = World {
+                let world = ClusterView {
                     reachable: true,
                     jobs: Some(&jobs),
                     nodes: &nodes,
@@ -1175,8 +1202,8 @@ mod tests {
     fn what_ray_forgot_is_lost_only_when_it_says_so_for_long() {
         let mut case = Case::new(vec![], vec![]);
         let moves = case.moves();
-        let Some(Move::Note(_, known)) = moves.first() else { panic!("{moves:?}") };
-        case.job.state = State::Handed(known.clone());
+        let Some(Transition::Note(_, known)) = moves.first() else { panic!("{moves:?}") };
+        case.job.state = State::Submitted(known.clone());
         case.now = 1006;
         assert!(case.lost().expect("lost").contains("no longer knows"));
         case.asked_at = Some(1000);
@@ -1186,7 +1213,7 @@ mod tests {
         assert_eq!(case.lost(), None, "nobody says anything");
         // A list that is older than the job.
         let mut case = Case::new(vec![], vec![]);
-        case.job.state = State::Handed(Handed::new(ts(1000)));
+        case.job.state = State::Submitted(Submitted::new(ts(1000)));
         assert_eq!(case.moves(), []);
     }
 
@@ -1205,7 +1232,7 @@ mod tests {
     #[test]
     fn what_is_told_of_an_ids_former_job_is_no_word_on_this_one() {
         let done = RayJob { started_at: Some(ts(10)), ..told(JobStatus::Succeeded, None, Some(20), "") };
-        let handed = |at| State::Handed(Handed::new(ts(at)));
+        let handed = |at| State::Submitted(Submitted::new(ts(at)));
         // In a list that was asked for before this one was taken, and in one that was answered late.
         let mut case = Case::new(vec![done.clone()], vec![]);
         (case.job.state, case.now) = (handed(1000), 1000);
@@ -1232,24 +1259,24 @@ mod tests {
     fn one_that_its_owner_deleted_is_not_lost() {
         for (last, outcome) in [(JobStatus::Succeeded, Outcome::Succeeded), (JobStatus::Stopped, Outcome::Stopped)] {
             let mut case = Case::new(vec![], vec![]);
-            case.job.state = State::Handed(Handed { deleting: Some(last), ..Handed::new(ts(100)) });
+            case.job.state = State::Submitted(Submitted { deleting: Some(last), ..Submitted::new(ts(100)) });
             assert_eq!(case.outcome(), Some(outcome.clone()), "labd was killed before it heard that Ray did it");
             assert_eq!(deleted(&case.job, Some(last)), Some(outcome));
         }
         // It was judged before Ray had done it.
         let died = told(JobStatus::Failed, Some(ErrorType::JobSupervisorActorDied), Some(900), "");
         let mut case = Case::new(vec![died], vec![]);
-        case.job.state = State::Handed(Handed { deleting: Some(JobStatus::Failed), ..Handed::new(ts(100)) });
+        case.job.state = State::Submitted(Submitted { deleting: Some(JobStatus::Failed), ..Submitted::new(ts(100)) });
         assert!(matches!(case.outcome(), Some(Outcome::Failed { .. })), "{:?}", case.moves());
         // Ray refused: it is still there.
         let mut case = Case::new(vec![told(JobStatus::Running, None, None, "")], vec![]);
-        case.job.state = State::Handed(Handed { deleting: Some(JobStatus::Failed), ..Handed::new(ts(100)) });
+        case.job.state = State::Submitted(Submitted { deleting: Some(JobStatus::Failed), ..Submitted::new(ts(100)) });
         assert_eq!(case.outcome(), None);
         let job = |state| Job { state, ..job("food11", json!({})) };
-        let running = job(State::Handed(Handed::new(ts(100))));
+        let running = job(State::Submitted(Submitted::new(ts(100))));
         assert!(matches!(deleted(&running, Some(JobStatus::Failed)), Some(Outcome::Failed { .. })));
         assert_eq!((deleted(&running, Some(JobStatus::Running)), deleted(&running, None)), (None, None));
-        let stopped = job(State::Handed(Handed { stop_asked: true, ..Handed::new(ts(100)) }));
+        let stopped = job(State::Submitted(Submitted { stop_asked: true, ..Submitted::new(ts(100)) }));
         assert_eq!(deleted(&stopped, Some(JobStatus::Failed)), Some(Outcome::Stopped));
         let lost = Outcome::Lost { why: "x".into(), next: Next::Not("y".into()) };
         assert_eq!(deleted(&job(State::Ended { at: ts(5), outcome: lost.clone() }), None), Some(lost));
@@ -1283,14 +1310,14 @@ mod tests {
         let failed = told(JobStatus::Failed, Some(ErrorType::JobEntrypointCommandError), Some(900), "x");
         assert_eq!(Case::new(vec![failed], vec![incident("ray-head", 150, Some(3_800))]).lost(), None);
         let mut case = Case::new(vec![], vec![]);
-        case.job.state = State::Kept { not_before: ts(1_060), stop_first: None, tries: 0 };
+        case.job.state = State::Queued { not_before: ts(1_060), stop_first: None, tries: 0 };
         assert_eq!(case.moves(), [], "a minute is a wait");
-        case.job.state = State::Kept { not_before: ts(4_600), stop_first: None, tries: 0 };
-        assert_eq!(case.moves(), [Move::Hand("food11".into())]);
-        case.job.state = State::Handed(Handed { missing_since: Some(ts(4_600)), ..Handed::new(ts(100)) });
+        case.job.state = State::Queued { not_before: ts(4_600), stop_first: None, tries: 0 };
+        assert_eq!(case.moves(), [Transition::Hand("food11".into())]);
+        case.job.state = State::Submitted(Submitted { missing_since: Some(ts(4_600)), ..Submitted::new(ts(100)) });
         let moves = case.moves();
         assert!(
-            matches!(moves.first(), Some(Move::Note(_, known)) if known.missing_since == Some(ts(1_000))),
+            matches!(moves.first(), Some(Transition::Note(_, known)) if known.missing_since == Some(ts(1_000))),
             "{moves:?}"
         );
     }
@@ -1304,20 +1331,23 @@ mod tests {
             started_at: Some(ts(began)),
             ..told(JobStatus::Running, None, None, "")
         };
-        let kept = State::Kept { not_before: ts(0), stop_first: None, tries: 0 };
+        let kept = State::Queued { not_before: ts(0), stop_first: None, tries: 0 };
         for state in [job("food11", json!({})).state, kept] {
             let mut case = Case::new(vec![died.clone(), attempt(2, 910), attempt(3, 950)], vec![]);
             case.job.state = state;
             let moves = case.moves();
-            let [Move::Replace(id, Outcome::Lost { next, .. }, new)] = &moves[..] else { panic!("{moves:?}") };
+            let [Transition::Replace(id, Outcome::Lost { next, .. }, new)] = &moves[..] else { panic!("{moves:?}") };
             assert_eq!((id.as_str(), next), ("food11", &Next::As("food11-r2".into())));
             assert_eq!((new.id.as_str(), new.root.as_str(), new.attempt), ("food11-r2", "food11", 3));
-            assert_eq!(new.state, State::Handed(Handed::new(ts(950))));
+            assert_eq!(new.state, State::Submitted(Submitted::new(ts(950))));
         }
         // Another job had the id, before, or as the clock had it before it was set back.
         for began in [50, 2_000] {
             let moves = Case::new(vec![died.clone(), attempt(2, began)], vec![]).moves();
-            assert!(matches!(moves.first(), Some(Move::Replace(_, _, new)) if new.id == "food11-r2"), "{moves:?}");
+            assert!(
+                matches!(moves.first(), Some(Transition::Replace(_, _, new)) if new.id == "food11-r2"),
+                "{moves:?}"
+            );
         }
     }
 
@@ -1326,19 +1356,19 @@ mod tests {
         let died = told(JobStatus::Failed, Some(ErrorType::JobSupervisorActorDied), Some(900), "");
         let old = RayJob { submission_id: "food11-r1".into(), ..told(JobStatus::Failed, None, Some(50), "") };
         let moves = Case::new(vec![died, old], vec![]).moves();
-        assert!(matches!(moves.first(), Some(Move::Replace(_, _, new)) if new.id == "food11-r2"), "{moves:?}");
+        assert!(matches!(moves.first(), Some(Transition::Replace(_, _, new)) if new.id == "food11-r2"), "{moves:?}");
     }
 
     #[test]
     fn a_stop_is_a_stop_and_limits_are_kept() {
         let failed = told(JobStatus::Failed, Some(ErrorType::JobSupervisorActorDied), Some(900), "");
         let mut case = Case::new(vec![failed.clone()], vec![incident("ray-driver", 890, None)]);
-        case.job.state = State::Handed(Handed { stop_asked: true, ..Handed::new(ts(100)) });
+        case.job.state = State::Submitted(Submitted { stop_asked: true, ..Submitted::new(ts(100)) });
         assert_eq!(case.outcome(), Some(Outcome::Stopped));
         for (retry, attempt, again) in [("never", 1, false), ("0", 1, false), ("2", 2, true), ("2", 3, false)] {
             let mut case = Case::new(vec![failed.clone()], vec![]);
             case.job = Job { attempt, ..job("food11", json!({"metadata": {"labd.retry": retry}})) };
-            assert_eq!(matches!(case.moves()[..], [Move::Replace(..)]), again, "{retry} {attempt}");
+            assert_eq!(matches!(case.moves()[..], [Transition::Replace(..)]), again, "{retry} {attempt}");
         }
     }
 
@@ -1359,7 +1389,7 @@ mod tests {
         let nodes = [node(1, DRIVER, true, "driver")];
         let after = |book: &BTreeMap<String, Job>, told: RayJob, incidents: &[Incident]| {
             let jobs = Jobs { asked_at: ts(1000), jobs: vec![told] };
-            let world = World {
+            let world = ClusterView {
                 reachable: true,
                 jobs: Some(&jobs),
                 nodes: &nodes,
@@ -1379,22 +1409,24 @@ mod tests {
         // The driver's node lives on: a job that runs there runs on.
         let runs = RayJob { ended_at: None, ..told(JobStatus::Running, None, None, "") };
         let going = after(&book, runs, &[oom("ray-driver", 850)]);
-        assert!(matches!(going, Some(Move::Note(..))), "{going:?}");
+        assert!(matches!(going, Some(Transition::Note(..))), "{going:?}");
         // One whose watching process was killed may still run.
         let unwatched = failed("food11", Some(ErrorType::JobSupervisorActorDied), 500);
-        let Some(Move::Replace(_, _, new)) = after(&book, unwatched, &[oom("ray-driver", 499)]) else { panic!("lost") };
-        assert!(matches!(new.state, State::Kept { stop_first: Some(_), .. }), "{new:?}");
+        let Some(Transition::Replace(_, _, new)) = after(&book, unwatched, &[oom("ray-driver", 499)]) else {
+            panic!("lost")
+        };
+        assert!(matches!(new.state, State::Queued { stop_first: Some(_), .. }), "{new:?}");
         let first = after(&book, failed("food11", command, 500), &[oom("ray-worker-0", 499)]);
-        let Some(Move::Replace(id, lost, new)) = first else { panic!("{first:?}") };
+        let Some(Transition::Replace(id, lost, new)) = first else { panic!("{first:?}") };
         assert!(matches!(&lost, Outcome::Lost { why, .. } if why.contains("raise `services.ray-worker.memory`")));
         let ended = Job { state: State::Ended { at: ts(505), outcome: lost }, ..book[&id].clone() };
         book.insert(id, ended);
         let mut new = *new;
-        new.state = State::Handed(Handed { driver: Some(DRIVER), ..Handed::new(ts(506)) });
+        new.state = State::Submitted(Submitted { driver: Some(DRIVER), ..Submitted::new(ts(506)) });
         let again = BTreeMap::from([(new.id.clone(), new.clone())]);
         book.extend(again);
         let second = after(&book, failed("food11-r1", command, 900), &[oom("ray-worker-0", 898)]);
-        let Some(Move::End(id, Outcome::Failed { why })) = second else { panic!("{second:?}") };
+        let Some(Transition::End(id, Outcome::Failed { why })) = second else { panic!("{second:?}") };
         assert_eq!(id, "food11-r1");
         assert!(why.starts_with("ray-worker-0: out of memory") && why.contains("the attempt before"), "{why}");
         // Ray's own monitor is sometimes quicker than the kernel, and tells the job only.
@@ -1402,7 +1434,7 @@ mod tests {
         let by_ray = |id: &str, error, ended| RayJob { message: said.into(), ..failed(id, error, ended) };
         for error in [ErrorType::JobSupervisorActorUnknownFailure, ErrorType::JobSupervisorActorDied] {
             let second = after(&book, by_ray("food11-r1", Some(error), 900), &[]);
-            let Some(Move::End(_, Outcome::Failed { why })) = second else { panic!("{second:?}") };
+            let Some(Transition::End(_, Outcome::Failed { why })) = second else { panic!("{second:?}") };
             assert!(
                 why.starts_with(&format!("ray-driver: {OOM_INSIDE}")) && why.contains("services.ray-driver.memory"),
                 "{why}"
@@ -1410,22 +1442,22 @@ mod tests {
         }
         // Lost to something else, the second attempt is as good as the first.
         let killed = after(&book, failed("food11-r1", command, 900), &[incident("ray-worker-0", 898, None)]);
-        assert!(matches!(killed, Some(Move::Replace(..))), "{killed:?}");
+        assert!(matches!(killed, Some(Transition::Replace(..))), "{killed:?}");
     }
 
     #[test]
     fn a_kept_one_is_handed_in_when_its_place_is_there() {
         let mut case = Case::new(vec![], vec![]);
-        let kept = State::Kept { not_before: ts(0), stop_first: None, tries: 0 };
+        let kept = State::Queued { not_before: ts(0), stop_first: None, tries: 0 };
         case.job.state = kept.clone();
-        assert_eq!(case.moves(), [Move::Hand("food11".into())]);
+        assert_eq!(case.moves(), [Transition::Hand("food11".into())]);
         case.store = false;
         assert_eq!(case.moves(), [], "the store is not there");
         case.store = true;
         case.nodes[0].alive = false;
         assert_eq!(case.moves(), [], "the driver node is not there");
         case.job = Job { state: kept, ..job("food11", json!({"entrypoint_num_gpus": 1})) };
-        assert_eq!(case.moves(), [Move::Hand("food11".into())], "it goes elsewhere");
+        assert_eq!(case.moves(), [Transition::Hand("food11".into())], "it goes elsewhere");
         case.reachable = false;
         assert_eq!(case.moves(), []);
     }

@@ -1,18 +1,18 @@
 //! The job ledger: every submission that came through labd's front door, and what became of it.
 //!
-//! Ray keeps no job over the loss of its head's state, its driver's node or the machine, and leaves it to somebody else to
-//! notice. The ledger is that somebody: it keeps each submission as it was sent before Ray hears of it, decides what its end
-//! means, and hands in again what was lost to infrastructure.
+//! Ray keeps no job over the loss of its head's state, its driver's node or the machine, and leaves it to somebody else
+//! to notice. The ledger is that somebody: it keeps each submission as it was sent before Ray hears of it, decides what
+//! its end means, and submits again what was lost to infrastructure.
 //!
-//! * [`submission`]: a request, as sent and as handed in. Pure.
+//! * [`submission`]: a request, as a person sent it and as labd submits it to Ray. Pure.
 //! * [`decide`]: what a job's end means and what follows. Pure.
 //! * [`past`]: ids that are used again. Pure.
 //! * [`store`]: the file.
 //! * [`packages`]: uploaded code, kept beside it.
 //!
-//! One task, the keeper, owns the book. It hears the front door (`mpsc`), Ray's word, labd's incidents and where services are
-//! (`watch`), and tells the jobs as the snapshot shows them through one `watch`. Handing in is a task of its own per job, so
-//! that a slow head delays nobody. A change is on disk before anything follows from it.
+//! One task owns the book. It hears the front door (`mpsc`), what Ray reports, labd's incidents and where services are
+//! (`watch`), and publishes the jobs as the snapshot shows them through one `watch`. Each submission to Ray is a task
+//! of its own, so that a slow head delays nobody. A change is on disk before anything follows from it.
 
 pub mod decide;
 pub mod packages;
@@ -50,50 +50,50 @@ use crate::{
     snapshot::{JobStatus, JobView, ServiceState, ServiceView, Snapshot},
     time::{Moment, Now, Timestamp},
 };
-use decide::{Handed, Job, Move, Next, Outcome, Policy, Present, Silence, State, World};
+use decide::{ClusterView, Job, Next, Outcome, Policy, Present, Silence, State, Submitted, Transition};
 use packages::Packages;
 use past::{End, Past};
 use store::{Found, LedgerError, Store};
 use submission::{Named, Submission};
 
-/// Ray kills what a stopped job left after 3 s (`RAY_JOB_STOP_WAIT_TIME_S`), and a moment more.
+/// Wait after a stop: Ray kills what a stopped job left after 3 s (`RAY_JOB_STOP_WAIT_TIME_S`), and a moment more.
 const STOPPED: Duration = Duration::from_secs(4);
-/// Between two tries to hand the same job in; doubles to [`LONGEST_RETRY`].
+/// Time between two tries to submit the same job to Ray; doubles to [`LONGEST_RETRY`].
 const RETRY: Duration = Duration::from_millis(500);
-/// No try waits longer.
+/// Longest time between two tries.
 const LONGEST_RETRY: Duration = Duration::from_secs(10);
-/// So often Ray may refuse to take a job, for reasons that are not the job's, before it is given up.
+/// Number of times that Ray may refuse to take a job, for reasons that are not the job's, before it is given up.
 const TRIES: u32 = 30;
-/// Between two tries to write what could not be written, and between two requests to stop the same job.
+/// Time between two tries to write what could not be written, and between two requests to stop the same job.
 const AGAIN: Duration = Duration::from_secs(10);
-/// So long it is remembered that a service did not answer: no failure is judged later.
+/// Time for which it is remembered that a service did not answer: no failure is judged later.
 const REMEMBERED: Duration = Duration::from_mins(10);
-/// Between two sweeps of packages.
+/// Time between two sweeps of packages.
 const SWEEP: Duration = Duration::from_hours(1);
 
-/// What the ledger shows.
+/// View of the ledger for the snapshot.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct LedgerView {
     /// Jobs, newest first, at most 50: those of the ledger and those that only Ray knows.
     pub jobs: Vec<JobView>,
-    /// What is wrong with the ledger itself.
+    /// Trouble of the ledger itself, in one line.
     pub trouble: Option<String>,
-    /// What people should know of jobs together, in a line each.
+    /// Notices about jobs together, in a line each.
     pub notices: Vec<String>,
-    /// Jobs handed in again since the ledger began.
+    /// Number of jobs submitted again since the ledger began.
     pub resubmissions: u64,
 }
 
-/// Where a request to stop goes.
+/// Destination of a request to stop a job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Stop {
-    /// To Ray, for this submission: the attempt that runs now.
+    /// Ray, for this submission: the attempt that runs now.
     Pass(String),
-    /// Nowhere: it was not handed in yet, and now never is.
+    /// None: the job was not submitted to Ray yet, and now never is.
     Done,
 }
 
-/// The way to the keeper. Cheap to clone.
+/// Handle on the ledger's task. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Ledger {
     ask: mpsc::Sender<Ask>,
@@ -111,13 +111,13 @@ enum Ask {
 }
 
 impl Ledger {
-    /// The way to a keeper that has ended.
+    /// Handle on a task that has ended.
     #[cfg(test)]
     pub(crate) fn none() -> Self {
         Self { ask: mpsc::channel(1).0, view: watch::channel(Arc::default()).1 }
     }
 
-    /// Keeps a submission and hands it in: Ray's answer, or, while the head is away, one as Ray gives it.
+    /// Keeps a submission and submits it to Ray: Ray's answer, or, while the head is away, one as Ray gives it.
     pub async fn submit(&self, submission: Submission) -> Option<Reply> {
         let (reply, answer) = oneshot::channel();
         self.ask.send(Ask::Submit { submission, reply }).await.ok()?;
@@ -131,17 +131,17 @@ impl Ledger {
         answer.await.ok()
     }
 
-    /// Notes that a person's request to delete a job is about to be passed on, and what Ray said of the job last: should it
-    /// be gone after that, it was deleted, also when labd is killed before [`Self::forget`]. Whether it was noted: not
-    /// while labd ends.
+    /// Notes that a person's request to delete a job is about to be passed on, and what Ray reported of the job last:
+    /// should it be gone after that, it was deleted, also when labd is killed before [`Self::forget`]. Whether it was
+    /// noted: not while labd ends.
     pub async fn deleting(&self, id: &str, last: JobStatus) -> bool {
         let (reply, noted) = oneshot::channel();
         let sent = self.ask.send(Ask::Deleting { id: id.to_owned(), last, reply }).await;
         sent.is_ok() && noted.await.is_ok()
     }
 
-    /// Notes that Ray deleted a job, which it does for ended ones only. `last` is what Ray said of it last, where that is
-    /// known. Whether it was noted: not while labd ends.
+    /// Notes that Ray deleted a job, which it does for ended ones only. `last` is what Ray reported of it last, where
+    /// that is known. Whether it was noted: not while labd ends.
     pub async fn forget(&self, id: &str, last: Option<JobStatus>) -> bool {
         let (reply, noted) = oneshot::channel();
         let sent = self.ask.send(Ask::Forget { id: id.to_owned(), last, reply }).await;
@@ -161,38 +161,39 @@ impl Ledger {
         let _ = self.ask.send(Ask::Unkept { what }).await;
     }
 
-    /// What the ledger shows, whenever it changes.
+    /// Channel on which the ledger publishes its view whenever it changes.
     pub fn watch(&self) -> watch::Receiver<Arc<LedgerView>> {
         self.view.clone()
     }
 }
 
-/// What the keeper is given.
+/// Parts that the ledger's task is given.
 pub struct Parts<A> {
-    /// The job API of the head that runs now.
+    /// Job API of the head that runs now.
     pub api: Box<dyn Fn() -> Option<A> + Send + Sync>,
-    /// What Ray says.
+    /// Ray's state, as it reports it.
     pub ray: watch::Receiver<Arc<RayView>>,
-    /// Where it is told which jobs must be followed, should Ray's list of all become too long.
+    /// Channel for the jobs that must be followed, should Ray's list of all become too long.
     pub follow: watch::Sender<BTreeSet<String>>,
-    /// What died.
+    /// Recent incidents.
     pub incidents: watch::Receiver<Arc<Vec<Incident>>>,
-    /// Every container that can take a job along was looked at since then: what ended before is among the incidents.
+    /// Moment since which every container that can take a job along has been observed: what ended before is among the
+    /// incidents.
     pub looked_at: watch::Receiver<Option<Moment>>,
-    /// Where services are.
+    /// Snapshot, for where services are.
     pub snapshot: watch::Receiver<Arc<Snapshot>>,
-    /// `labd.toml`.
+    /// Configuration from `labd.toml`.
     pub config: watch::Receiver<Arc<Config>>,
-    /// Where it is told what became of jobs.
+    /// Journal, for what became of jobs.
     pub journal: Journal,
 }
 
-/// The ledger's files, opened.
+/// Files of the ledger, opened.
 #[derive(Debug)]
 pub struct Opened {
     store: Store,
     found: Found,
-    /// The folder of uploaded packages.
+    /// Folder of uploaded packages.
     pub packages: Packages,
 }
 
@@ -204,12 +205,12 @@ pub fn open(data_dir: &Path) -> Result<Opened, LedgerError> {
     Ok(Opened { store, found, packages })
 }
 
-/// Starts the keeper. Must be called inside a tokio runtime; ends with the last [`Ledger`].
+/// Starts the ledger's task. Must be called inside a tokio runtime; ends with the last [`Ledger`].
 pub fn spawn<A: JobApi>(opened: Opened, parts: Parts<A>) -> Ledger {
     start(opened, parts).0
 }
 
-/// The keeper over a simulated file, and how it is killed.
+/// Starts the ledger's task over a simulated file. Returns also the handle that kills it.
 #[cfg(test)]
 pub(crate) fn simulated<A: JobApi>(shelf: &store::Shelf, parts: Parts<A>) -> (Ledger, AbortHandle) {
     let (store, found) = Store::simulated(shelf);
@@ -221,7 +222,7 @@ fn start<A: JobApi>(opened: Opened, parts: Parts<A>) -> (Ledger, AbortHandle) {
     let (ask, asked) = mpsc::channel(64);
     let (tell, view) = watch::channel(Arc::new(LedgerView::default()));
     let (words, heard) = mpsc::unbounded_channel();
-    let keeper = Keeper {
+    let keeper = LedgerTask {
         book: found.book,
         used: found.used,
         unsaved_used: BTreeSet::new(),
@@ -248,20 +249,20 @@ fn start<A: JobApi>(opened: Opened, parts: Parts<A>) -> (Ledger, AbortHandle) {
     (Ledger { ask, view }, task)
 }
 
-/// What became of handing a job in.
+/// Result of a submission to Ray.
 #[derive(Debug)]
 struct HandedIn {
     id: String,
-    /// Which job of that id it is.
+    /// Time by which it is known which job of that id it is.
     submitted_at: Timestamp,
     result: Result<Reply, String>,
 }
 
-struct Keeper<A> {
+struct LedgerTask<A> {
     book: BTreeMap<String, Job>,
     /// Ids of jobs that ended, deleted ones included.
     used: BTreeMap<String, Past>,
-    /// Those of them that are not on disk.
+    /// Those of `used` that are not on disk.
     unsaved_used: BTreeSet<String>,
     /// Length of all submissions, in bytes.
     bytes: usize,
@@ -272,13 +273,13 @@ struct Keeper<A> {
     parts: Parts<A>,
     words: mpsc::UnboundedSender<HandedIn>,
     tell: watch::Sender<Arc<LedgerView>>,
-    /// Being handed in now, and whether each is still wanted.
+    /// Jobs that are being submitted to Ray, and whether each is still wanted.
     in_flight: BTreeMap<String, Arc<AtomicBool>>,
     /// Ended jobs whose ids are used again, until Ray has said that it takes the new one.
     replaced: BTreeMap<String, Job>,
-    /// People who wait for Ray's answer.
+    /// People who wait for Ray's answer, by job.
     waiting: BTreeMap<String, oneshot::Sender<Reply>>,
-    /// When Ray was last asked to stop a job.
+    /// Time at which Ray was last asked to stop each job.
     stops: BTreeMap<String, (Instant, AbortHandle)>,
     /// Jobs whose newest state is not on disk.
     unsaved: BTreeSet<String>,
@@ -286,14 +287,14 @@ struct Keeper<A> {
     removed: BTreeSet<String>,
     save_again: Instant,
     sweep_at: Instant,
-    /// When services did not answer, lately.
+    /// Recent times in which services did not answer.
     silences: Vec<Silence>,
-    /// Since when Ray is known to call a job failed that has not ended for labd.
+    /// Moment since which Ray is known to call a job failed that has not ended for labd.
     failed: BTreeMap<String, Instant>,
     trouble: Option<String>,
 }
 
-impl<A: JobApi> Keeper<A> {
+impl<A: JobApi> LedgerTask<A> {
     async fn run(mut self, mut asked: mpsc::Receiver<Ask>, mut heard: mpsc::UnboundedReceiver<HandedIn>) {
         self.trim();
         let mut ray = self.parts.ray.clone();
@@ -306,7 +307,7 @@ impl<A: JobApi> Keeper<A> {
         loop {
             if !settled {
                 if self.settle().await {
-                    // What takes a lost one's place is handed in at once, whoever else has nothing to say for a while.
+                    // What takes a lost one's place is submitted at once, even if nothing else happens for a while.
                     self.settle().await;
                 }
                 self.publish();
@@ -338,21 +339,21 @@ impl<A: JobApi> Keeper<A> {
 
     // ---- deciding ----
 
-    /// Does what follows from what is known. Whether more follows from that.
+    /// Carries out what follows from what is known. Returns whether more follows from that.
     async fn settle(&mut self) -> bool {
         let now = Timestamp::now();
         self.listen(now);
         self.mind_failed();
         let moves = self.decide(now);
         let mut hand = Vec::new();
-        let again = moves.iter().any(|change| matches!(change, Move::Replace(..)));
+        let again = moves.iter().any(|change| matches!(change, Transition::Replace(..)));
         for change in moves {
             match change {
-                Move::Hand(id) => hand.push(id),
-                Move::Note(id, known) => self.set(&id, State::Handed(known)),
-                Move::Stop(id) => self.ask_to_stop(id),
-                Move::End(id, outcome) => self.end(&id, outcome, now),
-                Move::Replace(id, outcome, replacement) => {
+                Transition::Hand(id) => hand.push(id),
+                Transition::Note(id, known) => self.set(&id, State::Submitted(known)),
+                Transition::Stop(id) => self.ask_to_stop(id),
+                Transition::End(id, outcome) => self.end(&id, outcome, now),
+                Transition::Replace(id, outcome, replacement) => {
                     self.unsaved.insert(replacement.id.clone());
                     self.book.insert(replacement.id.clone(), *replacement);
                     self.end(&id, outcome, now);
@@ -361,7 +362,7 @@ impl<A: JobApi> Keeper<A> {
         }
         self.save().await;
         for id in hand {
-            self.hand_in(id);
+            self.submit(id);
         }
         again
     }
@@ -392,7 +393,7 @@ impl<A: JobApi> Keeper<A> {
         self.silences.retain(|silence| now.since(silence.to) < REMEMBERED);
     }
 
-    fn decide(&self, now: Timestamp) -> Vec<Move> {
+    fn decide(&self, now: Timestamp) -> Vec<Transition> {
         let ray = self.parts.ray.borrow().clone();
         // Before the incidents: those that the look found are there by then.
         let looked_at = self.parts.looked_at.borrow().map_or_else(Timestamp::default, |at| Now::read().wall_at(at));
@@ -404,7 +405,7 @@ impl<A: JobApi> Keeper<A> {
         let under_way = snapshot.installs.iter().filter(|install| install.ended_at.is_none());
         let failed_for = self.failed.iter().map(|(id, since)| (id.clone(), since.elapsed())).collect();
         let installing = under_way.map(|install| install.job.clone()).collect();
-        let world = World {
+        let world = ClusterView {
             reachable: ray.gcs == Gcs::Reachable,
             jobs: ray.jobs.as_deref(),
             nodes: &ray.nodes,
@@ -422,7 +423,7 @@ impl<A: JobApi> Keeper<A> {
         decide::decide(&self.book, &world, policy, now)
     }
 
-    /// What of all that a job needs is there.
+    /// Presence of everything that a job needs.
     fn present(&self) -> Present {
         let (ray, snapshot) = (self.parts.ray.borrow().clone(), self.parts.snapshot.borrow().clone());
         Present {
@@ -513,7 +514,7 @@ impl<A: JobApi> Keeper<A> {
         }
     }
 
-    /// Goes on with what an earlier labd wrote, which could not be read until now. What has happened since counts.
+    /// Takes over what an earlier labd wrote, which could not be read until now. What has happened since counts.
     fn take_over(&mut self, found: Found) {
         for (id, job) in found.book {
             self.book.entry(id).or_insert(job);
@@ -580,7 +581,7 @@ impl<A: JobApi> Keeper<A> {
             view.notices.extend(view::unreadable(&self.unreadable));
             view
         };
-        let open = self.book.values().filter(|job| matches!(job.state, State::Handed(_)));
+        let open = self.book.values().filter(|job| matches!(job.state, State::Submitted(_)));
         let open: BTreeSet<String> = open.map(|job| job.id.clone()).collect();
         self.parts.follow.send_if_modified(|old| {
             let changed = *old != open;
@@ -596,9 +597,9 @@ impl<A: JobApi> Keeper<A> {
         });
     }
 
-    // ---- handing in ----
+    // ---- submission to Ray ----
 
-    fn hand_in(&mut self, id: String) {
+    fn submit(&mut self, id: String) {
         let (Some(job), Some(api)) = (self.book.get(&id).cloned(), (self.parts.api)()) else { return };
         if self.in_flight.contains_key(&id) {
             return;
@@ -608,13 +609,13 @@ impl<A: JobApi> Keeper<A> {
         let name_runs = self.parts.config.borrow().jobs.name_runs;
         let (packages, words) = (self.packages.clone(), self.words.clone());
         tokio::spawn(async move {
-            let result = hand_in(&api, &packages, &job, name_runs, &wanted).await;
+            let result = submit(&api, &packages, &job, name_runs, &wanted).await;
             let _ = words.send(HandedIn { id, submitted_at: job.submitted_at, result });
         });
     }
 
-    /// Keeps one that is being handed in from being sent, where it has not been sent yet: it may wait seconds for the end of
-    /// the attempt before it.
+    /// Marks a job that is being submitted to Ray as unwanted, so that it is not sent if it has not been sent yet: it
+    /// may wait seconds for the end of the attempt before it.
     fn unwant(&self, id: &str) {
         if let Some(wanted) = self.in_flight.get(id) {
             wanted.store(false, Ordering::Release);
@@ -632,7 +633,7 @@ impl<A: JobApi> Keeper<A> {
         self.stops.insert(stopped, (Instant::now(), task.abort_handle()));
     }
 
-    /// Whether Ray still had a job of this id when this one was submitted: in a list that was asked for later.
+    /// Whether Ray still had a job of this id when this one was submitted, by a list that was asked for later.
     fn has_a_namesake(&self, id: &str) -> bool {
         let ray = self.parts.ray.borrow();
         let (Some(job), Some(told)) = (self.book.get(id), &ray.jobs) else { return false };
@@ -643,22 +644,25 @@ impl<A: JobApi> Keeper<A> {
     async fn handed_in(&mut self, id: &str, submitted_at: Timestamp, result: Result<Reply, String>) {
         self.in_flight.remove(id);
         if self.book.get(id).is_some_and(|job| job.submitted_at != submitted_at) {
-            // Its owner deleted it meanwhile and used its id again: that one is handed in next.
+            // Its owner deleted it meanwhile and used its id again: that one is submitted next.
             return;
         }
         let waiting = self.waiting.remove(id);
         let now = Timestamp::now();
         let (stop_first, tries) = match self.book.get(id).map(|job| job.state.clone()) {
-            Some(State::Kept { stop_first, tries, .. }) => (stop_first, tries),
+            Some(State::Queued { stop_first, tries, .. }) => (stop_first, tries),
             state => {
                 self.replaced.remove(id);
                 let taken = result.as_ref().is_ok_and(Reply::is_success);
                 match (state, &result) {
                     // Stopped by a person meanwhile. Where Ray's answer was lost it may have the job.
-                    (Some(State::Handed(known)), _) if taken => {
-                        self.set(id, State::Handed(Handed { stop_asked: known.stop_asked, ..Handed::new(now) }));
+                    (Some(State::Submitted(known)), _) if taken => {
+                        self.set(
+                            id,
+                            State::Submitted(Submitted { stop_asked: known.stop_asked, ..Submitted::new(now) }),
+                        );
                     }
-                    (Some(State::Handed(_)), Ok(_)) => self.end(id, Outcome::Stopped, now),
+                    (Some(State::Submitted(_)), Ok(_)) => self.end(id, Outcome::Stopped, now),
                     // Needed no more.
                     _ if taken => self.ask_to_stop(id.to_owned()),
                     _ => {}
@@ -672,11 +676,11 @@ impl<A: JobApi> Keeper<A> {
         };
         let again = |tries: u32, stop_first| {
             let wait = LONGEST_RETRY.min(RETRY.saturating_mul(1 << tries.min(8)));
-            State::Kept { not_before: now.plus(wait), stop_first, tries: tries.saturating_add(1) }
+            State::Queued { not_before: now.plus(wait), stop_first, tries: tries.saturating_add(1) }
         };
         let answer = match result {
             Ok(reply) if reply.is_success() => {
-                self.set(id, State::Handed(Handed::new(now)));
+                self.set(id, State::Submitted(Submitted::new(now)));
                 reply
             }
             Ok(reply) if waiting.is_none() && says(&reply, "already exists") && self.has_a_namesake(id) => {
@@ -686,11 +690,11 @@ impl<A: JobApi> Keeper<A> {
             }
             // An answer that did not reach labd, the first time.
             Ok(reply) if waiting.is_none() && says(&reply, "already exists") => {
-                self.set(id, State::Handed(Handed::new(now)));
+                self.set(id, State::Submitted(Submitted::new(now)));
                 reply
             }
             Ok(reply) if waiting.is_some() && !is_transient(&reply) => {
-                // Ray's answer is the person's; what Ray refuses is no job.
+                // Ray's answer is the person's; what Ray refuses is not a job.
                 self.withdraw(id);
                 reply
             }
@@ -712,13 +716,13 @@ impl<A: JobApi> Keeper<A> {
         };
         self.save().await;
         if let Some(waiting) = waiting {
-            let is_kept = matches!(self.book.get(id), Some(Job { state: State::Kept { .. }, .. }));
+            let is_kept = matches!(self.book.get(id), Some(Job { state: State::Queued { .. }, .. }));
             let _ = waiting.send(if is_kept { self.promise(id, answer).await } else { answer });
         }
         self.replaced.remove(id);
     }
 
-    /// The answer for a job that Ray does not have: a promise that holds only where the job is on disk. What cannot be
+    /// Answer for a job that Ray does not have: a promise that holds only where the job is on disk. What cannot be
     /// written is no job.
     async fn promise(&mut self, id: &str, answer: Reply) -> Reply {
         if !self.unsaved.contains(id) {
@@ -730,7 +734,7 @@ impl<A: JobApi> Keeper<A> {
         refusal(507, format!("labd can neither hand the job in nor keep it until then: {why}\n"))
     }
 
-    /// Takes a submission out again; one that ended and had its id before stands again.
+    /// Removes a submission again; one that ended and had its id before stands again.
     fn withdraw(&mut self, id: &str) {
         if let Some(old) = self.replaced.remove(id) {
             self.book.insert(id.to_owned(), old);
@@ -744,10 +748,11 @@ impl<A: JobApi> Keeper<A> {
 
     // ---- the front door ----
 
-    /// Does what was asked. Whether that may have changed anything: each waiting client asks for attempts every second.
+    /// Handles a request. Returns whether that may have changed anything: each waiting client asks for attempts every
+    /// second.
     async fn hear(&mut self, ask: Ask) -> bool {
         match ask {
-            Ask::Submit { submission, reply } => self.submit(submission, reply).await,
+            Ask::Submit { submission, reply } => self.accept(submission, reply).await,
             Ask::Stop { id, reply } => {
                 let answer = self.stop(&id);
                 self.save().await;
@@ -755,8 +760,8 @@ impl<A: JobApi> Keeper<A> {
             }
             Ask::Deleting { id, last, reply } => {
                 let state = self.book.get(&id).map(|job| job.state.clone());
-                if let Some(State::Handed(known)) = state.filter(|_| last.is_final()) {
-                    self.set(&id, State::Handed(Handed { deleting: Some(last), ..known }));
+                if let Some(State::Submitted(known)) = state.filter(|_| last.is_final()) {
+                    self.set(&id, State::Submitted(Submitted { deleting: Some(last), ..known }));
                     self.save().await;
                 }
                 let _ = reply.send(());
@@ -775,7 +780,7 @@ impl<A: JobApi> Keeper<A> {
         true
     }
 
-    /// Ray deleted a job, at its owner's wish: it has ended, and nothing more happens to it.
+    /// Takes note that Ray deleted a job, as its owner asked: it has ended, and nothing more happens to it.
     fn forget(&mut self, id: &str, last: Option<JobStatus>) {
         let attempts: Vec<Job> = past::chain(&self.book, id).into_iter().cloned().collect();
         let Some(newest) = attempts.last() else { return };
@@ -784,10 +789,10 @@ impl<A: JobApi> Keeper<A> {
             let past = Past { run: newest.run.clone(), end: End::of(outcome.as_ref()), at: Timestamp::now() };
             self.note("deleted", format!("{id}: {} and was deleted by its owner", past.end.as_words()));
             self.remember(newest.root.clone(), past);
-        } else if let State::Handed(known) = &newest.state {
+        } else if let State::Submitted(known) = &newest.state {
             // It was replaced at the same moment, and what took its place runs: it is still one job, which nobody wants.
-            let (newest, known) = (newest.id.clone(), Handed { stop_asked: true, ..known.clone() });
-            self.set(&newest, State::Handed(known));
+            let (newest, known) = (newest.id.clone(), Submitted { stop_asked: true, ..known.clone() });
+            self.set(&newest, State::Submitted(known));
             return;
         }
         for job in attempts {
@@ -798,7 +803,7 @@ impl<A: JobApi> Keeper<A> {
         }
     }
 
-    async fn submit(&mut self, submission: Submission, reply: oneshot::Sender<Reply>) {
+    async fn accept(&mut self, submission: Submission, reply: oneshot::Sender<Reply>) {
         let id = submission.id().map_or_else(submission::new_id, str::to_owned);
         // Of one that was lost, the attempt that took its place counts.
         let ended = past::chain(&self.book, &id).pop().map(Job::is_over);
@@ -852,7 +857,7 @@ impl<A: JobApi> Keeper<A> {
             submitted_at: now,
             run,
             note,
-            state: State::Kept { not_before: now, stop_first: None, tries: 0 },
+            state: State::Queued { not_before: now, stop_first: None, tries: 0 },
         };
         if let Some(old) = self.book.insert(id.clone(), job) {
             self.replaced.insert(id.clone(), old);
@@ -863,7 +868,7 @@ impl<A: JobApi> Keeper<A> {
         let lacks = self.book.get(&id).and_then(|job| self.present().lacks(&job.submission));
         if lacks.is_none() && (self.parts.api)().is_some() {
             self.waiting.insert(id.clone(), reply);
-            self.hand_in(id);
+            self.submit(id);
         } else {
             let answer = self.promise(&id, kept(&id)).await;
             self.replaced.remove(&id);
@@ -874,7 +879,7 @@ impl<A: JobApi> Keeper<A> {
         }
     }
 
-    /// What the run of a new job under this id is called, and the line that says so when the id was used before.
+    /// Name of the run of a new job under this id, and the line that says so when the id was used before.
     fn run_for(&self, id: &str, submission: &Submission) -> (String, Option<String>) {
         let past = past::of(&self.book, id).or_else(|| self.used.get(id).cloned());
         let taken = |name: &str| {
@@ -894,18 +899,21 @@ impl<A: JobApi> Keeper<A> {
         let Some(open) = family.max_by_key(|job| job.attempt).cloned() else { return Stop::Pass(id.to_owned()) };
         match open.state {
             // Ray may have it already, and asking it now may be too early: it is asked until it is so.
-            State::Kept { .. } if self.in_flight.contains_key(&open.id) => {
+            State::Queued { .. } if self.in_flight.contains_key(&open.id) => {
                 self.unwant(&open.id);
-                self.set(&open.id, State::Handed(Handed { stop_asked: true, ..Handed::new(Timestamp::now()) }));
+                self.set(
+                    &open.id,
+                    State::Submitted(Submitted { stop_asked: true, ..Submitted::new(Timestamp::now()) }),
+                );
                 Stop::Done
             }
-            State::Kept { stop_first, .. } => {
+            State::Queued { stop_first, .. } => {
                 self.end(&open.id, Outcome::Stopped, Timestamp::now());
                 // What it was to take the place of may still run.
                 stop_first.map_or(Stop::Done, Stop::Pass)
             }
-            State::Handed(known) => {
-                self.set(&open.id, State::Handed(Handed { stop_asked: true, ..known }));
+            State::Submitted(known) => {
+                self.set(&open.id, State::Submitted(Submitted { stop_asked: true, ..known }));
                 Stop::Pass(open.id)
             }
             State::Ended { .. } => Stop::Pass(id.to_owned()),
@@ -921,15 +929,15 @@ async fn stop_waiting<A: JobApi>(api: &A, id: &str) {
     }
 }
 
-/// Everything that handing a job in takes. The error means that the head is away.
-async fn hand_in<A: JobApi>(
+/// Submits a job to Ray, with everything that takes. The error means that the head is away.
+async fn submit<A: JobApi>(
     api: &A,
     packages: &Packages,
     job: &Job,
     name_runs: bool,
     wanted: &AtomicBool,
 ) -> Result<Reply, String> {
-    if let State::Kept { stop_first: Some(old), .. } = &job.state {
+    if let State::Queued { stop_first: Some(old), .. } = &job.state {
         let reply = api.stop(old).await?;
         // Two attempts at once would write the same run: one that may still run is in the way.
         if !reply.is_success() && reply.status != 404 {
@@ -957,19 +965,19 @@ async fn hand_in<A: JobApi>(
     api.submit(Bytes::from(job.submission.body(&job.id, &job.root, job.attempt, named))).await
 }
 
-/// Whether jobs have their store: it is ready, or a person wants it so.
+/// Whether jobs have their store: it is ready, or a person wants it as it is.
 fn store_serves(snapshot: &Snapshot) -> bool {
     let store = snapshot.services.iter().find(|s| s.name == "minio");
     store.is_some_and(|s| matches!(s.state, ServiceState::Ready | ServiceState::Held | ServiceState::Off))
 }
 
-/// As Ray answers a submission that it took.
+/// Answer that Ray gives to a submission that it took.
 fn kept(id: &str) -> Reply {
     let body = serde_json::json!({ "job_id": id, "submission_id": id }).to_string();
     Reply { status: 200, content_type: "application/json".into(), body: body.into() }
 }
 
-/// As Ray answers one that it does not take.
+/// Answer that Ray gives to a submission that it does not take.
 fn refusal(status: u16, text: String) -> Reply {
     Reply { status, content_type: "text/plain; charset=utf-8".into(), body: text.into() }
 }
@@ -983,7 +991,7 @@ fn is_transient(reply: &Reply) -> bool {
     reply.status >= 500 && !says(reply, "already exists") && !says(reply, "ValueError") && !says(reply, "TypeError")
 }
 
-/// A traceback's point is in its last line.
+/// Last line of an answer, where the point of a traceback is.
 fn last_line(body: &[u8]) -> String {
     let text = String::from_utf8_lossy(body);
     let line = text.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or("it does not say why").trim();

@@ -12,10 +12,11 @@ use tokio::io::AsyncWriteExt as _;
 
 use super::submission::is_package_name;
 
-/// A package that no unfinished job refers to is kept so long: its job may be submitted again without a new upload.
+/// Time for which a package is kept that no unfinished job refers to: its job may be submitted again without a new
+/// upload.
 const KEPT: Duration = Duration::from_hours(7 * 24);
 
-/// So much of them is kept at most, in bytes: a package has at most 500 MiB, which is Ray's own limit.
+/// Largest size of all packages together, in bytes: one has at most 500 MiB, which is Ray's own limit.
 const MOST: u64 = 10 << 30;
 
 /// The folder of packages.
@@ -32,7 +33,7 @@ pub struct Incoming {
 }
 
 impl Incoming {
-    /// One whose every byte is refused.
+    /// Package whose every byte is refused.
     #[cfg(test)]
     pub(crate) async fn on_a_full_disk() -> Self {
         let file = tokio::fs::File::options().write(true).open("/dev/full").await.expect("Linux has it");
@@ -53,7 +54,7 @@ impl Packages {
         Ok(Self(dir.to_owned()))
     }
 
-    /// No folder at all, for simulations.
+    /// Packages without a folder, for simulations.
     #[cfg(test)]
     pub(super) fn none() -> Self {
         Self(PathBuf::new())
@@ -64,7 +65,7 @@ impl Packages {
         self.0.as_os_str().is_empty()
     }
 
-    /// Where a package is, when it is here.
+    /// Path of a package, when it is here.
     pub fn find(&self, name: &str) -> Option<PathBuf> {
         let path = self.path(name)?;
         path.is_file().then_some(path)
@@ -77,7 +78,7 @@ impl Packages {
         Some(tokio::fs::File::create(&part).await.map(|file| Incoming { file, part, to, done: false }))
     }
 
-    /// Removes what no unfinished job refers to and is old, or too much; the oldest first.
+    /// Removes packages that no unfinished job refers to and that are old, or too much; the oldest first.
     pub fn sweep(&self, needed: &BTreeSet<String>, now: SystemTime) {
         self.sweep_to(needed, now, MOST);
     }
@@ -113,7 +114,7 @@ impl Incoming {
         self.file.write_all(piece).await
     }
 
-    /// The package is whole: from now on it is found.
+    /// Finishes a package that is whole: from now on it is found.
     pub async fn finish(mut self) -> io::Result<()> {
         self.file.sync_all().await?;
         tokio::fs::rename(&self.part, &self.to).await?;

@@ -14,32 +14,32 @@ use serde::{Deserialize, Serialize};
 use super::decide::{Job, Next, Outcome, State};
 use crate::time::Timestamp;
 
-/// How many ids are remembered; the newest ones.
+/// Largest number of ids that are remembered; the newest ones.
 pub(super) const REMEMBERED: usize = 10_000;
 
-/// How many ended jobs the ledger keeps.
+/// Largest number of ended jobs that the ledger keeps.
 const ENDED: usize = 10_000;
-/// How many bytes of them it keeps: they are in memory, as large as people sent them.
+/// Largest number of bytes of ended jobs that it keeps: they are in memory, as large as people sent them.
 const ENDED_BYTES: usize = 64 << 20;
-/// How many bytes of all jobs it takes at most: some four times as much memory.
+/// Largest number of bytes of all jobs that it takes: some four times as much memory.
 pub(super) const MOST_BYTES: usize = 128 << 20;
 
-/// What is remembered of an id after its job ended, also when its owner deleted it.
+/// Past of an id: what is remembered of it after its job ended, also when its owner deleted it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Past {
-    /// What its run was called.
+    /// Name of its run.
     pub run: String,
-    /// How its last attempt ended.
+    /// End of its last attempt.
     pub end: End,
-    /// When.
+    /// Time of that end.
     pub at: Timestamp,
 }
 
-/// How a job ended, as far as the next one under its id is concerned.
+/// End of a job, as far as the next one under its id is concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum End {
-    /// It did what it should.
+    /// It succeeded.
     Succeeded,
     /// A person stopped it.
     Stopped,
@@ -90,7 +90,8 @@ pub fn chain<'a>(book: &'a BTreeMap<String, Job>, id: &str) -> Vec<&'a Job> {
     all
 }
 
-/// Ended jobs that are too many or too large to be kept, oldest first to go. Attempts of a job that goes on are no ended ones.
+/// Ended jobs that are too many or too large to be kept, oldest first to go. Attempts of a job that has not ended do
+/// not count.
 pub fn surplus(book: &BTreeMap<String, Job>) -> Vec<String> {
     surplus_of(book, ENDED, ENDED_BYTES)
 }
@@ -108,7 +109,7 @@ fn surplus_of(book: &BTreeMap<String, Job>, number: usize, bytes: usize) -> Vec<
     ended.split_off(fit).into_iter().map(|job| job.id.clone()).collect()
 }
 
-/// What is to be remembered of an id whose last attempt has ended; `None` while it has not, and for an unknown one.
+/// Past of an id whose last attempt has ended; `None` while it has not, and for an unknown one.
 pub fn of(book: &BTreeMap<String, Job>, id: &str) -> Option<Past> {
     let last = chain(book, id).pop()?;
     match &last.state {
@@ -117,8 +118,8 @@ pub fn of(book: &BTreeMap<String, Job>, id: &str) -> Option<Past> {
     }
 }
 
-/// What the run of a new job under this id is called, and the line that says so when the id was used before. `is_taken`
-/// says whether another job's run is called so.
+/// Name of the run of a new job under this id, and the line that says so when the id was used before. `is_taken` says
+/// whether another job's run is called so.
 pub fn next_run(id: &str, past: Option<&Past>, is_taken: impl Fn(&str) -> bool) -> (String, Option<String>) {
     let Some(past) = past else { return (id.to_owned(), None) };
     let end = past.end.as_words();
@@ -138,7 +139,7 @@ pub fn next_run(id: &str, past: Option<&Past>, is_taken: impl Fn(&str) -> bool) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::jobs::{decide::Handed, submission::Submission};
+    use crate::jobs::{decide::Submitted, submission::Submission};
 
     fn past(run: &str, end: End) -> Past {
         Past { run: run.into(), end, at: Timestamp::from_millis(1) }
@@ -162,7 +163,7 @@ mod tests {
         };
         let ended = |n| State::Ended { at: Timestamp::from_millis(n), outcome: Outcome::Succeeded };
         let book = BTreeMap::from([
-            job(1, "job1", State::Handed(Handed::new(Timestamp::from_millis(1))), 10),
+            job(1, "job1", State::Submitted(Submitted::new(Timestamp::from_millis(1))), 10),
             job(2, "job1", ended(2), 10),
             job(3, "job3", ended(3), 10),
             job(4, "job4", ended(4), 10),

@@ -8,7 +8,7 @@ use crate::files;
 
 /// Length of the file, in bytes: some thousand jobs.
 const BYTES: u64 = 8 << 20;
-/// Of this many times the room it is taken: what is scarce is not made scarcer.
+/// Factor by which free space must exceed the room before it is taken: what is scarce is not made scarcer.
 const AMPLE: u64 = 20;
 
 /// The file that keeps the room. Clones are the same one.
@@ -18,7 +18,7 @@ pub(super) struct Reserve {
 }
 
 impl Reserve {
-    /// One that is this file.
+    /// Reserve in this file.
     pub(super) const fn at(path: PathBuf) -> Self {
         Self { path }
     }

@@ -51,7 +51,7 @@ const MIGRATIONS: &[&str] = &[
 /// Why the ledger cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
-    /// Going on would lose what the newer labd wrote.
+    /// Written by a newer labd: to continue would lose what that one wrote.
     #[error(
         "the job ledger `{}` was written by a newer labd (schema {found}, this one knows up to {ours}): install that labd \
          again, or move the file away to begin a new ledger",
@@ -70,12 +70,12 @@ pub enum LedgerError {
     Packages {
         /// The folder.
         path: PathBuf,
-        /// Why.
+        /// Reason.
         reason: std::io::Error,
     },
 }
 
-/// Where the ledger is kept. Clones are the same place.
+/// Store of the ledger. Clones are the same store.
 #[derive(Debug, Clone)]
 pub struct Store {
     path: PathBuf,
@@ -91,17 +91,17 @@ pub struct Store {
 #[cfg(test)]
 pub(crate) type Shelf = Arc<Mutex<Disk>>;
 
-/// What a simulated disk holds.
+/// Contents of a simulated disk.
 #[cfg(test)]
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Disk {
     pub(crate) book: BTreeMap<String, Job>,
     used: BTreeMap<String, Past>,
-    /// Nothing can be written.
+    /// Whether nothing can be written.
     pub(crate) is_full: bool,
 }
 
-/// What was found at the start.
+/// Contents of the ledger at the start.
 #[derive(Debug, Default)]
 pub struct Found {
     /// Every job.
@@ -110,13 +110,13 @@ pub struct Found {
     pub used: BTreeMap<String, Past>,
     /// Ids of jobs whose entries this labd cannot read: they stay on disk as they are.
     pub unreadable: BTreeSet<String>,
-    /// What a person should know of it, such as a damaged file that was set aside.
+    /// Note for a person, such as about a damaged file that was set aside.
     pub note: Option<String>,
 }
 
 impl Store {
-    /// Opens or begins the ledger. Only a newer labd's is an error: it is left as it is. A damaged one is set aside; where
-    /// nothing can be written, jobs are kept in memory, and [`Store::save`] says so.
+    /// Opens or begins the ledger. Only a newer labd's is an error: it is left as it is. A damaged one is set aside;
+    /// where nothing can be written, jobs are kept in memory, and [`Store::save`] says so.
     pub fn open(path: &Path) -> Result<(Self, Found), LedgerError> {
         let store = Self {
             path: path.to_owned(),
@@ -278,9 +278,9 @@ impl Store {
     }
 }
 
-/// Why something is not on disk.
+/// Reason why something is not on disk.
 struct NotWritten {
-    /// In words.
+    /// Reason in words.
     reason: String,
     /// Whether there is no room.
     is_full: bool,
@@ -302,7 +302,7 @@ impl From<rusqlite::Error> for NotWritten {
     }
 }
 
-/// Everything that a ledger holds.
+/// Reads everything that a ledger holds.
 fn read(db: &Connection) -> rusqlite::Result<Found> {
     let (mut book, mut used, mut unreadable) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
     let mut rows = db.prepare("SELECT id, root, attempt, request, submitted_ms, state, run, note FROM jobs")?;
@@ -378,7 +378,7 @@ mod tests {
     use std::{fs, os::unix::fs::PermissionsExt as _};
 
     use super::*;
-    use crate::jobs::decide::{Handed, Next, Outcome};
+    use crate::jobs::decide::{Next, Outcome, Submitted};
 
     fn job(id: &str, state: State) -> Job {
         Job {
@@ -403,9 +403,9 @@ mod tests {
             job("food11", State::Ended { at: Timestamp::from_millis(5), outcome: lost }),
             job(
                 "food11-r1",
-                State::Kept { not_before: Timestamp::from_millis(7), stop_first: Some("food11".into()), tries: 2 },
+                State::Queued { not_before: Timestamp::from_millis(7), stop_first: Some("food11".into()), tries: 2 },
             ),
-            job("other", State::Handed(Handed { stop_asked: true, ..Handed::new(Timestamp::from_millis(9)) })),
+            job("other", State::Submitted(Submitted { stop_asked: true, ..Submitted::new(Timestamp::from_millis(9)) })),
         ];
         let (store, found) = Store::open(&path).expect("opens");
         assert!(found.book.is_empty() && found.note.is_none());
@@ -424,7 +424,7 @@ mod tests {
     async fn an_entry_that_cannot_be_read_is_left_as_it_is_and_the_others_are_read() {
         let dir = tempfile::tempdir().expect("a folder");
         let path = dir.path().join("ledger.db");
-        let handed = |id| job(id, State::Handed(Handed::new(Timestamp::from_millis(1))));
+        let handed = |id| job(id, State::Submitted(Submitted::new(Timestamp::from_millis(1))));
         let (store, _) = Store::open(&path).expect("opens");
         store.save(vec![handed("a"), handed("b"), handed("c")], Vec::new(), Vec::new()).await.expect("saved");
         drop(store);
@@ -468,7 +468,7 @@ mod tests {
         let (store, found) = Store::open(&path).expect("opens");
         assert!(found.note.is_some_and(|n| n.contains("is damaged") && n.contains(".corrupt-")));
         store
-            .save(vec![job("a", State::Handed(Handed::new(Timestamp::from_millis(1))))], Vec::new(), Vec::new())
+            .save(vec![job("a", State::Submitted(Submitted::new(Timestamp::from_millis(1))))], Vec::new(), Vec::new())
             .await
             .expect("saved");
         assert_eq!(
@@ -487,7 +487,7 @@ mod tests {
         fs::write(&blocked, "a file where a folder should be").expect("written");
         let (store, found) = Store::open(&blocked.join("ledger.db")).expect("opens");
         assert!(found.note.is_some_and(|n| n.contains("jobs are not recorded")));
-        let one = vec![job("a", State::Handed(Handed::new(Timestamp::from_millis(1))))];
+        let one = vec![job("a", State::Submitted(Submitted::new(Timestamp::from_millis(1))))];
         assert!(
             store
                 .save(one.clone(), Vec::new(), Vec::new())
@@ -503,7 +503,7 @@ mod tests {
     async fn what_could_not_be_read_at_the_start_comes_back_with_the_first_success() {
         let dir = tempfile::tempdir().expect("a folder");
         let (data, away) = (dir.path().join("data"), dir.path().join("away"));
-        let job = |id| job(id, State::Handed(Handed::new(Timestamp::from_millis(1))));
+        let job = |id| job(id, State::Submitted(Submitted::new(Timestamp::from_millis(1))));
         let (store, _) = Store::open(&data.join("ledger.db")).expect("opens");
         assert!(store.is_read());
         store.save(vec![job("a")], Vec::new(), Vec::new()).await.expect("saved");

@@ -1,4 +1,4 @@
-//! A submission: as a person sent it, and as labd hands it in. Pure.
+//! Submissions to the job API: as a person sent one, and as labd submits it to Ray. Pure.
 //!
 //! The request is kept as it came, so that a resubmission is faithful even in what this labd does not know; only what labd
 //! must say is said on top: an id, a place for the driver, and whose attempt it is.
@@ -12,11 +12,11 @@ use crate::{
     text::{clip, is_invisible},
 };
 
-/// Metadata: `never`, or how often at most a lost job is resubmitted. Set by a person.
+/// Metadata key: `never`, or how often at most a lost job is resubmitted. Set by a person.
 pub const RETRY: &str = "labd.retry";
-/// Metadata: what a training run without a name of its own is called. Empty when it is not to be named.
+/// Metadata key: name of a training run without a name of its own. Empty when it is not to be named.
 pub const RUN: &str = "labd.run";
-/// Metadata: one line for the job's log, such as that its id was used before.
+/// Metadata key: one line for the job's log, such as that its id was used before.
 pub const NOTE: &str = "labd.note";
 
 /// Largest request body: the agent that Ray hands a submission to takes no larger one (aiohttp's default), and answers with
@@ -24,14 +24,14 @@ pub const NOTE: &str = "labd.note";
 pub const LARGEST: usize = 1 << 20;
 /// Longest id, in characters: `labd jobs` and a run's name have room for it.
 const LONGEST_ID: usize = 128;
-/// The same in bytes: Ray writes a job's log to `job-driver-<id>.log`, a file name has at most 255 bytes, and a
+/// Longest id, in bytes: Ray writes a job's log to `job-driver-<id>.log`, a file name has at most 255 bytes, and a
 /// resubmission's id is a little longer.
 const LONGEST_ID_BYTES: usize = 200;
 /// Longest text that Ray must hand to a process: the kernel takes at most 128 KiB for one argument and for one environment
 /// variable (`MAX_ARG_STRLEN`). Ray puts `runtime_env` and `metadata` into one variable, and adds a little to both.
 const LONGEST_TEXT: usize = 120 << 10;
 
-/// What a submission may say of where its driver runs.
+/// Fields by which a submission says where its driver runs.
 const PLACES: [&str; 5] = [
     "entrypoint_num_cpus",
     "entrypoint_num_gpus",
@@ -44,11 +44,11 @@ const PLACES: [&str; 5] = [
 #[derive(Debug, Clone, PartialEq)]
 pub struct Submission {
     map: Map<String, Value>,
-    /// Its length as JSON: asked for more often than it is told.
+    /// Length as JSON: asked for more often than it is told.
     bytes: usize,
 }
 
-/// What a job's run is called, and what its log says of that.
+/// Name of a job's run, and what its log says of that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Named<'a> {
     /// The name of a run that the script gives none; `None` leaves it to Ray.
@@ -57,17 +57,18 @@ pub struct Named<'a> {
     pub note: Option<&'a str>,
 }
 
-/// How often a lost job is resubmitted.
+/// Limit of how often a lost job is resubmitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Retry {
-    /// As `labd.toml` says.
+    /// Limit in `labd.toml`.
     Default,
-    /// At most so often.
+    /// At most this number of times.
     AtMost(u32),
 }
 
 impl Submission {
-    /// A submission, when the body is one that Ray could take. What is wrong with another is Ray's to say.
+    /// Submission in a request body, when the body is one that Ray could take. What is wrong with another is Ray's to
+    /// say.
     pub fn parse(body: &[u8]) -> Option<Self> {
         let Ok(Value::Object(map)) = serde_json::from_slice(body) else { return None };
         let text_or_nothing = |key: &str| matches!(map.get(key), None | Some(Value::Null | Value::String(_)));
@@ -81,12 +82,12 @@ impl Submission {
         fits.then_some(Self { map, bytes })
     }
 
-    /// Its length as JSON, in bytes.
+    /// Length as JSON, in bytes.
     pub const fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// The id a person chose.
+    /// Id that a person chose.
     pub fn id(&self) -> Option<&str> {
         let text = |key: &str| self.map.get(key).and_then(Value::as_str).filter(|id| !id.is_empty());
         text("submission_id").or_else(|| text("job_id"))
@@ -97,8 +98,8 @@ impl Submission {
         self.metadata(RUN).is_some()
     }
 
-    /// Whether Ray could begin it. What Ray would take and then keep PENDING for ever is refused here: the error is one
-    /// line that says what would be right.
+    /// Checks whether Ray could begin it. What Ray would take and then keep PENDING forever is refused here: the error
+    /// is one line that says what would be right.
     pub fn check(&self) -> Result<(), String> {
         if let Some(id) = self.id() {
             check_id(id)?;
@@ -133,12 +134,12 @@ impl Submission {
         Ok(())
     }
 
-    /// The command line.
+    /// Command line.
     pub fn entrypoint(&self) -> &str {
         self.map.get("entrypoint").and_then(Value::as_str).unwrap_or_default()
     }
 
-    /// How often it is to be resubmitted. Nonsense is `never`: what a person tried to limit is not repeated.
+    /// Limit of how often it is resubmitted. Nonsense is `never`: what a person tried to limit is not repeated.
     pub fn retry(&self) -> Retry {
         match self.metadata(RETRY) {
             None => Retry::Default,
@@ -161,7 +162,7 @@ impl Submission {
         PLACES.iter().any(|key| self.map.get(*key).is_some_and(placed))
     }
 
-    /// What its driver asks of the node it runs on, by Ray's names.
+    /// Resources that its driver asks of the node it runs on, by Ray's names.
     pub fn asks(&self) -> HashMap<String, f64> {
         let named = [("entrypoint_num_gpus", "GPU"), ("entrypoint_num_cpus", "CPU"), ("entrypoint_memory", "memory")];
         let number = |key: &str| self.map.get(key).and_then(Value::as_f64);
@@ -180,9 +181,9 @@ impl Submission {
         found
     }
 
-    /// The request body to hand in: under `id`, as the `attempt`-th of `root`, and named so that a run without a name of
-    /// its own resumes, when there is one in `named`. A driver that names no place gets the driver node's, so that neither
-    /// the head's crash nor a GPU worker's takes it along.
+    /// Request body to submit to Ray: under `id`, as the `attempt`-th of `root`, and named so that a run without a name
+    /// of its own resumes, when there is one in `named`. A driver that names no place gets the driver node's, so that
+    /// neither the head's crash nor a GPU worker's takes it along.
     pub fn body(&self, id: &str, root: &str, attempt: u32, named: Named<'_>) -> Vec<u8> {
         let mut map = self.map.clone();
         map.remove("job_id");
@@ -209,7 +210,7 @@ impl Submission {
         serde_json::to_vec(&map).unwrap_or_default()
     }
 
-    /// As it was sent, for the ledger.
+    /// Submission as it was sent, for the ledger.
     pub fn to_json(&self) -> String {
         serde_json::to_string(&self.map).unwrap_or_default()
     }
@@ -264,7 +265,7 @@ fn check_id(id: &str) -> Result<(), String> {
     ))
 }
 
-/// The value is a secret: no error shows it.
+/// Checks a variable whose value is a secret: no error shows it.
 fn check_variable(name: &str, value: &Value) -> Result<(), String> {
     let shown = clip(name, 40);
     if name.is_empty() || name.contains(['=', '\0']) {
@@ -286,7 +287,7 @@ fn check_variable(name: &str, value: &Value) -> Result<(), String> {
     }
 }
 
-/// Length as JSON as Python writes it: in ASCII, with a space after each separator. At least that.
+/// Upper bound of the length as JSON as Python writes it: in ASCII, with a space after each separator.
 fn ascii_length(map: &Map<String, Value>) -> usize {
     let text = serde_json::to_string(map).unwrap_or_default();
     text.chars()
@@ -305,7 +306,7 @@ pub fn is_package_name(name: &str) -> bool {
     !name.is_empty() && name.len() <= 200 && !name.starts_with('.') && name.chars().all(plain)
 }
 
-/// An id as Ray makes them for a submission without one.
+/// New id as Ray makes them for a submission without one.
 pub fn new_id() -> String {
     use rand::{Rng as _, distr::Alphanumeric};
     let tail: String = rand::rng().sample_iter(&Alphanumeric).take(16).map(char::from).collect();

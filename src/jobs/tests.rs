@@ -1,4 +1,4 @@
-//! Deciding, whatever the world says, and the keeper beside a job API that refuses.
+//! Tests of decisions over arbitrary histories, and of the ledger's task beside a job API that refuses.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,7 +13,7 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use super::{
-    decide::{self, Handed, Job, Move, Next, Outcome, Policy, State, World},
+    decide::{self, ClusterView, Job, Next, Outcome, Policy, State, Submitted, Transition},
     packages::Packages,
     submission::{Retry, Submission},
 };
@@ -29,12 +29,12 @@ const DRIVER: Ipv4Addr = Ipv4Addr::new(198, 18, 100, 11);
 const WORKER: Ipv4Addr = Ipv4Addr::new(198, 18, 100, 20);
 const LIMIT: u32 = 3;
 
-/// What happens between two decisions.
+/// Event between two decisions.
 #[derive(Debug, Clone)]
 enum Step {
     /// Seconds pass.
     Wait(u16),
-    /// Ray says this of a job, by its number among the open ones.
+    /// Ray reports this of a job, by its number among the open ones.
     Say(usize, JobStatus, Option<ErrorType>, bool),
     /// Ray does not name a job any more.
     Forget(usize),
@@ -72,7 +72,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// A ledger and what it hears.
+/// Scene: a ledger and what it hears.
 struct Scene {
     book: BTreeMap<String, Job>,
     told: BTreeMap<String, RayJob>,
@@ -97,7 +97,7 @@ impl Scene {
                 submitted_at: now,
                 run: id.clone(),
                 note: None,
-                state: State::Kept { not_before: now, stop_first: None, tries: 0 },
+                state: State::Queued { not_before: now, stop_first: None, tries: 0 },
             };
             (id, job)
         };
@@ -114,7 +114,7 @@ impl Scene {
         match step {
             Step::Wait(s) => self.now = self.now.plus(std::time::Duration::from_secs(u64::from(*s))),
             Step::Say(n, status, error, placed) => {
-                let Some(id) = self.open(*n).filter(|id| matches!(self.book[id].state, State::Handed(_))) else {
+                let Some(id) = self.open(*n).filter(|id| matches!(self.book[id].state, State::Submitted(_))) else {
                     return;
                 };
                 let over = !matches!(status, JobStatus::Pending | JobStatus::Running);
@@ -151,14 +151,14 @@ impl Scene {
             Step::Stop(n) => {
                 let Some(job) = self.open(*n).and_then(|id| self.book.get_mut(&id)) else { return };
                 job.state = match job.state.clone() {
-                    State::Handed(known) => State::Handed(Handed { stop_asked: true, ..known }),
+                    State::Submitted(known) => State::Submitted(Submitted { stop_asked: true, ..known }),
                     _ => State::Ended { at: self.now, outcome: Outcome::Stopped },
                 };
             }
         }
     }
 
-    fn moves(&self) -> Vec<Move> {
+    fn moves(&self) -> Vec<Transition> {
         let node = |id: u8, address, alive, role: &str| RayNode {
             id: vec![id],
             address,
@@ -174,7 +174,7 @@ impl Scene {
         let nodes = [node(1, DRIVER, self.driver, "driver"), node(2, WORKER, true, "worker")];
         let addresses = BTreeMap::from([("ray-driver".to_owned(), DRIVER), ("ray-worker-0".to_owned(), WORKER)]);
         let jobs = Jobs { asked_at: self.now, jobs: self.told.values().cloned().collect() };
-        let world = World {
+        let world = ClusterView {
             reachable: self.reachable,
             jobs: Some(&jobs),
             nodes: &nodes,
@@ -191,15 +191,15 @@ impl Scene {
         decide::decide(&self.book, &world, Policy { resubmissions: LIMIT }, self.now)
     }
 
-    /// What the keeper does with them; every job that is handed in is taken.
-    fn apply(&mut self, moves: Vec<Move>) {
+    /// Applies transitions as the ledger's task does; Ray takes every job that is submitted.
+    fn apply(&mut self, moves: Vec<Transition>) {
         for change in moves {
             let (id, state) = match change {
-                Move::Hand(id) => (id, State::Handed(Handed::new(self.now))),
-                Move::Note(id, known) => (id, State::Handed(known)),
-                Move::Stop(_) => continue,
-                Move::End(id, outcome) => (id, State::Ended { at: self.now, outcome }),
-                Move::Replace(id, outcome, new) => {
+                Transition::Hand(id) => (id, State::Submitted(Submitted::new(self.now))),
+                Transition::Note(id, known) => (id, State::Submitted(known)),
+                Transition::Stop(_) => continue,
+                Transition::End(id, outcome) => (id, State::Ended { at: self.now, outcome }),
+                Transition::Replace(id, outcome, new) => {
                     self.book.insert(new.id.clone(), *new);
                     (id, State::Ended { at: self.now, outcome })
                 }
@@ -209,11 +209,15 @@ impl Scene {
     }
 }
 
-fn check(before: &BTreeMap<String, Job>, moves: &[Move]) -> Result<(), TestCaseError> {
+fn check(before: &BTreeMap<String, Job>, moves: &[Transition]) -> Result<(), TestCaseError> {
     for change in moves {
-        let (Move::Hand(id) | Move::Note(id, _) | Move::Stop(id) | Move::End(id, _) | Move::Replace(id, ..)) = change;
+        let (Transition::Hand(id)
+        | Transition::Note(id, _)
+        | Transition::Stop(id)
+        | Transition::End(id, _)
+        | Transition::Replace(id, ..)) = change;
         prop_assert!(!matches!(before[id].state, State::Ended { .. }), "{id} has ended: {change:?}");
-        if let Move::Replace(_, outcome, new) = change {
+        if let Transition::Replace(_, outcome, new) = change {
             prop_assert!(
                 matches!(outcome, Outcome::Lost { next: Next::As(next), .. } if *next == new.id),
                 "{change:?}"
@@ -222,7 +226,7 @@ fn check(before: &BTreeMap<String, Job>, moves: &[Move]) -> Result<(), TestCaseE
             let called = new.id.starts_with(&format!("{}-r", new.root));
             prop_assert!(called && new.root == before[id].root, "{}", new.id);
             prop_assert_eq!(new.attempt, before[id].attempt + 1);
-            let asked = matches!(&before[id].state, State::Handed(known) if known.stop_asked);
+            let asked = matches!(&before[id].state, State::Submitted(known) if known.stop_asked);
             prop_assert!(!asked, "{} takes the place of one that a person stopped", new.id);
             let limit = match new.submission.retry() {
                 Retry::Default => LIMIT,
@@ -258,12 +262,12 @@ proptest! {
             }
             // The same world says nothing new the second time.
             let again = scene.moves();
-            prop_assert!(again.iter().all(|m| matches!(m, Move::Hand(_) | Move::Stop(_))), "{again:?}");
+            prop_assert!(again.iter().all(|m| matches!(m, Transition::Hand(_) | Transition::Stop(_))), "{again:?}");
         }
     }
 }
 
-/// A job API that answers as it is told, and says what it was asked.
+/// Fake job API that answers as it is told, and records what it was asked.
 #[derive(Clone, Default)]
 struct Fake {
     /// HTTP statuses of answers to `stop` and `put_package`; 200 where none is told.
@@ -326,7 +330,7 @@ fn kept(sent: &serde_json::Value, stop_first: Option<&str>) -> Job {
         submitted_at: Timestamp::from_millis(1),
         run: "a".into(),
         note: None,
-        state: State::Kept {
+        state: State::Queued {
             not_before: Timestamp::from_millis(1),
             stop_first: stop_first.map(str::to_owned),
             tries: 0,
@@ -351,16 +355,16 @@ async fn nothing_is_handed_in_beside_an_attempt_that_may_run_or_without_its_pack
         (None, Some(413), vec!["stop before", &put], 413),
     ] {
         let api = Fake { stop, put: put_answer, ..Fake::default() };
-        let reply = super::hand_in(&api, &packages, &job, false, &true.into()).await.expect("answered");
+        let reply = super::submit(&api, &packages, &job, false, &true.into()).await.expect("answered");
         assert_eq!((api.asked(), reply.status), (asked.iter().map(|&s| s.to_owned()).collect(), status));
     }
     // It was stopped or deleted while the attempt before it was being stopped.
     let api = Fake::default();
-    let reply = super::hand_in(&api, &packages, &job, false, &false.into()).await.expect("answered");
+    let reply = super::submit(&api, &packages, &job, false, &false.into()).await.expect("answered");
     assert_eq!((api.asked(), reply.status), (vec!["stop before".to_owned(), put.clone()], 409));
 }
 
-/// A keeper over a fake API, and all that it hears.
+/// Ledger's task over a fake API, and all that it hears.
 struct Rig {
     ledger: super::Ledger,
     api: Fake,
@@ -370,7 +374,7 @@ struct Rig {
 }
 
 impl Rig {
-    /// In a folder where nothing can be written, if `broken`.
+    /// Rig whose ledger is in a folder where nothing can be written, if `broken`.
     fn new(api: Fake, broken: bool) -> Self {
         let dir = tempfile::tempdir().expect("a folder");
         let path = if broken { dir.path().join("a file/ledger.db") } else { dir.path().join("ledger.db") };

@@ -1,4 +1,4 @@
-//! From the ledger and Ray's word to jobs as the snapshot shows them. Pure.
+//! Jobs as the snapshot shows them, from the ledger and from what Ray reports. Pure.
 
 use std::{
     cmp::Reverse,
@@ -13,23 +13,24 @@ use super::{
 use crate::{
     ray::{Gcs, RayJob, RayView, TrainRun, resource_words, run_names},
     snapshot::{JobOutcome, JobStatus, JobView, RunStatus},
+    spec::worker_slot,
     text::one_line,
     time::Timestamp,
 };
 
-/// How many jobs the snapshot shows.
+/// Number of jobs that the snapshot shows.
 const SHOWN: usize = 50;
 /// Longest text shown, in characters.
 const LONGEST: usize = 200;
 
-/// A job and who knows most of it.
+/// Job, by who knows most of it.
 #[derive(Clone, Copy)]
 enum Known<'a> {
     Ledger(&'a Job),
     Ray(&'a RayJob),
 }
 
-/// The jobs that are shown: what has not ended comes first, with all attempts at it, then the newest.
+/// Jobs that are shown: what has not ended comes first, with all attempts at it, then the newest.
 fn chosen<'a>(book: &'a BTreeMap<String, Job>, told: &BTreeMap<&str, &'a RayJob>) -> Vec<Known<'a>> {
     let open: BTreeSet<&str> = book.values().filter(|job| !job.is_over()).map(|job| job.root.as_str()).collect();
     let ledger = book.values().map(|job| {
@@ -48,7 +49,7 @@ fn chosen<'a>(book: &'a BTreeMap<String, Job>, told: &BTreeMap<&str, &'a RayJob>
     all.into_iter().map(|(_, _, known)| known).collect()
 }
 
-/// Every job once: as the ledger knows it where it does, else as Ray tells it. `services` are by address.
+/// View of every job, once: as the ledger knows it where it does, else as Ray reports it. `services` are by address.
 pub(super) fn view(
     book: &BTreeMap<String, Job>,
     ray: &RayView,
@@ -89,7 +90,7 @@ pub(super) fn view(
     LedgerView { jobs, trouble: trouble.map(str::to_owned), notices: shared_runs(book, ray), resubmissions }
 }
 
-/// The GPU workers a job runs on: its training run's, or the one that its driver is on.
+/// GPU workers a job runs on: its training run's, or the one that its driver is on.
 fn workers(
     run: Option<&TrainRun>,
     told: Option<&RayJob>,
@@ -104,13 +105,13 @@ fn workers(
     };
     let addresses = if of_run.is_empty() { of_driver().into_iter().collect() } else { of_run };
     let names = addresses.iter().filter_map(|address| services.get(address));
-    let workers: BTreeSet<&String> = names.filter(|name| name.starts_with("ray-worker")).collect();
+    let workers: BTreeSet<&String> = names.filter(|name| worker_slot(name).is_some()).collect();
     workers.into_iter().cloned().collect()
 }
 
-/// What a job that Ray has and that is PENDING waits for.
+/// Reason why a job that Ray has and that is PENDING waits.
 fn waits_for(job: &Job, ray: &RayView) -> Option<String> {
-    let State::Handed(known) = &job.state else { return None };
+    let State::Submitted(known) = &job.state else { return None };
     if known.stop_asked {
         return Some("is being stopped".to_owned());
     }
@@ -134,7 +135,7 @@ fn waits_for(job: &Job, ray: &RayView) -> Option<String> {
     Some("its driver is being started".to_owned())
 }
 
-/// What a run without workers waits for.
+/// Reason why a run without workers waits.
 fn waiting_run(ray: &RayView) -> String {
     match ray.demands.iter().find(|d| d.asks_for.contains("GPU")) {
         Some(d) if d.infeasible => {
@@ -145,7 +146,7 @@ fn waiting_run(ray: &RayView) -> String {
     }
 }
 
-/// Runs that jobs of different owners' submissions train at once: each overwrites what the other saves.
+/// Runs that jobs of different submissions train at once, in a line each: each overwrites what the other saves.
 fn shared_runs(book: &BTreeMap<String, Job>, ray: &RayView) -> Vec<String> {
     let running: BTreeSet<&str> = ray
         .jobs
@@ -173,7 +174,7 @@ fn shared_runs(book: &BTreeMap<String, Job>, ray: &RayView) -> Vec<String> {
         .collect()
 }
 
-/// What is said of jobs on disk that this labd cannot read.
+/// Line about jobs on disk that this labd cannot read.
 pub(super) fn unreadable(ids: &BTreeSet<String>) -> Option<String> {
     let first = ids.iter().take(3).map(|id| one_line(id, 60)).collect::<Vec<_>>().join(", ");
     let (jobs, more) =
@@ -207,17 +208,17 @@ fn of_ray(job: &RayJob) -> JobView {
 
 fn of_ledger(job: &Job, told: Option<&RayJob>, present: Present) -> JobView {
     let (status, outcome, message, next) = match &job.state {
-        State::Kept { .. } if job.root != job.id => {
+        State::Queued { .. } if job.root != job.id => {
             (JobStatus::Pending, None, format!("{} was lost: handed in again once its place is there", job.root), None)
         }
-        State::Kept { .. } => {
+        State::Queued { .. } => {
             let message = match present.lacks(&job.submission) {
                 Some(lacks) => format!("kept until {lacks} is back"),
                 None => "kept: Ray does not take it yet".to_owned(),
             };
             (JobStatus::Pending, None, message, None)
         }
-        State::Handed(_) => {
+        State::Submitted(_) => {
             let status = told.map_or(JobStatus::Pending, |t| t.status);
             let message = if job.root == job.id { String::new() } else { format!("goes on with {}", job.root) };
             (status, None, message, None)
@@ -237,7 +238,7 @@ fn of_ledger(job: &Job, told: Option<&RayJob>, present: Present) -> JobView {
     };
     let ended_at = match &job.state {
         State::Ended { at, .. } => Some(told.and_then(|t| t.ended_at).unwrap_or(*at)),
-        State::Kept { .. } | State::Handed(_) => None,
+        State::Queued { .. } | State::Submitted(_) => None,
     };
     JobView {
         submission_id: job.id.clone(),
@@ -263,7 +264,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        jobs::{decide::Handed, submission::Submission},
+        jobs::{decide::Submitted, submission::Submission},
         ray::{
             Jobs, RayNode,
             train::{Attempt, AttemptStatus},
@@ -289,7 +290,7 @@ mod tests {
             submitted_at: ts(1),
             run: id.into(),
             note: None,
-            state: State::Handed(Handed::new(ts(2))),
+            state: State::Submitted(Submitted::new(ts(2))),
         }
     }
 

@@ -1,9 +1,9 @@
-//! What happened, kept: every transition with its reason, in SQLite.
+//! The journal of everything that happened: every transition with its reason, in SQLite.
 //!
 //! One writer thread owns the database ([`writer`]). Everyone else holds a [`Journal`]: entries go in on a bounded
 //! channel, events come out on a `broadcast`, the journal's own health on a `watch`. Recording never blocks and never
-//! fails: with a full or broken disk labd goes on supervising, keeps the newest entries in memory, and says that history
-//! is not recorded.
+//! fails: with a full or broken disk labd continues to supervise, keeps the newest entries in memory, and says that
+//! history is not recorded.
 //!
 //! * [`schema`]: versions and migrations; what is refused and what is set aside.
 //! * [`query`]: reading, on a connection of its own.
@@ -38,35 +38,35 @@ use crate::{
     time::Timestamp,
 };
 
-/// How many events are kept in memory for when the database cannot be read.
+/// Number of events kept in memory for when the database cannot be read.
 const RING: usize = 500;
-/// Entries on their way to the writer; more than this means that the disk hangs.
+/// Largest number of entries on their way to the writer; more than this means that the disk hangs.
 const CHANNEL: usize = 4_096;
 
-/// Which part of the lab an entry is about.
+/// Kind of an entry: which part of the lab it is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A service entered a state.
     State,
-    /// labd did something to a service.
+    /// Action of labd on a service.
     Action,
     /// The daemon itself.
     Daemon,
-    /// An image was built, pulled, or could not be.
+    /// Image that was built, pulled, or could not be.
     Image,
-    /// `labd.toml` was read.
+    /// Configuration: `labd.toml` was read.
     Config,
     /// A job's end, as the ledger sees it.
     Job,
-    /// A service died and is back.
+    /// Incident: a service died and is back.
     Incident,
-    /// A GPU has a fault, or is well again.
+    /// GPU that has a fault, or is healthy again.
     Gpu,
 }
 
 impl Kind {
-    /// The word in the database and in [`Event::kind`].
-    pub const fn word(self) -> &'static str {
+    /// Word in the database and in [`Event::kind`].
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::State => "state",
             Self::Action => "action",
@@ -80,19 +80,19 @@ impl Kind {
     }
 }
 
-/// Something that happened. Never carries a secret.
+/// Entry of the journal: something that happened. Never carries a secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// When.
+    /// Time at which it happened.
     pub at: Timestamp,
-    /// The service it concerns; `None` for the daemon itself.
+    /// Service it concerns; `None` for the daemon itself.
     pub service: Option<String>,
-    /// What kind of entry.
+    /// Kind of the entry.
     pub kind: Kind,
-    /// The state entered or the action taken, such as `ready` or `start`. [`Kind::Action`] with `restart` is what
+    /// State entered or action taken, such as `ready` or `start`. [`Kind::Action`] with `restart` is what
     /// [`Journal::restarts`] counts.
     pub what: String,
-    /// Why, in one line.
+    /// Reason, in one line.
     pub reason: String,
 }
 
@@ -103,17 +103,17 @@ pub enum JournalHealth {
     Recording,
     /// Entries stay in memory, the oldest are dropped; tried again every 10 s.
     NotRecording {
-        /// Since when.
+        /// Time since which it has not been recorded.
         since: Timestamp,
-        /// Why, in one line.
+        /// Reason, in one line.
         reason: String,
     },
 }
 
-/// Why the journal cannot be opened at all. Everything else is [`JournalHealth::NotRecording`].
+/// Reason why the journal cannot be opened at all. Everything else is [`JournalHealth::NotRecording`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum JournalError {
-    /// Going on would lose what the newer labd wrote.
+    /// Written by a newer labd: to continue would lose what that one wrote.
     #[error(
         "the journal `{}` was written by a newer labd (schema {found}, this one knows up to {ours}): install that labd \
          again, or move the file away to begin a new history",
@@ -132,14 +132,14 @@ pub enum JournalError {
     Thread(String),
 }
 
-/// Knobs that only tests turn.
+/// Options that only tests set.
 #[derive(Debug, Clone)]
 struct Options {
     retention: Duration,
     max_rows: i64,
     max_pending: usize,
     retry: Duration,
-    /// A disk that is full after so many pages; 0 is no limit.
+    /// Number of pages after which the disk is full; 0 is no limit.
     #[cfg(test)]
     max_pages: Arc<std::sync::atomic::AtomicU32>,
 }
@@ -160,15 +160,15 @@ impl Options {
 /// Incidents of one service with one cause, over everything the journal remembers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Totals {
-    /// How many there were.
+    /// Number of incidents.
     pub incidents: u64,
-    /// How many of them the service is back from.
+    /// Number of incidents from which the service is back.
     pub recovered: u64,
-    /// From death to ready, over those.
+    /// Sum of the times from death to ready, over those.
     pub recovery: Duration,
 }
 
-/// What writer and readers both need, without the database.
+/// State that writer and readers both need, without the database.
 #[derive(Debug, Default)]
 struct Shared {
     /// The newest events, recorded or not.
@@ -184,7 +184,7 @@ struct Shared {
     totals: BTreeMap<(String, Cause), Totals>,
 }
 
-/// What tells incidents apart.
+/// Key that tells incidents apart.
 type IncidentKey = (Timestamp, String);
 
 impl Shared {
@@ -212,24 +212,24 @@ impl Shared {
 #[derive(Debug)]
 enum Message {
     Entry(Entry),
-    /// Some key of the memory, or an incident, has changed.
+    /// Change of some key of the memory, or of an incident.
     Memory,
     Flush(oneshot::Sender<()>),
 }
 
 #[derive(Debug)]
 struct Inner {
-    /// Empty for a journal that is kept in memory only.
+    /// Path of the database; empty for a journal that is kept in memory only.
     path: PathBuf,
     to_writer: SyncSender<Message>,
-    /// Entries that found the channel full.
+    /// Number of entries that found the channel full.
     overflow: Arc<AtomicU64>,
     shared: Arc<Mutex<Shared>>,
     health: watch::Receiver<JournalHealth>,
     events: broadcast::Sender<Event>,
 }
 
-/// A handle on the journal; clones are the same journal. When the last one goes, what is queued is still written.
+/// Handle on the journal; clones are the same journal. When the last one goes, what is queued is still written.
 #[derive(Debug, Clone)]
 pub struct Journal(Arc<Inner>);
 
@@ -263,7 +263,7 @@ impl Journal {
         Ok(Self(Arc::new(Inner { path: path.to_owned(), to_writer, overflow, shared, health, events })))
     }
 
-    /// A journal without a file and without a thread, for simulated labs: it outlives them as a file would.
+    /// Journal without a file and without a thread, for simulated labs: it outlives them as a file would.
     #[cfg(test)]
     pub(crate) fn in_memory() -> Self {
         let (to_writer, _) = sync_channel(1);
@@ -277,7 +277,7 @@ impl Journal {
         }))
     }
 
-    /// Notes that something happened. Never blocks, never fails.
+    /// Records that something happened. Never blocks, never fails.
     pub fn record(&self, entry: Entry) {
         #[cfg(test)]
         if self.0.path.as_os_str().is_empty() {
@@ -294,7 +294,7 @@ impl Journal {
         self.0.health.clone()
     }
 
-    /// Every event from now on, recorded or not.
+    /// Events from now on, recorded or not.
     pub fn subscribe(&self) -> broadcast::Receiver<Event> {
         self.0.events.subscribe()
     }
@@ -318,14 +318,14 @@ impl Journal {
         query.merge(stored, &lock(&self.0.shared).ring)
     }
 
-    /// The state that a service entered last.
+    /// Event of the state that a service entered last.
     pub async fn last_state(&self, service: &str) -> Option<Event> {
         let service = Some(service.to_owned());
         let query = EventQuery { after_seq: None, service, kind: Some(Kind::State), limit: 1, newest: true };
         self.events(query).await.pop()
     }
 
-    /// How often each service was restarted, over everything the journal remembers.
+    /// Number of restarts of each service, over everything the journal remembers.
     pub fn restarts(&self) -> BTreeMap<String, u32> {
         lock(&self.0.shared).restarts.clone()
     }
@@ -341,7 +341,7 @@ impl Journal {
         self.wake_writer();
     }
 
-    /// How many incidents there were, by service and cause.
+    /// Totals of incidents, by service and cause.
     pub fn incident_totals(&self) -> BTreeMap<(String, Cause), Totals> {
         lock(&self.0.shared).totals.clone()
     }

@@ -17,7 +17,7 @@ use crate::{
     time::Timestamp,
 };
 
-/// Which events are wanted.
+/// Query for events.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventQuery {
     /// Only events with a higher number.
@@ -26,9 +26,9 @@ pub struct EventQuery {
     pub service: Option<String>,
     /// Only events of this kind.
     pub kind: Option<Kind>,
-    /// At most so many.
+    /// Largest number of events.
     pub limit: usize,
-    /// When there are more than `limit`: true for the newest of them, false for the oldest.
+    /// Which events are returned when there are more than `limit`: true for the newest, false for the oldest.
     pub newest: bool,
 }
 
@@ -36,10 +36,10 @@ impl EventQuery {
     fn wants(&self, event: &Event) -> bool {
         self.after_seq.is_none_or(|after| event.seq > after)
             && self.service.as_ref().is_none_or(|service| event.service.as_ref() == Some(service))
-            && self.kind.is_none_or(|kind| event.kind == kind.word())
+            && self.kind.is_none_or(|kind| event.kind == kind.as_str())
     }
 
-    /// What the database told and what memory knows, as one list in order.
+    /// Events from the database and from memory, as one list in order.
     pub(super) fn merge(&self, stored: Vec<Event>, ring: &VecDeque<Event>) -> Vec<Event> {
         let mut all: BTreeMap<i64, Event> = ring.iter().filter(|e| self.wants(e)).map(|e| (e.seq, e.clone())).collect();
         all.extend(stored.into_iter().map(|e| (e.seq, e)));
@@ -63,7 +63,7 @@ pub(super) fn select(db: &Connection, query: &EventQuery) -> rusqlite::Result<Ve
     );
     let after = query.after_seq.unwrap_or(i64::MIN);
     let limit = i64::try_from(query.limit).unwrap_or(i64::MAX);
-    db.prepare(&sql)?.query_map(params![after, query.service, limit, query.kind.map(Kind::word)], event)?.collect()
+    db.prepare(&sql)?.query_map(params![after, query.service, limit, query.kind.map(Kind::as_str)], event)?.collect()
 }
 
 fn event(row: &Row<'_>) -> rusqlite::Result<Event> {
@@ -77,7 +77,7 @@ fn event(row: &Row<'_>) -> rusqlite::Result<Event> {
     })
 }
 
-/// Restarts per service.
+/// Number of restarts per service.
 pub(super) fn restarts(db: &Connection) -> rusqlite::Result<BTreeMap<String, u32>> {
     db.prepare(
         "SELECT service, count(*) FROM events WHERE kind = 'action' AND what = 'restart' AND service IS NOT NULL \
@@ -87,7 +87,7 @@ pub(super) fn restarts(db: &Connection) -> rusqlite::Result<BTreeMap<String, u32
     .collect()
 }
 
-/// The whole memory table.
+/// Contents of the memory table.
 pub(super) fn memory(db: &Connection) -> rusqlite::Result<BTreeMap<String, String>> {
     db.prepare("SELECT key, value FROM memory")?.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
 }
@@ -115,7 +115,7 @@ pub(super) fn incident_totals(db: &Connection) -> rusqlite::Result<BTreeMap<(Str
         let (service, cause): (String, String) = (row.get(0)?, row.get(1)?);
         let count = |column| row.get::<_, i64>(column).map(|n| u64::try_from(n).unwrap_or(0));
         let total = Totals { incidents: count(2)?, recovered: count(3)?, recovery: Duration::from_millis(count(4)?) };
-        Ok(Cause::ALL.into_iter().find(|c| c.word() == cause).map(|cause| ((service, cause), total)))
+        Ok(Cause::ALL.into_iter().find(|c| c.as_str() == cause).map(|cause| ((service, cause), total)))
     })?;
     rows.filter_map(Result::transpose).collect()
 }

@@ -1,4 +1,4 @@
-//! The journal's shape, version by version.
+//! Schema of the journal, version by version.
 
 use crate::db::Shape;
 

@@ -1,4 +1,4 @@
-//! Whether history may be deleted by the wall clock. Pure.
+//! Steadiness of the wall clock: whether history may be deleted by it. Pure.
 //!
 //! A clock that jumps, by a dead battery or a wrong time server, would make all of it too old at once. So nothing is deleted
 //! by age before the clock has gone on as time does for a day of labd's life: by then it was corrected, or somebody has
@@ -8,39 +8,39 @@ use std::time::Duration;
 
 use crate::time::Timestamp;
 
-/// Where the journal remembers it.
+/// Journal key for it.
 pub(super) const MEMORY: &str = "journal:clock";
-/// How long the clock must have been steady.
+/// Time for which the clock must have been steady.
 const LONG: Duration = Duration::from_hours(24);
-/// How far the wall clock may go from the one that is never set between two looks: time services correct this much.
+/// Largest difference from the clock that is never set between two readings: time services correct this much.
 const SLACK: Duration = Duration::from_mins(1);
-/// How long labd may have been away for the clock to count as steady meanwhile. A jump of this much goes unnoticed, and then
+/// Longest absence of labd over which the clock still counts as steady. A jump of this much goes unnoticed, and then
 /// this much is deleted too early.
 const AWAY: Duration = Duration::from_hours(24);
 
-/// What was seen of the wall clock.
+/// Steadiness of the wall clock, as far as it was seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Steady {
-    /// Since when it has gone on as time does.
+    /// Time since which it has advanced as time does.
     since: Timestamp,
-    /// The last look.
+    /// Time of the last reading.
     last: Timestamp,
 }
 
 impl Steady {
-    /// From the journal's memory.
+    /// Value from the journal's memory.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let (since, last) = text.split_once(' ')?;
         let at = |ms: &str| ms.parse().ok().map(Timestamp::from_millis);
         Some(Self { since: at(since)?, last: at(last)? })
     }
 
-    /// For the journal's memory.
+    /// Value for the journal's memory.
     pub(super) fn text(self) -> String {
         format!("{} {}", self.since.as_millis(), self.last.as_millis())
     }
 
-    /// After another look, which is `passed` after the last one; absent where another labd took that one.
+    /// Value after another reading, which is `passed` after the last one; absent where another labd took that one.
     pub(super) fn after(kept: Option<Self>, wall: Timestamp, passed: Option<Duration>) -> Self {
         let went_on = kept.is_some_and(|kept| match passed {
             Some(passed) => {
@@ -53,7 +53,7 @@ impl Steady {
         Self { since, last: wall }
     }
 
-    /// Whether what is too old by the clock is.
+    /// Whether the clock is believed: what is too old by it may be deleted.
     pub(super) fn is_believed(self) -> bool {
         self.last.since(self.since) >= LONG
     }

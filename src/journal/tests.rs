@@ -1,4 +1,4 @@
-//! The journal as its users see it, and what can go wrong with the file under it.
+//! Tests of the journal as its users see it, and of damage to the file under it.
 
 use std::{
     fs,
@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use super::*;
 
-/// Spoils the file at a path.
+/// Function that damages the file at a path.
 type Damage = fn(&Path);
 
 const A_YEAR: Duration = Duration::from_hours(24 * 365);

@@ -27,9 +27,9 @@ use crate::{
     time::{Timestamp, human},
 };
 
-/// Between two looks for what is too old or too much.
+/// Time between two sweeps of what is too old or too much.
 const SWEEP: Duration = Duration::from_hours(1);
-/// Rows deleted at once; new entries get their turn in between.
+/// Number of rows deleted at once; new entries get their turn in between.
 const SWEEP_BATCH: usize = 5_000;
 
 /// The writer's whole state.
@@ -43,15 +43,15 @@ pub(super) struct Writer {
     db: Option<Connection>,
     /// Whether memory knows what was on disk at the start.
     read: bool,
-    /// The number given out last.
+    /// Number given out last.
     last_seq: i64,
-    /// Numbered and announced, not on disk.
+    /// Events that are numbered and announced, and not on disk.
     pending: VecDeque<Event>,
-    /// Entries that memory had no room for.
+    /// Number of entries that memory had no room for.
     dropped: u64,
     retry_at: Instant,
     sweep_at: Instant,
-    /// When the wall clock was last compared.
+    /// Moment at which the wall clock was last compared.
     compared: Option<Instant>,
 }
 
@@ -323,7 +323,7 @@ impl Writer {
         }
     }
 
-    /// The entry that closes a gap in the history.
+    /// Entry that closes a gap in the history.
     fn resumed(&self) -> Option<Entry> {
         let now = Timestamp::now();
         let (since, why) = match &*self.health.borrow() {
@@ -376,7 +376,7 @@ impl Writer {
         });
     }
 
-    /// An entry of the journal about itself.
+    /// Records an entry of the journal about itself.
     fn say(&mut self, what: &str, reason: String) {
         tracing::warn!("{reason}");
         let at = Timestamp::now();
@@ -392,7 +392,7 @@ impl Writer {
         self.pending.push_back(numbered(self.last_seq, entry));
     }
 
-    /// Once an hour, and at the start: deletes what is too old or too much, a batch at a time.
+    /// Deletes, once an hour and at the start, what is too old or too much, a batch at a time.
     fn sweep(&mut self) {
         if Instant::now() < self.sweep_at {
             return;
@@ -433,7 +433,7 @@ impl Writer {
         }
     }
 
-    /// Whether the wall clock says truly what is old.
+    /// Whether the wall clock is right about what is old.
     fn believes(&mut self, now: Timestamp) -> bool {
         let passed = self.compared.replace(Instant::now()).map(|at| at.elapsed());
         let mut shared = lock(&self.shared);
@@ -463,19 +463,19 @@ fn sort(message: Message, entries: &mut Vec<Entry>, flushes: &mut Vec<oneshot::S
 
 fn numbered(seq: i64, entry: Entry) -> Event {
     let Entry { at, service, kind, what, reason } = entry;
-    Event { seq, at, service, kind: kind.word().to_owned(), what, reason }
+    Event { seq, at, service, kind: kind.as_str().to_owned(), what, reason }
 }
 
 fn count_restart(shared: &mut Shared, event: &Event) {
     if let Some(service) = &event.service
-        && event.kind == Kind::Action.word()
+        && event.kind == Kind::Action.as_str()
         && event.what == "restart"
     {
         *shared.restarts.entry(service.clone()).or_default() += 1;
     }
 }
 
-/// What the writer does with an entry, without a disk.
+/// Takes an entry into memory as the writer does, without a disk.
 #[cfg(test)]
 pub(super) fn note(shared: &mut Shared, entry: Entry) {
     let seq = shared.ring.back().map_or(0, |last| last.seq) + 1;
@@ -515,7 +515,7 @@ fn insert<'a>(
             let took = i.ready_at.map(|at| at.since(i.died_at).as_millis() as i64);
             // Plain data with string keys always serialises.
             let body = serde_json::to_string(i).unwrap_or_default();
-            keep.execute(params![i.died_at.as_millis(), i.service, i.cause.word(), took, body])?;
+            keep.execute(params![i.died_at.as_millis(), i.service, i.cause.as_str(), took, body])?;
         }
     }
     tx.commit()

@@ -10,9 +10,9 @@ use tokio::{
     net::TcpStream,
 };
 
-/// Clouds that have a metadata service answer in a few milliseconds; everywhere else nobody does.
+/// Longest wait for a cloud's metadata service, which answers in a few milliseconds; everywhere else nobody does.
 const METADATA_TIMEOUT: Duration = Duration::from_millis(300);
-/// The link-local address on which EC2 and OpenStack (and so Chameleon) answer.
+/// Link-local address on which EC2 and OpenStack (and so Chameleon) answer.
 const METADATA: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)), 80);
 
 /// Finds the address. Takes at most a little more than 300 ms.
@@ -41,7 +41,7 @@ async fn public_ipv4(service: SocketAddr, timeout: Duration) -> Option<Ipv4Addr>
     tokio::time::timeout(timeout, ask).await.ok()?
 }
 
-/// The address packets to the world leave from. Connecting a UDP socket sends nothing; the destination is a
+/// Address that packets to the world leave from. Connecting a UDP socket sends nothing; the destination is a
 /// documentation address (RFC 5737).
 fn default_route() -> Option<IpAddr> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;

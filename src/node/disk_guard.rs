@@ -1,4 +1,5 @@
-//! How full a file system may be before somebody is told. Pure: labd warns, names what is large, and deletes nothing.
+//! Disk guard: how full a file system may be before somebody is told. Pure: labd warns, names what is large, and
+//! deletes nothing.
 
 use std::collections::BTreeMap;
 
@@ -7,19 +8,19 @@ use crate::{
     snapshot::{DiskView, Notice, RunView, Severity},
 };
 
-/// From here on there is a warning, in percent.
+/// Fill level from which on there is a warning, in percent.
 const LOW: u64 = 85;
-/// From here on there is an error, in percent.
+/// Fill level from which on there is an error, in percent.
 const FULL: u64 = 95;
-/// So far below a threshold a file system must fall before it counts as crossed back, in percent points.
+/// Distance below a threshold to which a file system must fall before it counts as crossed back, in percent points.
 const BACK: u64 = 2;
-/// How many of the largest runs are named.
+/// Number of the largest runs that are named.
 const NAMED: usize = 3;
 
-/// How full a file system is.
+/// Fill level of a file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum Level {
-    /// There is room.
+    /// Enough room.
     #[default]
     Fine,
     /// Will hurt later.
@@ -32,8 +33,8 @@ impl Level {
     /// Every level.
     pub const ALL: [Self; 3] = [Self::Fine, Self::Low, Self::Full];
 
-    /// The word in the journal.
-    pub const fn word(self) -> &'static str {
+    /// Word for the level in the journal.
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Fine => "disk-fine",
             Self::Low => "disk-low",
@@ -42,32 +43,32 @@ impl Level {
     }
 }
 
-/// A file system that crossed a threshold.
+/// File system that crossed a threshold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Crossing {
     /// Mount point.
     pub mount: String,
-    /// Where it is now.
+    /// Level after the crossing.
     pub to: Level,
     /// One line for the journal.
     pub text: String,
 }
 
-/// What is remembered of each file system, by mount point.
+/// Level of each file system, by mount point.
 pub type Levels = BTreeMap<String, Level>;
 
-/// What takes the room, as far as labd knows.
+/// Users of the room, as far as labd knows.
 #[derive(Debug, Clone, Copy)]
 pub struct Users<'a> {
     /// Mount point of the file system that MinIO's volume is on; absent when checkpoints are kept elsewhere.
     pub store: Option<&'a str>,
     /// Runs and what is kept of them.
     pub runs: &'a [RunView],
-    /// Everything in the bucket, in bytes.
+    /// Size of everything in the bucket, in bytes.
     pub bucket_bytes: u64,
 }
 
-/// Looks at every file system again, and says which crossed a threshold: once each way.
+/// Compares every file system with its level before, and returns those that crossed a threshold: once each way.
 pub fn look(levels: &mut Levels, disks: &[DiskView]) -> Vec<Crossing> {
     let mut crossings = Vec::new();
     for disk in disks {
@@ -84,7 +85,7 @@ pub fn look(levels: &mut Levels, disks: &[DiskView]) -> Vec<Crossing> {
     crossings
 }
 
-/// What a person is told.
+/// Notices for a person.
 pub fn notices(levels: &Levels, disks: &[DiskView], users: Users<'_>) -> Vec<Notice> {
     let notice = |disk: &DiskView| {
         let level = levels.get(&disk.mount).copied().unwrap_or_default();
@@ -109,7 +110,7 @@ pub fn notices(levels: &Levels, disks: &[DiskView], users: Users<'_>) -> Vec<Not
     disks.iter().filter_map(notice).collect()
 }
 
-/// Which of `disks` a path is on: the longest mount point above it.
+/// File system of `disks` that a path is on: the longest mount point above it.
 pub fn mount_of<'a>(disks: &'a [DiskView], path: &str) -> Option<&'a str> {
     let path = std::path::Path::new(path);
     let above = disks.iter().map(|d| d.mount.as_str()).filter(|mount| path.starts_with(mount));
@@ -132,7 +133,7 @@ fn used_percent(disk: &DiskView) -> u64 {
     100_u64.saturating_sub(u64::try_from(free).unwrap_or(100))
 }
 
-/// ` Checkpoints take 13 GiB of it: food11 12 GiB, old 1 GiB; ...`, or nothing.
+/// Text such as ` Checkpoints take 13 GiB of it: food11 12 GiB, old 1 GiB; ...`, or nothing.
 fn largest(disk: &DiskView, users: Users<'_>) -> String {
     if users.store != Some(disk.mount.as_str()) || users.bucket_bytes == 0 {
         return String::new();

@@ -1,16 +1,13 @@
-//! What the machine is: found out once at start, its loads again every few seconds.
+//! The machine: its facts are found out once at start, its loads again every few seconds.
 //!
 //! * [`facts`]: CPUs, NUMA, memory, limits. Never fails: what cannot be read has a careful default.
 //! * [`numa`]: which CPUs and how much memory each NUMA node has.
 //! * [`address`]: the address shown in links.
 //! * [`disk_guard`]: how full a file system may be. Pure.
 //! * [`routes`]: which subnets the host already knows, so that the lab's does not overlap.
-//! * [`gpu`]: the inventory.
 
 pub mod address;
 pub mod disk_guard;
-pub mod gpu;
-pub(crate) mod guard;
 pub mod numa;
 pub mod routes;
 
@@ -29,10 +26,10 @@ use tokio::sync::watch;
 
 use crate::snapshot::{DiskView, NodeView};
 
-/// Between two looks at memory, load and disks.
+/// Time between two readings of memory, load and disks.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// What the plan needs to know of the machine.
+/// Facts about the machine that the plan needs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeFacts {
     /// Host name.
@@ -41,33 +38,33 @@ pub struct NodeFacts {
     pub cpus: u32,
     /// NUMA nodes, at least 1.
     pub numa_nodes: u32,
-    /// What each NUMA node has, by number; empty where the kernel does not say.
+    /// NUMA nodes, by number; empty where the kernel does not report them.
     pub numa: Vec<NumaNode>,
     /// InfiniBand's device nodes that programs use, by path; empty without such a card.
     pub infiniband: Vec<DeviceNode>,
     /// Physical memory in bytes.
     pub memory_bytes: u64,
-    /// How many open files a container may be given: the host's own hard limit.
+    /// Largest number of open files that a container may be given: the host's own hard limit.
     pub nofile_limit: u64,
     /// Whether a container may be given unlimited locked memory: limits can be raised here, or there is none.
     pub unlimited_memlock: bool,
 }
 
-/// For tests alone: a directory in whose `sys` and `dev` hardware is looked for, so that a machine without GPUs and with one
-/// NUMA node can play one with several. Probes inherit it.
+/// Variable, for tests alone, that names a directory in whose `sys` and `dev` hardware is looked for, so that a machine
+/// without GPUs and with one NUMA node can play one with several. Probes inherit it.
 const SYS_ROOT: &str = "LABD_SYS_ROOT";
 
-/// Where hardware is looked for: `/`, but in tests.
+/// Directory in which hardware is looked for: `/`, but in tests.
 pub fn root() -> PathBuf {
     std::env::var_os(SYS_ROOT).map_or_else(|| PathBuf::from("/"), PathBuf::from)
 }
 
-/// Looks at the machine.
+/// Facts about this machine.
 pub fn facts() -> NodeFacts {
     facts_under(&root())
 }
 
-/// [`facts`], with NUMA nodes and device nodes as they are under `root`.
+/// Facts about this machine, with NUMA nodes and device nodes as they are under `root`.
 fn facts_under(root: &Path) -> NodeFacts {
     let numa = numa::read(&root.join("sys/devices/system/node"));
     let text = |path: &str| fs::read_to_string(path).unwrap_or_default();
@@ -94,7 +91,8 @@ fn unlimited_memlock(limits: &str, status: &str) -> bool {
     hard.as_deref() == Some("unlimited") || capabilities & CAP_SYS_RESOURCE != 0
 }
 
-/// What RDMA programs open, `uverbsN` of each card and the connection manager; not what manages the fabric (`issm`, `umad`).
+/// Device nodes that RDMA programs open, `uverbsN` of each card and the connection manager; not what manages the fabric
+/// (`issm`, `umad`).
 fn infiniband(root: &Path) -> Vec<DeviceNode> {
     const DIR: &str = "dev/infiniband";
     let entries = fs::read_dir(root.join(DIR)).into_iter().flatten().flatten();
@@ -119,7 +117,7 @@ fn memory() -> (u64, u64) {
     })
 }
 
-/// The hard limit on open files in the text of `/proc/self/limits`; 1 Mi when there is none.
+/// Hard limit on open files in the text of `/proc/self/limits`; 1 Mi when there is none.
 fn nofile_limit(limits: &str) -> u64 {
     limits
         .lines()
@@ -128,8 +126,8 @@ fn nofile_limit(limits: &str) -> u64 {
         .unwrap_or(1 << 20)
 }
 
-/// The machine as the snapshot shows it, refreshed every 5 s. `places` are paths whose file systems matter to the lab, beside
-/// that of the engine's data, which is where the engine says. The task ends with the last receiver.
+/// View of the machine for the snapshot, refreshed every 5 s. `places` are paths whose file systems matter to the lab,
+/// beside that of the engine's data, which is where the engine says. The task ends with the last receiver.
 pub fn watch_node(
     facts: NodeFacts,
     address: String,

@@ -1,21 +1,21 @@
-//! Which CPUs and how much memory each NUMA node has, as the kernel says it in `/sys/devices/system/node`.
+//! NUMA nodes: which CPUs and how much memory each has, as the kernel reports it in `/sys/devices/system/node`.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-/// One NUMA node.
+/// NUMA node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NumaNode {
-    /// Its number, which need not follow on another's.
+    /// Number, which need not follow on another's.
     pub id: u32,
-    /// Its online CPUs in the kernel's list notation; empty for one that is memory alone.
+    /// Online CPUs in the kernel's list notation; empty for one that is memory alone.
     pub cpus: String,
-    /// Its memory in bytes; 0 for one that has none.
+    /// Memory in bytes; 0 for one that has none.
     pub memory_bytes: u64,
 }
 
-/// The nodes under `dir`, by number. What cannot be read is empty.
+/// NUMA nodes under `dir`, by number. What cannot be read is empty.
 pub fn read(dir: &Path) -> Vec<NumaNode> {
     let mut nodes: Vec<NumaNode> = fs::read_dir(dir)
         .into_iter()
@@ -32,14 +32,14 @@ pub fn read(dir: &Path) -> Vec<NumaNode> {
     nodes
 }
 
-/// The line `Node 0 MemTotal:  16308908 kB` in bytes; 0 without one.
+/// Bytes in the line `Node 0 MemTotal:  16308908 kB`; 0 without one.
 fn total(meminfo: &str) -> u64 {
     let line = meminfo.lines().find_map(|l| l.split_once("MemTotal:"));
     let kib: Option<u64> = line.and_then(|(_, rest)| rest.split_whitespace().next()?.parse().ok());
     kib.unwrap_or(0).saturating_mul(1024)
 }
 
-/// More CPUs than any machine has: what lies beyond is no list of CPUs.
+/// Number above that of any machine's CPUs: a list with it is not a list of CPUs.
 const MOST: u32 = 1 << 16;
 
 /// The CPUs of a list such as `0-31,64-95`; absent when the text is no such list.

@@ -1,17 +1,17 @@
-//! Which IPv4 ranges the host already reaches somewhere, and a /24 for the lab that none of them overlaps.
+//! IPv4 ranges that the host already reaches somewhere, and a /24 for the lab that none of them overlaps.
 
 use std::fs;
 
-/// What there is to say when no subnet is free: what is wrong, and what would be right.
+/// Message for when no subnet is free: what is wrong, and what would be right.
 pub const ALL_TAKEN: &str = "every /24 of 198.18.0.0/15 is in use on this machine; set `network.subnet` in labd.toml to one \
                              that is free, such as \"10.213.7.0/24\"";
 
-/// The host's routes but the default one, as (network, mask).
+/// Routes of the host but the default one, as (network, mask).
 pub fn host() -> Vec<(u32, u32)> {
     parse(&fs::read_to_string("/proc/net/route").unwrap_or_default())
 }
 
-/// `/proc/net/route`: numbers are hexadecimal in the byte order of the machine.
+/// Routes in `/proc/net/route`: numbers are hexadecimal in the byte order of the machine.
 fn parse(text: &str) -> Vec<(u32, u32)> {
     let number = |field: &str| u32::from_str_radix(field, 16).ok().map(u32::from_be);
     text.lines()
@@ -24,9 +24,9 @@ fn parse(text: &str) -> Vec<(u32, u32)> {
         .collect()
 }
 
-/// The subnets that are tried when `labd.toml` names none, in this order: every /24 of 198.18.0.0/15 (RFC 2544), which no lab
-/// or campus network uses, unlike the private ranges. The beginning comes last: proxies that answer for others (Clash,
-/// mihomo) give out addresses from there.
+/// Subnets that are tried when `labd.toml` names none, in this order: every /24 of 198.18.0.0/15 (RFC 2544), which no
+/// lab or campus network uses, unlike the private ranges. The beginning comes last: proxies that answer for others
+/// (Clash, mihomo) give out addresses from there.
 fn candidates() -> impl Iterator<Item = [u8; 3]> {
     let of = |second: u8| move |third: u8| [198, second, third];
     (100..=249).map(of(18)).chain((0..=255).map(of(19))).chain((0..=99).chain(250..=255).map(of(18)))
@@ -51,7 +51,7 @@ pub fn overlaps([a, b, c]: [u8; 3], taken: &[(u32, u32)]) -> bool {
     })
 }
 
-/// A subnet in CIDR notation as (network, mask). `None` for IPv6 and for anything unreadable.
+/// Network and mask of a subnet in CIDR notation. `None` for IPv6 and for anything unreadable.
 pub fn parse_cidr(text: &str) -> Option<(u32, u32)> {
     let (address, bits) = text.split_once('/')?;
     let address: std::net::Ipv4Addr = address.parse().ok()?;

@@ -1,4 +1,4 @@
-//! Which CPUs and memory are a worker's own, so that what feeds a GPU is near it. Pure.
+//! Placement of workers: CPUs and memory of their own, so that what feeds a GPU is near it. Pure.
 //!
 //! Only where it can help: on a machine with several NUMA nodes, for a GPU that is near some of the CPUs and not all of
 //! them. GPUs of one node share its CPUs.
@@ -9,26 +9,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::node::{NodeFacts, gpu::Gpu, numa};
+use crate::{
+    gpus::Gpu,
+    node::{NodeFacts, numa},
+    services::Place,
+};
 
-/// How much of a NUMA node's memory its workers' limits may add up to, in percent: the same tenth that the whole machine
-/// keeps for the host. Chosen, not measured.
+/// Largest sum of its workers' limits, in percent of a NUMA node's memory: the same tenth that the whole machine keeps
+/// for the host is left. Chosen, not measured.
 const MOST_OF_NODE_PERCENT: u64 = 90;
-/// Ray's logical CPUs of a worker are a promise, and training scripts ask for 8.
+/// Smallest number of a worker's logical CPUs for Ray: they are a promise, and training scripts ask for 8.
 const FEWEST_LOGICAL_CPUS: u32 = 8;
 
-/// Where one worker runs. Nothing in it: anywhere.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Place {
-    /// The only CPUs it runs on, in the kernel's list notation.
-    pub cpus: Option<String>,
-    /// The only NUMA nodes its memory comes from.
-    pub memory: Option<String>,
-    /// Ray's logical CPUs: its part of those CPUs, at least 8.
-    pub logical_cpus: Option<u32>,
-}
-
-/// A place for each GPU's worker, in the GPUs' order. `memory_bytes` is each worker's limit.
+/// Places of the GPUs' workers, in the GPUs' order. `memory_bytes` is each worker's limit.
 pub fn places(gpus: &[Gpu], node: &NodeFacts, bind: bool, memory_bytes: u64) -> Vec<Place> {
     let near: Vec<Option<BTreeSet<u32>>> = gpus.iter().map(|gpu| near(gpu, node).filter(|_| bind)).collect();
     let mut sharers: BTreeMap<&BTreeSet<u32>, u32> = BTreeMap::new();
@@ -54,7 +47,7 @@ pub fn places(gpus: &[Gpu], node: &NodeFacts, bind: bool, memory_bytes: u64) -> 
         .collect()
 }
 
-/// The CPUs near a GPU: some of the machine's, never all.
+/// CPUs near a GPU: some of the machine's, never all.
 fn near(gpu: &Gpu, node: &NodeFacts) -> Option<BTreeSet<u32>> {
     let of = |n: &numa::NumaNode| numa::cpus(&n.cpus).unwrap_or_default();
     let with_cpus = node.numa.iter().filter(|n| !n.cpus.is_empty());
@@ -77,10 +70,7 @@ fn home<'a>(cpus: &BTreeSet<u32>, node: &'a NodeFacts) -> Option<&'a numa::NumaN
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        node::{gpu::simulate, numa::NumaNode},
-        plan::tests::inputs,
-    };
+    use crate::{gpus::simulate, node::numa::NumaNode, plan::tests::inputs};
 
     const GIB: u64 = 1 << 30;
 
@@ -105,7 +95,8 @@ mod tests {
             .collect()
     }
 
-    /// What it is, the NUMA nodes, where each GPU is, a worker's GiB, and each worker's CPUs, memory and logical CPUs.
+    /// Case: what it is, the NUMA nodes, where each GPU is, a worker's GiB, and each worker's CPUs, memory and logical
+    /// CPUs.
     type Case<'a> = (&'a str, &'a [(u32, &'a str, u64)], &'a [(Option<u32>, Option<&'a str>)], u64, &'a [&'a str]);
 
     #[test]

@@ -1,4 +1,4 @@
-//! The plan by example and by property.
+//! Tests of the plan by example and by property.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,8 +10,16 @@ use proptest::prelude::*;
 use labd_gpu::{DeviceNode, Vendor};
 
 use super::*;
-use crate::node::{gpu::simulate, numa::NumaNode};
-use spec::{Device, Kind, MountSource, Requirement};
+use crate::{
+    config::Config,
+    credentials::Secrets,
+    gpus::simulate,
+    minio::Keys,
+    node::numa::NumaNode,
+    secret::Secret,
+    services::minio,
+    spec::{self, ContainerSpec, Device, EnvValue, Kind, MountSource, Requirement},
+};
 
 pub(crate) fn secrets() -> Secrets {
     Secrets {
@@ -73,21 +81,21 @@ fn a_change_concerns_only_what_it_concerns() {
     assert!(changed("", "[journal]\nretention_days = 5").is_empty());
 }
 
-/// A plan's containers, each with the fingerprints of all of it and of what cannot wait. Without what their images are made of:
-/// an edit below `images/` is a soft change of its own, and seen in the reference.
+/// Containers of a plan, each with the fingerprints of all of it and of what cannot wait. Without what their images are
+/// made of: an edit below `images/` is a soft change of its own, and seen in the reference.
 fn golden_containers() -> Vec<String> {
     let (plan, _) = make(&inputs("", 1, 32)).expect("a plan");
     let golden = plan.services.into_iter().map(|service| {
         let mut container = service.container;
-        service.image.word().clone_into(&mut container.image);
+        service.image.as_str().clone_into(&mut container.image);
         format!("{} {} {}", service.name, container.hash(), container.hard_hash())
     });
     golden.collect()
 }
 
-/// What a change here means: every container in question is recreated on every machine that gets this labd, when it is idle;
-/// where the second column changes, at once, under whatever trains. Where that is meant, take over the new values and say so
-/// in the commit.
+/// Checks the fingerprints. A change here means: every container in question is recreated on every machine that gets
+/// this labd, when it is idle; where the second column changes, at once, under whatever trains. Where that is meant,
+/// take over the new values and say so in the commit.
 #[test]
 fn no_edit_changes_a_container_unnoticed() {
     let golden = [
@@ -183,7 +191,7 @@ fn another_store_replaces_minio() {
     let worker = plan.service("ray-worker-0").expect("there");
     assert_eq!(worker.container.env["AWS_ENDPOINT_URL"], "https://s3.lab".into());
     assert!(!worker.requires.contains(&Requirement::Ready("minio".into())));
-    assert!(!plan.service("minio").expect("listed").enabled && sizes.minio.get() == 0);
+    assert!(!plan.service("minio").expect("listed").enabled && sizes.of(&minio::DEF).get() == 0);
     assert!(plan.images.iter().all(|i| i.name != ImageName::Minio), "its image is not needed");
 }
 
@@ -223,7 +231,7 @@ fn a_worker_is_near_its_gpu_and_has_what_collectives_need() {
     let plan = near("");
     for service in &plan.services {
         let c = &service.container;
-        let worker = service.kind == Kind::RayWorker;
+        let worker = service.kind == Kind::RAY_WORKER;
         assert_eq!((c.cpuset_cpus.is_some(), c.cpuset_mems.is_some(), c.unlimited_memlock), (worker, worker, worker));
         assert_eq!(c.devices.iter().any(|d| format!("{d:?}").contains("uverbs0")), worker, "{}", service.name);
         // Ray refuses `ROCR_VISIBLE_DEVICES`, and a second filter over one GPU leaves none.
@@ -242,7 +250,7 @@ fn a_worker_is_near_its_gpu_and_has_what_collectives_need() {
     assert!(set.command.contains(&"--num-cpus=3".to_owned()), "what is set is set");
 }
 
-/// Every container that runs people's code: Ray's, then JupyterLab's.
+/// Containers that run people's code: Ray's, then JupyterLab's.
 const CODE: [&str; 5] = ["ray-head", "ray-driver", "ray-worker-0", "ray-worker-1", "jupyter"];
 
 fn container<'a>(plan: &'a Plan, name: &str) -> &'a ContainerSpec {
@@ -352,7 +360,7 @@ fn a_path_means_the_same_in_notebook_driver_and_worker() {
 fn simulated_gpus_are_marked_and_only_they_have_an_nvidia_smi_of_ours() {
     let marks = |inputs: &Inputs| -> Vec<(String, bool, bool)> {
         let (plan, _) = make(inputs).expect("a plan");
-        let ray = plan.services.into_iter().filter(|s| s.image == ImageName::Ray && s.kind != Kind::FrontDoor);
+        let ray = plan.services.into_iter().filter(|s| s.image == ImageName::Ray && s.kind != Kind("front-door"));
         ray.map(|s| {
             let smi = s.container.files.iter().any(|f| f.path == "/usr/local/bin/nvidia-smi" && f.mode == 0o755);
             (s.name, s.container.env.get("LABD_SIMULATED_GPUS") == Some(&"1".into()), smi)
@@ -436,10 +444,10 @@ proptest! {
         prop_assert_eq!((names.len(), addresses.len()), (n, n));
         let ports: Vec<u16> = plan.services.iter().flat_map(|s| &s.container.ports).filter_map(|p| p.host).collect();
         prop_assert_eq!(ports.iter().collect::<BTreeSet<_>>().len(), ports.len());
-        let ids: BTreeSet<_> = plan.services.iter().filter(|s| s.kind == Kind::RayWorker)
+        let ids: BTreeSet<_> = plan.services.iter().filter(|s| s.kind == Kind::RAY_WORKER)
             .map(|s| format!("{:?}", s.container.env["LABD_GPU_UUID"])).collect();
         prop_assert_eq!(ids.len(), gpus as usize);
-        for s in plan.services.iter().filter(|s| s.kind != Kind::RayWorker) {
+        for s in plan.services.iter().filter(|s| s.kind != Kind::RAY_WORKER) {
             prop_assert!(s.container.devices.is_empty() && !s.container.env.contains_key("LABD_GPU_UUID"));
         }
     }

@@ -1,11 +1,11 @@
-//! What is asked of Ray and cannot be given now, in a person's words. Pure.
+//! Demands on Ray that cannot be met now, in a person's words. Pure.
 
 use std::collections::{BTreeMap, HashMap};
 
 use super::proto;
 use crate::snapshot::DemandView;
 
-/// `NodeStatus::DEAD`.
+/// State `NodeStatus::DEAD`.
 const DEAD: i32 = 2;
 
 /// Demands, those that can never be met first.
@@ -51,7 +51,7 @@ fn size(node: &HashMap<String, f64>) -> (f64, f64) {
     (node.get("GPU").copied().unwrap_or(0.0), node.get("CPU").copied().unwrap_or(0.0))
 }
 
-/// `4 GPU, 8 CPU`: GPU first, then CPU, then others by name.
+/// Resources in words, such as `4 GPU, 8 CPU`: GPU first, then CPU, then others by name.
 pub(crate) fn words(resources: &HashMap<String, f64>) -> String {
     let mut named: Vec<(u8, &str, f64)> = resources
         .iter()

@@ -16,15 +16,16 @@ use crate::secret::Secret;
 
 /// Longest wait for an answer. A fully loaded head answers in tens of milliseconds.
 const ANSWER: Duration = Duration::from_secs(2);
-/// The GCS never answers when it is told of a node that it already counts as dead.
+/// Longest wait after an unregistration: the GCS never answers when it is told of a node that it already counts as
+/// dead.
 const UNREGISTER: Duration = Duration::from_secs(1);
-/// `UNEXPECTED_TERMINATION`.
+/// Reason `UNEXPECTED_TERMINATION`.
 const UNEXPECTED_TERMINATION: i32 = 2;
-/// `ActorTableData.ALIVE`.
+/// State `ActorTableData.ALIVE`.
 pub(super) const ALIVE: i32 = 2;
-/// How long Ray keeps a process that nothing runs in; it ends with its job in any case.
+/// Time for which Ray keeps a process that nothing runs in; it ends with its job in any case.
 const KEEP_ALIVE: Duration = Duration::from_hours(30 * 24);
-/// Where Ray keeps the actors of its job API.
+/// Namespace in which Ray keeps the actors of its job API.
 const JOBS_NAMESPACE: &str = "SUPERVISOR_ACTOR_RAY_NAMESPACE";
 
 /// A connection, made at the first call and again after it broke.
@@ -50,7 +51,7 @@ impl Gcs {
         Self { channel, token }
     }
 
-    /// Every node, dead ones included.
+    /// Nodes, dead ones included.
     pub(super) async fn nodes(&self) -> Result<Vec<proto::Node>, String> {
         let reply: proto::NodesReply =
             self.call("/ray.rpc.NodeInfoGcsService/GetAllNodeInfo", proto::NodesRequest {}, ANSWER).await?;
@@ -65,7 +66,7 @@ impl Gcs {
         Ok(reply.state.unwrap_or_default())
     }
 
-    /// Every actor that is ALIVE.
+    /// Actors that are ALIVE.
     pub(super) async fn actors(&self) -> Result<Vec<proto::Actor>, String> {
         let request = proto::ActorsRequest { filters: Some(proto::ActorFilters { state: Some(ALIVE) }) };
         let reply: proto::ActorsReply =

@@ -16,9 +16,9 @@ use tokio::io::AsyncReadExt as _;
 use super::{Endpoint, gcs::Gcs};
 use crate::{snapshot::JobStatus, text::path_segment, time::Timestamp};
 
-/// Metadata of a job that labd handed in: the person's submission that it belongs to.
+/// Metadata key of a job that labd submitted: the person's submission that it belongs to.
 pub const ROOT: &str = "labd.root";
-/// Metadata of a job that labd handed in: 1 for the person's submission, 2 for its first resubmission, and so on.
+/// Metadata key of a job that labd submitted: 1 for the person's submission, 2 for its first resubmission, and so on.
 pub const ATTEMPT: &str = "labd.attempt";
 /// Longest wait for an answer.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -28,35 +28,35 @@ const SUBMITTED: Duration = Duration::from_secs(30);
 const UPLOADED: Duration = Duration::from_mins(5);
 /// Largest answer read: thousands of jobs.
 const LARGEST: usize = 64 << 20;
-/// So much is kept of a job's last words, in characters: Ray sends up to 20 000 of them.
+/// Number of characters that are kept of a job's last output: Ray sends up to 20 000 of them.
 const LAST_WORDS: usize = 4_000;
 
-/// One job, as the job API tells it.
+/// Job as the job API reports it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RayJob {
     /// Its submission id.
     pub submission_id: String,
     /// Its status.
     pub status: JobStatus,
-    /// What kind of failure it was.
+    /// Kind of failure.
     pub error: Option<ErrorType>,
     /// Ray's message; for a failed entrypoint, the end of what it printed.
     pub message: String,
     /// The command line, as submitted.
     pub entrypoint: String,
-    /// When it was submitted.
+    /// Time at which it was submitted.
     pub started_at: Option<Timestamp>,
-    /// When it ended.
+    /// Time at which it ended.
     pub ended_at: Option<Timestamp>,
     /// Id of the Ray node its driver runs on.
     pub driver_node: Option<Vec<u8>>,
-    /// How its driver ended.
+    /// Exit code of its driver.
     pub exit_code: Option<i64>,
-    /// The person's submission that it belongs to and which attempt it is ([`ROOT`], [`ATTEMPT`]), where labd handed it in.
+    /// Submission of a person that it belongs to and its attempt ([`ROOT`], [`ATTEMPT`]), where labd submitted it.
     pub attempt: Option<(String, u32)>,
 }
 
-/// `error_type` of a failed job.
+/// Value of `error_type` for a failed job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum ErrorType {
@@ -81,16 +81,16 @@ pub enum ErrorType {
     Other,
 }
 
-/// Every job Ray knew at one moment.
+/// Jobs that Ray knew at one moment.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Jobs {
-    /// When the question was asked: what happened later may be missing.
+    /// Time at which the question was asked: what happened later may be missing.
     pub asked_at: Timestamp,
     /// The jobs that were submitted; drivers without a submission are left out.
     pub jobs: Vec<RayJob>,
 }
 
-/// What a request came to.
+/// Answer to a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reply {
     /// The HTTP status.
@@ -102,15 +102,15 @@ pub struct Reply {
 }
 
 impl Reply {
-    /// Whether it was done.
+    /// Whether the request was carried out.
     pub fn is_success(&self) -> bool {
         (200..300).contains(&self.status)
     }
 }
 
-/// What labd asks of the job API. The error is one line: nobody answered, or not in time.
+/// Job API, as far as labd uses it. The error is one line: nobody answered, or not in time.
 pub trait JobApi: Clone + Send + Sync + 'static {
-    /// Hands a submission in.
+    /// Submits a job.
     fn submit(&self, body: Bytes) -> impl Future<Output = Result<Reply, String>> + Send;
     /// Asks a job to stop.
     fn stop(&self, submission_id: &str) -> impl Future<Output = Result<Reply, String>> + Send;
@@ -119,14 +119,14 @@ pub trait JobApi: Clone + Send + Sync + 'static {
     fn stop_waiting(&self, submission_id: &str) -> impl Future<Output = Result<(), String>> + Send;
     /// Whether the GCS has a package.
     fn has_package(&self, name: &str) -> impl Future<Output = Result<bool, String>> + Send;
-    /// Hands a package in, from a file.
+    /// Uploads a package from a file.
     fn put_package(&self, name: &str, file: &Path) -> impl Future<Output = Result<Reply, String>> + Send;
 }
 
-/// The body of everything labd sends to the dashboard.
+/// Body of everything that labd sends to the dashboard.
 type Sent = BoxBody<Bytes, std::io::Error>;
 
-/// The job API at one head.
+/// Job API at one head.
 #[derive(Debug, Clone)]
 pub struct HttpJobs {
     client: Client<HttpConnector, Sent>,
@@ -134,19 +134,19 @@ pub struct HttpJobs {
 }
 
 impl HttpJobs {
-    /// The job API of the head at `endpoint`.
+    /// Job API of the head at `endpoint`.
     pub fn new(endpoint: Endpoint) -> Self {
         let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build_http();
         Self { client, endpoint }
     }
 
-    /// All jobs that were submitted.
+    /// Jobs that were submitted, all of them.
     pub async fn list(&self) -> Result<Jobs, String> {
         let asked_at = Timestamp::now();
         Ok(Jobs { asked_at, jobs: parse(self.get("/api/jobs/").await?) })
     }
 
-    /// These jobs, asked for one by one: those that Ray knows.
+    /// Jobs with these ids, asked for one by one: those that Ray knows.
     pub async fn each(&self, ids: &BTreeSet<String>) -> Result<Jobs, String> {
         let asked_at = Timestamp::now();
         let mut jobs = Vec::new();
@@ -171,7 +171,7 @@ impl HttpJobs {
         self.ask(Method::GET, &format!("/api/jobs/{}", path_segment(submission_id)), empty(), ANSWER).await
     }
 
-    /// What Ray says of one job now, and when it ended; `None` for one that it does not know.
+    /// Status that Ray reports of one job now, and when it ended; `None` for one that it does not know.
     pub async fn status(&self, submission_id: &str) -> Result<Option<(JobStatus, Option<Timestamp>)>, String> {
         #[derive(Deserialize)]
         struct Told {
@@ -191,7 +191,7 @@ impl HttpJobs {
         self.ask(Method::DELETE, &format!("/api/jobs/{}", path_segment(submission_id)), empty(), ANSWER).await
     }
 
-    /// What `GET /api/version` answers, as it is.
+    /// Answer to `GET /api/version`, as it is.
     pub async fn version(&self) -> Result<Bytes, String> {
         let reply = self.ask(Method::GET, "/api/version", empty(), ANSWER).await?;
         if reply.is_success() { Ok(reply.body) } else { Err(format!("HTTP status {}", reply.status)) }
@@ -267,7 +267,7 @@ impl JobApi for HttpJobs {
     }
 }
 
-/// What a boxed body is made from.
+/// Stream that a boxed body is made from.
 type SendSync = std::pin::Pin<Box<dyn futures_util::Stream<Item = Result<Frame<Bytes>, std::io::Error>> + Send + Sync>>;
 
 fn empty() -> Sent {
@@ -278,14 +278,14 @@ fn full(body: Bytes) -> Sent {
     Full::new(body).map_err(|never| match never {}).boxed()
 }
 
-/// The answer of `/api/jobs/`. Pure.
+/// Jobs in the answer of `/api/jobs/`. Pure.
 pub(crate) fn parse(jobs: Value) -> Vec<RayJob> {
     let Value::Array(jobs) = jobs else { return Vec::new() };
     jobs.into_iter().filter_map(read).collect()
 }
 
-/// One job of Ray's answer; `None` for what is no submission. That it is there says more than what cannot be read of it: an
-/// attempt that seems to be gone is replaced, and two would write one run.
+/// Job in Ray's answer; `None` for what is not a submission. That it is there says more than what cannot be read of it:
+/// an attempt that seems to be gone is replaced, and two would write one run.
 fn read(mut job: Value) -> Option<RayJob> {
     fn take<T: serde::de::DeserializeOwned>(job: &mut Value, key: &str) -> Option<T> {
         serde_json::from_value(job.get_mut(key)?.take()).ok()
@@ -305,13 +305,13 @@ fn read(mut job: Value) -> Option<RayJob> {
     })
 }
 
-/// Which attempt of what its metadata says it is.
+/// Attempt that a job is, by its metadata.
 fn attempt(metadata: &Value) -> Option<(String, u32)> {
     let text = |key: &str| metadata.get(key)?.as_str();
     Some((text(ROOT)?.to_owned(), text(ATTEMPT)?.parse().ok()?))
 }
 
-/// When a job ended, which Ray tells as 0 while it has not.
+/// Time at which a job ended, which Ray gives as 0 while it has not.
 fn end(ms: Option<i64>) -> Option<Timestamp> {
     ms.filter(|&ms| ms > 0).map(Timestamp::told)
 }

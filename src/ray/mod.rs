@@ -4,11 +4,11 @@
 //! * [`gcs`]: the calls.
 //! * [`jobs`]: the job API over HTTP.
 //! * [`train`]: the training runs.
-//! * [`demand`]: what is asked for and not there. Pure.
+//! * [`demand`]: demands that cannot be met. Pure.
 //! * [`spare`]: worker processes that wait for a run to need them.
 //!
-//! Two tasks look, so that a slow dashboard never delays what is known of nodes: one polls the GCS, one the dashboard.
-//! Both hear where the head is on one `watch`, and both tell through one `watch` of [`RayView`].
+//! Two tasks poll, so that a slow dashboard never delays what is known of nodes: one polls the GCS, one the dashboard.
+//! Both hear where the head is on one `watch`, and both publish through one `watch` of [`RayView`].
 
 mod demand;
 mod gcs;
@@ -37,30 +37,31 @@ pub use jobs::{ATTEMPT, ErrorType, HttpJobs, JobApi, Jobs, ROOT, RayJob, Reply};
 pub use train::TrainRun;
 pub(crate) use train::run_names;
 
-/// Between two looks at the nodes while the GCS answers.
+/// Time between two polls of the nodes while the GCS answers.
 const CALM: Duration = Duration::from_millis(500);
-/// Between two looks while it does not: a head that comes up is seen soon.
+/// Time between two polls while it does not: a head that comes up is seen soon.
 const EAGER: Duration = Duration::from_millis(200);
-/// So many looks in a row without an answer mean that the GCS is away: a head under load misses one now and then. One whose
-/// container has ended is not looked at any more.
+/// Number of polls in a row without an answer after which the GCS is away: a head under load misses one now and then.
+/// One whose container has ended is not polled any more.
 const MISSES: u32 = 2;
-/// Between two looks at jobs, while the dashboard answers.
+/// Time between two polls of jobs, while the dashboard answers.
 const JOBS: Duration = Duration::from_secs(2);
-/// The same while a run waits for its workers: when they train is part of the recovery record.
+/// Time between two polls of jobs while a run waits for its workers: when they train is part of the recovery record.
 const ON_ITS_WAY: Duration = Duration::from_secs(1);
-/// Between two tries to read the list of all jobs, once it was too long to be read.
+/// Time between two tries to read the list of all jobs, once it was too long to be read.
 const ALL_JOBS: Duration = Duration::from_mins(1);
-/// However long an answer takes, the next question waits no longer.
+/// Longest time until the next question, however long an answer takes.
 const LONGEST_BREATH: Duration = Duration::from_secs(10);
-/// How long a node may install packages before Ray gives up what needs them: a course's environment is some 6 GB.
+/// Time, in seconds, that a node may install packages before Ray gives up what needs them: a course's environment is
+/// some 6 GB.
 pub(crate) const SETUP_SECONDS: i32 = 3_600;
 
-/// Where the head is reached, through ports published on the host.
+/// Addresses of the head, through ports published on the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
-    /// The GCS.
+    /// Address of the GCS.
     pub gcs: SocketAddr,
-    /// The dashboard, which serves the job API.
+    /// Address of the dashboard, which serves the job API.
     pub dashboard: SocketAddr,
     /// Ray's token.
     pub token: Secret,
@@ -68,22 +69,22 @@ pub struct Endpoint {
     pub spares: bool,
 }
 
-/// What is known of the cluster.
+/// View of the cluster.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct RayView {
     /// Whether the GCS answers.
     pub gcs: Gcs,
     /// The newest node of each address.
     pub nodes: Vec<RayNode>,
-    /// The jobs; the last known ones while the head is away.
+    /// Jobs; the last known ones while the head is away.
     pub jobs: Option<Arc<Jobs>>,
-    /// Why [`Self::jobs`] has only those that must be followed, in one line.
+    /// Reason why [`Self::jobs`] has only those that must be followed, in one line.
     pub trouble: Option<String>,
-    /// What the job API answers to `GET /api/version`; kept while the head is away.
+    /// Answer of the job API to `GET /api/version`; kept while the head is away.
     pub version: Option<bytes::Bytes>,
     /// Training runs, newest first, at most 200; the last known ones while the head is away.
     pub runs: Vec<TrainRun>,
-    /// What is asked for and not there.
+    /// Demands that cannot be met now.
     pub demands: Vec<DemandView>,
 }
 
@@ -93,11 +94,11 @@ pub enum Gcs {
     /// Not asked yet, or no head runs.
     #[default]
     Unknown,
-    /// It answers.
+    /// Answering.
     Reachable,
-    /// It does not.
+    /// Not answering.
     Unreachable {
-        /// Why, in one line.
+        /// Reason, in one line.
         reason: String,
     },
 }
@@ -115,13 +116,13 @@ pub struct RayNode {
     pub alive: bool,
     /// Whether it is the head.
     pub is_head: bool,
-    /// When its raylet was started.
+    /// Start of its raylet.
     pub started_at: Timestamp,
     /// Its name.
     pub name: String,
-    /// What it has.
+    /// Resources that it has.
     pub resources: BTreeMap<String, f64>,
-    /// What of it is free; empty while not known.
+    /// Resources that are free; empty while not known.
     pub available: BTreeMap<String, f64>,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
@@ -146,15 +147,15 @@ impl RayNode {
 /// Handle on the watcher; cheap to clone. The tasks end with the last handle.
 #[derive(Debug, Clone)]
 pub struct Ray {
-    aim: Arc<watch::Sender<Option<Endpoint>>>,
+    set_endpoint: Arc<watch::Sender<Option<Endpoint>>>,
     follow: watch::Sender<BTreeSet<String>>,
     view: watch::Receiver<Arc<RayView>>,
-    poke: Arc<Notify>,
+    refresh_now: Arc<Notify>,
     #[cfg(test)]
     simulated: Option<Unregister>,
 }
 
-/// A simulated cluster's ear: address, before, reason.
+/// Receiver of a simulated cluster's dead nodes: address, before, reason.
 #[cfg(test)]
 #[derive(Clone)]
 pub(crate) struct Unregister(pub(crate) Arc<Ear>);
@@ -174,62 +175,68 @@ impl std::fmt::Debug for Unregister {
 impl Ray {
     /// Starts the tasks. Must be called inside a tokio runtime.
     pub fn spawn() -> Self {
-        let (aim, heard) = watch::channel(None);
+        let (set_endpoint, heard) = watch::channel(None);
         let (follow, followed) = watch::channel(BTreeSet::new());
         let (tell, view) = watch::channel(Arc::new(RayView::default()));
         let tell = Arc::new(tell);
-        let poke = Arc::new(Notify::new());
-        tokio::spawn(watch_nodes(heard.clone(), tell.clone(), poke.clone()));
+        let refresh_now = Arc::new(Notify::new());
+        tokio::spawn(watch_nodes(heard.clone(), tell.clone(), refresh_now.clone()));
         tokio::spawn(watch_jobs(heard.clone(), followed, tell));
         tokio::spawn(spare::watch(heard, view.clone()));
         Self {
-            aim: Arc::new(aim),
+            set_endpoint: Arc::new(set_endpoint),
             follow,
             view,
-            poke,
+            refresh_now,
             #[cfg(test)]
             simulated: None,
         }
     }
 
-    /// A simulated cluster: what is seen of it, where labd believes the head to be, and who is told of dead nodes.
+    /// Simulated cluster: what is seen of it, where labd believes the head to be, and who is told of dead nodes.
     #[cfg(test)]
     pub(crate) fn simulated(
         view: watch::Receiver<Arc<RayView>>,
-        aim: watch::Sender<Option<Endpoint>>,
+        set_endpoint: watch::Sender<Option<Endpoint>>,
         unregister: Unregister,
     ) -> Self {
         let follow = watch::channel(BTreeSet::new()).0;
-        Self { aim: Arc::new(aim), follow, view, poke: Arc::default(), simulated: Some(unregister) }
+        Self {
+            set_endpoint: Arc::new(set_endpoint),
+            follow,
+            view,
+            refresh_now: Arc::default(),
+            simulated: Some(unregister),
+        }
     }
 
-    /// Says where the head is now; `None` when no head runs. What was known of nodes is then forgotten, jobs are kept.
-    pub fn aim(&self, head: Option<Endpoint>) {
-        self.aim.send_if_modified(|old| {
+    /// Sets where the head is now; `None` when no head runs. What was known of nodes is then forgotten, jobs are kept.
+    pub fn set_endpoint(&self, head: Option<Endpoint>) {
+        self.set_endpoint.send_if_modified(|old| {
             let changed = *old != head;
             *old = head;
             changed
         });
     }
 
-    /// What is known, whenever it changes.
+    /// View of the cluster, whenever it changes.
     pub fn watch(&self) -> watch::Receiver<Arc<RayView>> {
         self.view.clone()
     }
 
-    /// Where it is said which jobs must be followed, should Ray's list of all become too long.
+    /// Channel for the jobs that must be followed, should Ray's list of all become too long.
     pub fn follow(&self) -> watch::Sender<BTreeSet<String>> {
         self.follow.clone()
     }
 
-    /// Where the head is, whenever that changes; `None` while none runs.
+    /// Endpoint of the head, whenever that changes; `None` while none runs.
     pub fn endpoint(&self) -> watch::Receiver<Option<Endpoint>> {
-        self.aim.subscribe()
+        self.set_endpoint.subscribe()
     }
 
-    /// Looks at once.
-    pub fn poke(&self) {
-        self.poke.notify_one();
+    /// Polls at once.
+    pub fn refresh_now(&self) {
+        self.refresh_now.notify_one();
     }
 
     /// Tells the GCS that every node at `address` that is ALIVE and was started before `before` is dead, in our words, and
@@ -237,7 +244,7 @@ impl Ray {
     ///
     /// Fails in one line when the GCS is away.
     pub async fn unregister(&self, address: Ipv4Addr, before: Timestamp, reason: &str) -> Result<usize, String> {
-        let Some(endpoint) = self.aim.borrow().clone() else { return Err("no Ray head runs".to_owned()) };
+        let Some(endpoint) = self.set_endpoint.borrow().clone() else { return Err("no Ray head runs".to_owned()) };
         #[cfg(test)]
         if let Some(Unregister(tell)) = &self.simulated {
             return tell(address, before, reason.to_owned()).await;
@@ -252,21 +259,21 @@ impl Ray {
                 told += 1;
             }
         }
-        self.poke();
+        self.refresh_now();
         Ok(told)
     }
 }
 
 async fn watch_nodes(
-    mut aim: watch::Receiver<Option<Endpoint>>,
+    mut set_endpoint: watch::Receiver<Option<Endpoint>>,
     tell: Arc<watch::Sender<Arc<RayView>>>,
-    poke: Arc<Notify>,
+    refresh_now: Arc<Notify>,
 ) {
     let mut client: Option<Client> = None;
     let mut misses = 0;
     loop {
-        if aim.has_changed().unwrap_or(true) || client.is_none() {
-            let target = aim.borrow_and_update().clone();
+        if set_endpoint.has_changed().unwrap_or(true) || client.is_none() {
+            let target = set_endpoint.borrow_and_update().clone();
             client = target.as_ref().map(Client::connect);
             misses = 0;
             update(&tell, |view| {
@@ -276,7 +283,7 @@ async fn watch_nodes(
             });
         }
         let Some(gcs) = &client else {
-            if aim.changed().await.is_err() {
+            if set_endpoint.changed().await.is_err() {
                 return;
             }
             continue;
@@ -308,19 +315,19 @@ async fn watch_nodes(
         };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            () = poke.notified() => {}
-            changed = aim.changed() => {
+            () = refresh_now.notified() => {}
+            changed = set_endpoint.changed() => {
                 if changed.is_err() {
                     return;
                 }
-                aim.mark_changed();
+                set_endpoint.mark_changed();
             }
         }
     }
 }
 
 async fn watch_jobs(
-    mut aim: watch::Receiver<Option<Endpoint>>,
+    mut set_endpoint: watch::Receiver<Option<Endpoint>>,
     followed: watch::Receiver<BTreeSet<String>>,
     tell: Arc<watch::Sender<Arc<RayView>>>,
 ) {
@@ -328,7 +335,7 @@ async fn watch_jobs(
     // Why the list of all jobs cannot be read, and when it is tried again.
     let mut unread: Option<(Instant, String)> = None;
     loop {
-        let target = aim.borrow_and_update().clone();
+        let target = set_endpoint.borrow_and_update().clone();
         let mut pause = EAGER;
         if let Some(endpoint) = target {
             let begun = Instant::now();
@@ -382,12 +389,12 @@ async fn watch_jobs(
         }
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            changed = aim.changed() => if changed.is_err() { return },
+            changed = set_endpoint.changed() => if changed.is_err() { return },
         }
     }
 }
 
-/// Whether the GCS answers, after so many looks in a row without an answer.
+/// State of the GCS after so many polls in a row without an answer.
 fn after_misses(misses: u32, before: &Gcs, reason: String) -> Gcs {
     match before {
         Gcs::Reachable if misses < MISSES => Gcs::Reachable,
@@ -423,14 +430,13 @@ fn convert(node: proto::Node) -> RayNode {
     }
 }
 
-/// Whether a node began before `before`, which is past `now`: one that began in the future did so before the clock was set
-/// back.
+/// Whether a node began before `before`. One that began in the future, by `now`, did so before the clock was set back.
 pub(crate) fn began_before(began: Timestamp, before: Timestamp, now: Timestamp) -> bool {
     began < before || began > now.plus(Duration::from_secs(1))
 }
 
-/// One node per address: the living one, else the one that was started last. A node that returned leaves its dead
-/// predecessors in the GCS, and one of those may have the later time, when the clock was set back since.
+/// Newest node of each address: the living one, else the one that was started last. A node that returned leaves its
+/// dead predecessors in the GCS, and one of those may have the later time, when the clock was set back since.
 pub(crate) fn newest(mut nodes: Vec<RayNode>) -> Vec<RayNode> {
     nodes.sort_by_key(|n| (n.address, !n.alive, std::cmp::Reverse(n.started_at)));
     nodes.dedup_by_key(|n| n.address);
@@ -484,7 +490,7 @@ mod tests {
         let ray = Ray::spawn();
         ray.follow().send_replace(["going".to_owned(), "gone".to_owned()].into());
         let token = Secret::new("t0ken");
-        ray.aim(Some(Endpoint { gcs: dashboard_at, dashboard: dashboard_at, token, spares: false }));
+        ray.set_endpoint(Some(Endpoint { gcs: dashboard_at, dashboard: dashboard_at, token, spares: false }));
         let mut view = ray.watch();
         let told = tokio::time::timeout(Duration::from_secs(20), view.wait_for(|view| view.jobs.is_some())).await;
         let told = told.expect("in time").expect("the task runs").clone();
@@ -503,7 +509,7 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let addr = listener.local_addr().expect("bound");
         drop(listener);
-        ray.aim(Some(Endpoint { gcs: addr, dashboard: addr, token: Secret::new("t0ken"), spares: false }));
+        ray.set_endpoint(Some(Endpoint { gcs: addr, dashboard: addr, token: Secret::new("t0ken"), spares: false }));
         let mut view = ray.watch();
         let view = view.wait_for(|v| matches!(v.gcs, Gcs::Unreachable { .. })).await.expect("the task runs").clone();
         assert!(!format!("{view:?}").contains("t0ken"));

@@ -1,4 +1,4 @@
-//! The few messages of Ray's GCS that labd speaks, with the fields it reads. Field numbers from Ray 2.60's `gcs_service.proto`,
+//! Messages of Ray's GCS that labd uses, with the fields it reads. Field numbers from Ray 2.60's `gcs_service.proto`,
 //! `gcs.proto` and `autoscaler.proto`; fields labd does not know are skipped, as protobuf does.
 
 use std::collections::HashMap;
@@ -24,17 +24,17 @@ pub(super) struct NodesReply {
     pub(super) nodes: Vec<Node>,
 }
 
-/// `GcsNodeInfo`.
+/// Message `GcsNodeInfo`.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Node {
     #[prost(bytes = "vec", tag = "1")]
     pub(super) id: Vec<u8>,
     #[prost(string, tag = "2")]
     pub(super) address: String,
-    /// Of its raylet.
+    /// Port of its raylet.
     #[prost(int32, tag = "5")]
     pub(super) port: i32,
-    /// 0 is ALIVE, 1 is DEAD.
+    /// State; 0 is ALIVE, 1 is DEAD.
     #[prost(int32, tag = "7")]
     pub(super) state: i32,
     #[prost(map = "string, double", tag = "11")]
@@ -57,10 +57,10 @@ pub(super) struct UnregisterRequest {
     pub(super) death: Option<Death>,
 }
 
-/// `NodeDeathInfo`.
+/// Message `NodeDeathInfo`.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Death {
-    /// 2 is `UNEXPECTED_TERMINATION`.
+    /// Reason; 2 is `UNEXPECTED_TERMINATION`.
     #[prost(int32, tag = "1")]
     pub(super) reason: i32,
     #[prost(string, tag = "2")]
@@ -82,7 +82,7 @@ pub(super) struct StateReply {
     pub(super) state: Option<ClusterState>,
 }
 
-/// `ClusterResourceState`.
+/// Message `ClusterResourceState`.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct ClusterState {
     #[prost(message, repeated, tag = "3")]
@@ -93,7 +93,7 @@ pub(super) struct ClusterState {
     pub(super) gangs: Vec<Gang>,
 }
 
-/// `NodeState`.
+/// Message `NodeState`.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct NodeResources {
     #[prost(bytes = "vec", tag = "1")]
@@ -102,12 +102,12 @@ pub(super) struct NodeResources {
     pub(super) available: HashMap<String, f64>,
     #[prost(map = "string, double", tag = "5")]
     pub(super) total: HashMap<String, f64>,
-    /// 2 is DEAD.
+    /// Status; 2 is DEAD.
     #[prost(int32, tag = "8")]
     pub(super) status: i32,
 }
 
-/// `ResourceRequestByCount`.
+/// Message `ResourceRequestByCount`.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Demand {
     #[prost(message, optional, tag = "1")]
@@ -116,14 +116,14 @@ pub(super) struct Demand {
     pub(super) count: i64,
 }
 
-/// `ResourceRequest`.
+/// Message `ResourceRequest`.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Bundle {
     #[prost(map = "string, double", tag = "1")]
     pub(super) resources: HashMap<String, f64>,
 }
 
-/// `GangResourceRequest`: a placement group that waits.
+/// Message `GangResourceRequest`: a placement group that waits.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Gang {
     #[prost(message, repeated, tag = "1")]
@@ -146,17 +146,17 @@ pub(super) struct NamedActorReply {
     pub(super) actor: Option<Actor>,
 }
 
-/// `ActorTableData`.
+/// Message `ActorTableData`.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Actor {
     #[prost(bytes = "vec", tag = "1")]
     pub(super) id: Vec<u8>,
     #[prost(bytes = "vec", tag = "4")]
     pub(super) job: Vec<u8>,
-    /// 0 and 1 wait for their place (`DEPENDENCIES_UNREADY`, `PENDING_CREATION`), 2 is ALIVE.
+    /// State; 0 and 1 wait for their place (`DEPENDENCIES_UNREADY`, `PENDING_CREATION`), 2 is ALIVE.
     #[prost(int32, tag = "6")]
     pub(super) state: i32,
-    /// `serialized_runtime_env`.
+    /// Field `serialized_runtime_env`.
     #[prost(string, tag = "22")]
     pub(super) environment: String,
     #[prost(string, tag = "23")]
@@ -171,7 +171,7 @@ pub(super) struct ActorsRequest {
     pub(super) filters: Option<ActorFilters>,
 }
 
-/// `GetAllActorInfoRequest.Filters`.
+/// Message `GetAllActorInfoRequest.Filters`.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct ActorFilters {
     #[prost(int32, optional, tag = "3")]
@@ -186,7 +186,7 @@ pub(super) struct ActorsReply {
     pub(super) actors: Vec<Actor>,
 }
 
-/// To a raylet, of `node_manager.proto`. The language, field 1, is Python: 0.
+/// Message to a raylet, of `node_manager.proto`. The language, field 1, is Python: 0.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct PrestartRequest {
     #[prost(bytes = "vec", optional, tag = "2")]
@@ -199,7 +199,7 @@ pub(super) struct PrestartRequest {
     pub(super) number: u64,
 }
 
-/// `RuntimeEnvInfo`.
+/// Message `RuntimeEnvInfo`.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct RuntimeEnvInfo {
     #[prost(string, tag = "1")]
@@ -208,7 +208,7 @@ pub(super) struct RuntimeEnvInfo {
     pub(super) config: Option<RuntimeEnvConfig>,
 }
 
-/// `RuntimeEnvConfig`.
+/// Message `RuntimeEnvConfig`.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct RuntimeEnvConfig {
     #[prost(int32, tag = "1")]

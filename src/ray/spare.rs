@@ -1,6 +1,6 @@
-//! Spare worker processes: on every idle GPU node one that has a run's environment and waits, and on the driver's node one for
-//! each actor that Ray Train makes anew with every group of workers. When the run loses a worker, Ray starts the new ones in
-//! them, and neither Python nor a job's packages are waited for.
+//! Spare worker processes: on every idle GPU node one that has a run's environment and waits, and on the driver's node
+//! one for each actor that Ray Train creates again with every group of workers. When the run loses a worker, Ray starts
+//! the new ones in them, and neither Python nor a job's packages are waited for.
 //!
 //! Ray has a call for that (`PrestartWorkers`), which nobody makes for Ray Train's workers. What is started so is Ray's: it
 //! takes it for the next worker with that job and environment, and ends it with the job.
@@ -20,21 +20,23 @@ use super::{
     proto,
 };
 
-/// Between two looks.
+/// Time between two checks.
 const LOOK: Duration = Duration::from_secs(2);
-/// How long a run may be without workers, and what was started for it still be counted on: between two attempts there are none.
+/// Longest time that a run may be without workers while what was started for it is still counted on: between two
+/// attempts there are none.
 const REMEMBERED: Duration = Duration::from_mins(10);
-/// How long a node must be there before it is asked: a raylet that does not know the job yet starts nothing and says nothing.
+/// Time that a node must be there before it is asked: a raylet that does not know the job yet starts nothing and says
+/// nothing.
 const KNOWS_JOBS: Duration = Duration::from_secs(5);
-/// Ray Train's workers, as the GCS names their class.
+/// Class of Ray Train's workers, as the GCS names it.
 const TRAIN_WORKER: &str = "RayTrainWorker";
-/// What Ray Train starts beside each group of workers, and ends with it.
+/// Actors that Ray Train starts beside each group of workers, and ends with it.
 const BESIDE_WORKERS: [&str; 2] = ["SynchronizationActor", "DatasetManager"];
-/// A GPU of which so much is free is idle: less is the rounding of parts.
+/// Share of a GPU that is free for it to count as idle: less is the rounding of parts.
 const FREE_GPU: f64 = 0.01;
 
-/// A process to be kept ready: of which job, in which environment, on which node, and in place of which actor, if it is for none
-/// but that one's successor.
+/// Process to be kept ready: of which job, in which environment, on which node, and in place of which actor, if it is
+/// for none but that one's successor.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Spare {
     pub(super) job: Vec<u8>,
@@ -43,7 +45,7 @@ pub(super) struct Spare {
     in_place_of: Option<Vec<u8>>,
 }
 
-/// A node that can have one.
+/// Node that can have a spare process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Place {
     id: Vec<u8>,
@@ -62,17 +64,17 @@ impl Place {
     }
 }
 
-/// What was started and not used yet, as far as that can be told.
+/// Spares that were started and not used yet, as far as that can be told.
 #[derive(Debug, Default)]
 struct Kept {
-    /// When its run was last seen with workers.
+    /// Spares, with the moment at which their run was last seen with workers.
     spares: BTreeMap<Spare, Instant>,
-    /// When each node was first seen.
+    /// Moment at which each node was first seen.
     nodes: BTreeMap<Vec<u8>, Instant>,
 }
 
 impl Kept {
-    /// What is missing now. Pure but for what it remembers.
+    /// Spares that are missing now. Pure but for what it remembers.
     fn missing(&mut self, actors: &[proto::Actor], places: &[Place], now: Instant) -> Vec<Spare> {
         let mut groups: BTreeMap<(&[u8], &str), BTreeSet<&[u8]>> = BTreeMap::new();
         for worker in actors.iter().filter(|w| w.class == TRAIN_WORKER && w.state == ALIVE) {
@@ -124,12 +126,12 @@ impl Kept {
     }
 }
 
-/// Looks again and again while runs are active. Ends with the last handle on the watcher.
-pub(super) async fn watch(mut aim: watch::Receiver<Option<Endpoint>>, view: watch::Receiver<Arc<RayView>>) {
+/// Checks again and again while runs are active. Ends with the last handle on the watcher.
+pub(super) async fn watch(mut set_endpoint: watch::Receiver<Option<Endpoint>>, view: watch::Receiver<Arc<RayView>>) {
     let mut kept = Kept::default();
     let mut connected: Option<(Endpoint, Gcs)> = None;
     loop {
-        let target = aim.borrow_and_update().clone().filter(|head| head.spares);
+        let target = set_endpoint.borrow_and_update().clone().filter(|head| head.spares);
         if connected.as_ref().map(|(head, _)| head) != target.as_ref() {
             connected = target.map(|head| (head.clone(), Gcs::connect(&head)));
         }
@@ -141,7 +143,7 @@ pub(super) async fn watch(mut aim: watch::Receiver<Option<Endpoint>>, view: watc
         }
         tokio::select! {
             () = tokio::time::sleep(LOOK) => {}
-            changed = aim.changed() => if changed.is_err() { return },
+            changed = set_endpoint.changed() => if changed.is_err() { return },
         }
     }
 }
@@ -183,14 +185,14 @@ mod tests {
         Place { id: vec![id], raylet: "127.0.0.1:1".parse().expect("an address"), idle: true }
     }
 
-    /// What has seen these for long enough, and the time.
+    /// Memory that has seen these nodes for long enough, and the time.
     fn known(places: &[Place]) -> (Kept, Instant) {
         let (mut kept, seen) = (Kept::default(), Instant::now());
         assert_eq!(kept.missing(&[], places, seen), []);
         (kept, seen + KNOWS_JOBS)
     }
 
-    /// Job and node of what is missing; all of it is then started.
+    /// Job and node of each missing spare; all of them are then started.
     fn start(kept: &mut Kept, workers: &[proto::Actor], places: &[Place], now: Instant) -> Vec<(u8, u8)> {
         let missing = kept.missing(workers, places, now);
         kept.spares.extend(missing.iter().map(|spare| (spare.clone(), now)));

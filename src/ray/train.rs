@@ -1,4 +1,4 @@
-//! Training runs as Ray Train V2 tells them: `/api/train/v2/runs/v1` of the dashboard. Reading and merging are pure.
+//! Training runs as Ray Train V2 reports them: `/api/train/v2/runs/v1` of the dashboard. Reading and merging are pure.
 //!
 //! Ray keeps runs in the memory of an actor on the head: a crash of the head forgets them, and a run comes back only with
 //! its next change of state. So what was known is kept until Ray says something newer.
@@ -15,32 +15,32 @@ use serde_json::Value;
 use super::RayJob;
 use crate::{snapshot::RunStatus, time::Timestamp};
 
-/// How many runs are remembered; the newest ones.
+/// Number of runs that are remembered; the newest ones.
 const KEPT: usize = 200;
-/// How many attempts of one run are remembered; the newest ones.
+/// Number of attempts of one run that are remembered; the newest ones.
 const ATTEMPTS: usize = 50;
 /// Longest error shown, in characters.
 const ERROR: usize = 200;
-/// A run that waits for its workers longer than this waits for a GPU.
+/// Longest time that a run waits for its workers before it counts as waiting for a GPU.
 const SOON: Duration = Duration::from_mins(2);
 
-/// One entry of Ray's list: what one driver called `fit()` for. A run that was submitted again is a new entry with the same
+/// Entry of Ray's list: what one driver called `fit()` for. A run that was submitted again is a new entry with the same
 /// name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TrainRun {
-    /// `RunConfig(name=...)`, or the dated name that Ray made up.
+    /// Name: `RunConfig(name=...)`, or the dated name that Ray made up.
     pub name: String,
     /// Ray's id of this entry.
     pub id: String,
     /// The job it belongs to; absent when it was not submitted as one.
     pub submission_id: Option<String>,
-    /// Where it is.
+    /// Status.
     pub status: RunStatus,
-    /// When `fit()` was called.
+    /// Time at which `fit()` was called.
     pub started_at: Timestamp,
-    /// When it ended.
+    /// Time at which it ended.
     pub ended_at: Option<Timestamp>,
-    /// `RunConfig(storage_path=...)`, such as `s3://ray`.
+    /// Storage: `RunConfig(storage_path=...)`, such as `s3://ray`.
     pub storage: String,
     /// The node its driver and controller run on.
     pub driver: Option<Ipv4Addr>,
@@ -48,20 +48,20 @@ pub struct TrainRun {
     pub attempts: Vec<Attempt>,
 }
 
-/// One worker group of a run: the first, and one more after each failure.
+/// Worker group of a run: the first, and one more after each failure.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attempt {
     /// Ray's id.
     pub id: String,
-    /// When its workers were asked for. They train some seconds later.
+    /// Time at which its workers were asked for. They train some seconds later.
     pub started_at: Timestamp,
-    /// When labd first saw it train; absent while it does not, and when it did so before labd looked.
+    /// Time at which labd first saw it train; absent while it does not, and when it did so before labd observed it.
     pub running_at: Option<Timestamp>,
-    /// When it ended.
+    /// Time at which it ended.
     pub ended_at: Option<Timestamp>,
-    /// Where it is.
+    /// Status.
     pub status: AttemptStatus,
-    /// Why it failed, in one line.
+    /// Reason why it failed, in one line.
     pub error: Option<String>,
     /// The nodes its workers ran on; empty until they do.
     pub workers: Vec<Ipv4Addr>,
@@ -87,8 +87,8 @@ pub enum AttemptStatus {
 }
 
 impl TrainRun {
-    /// Where in `bucket` its checkpoints are: the beginning of their keys, without a slash at the end. `None` when they are
-    /// kept elsewhere.
+    /// Prefix in `bucket` of the keys of its checkpoints, without a slash at the end. `None` when they are kept
+    /// elsewhere.
     pub fn prefix(&self, bucket: &str) -> Option<String> {
         let path = self.storage.strip_prefix("s3://")?;
         let path = path.split_once('?').map_or(path, |(path, _)| path).trim_matches('/');
@@ -104,12 +104,12 @@ impl TrainRun {
     }
 }
 
-/// When the list was asked for.
+/// Times of the newest polls.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Polled {
-    /// The time before, if there was one.
+    /// Time at which the list was asked for before, if it was.
     pub(super) before: Option<Timestamp>,
-    /// This time.
+    /// Time at which this list was asked for.
     pub(super) now: Timestamp,
     /// Whether the jobs that came with it are all that Ray knows.
     pub(super) all_jobs: bool,
@@ -141,7 +141,7 @@ struct RawAttempt {
     workers: Vec<Value>,
 }
 
-/// Ray's answer as runs, newest first. What does not look like a run is skipped. Pure.
+/// Runs in Ray's answer, newest first. What does not look like a run is skipped. Pure.
 pub(crate) fn read(answer: &Value) -> Vec<TrainRun> {
     let runs = answer["train_runs"].as_array().into_iter().flatten();
     let mut runs: Vec<TrainRun> = runs.filter_map(|run| Run::deserialize(run).ok()).map(run).collect();
@@ -188,7 +188,7 @@ fn at(ns: i64) -> Timestamp {
     Timestamp::told(ns / 1_000_000)
 }
 
-/// The line of a stack trace that says what happened: the last one.
+/// Line of a stack trace that says what happened: the last one.
 fn essence(text: &str) -> Option<String> {
     let line = text.lines().rev().find(|l| !l.trim().is_empty())?;
     let line = line.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -203,7 +203,7 @@ fn newest_first(runs: &mut Vec<TrainRun>) {
     runs.truncate(KEPT);
 }
 
-/// What is known after Ray's answer: its word where it has one, and what it forgot with its head. A forgotten run whose job
+/// Runs after Ray's answer: as the answer has them, and those that Ray forgot with its head. A forgotten run whose job
 /// has ended has ended too. Pure.
 pub(super) fn merge(known: &[TrainRun], answer: Vec<TrainRun>, jobs: &[RayJob], polled: Polled) -> Vec<TrainRun> {
     let old: HashMap<&str, &TrainRun> = known.iter().map(|run| (run.id.as_str(), run)).collect();
@@ -217,7 +217,7 @@ pub(super) fn merge(known: &[TrainRun], answer: Vec<TrainRun>, jobs: &[RayJob], 
     runs
 }
 
-/// Adds what labd saw itself.
+/// Run together with what labd saw itself.
 fn watched(mut run: TrainRun, old: &HashMap<&str, &TrainRun>, polled: Polled) -> TrainRun {
     let before = old.get(run.id.as_str());
     for attempt in &mut run.attempts {
@@ -259,7 +259,7 @@ fn forgotten(mut run: TrainRun, jobs: &[RayJob], polled: Polled) -> TrainRun {
     run
 }
 
-/// Submission id -> name of its newest training run. `runs` are newest first. Pure.
+/// Name of the newest training run by submission id. `runs` are newest first. Pure.
 pub(crate) fn run_names(runs: &[TrainRun]) -> BTreeMap<&str, &str> {
     // The last one stays: the newest.
     runs.iter().rev().filter_map(|run| Some((run.submission_id.as_deref()?, run.name.as_str()))).collect()
@@ -273,7 +273,7 @@ mod tests {
 
     const MS: i64 = 1_000_000;
 
-    /// What Ray 2.60 answered while a run whose worker was killed trained again.
+    /// Answer of Ray 2.60 while a run whose worker was killed trained again.
     fn real() -> Value {
         serde_json::from_str(include_str!("../../tests/data/ray-2.60-train-runs.json")).expect("JSON")
     }

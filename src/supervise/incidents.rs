@@ -1,4 +1,4 @@
-//! The incidents of this lab: opened, followed until the service is back, and put in words. Pure.
+//! Incidents of this lab: opened, followed until the service is back, and put in words. Pure.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -6,29 +6,29 @@ use std::{
     time::Duration,
 };
 
-use super::decide::Ended;
+use super::decide::Termination;
 use crate::{
     incident::{Cause, Incident, Interrupted, KEPT},
     time::{Timestamp, human},
 };
 
-/// Incidents kept of what happened inside one living container.
+/// Number of incidents kept of what happened inside one living container.
 const INSIDE_KEPT: usize = 10;
 
-/// The newest incidents, and which of them have something new to tell.
+/// Newest incidents, and which of them have something new to tell.
 #[derive(Debug, Default)]
 pub(super) struct Incidents {
-    /// Oldest first, at most [`KEPT`].
+    /// Incidents, oldest first, at most [`KEPT`].
     all: Vec<Incident>,
-    /// Changed since the last [`Self::news`]: service and time of death.
+    /// Incidents changed since the last [`Self::news`]: time of death and service.
     changed: BTreeSet<(Timestamp, String)>,
-    /// When each service's container was started that was seen running last.
+    /// Start of each service's container that was seen running last.
     runs: BTreeMap<String, Timestamp>,
-    /// The run that each service's newest incident ended; absent for one that an earlier labd opened.
+    /// Start of the run that each service's newest incident ended; absent for one that an earlier labd opened.
     ended: BTreeMap<String, Timestamp>,
 }
 
-/// What has changed since it was last asked for.
+/// Changes since the last time they were asked for.
 #[derive(Debug, Default)]
 pub(super) struct News {
     /// Every incident that changed, as it is now.
@@ -38,13 +38,14 @@ pub(super) struct News {
 }
 
 impl Incidents {
-    /// From what the journal kept, oldest first.
+    /// Incidents from the journal, oldest first.
     pub(super) fn new(all: Vec<Incident>) -> Self {
         Self { all, ..Self::default() }
     }
 
-    /// A service ended. Returns an incident that this one cuts short: the service ran again and was not ready yet.
-    pub(super) fn open(&mut self, service: &str, ended: Ended, now: Timestamp) -> Option<Incident> {
+    /// Opens an incident for a service that ended. Returns an incident that this one cuts short: the service ran again
+    /// and was not ready yet.
+    pub(super) fn open(&mut self, service: &str, ended: Termination, now: Timestamp) -> Option<Incident> {
         let mut cut_short = None;
         if let Some(last) = self.last(service).filter(|i| i.ready_at.is_none()) {
             // One in the future was before the clock was set back.
@@ -75,7 +76,7 @@ impl Incidents {
         cut_short
     }
 
-    /// Something happened inside a service's container, which lives on: over as it begins. Of one service's the newest
+    /// Adds what happened inside a service's container, which lives on: over as it begins. Of one service's the newest
     /// [`INSIDE_KEPT`] are kept, so that a container that thrashes does not push out what died.
     pub(super) fn inside(&mut self, incident: Incident) {
         let same = |i: &Incident| i.service == incident.service && i.cause == incident.cause;
@@ -90,7 +91,7 @@ impl Incidents {
         self.all.drain(..excess);
     }
 
-    /// What is seen of a service now. Returns its incident when it is over by this.
+    /// Follows a service by what is observed now. Returns its incident when it is over by this.
     pub(super) fn follow(
         &mut self,
         service: &str,
@@ -128,7 +129,7 @@ impl Incidents {
         }
     }
 
-    /// What is new since the last call, if anything is.
+    /// Changes since the last call, if there are any.
     pub(super) fn news(&mut self) -> Option<News> {
         let keys = std::mem::take(&mut self.changed);
         if keys.is_empty() {
@@ -138,7 +139,7 @@ impl Incidents {
         Some(News { changed: self.all.iter().filter(is_new).cloned().collect(), all: self.all.clone() })
     }
 
-    /// The newest `n` that nobody asked for, newest first.
+    /// The newest `n` incidents that nobody asked for, newest first.
     pub(super) fn newest(&self, n: usize) -> Vec<Incident> {
         self.all.iter().rev().filter(|i| i.cause != Cause::Asked).take(n).cloned().collect()
     }
@@ -148,7 +149,7 @@ impl Incidents {
     }
 }
 
-/// What an incident did to one training run that trains again, in one line.
+/// Effect of an incident on one training run that trains again, in one line.
 pub(super) fn training_in_words(i: &Incident, t: &Interrupted, training_at: Timestamp) -> String {
     let died = if i.cause == Cause::Asked { format!("was {}", i.why) } else { "died".to_owned() };
     let mut line =
@@ -166,7 +167,7 @@ pub(super) fn training_in_words(i: &Incident, t: &Interrupted, training_at: Time
     line
 }
 
-/// An incident in one line; every time counts from the death.
+/// Incident in one line; every time counts from the death.
 pub(super) fn in_words(i: &Incident) -> String {
     if !i.cause.ends() {
         return format!("{}; the container lives on", i.why);
@@ -193,8 +194,8 @@ mod tests {
         Timestamp::from_millis(ms)
     }
 
-    fn exit(ms: i64) -> Ended {
-        Ended { cause: Cause::Exit, why: "container exited 137 (SIGKILL)".into(), at: at(ms) }
+    fn exit(ms: i64) -> Termination {
+        Termination { cause: Cause::Exit, why: "container exited 137 (SIGKILL)".into(), at: at(ms) }
     }
 
     #[test]
@@ -236,7 +237,7 @@ mod tests {
     #[test]
     fn what_was_asked_for_is_told_quietly() {
         let mut all = Incidents::default();
-        all.open("w", Ended { cause: Cause::Asked, why: "restarted by hand".into(), at: at(1_000) }, at(1_000));
+        all.open("w", Termination { cause: Cause::Asked, why: "restarted by hand".into(), at: at(1_000) }, at(1_000));
         assert_eq!(all.newest(9), [], "nothing died");
         all.follow("w", Some(at(3_310)), false, at(3_320));
         let over = all.follow("w", Some(at(3_310)), true, at(5_100)).expect("it is over");

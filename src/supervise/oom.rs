@@ -10,19 +10,22 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     config::Bytes,
-    incident::{Cause, Incident, OOM_INSIDE, memory_setting},
+    incident::{Cause, Incident, OOM_INSIDE},
+    services::memory_setting,
     snapshot::{Notice, Severity},
     time::Timestamp,
 };
 
-/// Kills this close together are one: the kernel takes several processes when the first was not enough.
+/// Longest pause between kills that count as one burst: the kernel takes several processes when the first was not
+/// enough.
 const BURST: Duration = Duration::from_secs(3);
 /// Grace after a kill for the exit of the container itself, which the engine reports within milliseconds. Short, since a
 /// failed job is judged 5 s after its end.
 const LIVES_ON: Duration = Duration::from_secs(1);
-/// Longest time from a kill to a container's exit that it explains: what watches a container's processes looks every second.
+/// Longest time from a kill to a container's exit that it explains: what watches a container's processes checks every
+/// second.
 pub(super) const EXPLAINS: Duration = Duration::from_secs(5);
-/// Without another kill for so long, the shortage is over.
+/// Time without another kill after which the shortage is over.
 const OVER: Duration = Duration::from_hours(1);
 /// Shortest time between two journal entries about the same service.
 const SAID_AGAIN: Duration = Duration::from_mins(1);
@@ -49,7 +52,7 @@ pub(super) struct Shortage {
 }
 
 impl Shortage {
-    /// The shortage after one more kill. An event that was heard before, by an earlier labd, changes nothing.
+    /// Shortage after one more kill. An event that was heard before, by an earlier labd, changes nothing.
     pub(super) fn after(before: Option<Self>, container: &str, at: Timestamp, limit: u64) -> Self {
         let container = container.to_owned();
         match before {
@@ -68,14 +71,14 @@ impl Shortage {
         (self.container == container).then_some(self.last)
     }
 
-    /// How long until it is to be looked whether the container lived on; nothing once that is known. At once for a kill in
-    /// the future, which was before the clock was set back.
+    /// Time until the check whether the container lived on; nothing once that is known. Zero for a kill in the future,
+    /// which was before the clock was set back.
     pub(super) fn due_in(&self, now: Timestamp) -> Option<Duration> {
         self.open.then(|| self.burst.plus(LIVES_ON).since(now)).map(|d| if d > LIVES_ON { Duration::ZERO } else { d })
     }
 
-    /// The incident of the newest burst, once it is due. `running` is the container as it was seen since: where it ended or
-    /// was started anew meanwhile, its exit is the incident, and this is none.
+    /// Incident of the newest burst, once it is due. `running` is the container as it was observed since: where it
+    /// ended or was started again meanwhile, its exit is the incident, and this is none.
     pub(super) fn judge(
         &mut self,
         service: &str,
@@ -115,7 +118,7 @@ impl Shortage {
         now.since(self.last) >= OVER || limit.is_some_and(|limit| limit > self.limit)
     }
 
-    /// The notice for a person.
+    /// Notice for a person.
     pub(super) fn notice(&self, service: &str) -> Notice {
         let text = format!(
             "{service}: out of memory {}, last at {}: processes in it were killed; {}",

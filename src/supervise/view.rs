@@ -1,33 +1,32 @@
-//! From what the loop knows to the one [`Snapshot`]. Pure.
+//! The one [`Snapshot`], made from what the loop knows. Pure.
 
 use std::time::Duration;
 
-use super::Scrapes;
+use super::supervisor::Scrapes;
 use crate::{
     checkpoints::{self, StoreView},
     config::Config,
+    gpus::{self, Gpu, Inventory, Unit, Vendor},
     incident::Incident,
     jobs::LedgerView,
     journal::JournalHealth,
-    node::{
-        disk_guard::{self, Levels},
-        gpu::{self, Gpu, Inventory, Unit, Vendor},
-    },
-    plan,
+    node::disk_guard::{self, Levels},
     ray::RayView,
+    services,
     snapshot::{
         DaemonView, EngineView, GpuProcess, GpuState, GpuView, InstallsView, Link, NodeView, Notice, RunView, SCHEMA,
         ServiceState, ServiceView, Severity, Snapshot,
     },
+    spec::worker_name,
     time::Timestamp,
 };
 
-/// How the notice begins that Prometheus does not reach labd; `labd doctor` knows it by that.
+/// Beginning of the notice that Prometheus does not reach labd, by which `labd doctor` knows it.
 pub const METRICS_MISSING: &str = "labd's own metrics are missing";
-/// Prometheus asks every 10 s.
+/// Time without a request of Prometheus, which asks every 10 s, after which that is a notice.
 const UNSCRAPED: Duration = Duration::from_mins(2);
 
-/// What a snapshot is made of.
+/// Inputs of a snapshot.
 pub(super) struct Known<'a> {
     pub(super) now: Timestamp,
     pub(super) daemon: &'a DaemonView,
@@ -37,9 +36,9 @@ pub(super) struct Known<'a> {
     pub(super) ray: &'a RayView,
     pub(super) ledger: &'a LedgerView,
     pub(super) installs: &'a InstallsView,
-    /// Why the front door does not listen.
+    /// Reason why the front door does not listen.
     pub(super) door: Option<&'a str>,
-    /// Why the status page is not served.
+    /// Reason why the status page is not served.
     pub(super) page: Option<&'a str>,
     /// Services whose container the engine says nothing of when it is asked.
     pub(super) unanswered: &'a [&'a str],
@@ -47,22 +46,22 @@ pub(super) struct Known<'a> {
     pub(super) store: &'a StoreView,
     pub(super) disks: &'a Levels,
     pub(super) config: &'a Config,
-    /// The GPUs as planned with.
+    /// GPUs as planned with.
     pub(super) gpus: &'a [Gpu],
-    /// What is known of them now.
+    /// State of the GPUs now.
     pub(super) inventory: &'a Inventory,
     pub(super) services: Vec<ServiceView>,
-    /// Memory that ran out lately.
+    /// Notices about memory that ran out lately.
     pub(super) shortages: Vec<Notice>,
     pub(super) incidents: Vec<Incident>,
-    /// The service whose container has this id.
+    /// Service whose container has this id.
     pub(super) service_of: &'a dyn Fn(&str) -> Option<String>,
     /// Published host port of a service's container port.
     pub(super) port_of: &'a dyn Fn(&str, u16) -> Option<u16>,
 }
 
 pub(super) fn snapshot(k: Known<'_>) -> Snapshot {
-    let links = plan::links(k.config, &k.node.address, k.port_of);
+    let links = services::links(k.config, &k.node.address, k.port_of);
     // What is planned with, and what is known and cannot be planned with yet.
     let unplanned = k.inventory.units.iter().map(|u| &u.gpu).filter(|g| k.gpus.iter().all(|p| p.id != g.id));
     let gpus = k
@@ -70,13 +69,13 @@ pub(super) fn snapshot(k: Known<'_>) -> Snapshot {
         .iter()
         .chain(unplanned)
         .map(|gpu| {
-            let worker = format!("ray-worker-{}", gpu.slot);
+            let worker = worker_name(gpu.slot);
             let there = k.services.iter().any(|s| s.name == worker && s.container.is_some());
             let unit = k.inventory.units.iter().find(|unit| unit.gpu.id == gpu.id);
             GpuView {
                 id: gpu.id.clone(),
                 name: gpu.name.clone(),
-                vendor: gpu.vendor.word().to_owned(),
+                vendor: gpu.vendor.as_str().to_owned(),
                 simulated: gpu.vendor == Vendor::Simulated,
                 memory_bytes: gpu.memory_bytes,
                 worker: there.then_some(worker),
@@ -116,7 +115,7 @@ pub(super) fn snapshot(k: Known<'_>) -> Snapshot {
 }
 
 fn processes(unit: &Unit, service_of: &dyn Fn(&str) -> Option<String>) -> Vec<GpuProcess> {
-    let of = |p: &gpu::Process| GpuProcess {
+    let of = |p: &gpus::Process| GpuProcess {
         pid: p.pid,
         service: p.container.as_deref().and_then(service_of),
         memory_bytes: p.memory_bytes,
@@ -124,7 +123,7 @@ fn processes(unit: &Unit, service_of: &dyn Fn(&str) -> Option<String>) -> Vec<Gp
     unit.processes.iter().map(of).collect()
 }
 
-/// What is to be said when Prometheus runs and asks labd for nothing.
+/// Notice for the case that Prometheus runs and asks labd for nothing.
 fn unscraped(scrapes: Scrapes, prometheus: Option<&ServiceView>, now: Timestamp) -> Option<String> {
     let address = scrapes.address?;
     let since = prometheus.filter(|s| s.state == ServiceState::Ready)?.since;
@@ -137,7 +136,7 @@ fn unscraped(scrapes: Scrapes, prometheus: Option<&ServiceView>, now: Timestamp)
     })
 }
 
-/// The file system that the engine's volumes are on, MinIO's among them.
+/// File system that the engine's volumes are on, MinIO's among them.
 fn store_mount(node: &NodeView) -> Option<&str> {
     disk_guard::mount_of(&node.disks, &node.engine_data)
 }

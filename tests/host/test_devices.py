@@ -33,7 +33,7 @@ def machine_with_an_mi100(tmp_path):
     root, nodes = tmp_path / "root", {"/dev/kfd": (10, 200), "/dev/dri/renderD129": (10, 229)}
     if any(os.path.lexists(path) for path in nodes):
         pytest.skip("this machine has an AMD GPU of its own")
-    for line in (ROOT / "src/gpu/kernel/trees/mi100-bmc.tree").read_text().splitlines():
+    for line in (ROOT / "crates/labd-gpu/src/kernel/trees/mi100-bmc.tree").read_text().splitlines():
         if line.startswith("#"):
             continue
         path, text = line.split("\t")

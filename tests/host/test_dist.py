@@ -112,7 +112,7 @@ def test_in_an_empty_root_it_drives_the_engine(chroot, bare_lab):
 
 def probes():
     """The probes whose source is here, by name."""
-    wanted = {"labd-probe-nvidia": ROOT / "src/gpu/nvidia", "labd-probe-amd": ROOT / "src/gpu/amd"}
+    wanted = {"labd-probe-nvidia": ROOT / "crates/labd-probe-nvidia", "labd-probe-amd": ROOT / "crates/labd-probe-amd"}
     return sorted(name for name, source in wanted.items() if (source / "Cargo.toml").exists())
 
 

@@ -103,7 +103,7 @@ def nvidia(count, extra=""):
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
     made = tmp_path_factory.mktemp("nvml") / "libnvidia-ml.so.1"
-    run("cc", "-shared", "-fPIC", "-o", made, ROOT / "src/gpu/nvidia/tests/nvml.c")
+    run("cc", "-shared", "-fPIC", "-o", made, ROOT / "crates/labd-probe-nvidia/tests/nvml.c")
     return made
 
 
@@ -202,7 +202,7 @@ def test_one_that_goes_is_missing_and_is_itself_again_when_it_returns(machine):
 
 
 def test_a_machine_of_amds_needs_nothing_of_rocm(machine):
-    for line in (ROOT / "src/gpu/kernel/trees/mi100-bmc.tree").read_text().splitlines():
+    for line in (ROOT / "crates/labd-gpu/src/kernel/trees/mi100-bmc.tree").read_text().splitlines():
         if line.startswith("#"):
             continue
         path, text = line.split("\t")

@@ -12,7 +12,7 @@ import pytest
 
 from harness.lab import ROOT, run, wait_for
 
-CRATE = ROOT / "src/gpu/amd"
+CRATE = ROOT / "crates/labd-probe-amd"
 CARGO = pathlib.Path(os.environ.get("CARGO_HOME", pathlib.Path.home() / ".cargo")) / "bin/cargo"
 GIB = 1 << 30
 # Enough for a loaded machine; nothing here is waited for once it is true.

@@ -1,4 +1,4 @@
-//! Runs `nvidia-smi` once a second and tells what it says; see [`labd_gpu::smi`].
+//! Runs `nvidia-smi` once a second and passes its answers on; see [`labd_gpu::smi`].
 //!
 //! One at a time: one that hangs is killed, and one that hangs in the kernel, where it cannot be killed, is waited for before
 //! there is another. A line comes each second all the same.
@@ -16,21 +16,21 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout},
 };
 
-/// For tests and unusual machines: the command's path. Else it is looked for in `PATH`.
+/// Variable with the command's path, for tests and unusual machines. Else it is looked for in `PATH`.
 const COMMAND: &str = "LABD_NVIDIA_SMI";
 
-/// Between two rounds, and the longest time without a line.
+/// Time between two rounds, and the longest time without a line.
 const PERIOD: Duration = Duration::from_secs(1);
-/// How long it may take before it is killed.
+/// Longest time it may take before it is killed.
 const LIMIT: Duration = Duration::from_secs(4);
-/// The same before its first answer: it starts all GPUs where nothing else did, which takes seconds for each.
+/// Longest time before its first answer: it starts all GPUs where nothing else did, which takes seconds for each.
 const FIRST_LIMIT: Duration = Duration::from_mins(1);
-/// How long its last words are waited for after its death: something that it started may hold the pipe.
+/// Time for which its last output is waited for after its death: something that it started may hold the pipe.
 const LAST_WORDS: Duration = Duration::from_millis(200);
-/// Between two questions for remapped rows, which change once in a GPU's life if ever.
+/// Time between two questions for remapped rows, which change once in a GPU's life if ever.
 const ROWS_EVERY: Duration = Duration::from_mins(1);
 
-/// The code of [`Trouble`] when it hangs.
+/// Code of [`Trouble`] when it hangs.
 const HANGS: &str = "nvidia-smi-hangs";
 
 /// Prints lines until standard input ends. Fails when nobody reads.
@@ -53,19 +53,19 @@ async fn end_of_input() {
 struct Probe {
     command: OsString,
     hello: Hello,
-    /// Whether it ever said what was asked.
+    /// Whether it has ever answered.
     answered: bool,
-    /// When the last line was told.
+    /// Moment at which the last line was printed.
     told: Instant,
 }
 
-/// How one call went.
+/// Result of one call.
 enum Said {
-    /// What it printed, whatever its exit code: with a lost GPU it fails and still names the others.
+    /// Output, whatever its exit code: with a lost GPU it fails and still names the others.
     Text(String),
-    /// It had to be killed.
+    /// Hang, so that it had to be killed.
     Hung,
-    /// It could not be started.
+    /// Start that failed.
     NotStarted(io::Error),
 }
 
@@ -134,7 +134,7 @@ impl Probe {
         self.tell(&Line::Hello(self.hello.clone()))
     }
 
-    /// Says the driver's version if it is another than before.
+    /// Prints the driver's version if it is another than before.
     fn driver(&mut self, version: Option<&String>) -> io::Result<()> {
         if version.is_some() && self.hello.driver.as_ref() != version {
             self.hello.driver = version.cloned();
@@ -143,7 +143,8 @@ impl Probe {
         Ok(())
     }
 
-    /// Runs it once. Meanwhile a line is told each second: a hello, which changes nothing, and trouble once it is killed.
+    /// Runs it once. Meanwhile a line is printed each second: a hello, which changes nothing, and trouble once it is
+    /// killed.
     async fn ask(&mut self, args: &[&str]) -> io::Result<Said> {
         let mut command = Command::new(&self.command);
         command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
@@ -188,7 +189,7 @@ fn hangs(limit: Duration) -> Line {
     Line::Trouble(Trouble { code: HANGS.to_owned(), text })
 }
 
-/// All that comes out of a pipe.
+/// Reads all that comes out of a pipe.
 fn read(pipe: Option<impl AsyncRead + Unpin + Send + 'static>) -> tokio::task::JoinHandle<String> {
     tokio::spawn(async move {
         let mut bytes = Vec::new();

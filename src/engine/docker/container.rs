@@ -1,4 +1,5 @@
-//! Between our values and the engine's: a [`ContainerSpec`] to a creation request, an inspection to [`Seen`]. Pure.
+//! Conversion between our values and the engine's: a [`ContainerSpec`] to a creation request, an inspection to
+//! [`Observed`]. Pure.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -15,13 +16,13 @@ use bollard::models::{
 
 use super::{explain, syscalls};
 use crate::{
-    engine::{ContainerSeen, LABEL_HARD, LABEL_LAB, LABEL_PARTS, LABEL_SERVICE, LABEL_SPEC, RunState, Seen},
-    node::gpu::simulate::Counters,
-    plan::spec::{ContainerSpec, Device, EnvValue, FileSpec, MountSource},
+    engine::{LABEL_HARD, LABEL_LAB, LABEL_PARTS, LABEL_SERVICE, LABEL_SPEC, Observed, ObservedContainer, RunState},
+    gpus::simulate::Counters,
+    spec::{ContainerSpec, Device, EnvValue, FileSpec, MountSource},
     time::Timestamp,
 };
 
-/// What of an engine decides how a container is asked for.
+/// Abilities of an engine that decide how a container is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Abilities {
     /// Whether it runs without root.
@@ -30,7 +31,7 @@ pub(super) struct Abilities {
     pub(super) seccomp: bool,
 }
 
-/// The creation request for a service's container on the network called like the lab.
+/// Creation request for a service's container on the network called like the lab.
 pub(super) fn body(lab: &str, service: &str, spec: &ContainerSpec, engine: Abilities) -> ContainerCreateBody {
     let labels = HashMap::from([
         (LABEL_LAB.to_owned(), lab.to_owned()),
@@ -125,7 +126,7 @@ fn port_bindings(spec: &ContainerSpec) -> PortMap {
     map
 }
 
-fn mount(lab: &str, mount: &crate::plan::spec::Mount) -> EngineMount {
+fn mount(lab: &str, mount: &crate::spec::Mount) -> EngineMount {
     let (typ, source, volume_options) = match &mount.source {
         MountSource::Volume(name) => (
             MountType::VOLUME,
@@ -205,7 +206,7 @@ fn value(value: &EnvValue) -> &str {
     }
 }
 
-/// The service's files as a tar to be unpacked at `/`. In memory only, since files carry secrets.
+/// Files of a service as a tar to be unpacked at `/`. In memory only, since files carry secrets.
 ///
 /// Directories are left out on purpose: the engine makes missing ones with mode 0755 and root as owner, whereas an entry
 /// for an existing one would change its mode and owner (think of `/tmp`).
@@ -225,23 +226,23 @@ pub(super) fn files_tar(files: &[FileSpec], now: Timestamp) -> io::Result<Vec<u8
     tar.into_inner()
 }
 
-/// What stands under a service's container name.
-pub(super) fn seen(lab: &str, service: &str, c: ContainerInspectResponse) -> Seen {
+/// Observation of what is there under a service's container name.
+pub(super) fn seen(lab: &str, service: &str, c: ContainerInspectResponse) -> Observed {
     let id = c.id.unwrap_or_default();
     let labels = c.config.and_then(|c| c.labels).unwrap_or_default();
     let is = |key: &str, want: &str| labels.get(key).is_some_and(|v| v == want);
     if !is(LABEL_LAB, lab) || !is(LABEL_SERVICE, service) {
-        return Seen::Foreign { id };
+        return Observed::Foreign { id };
     }
     let network = c.network_settings.unwrap_or_default();
     let state = c.state.unwrap_or_default();
     let run = run_state(&state);
-    Seen::Ours(ContainerSeen {
+    Observed::Ours(ObservedContainer {
         id,
         spec_hash: labels.get(LABEL_SPEC).cloned().unwrap_or_default(),
         hard_hash: labels.get(LABEL_HARD).cloned().unwrap_or_default(),
         // One that has never ended says the year 1.
-        last_end: Some(time(&state.finished_at))
+        last_end: Some(time(state.finished_at.as_ref()))
             .filter(|at| *at > Timestamp::default() && matches!(run, RunState::Running { .. })),
         run,
         pid: state.pid.and_then(|pid| i32::try_from(pid).ok()).filter(|&pid| pid > 0),
@@ -254,8 +255,8 @@ pub(super) fn seen(lab: &str, service: &str, c: ContainerInspectResponse) -> See
     })
 }
 
-fn time(text: &Option<String>) -> Timestamp {
-    text.as_deref().and_then(Timestamp::parse).unwrap_or_default()
+fn time(text: Option<&String>) -> Timestamp {
+    text.and_then(|text| Timestamp::parse(text)).unwrap_or_default()
 }
 
 fn run_state(state: &ContainerState) -> RunState {
@@ -263,13 +264,13 @@ fn run_state(state: &ContainerState) -> RunState {
     match state.status.unwrap_or(Status::EMPTY) {
         // `restarting` cannot happen to a container of ours, which have no restart policy, unless somebody changed it.
         Status::RUNNING | Status::RESTARTING | Status::STOPPING => {
-            RunState::Running { started_at: time(&state.started_at) }
+            RunState::Running { started_at: time(state.started_at.as_ref()) }
         }
         Status::PAUSED => RunState::Paused,
         Status::EXITED => RunState::Exited {
             code: state.exit_code.unwrap_or(-1),
             oom: state.oom_killed.unwrap_or(false),
-            finished_at: time(&state.finished_at),
+            finished_at: time(state.finished_at.as_ref()),
             error: state
                 .error
                 .as_deref()
@@ -294,7 +295,7 @@ fn published(ports: PortMap) -> BTreeMap<u16, u16> {
         .collect()
 }
 
-/// What a container used so far; absent where it does not run.
+/// Counters of what a container used so far; absent where it does not run.
 pub(super) fn counters(stats: &ContainerStatsResponse) -> Option<Counters> {
     let cpu = stats.cpu_stats.as_ref()?;
     let memory = stats.memory_stats.as_ref()?;
@@ -318,8 +319,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        plan::spec::{Mount, Port, Rights},
         secret::Secret,
+        spec::{Mount, Port, Rights},
     };
 
     fn spec() -> ContainerSpec {
@@ -397,7 +398,7 @@ mod tests {
         assert_eq!(without.security_opt.map(|s| s.len()), Some(1), "an engine without refuses to make the container");
     }
 
-    /// What the docker command line sends for the same, and what is not in ours although it is in theirs.
+    /// Compares with what the docker command line sends for the same, less what is only in theirs.
     #[test]
     fn devices_and_places_are_asked_for_as_the_docker_command_does() {
         let recorded: serde_json::Value =
@@ -441,7 +442,7 @@ mod tests {
         assert_eq!(rootless.ulimits.map(|u| u.len()), Some(1));
     }
 
-    /// Without what says nothing: the command line writes every field.
+    /// Value without fields that say nothing: the command line writes every field.
     fn bare(value: &serde_json::Value) -> serde_json::Value {
         use serde_json::Value;
         let value = match value {
@@ -483,19 +484,21 @@ mod tests {
             }))
             .expect("an inspection")
         };
-        assert_eq!(seen("lab", "s", inspect("other")), Seen::Foreign { id: "abc".into() });
-        let Seen::Ours(ours) = seen("lab", "s", inspect("lab")) else { panic!("not ours") };
+        assert_eq!(seen("lab", "s", inspect("other")), Observed::Foreign { id: "abc".into() });
+        let Observed::Ours(ours) = seen("lab", "s", inspect("lab")) else { panic!("not ours") };
         assert_eq!(ours.ports, BTreeMap::from([(80, 32_768)]));
         assert_eq!(ours.address, Some(Ipv4Addr::new(198, 18, 253, 9)));
         let end = Timestamp::parse("2026-01-01T00:00:01.5Z");
-        assert!(matches!(ours.run, RunState::Exited { code: 137, oom: true, finished_at, .. } if Some(finished_at) == end));
+        assert!(
+            matches!(ours.run, RunState::Exited { code: 137, oom: true, finished_at, .. } if Some(finished_at) == end)
+        );
         assert_eq!(ours.last_end, None, "it does not run");
         for (finished_at, last_end) in [("2026-01-01T00:00:01.5Z", end), ("0001-01-01T00:00:00Z", None)] {
             let mut again = inspect("lab");
             let state = again.state.as_mut().expect("a state");
             state.status = Some(ContainerStateStatusEnum::RUNNING);
             state.finished_at = Some(finished_at.to_owned());
-            let Seen::Ours(again) = seen("lab", "s", again) else { panic!("not ours") };
+            let Observed::Ours(again) = seen("lab", "s", again) else { panic!("not ours") };
             assert_eq!(again.last_end, last_end);
         }
     }

@@ -1,4 +1,5 @@
-//! What only `labd doctor` asks an engine: settings that supervision never needs, and what of other labs stands around.
+//! Questions that only `labd doctor` asks an engine: settings that supervision never needs, and containers of other
+//! labs.
 
 use std::net::IpAddr;
 
@@ -10,14 +11,14 @@ use bollard::{
 use super::DockerEngine;
 use crate::engine::{EngineError, LABEL_LAB, LABEL_SERVICE};
 
-/// How an engine is set up.
+/// Setup of an engine.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Setup {
     /// Engine version, such as `28.2.2`.
     pub version: String,
     /// API version in use, such as `1.41`.
     pub api: String,
-    /// Where it keeps images, containers and volumes.
+    /// Directory in which it keeps images, containers and volumes.
     pub root_dir: String,
     /// Whether containers outlive its restart.
     pub live_restore: bool,
@@ -31,7 +32,7 @@ pub struct Setup {
     pub remaps_users: bool,
     /// Whether it confines containers by SELinux.
     pub selinux: bool,
-    /// `systemd`, `cgroupfs` or `none`; empty when it does not say.
+    /// Cgroup driver: `systemd`, `cgroupfs` or `none`; empty when it does not say.
     pub cgroup_driver: String,
     /// Names of its runtimes, such as `runc` and `nvidia`.
     pub runtimes: Vec<String>,
@@ -41,14 +42,14 @@ pub struct Setup {
     pub cdi_devices: Vec<String>,
 }
 
-/// One container of the engine, whoever made it.
+/// Container of the engine, whoever made it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Standing {
     /// Its name.
     pub name: String,
-    /// The lab whose label it carries.
+    /// Lab whose label it carries.
     pub lab: Option<String>,
-    /// The service whose label it carries.
+    /// Service whose label it carries.
     pub service: Option<String>,
     /// Whether it runs.
     pub running: bool,
@@ -57,7 +58,7 @@ pub struct Standing {
 }
 
 impl DockerEngine {
-    /// Connects anew and asks how the engine is set up.
+    /// Connects again and asks how the engine is set up.
     ///
     /// Fails in one line that ends in a fix: no engine, no permission, too old.
     pub async fn setup(&self) -> Result<Setup, EngineError> {
@@ -90,7 +91,7 @@ impl DockerEngine {
         })
     }
 
-    /// Every container of the engine.
+    /// Containers of the engine, all of them.
     pub async fn standing(&self) -> Result<Vec<Standing>, EngineError> {
         let client = self.client().await?;
         let options = ListContainersOptions { all: true, ..Default::default() };

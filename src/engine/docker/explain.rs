@@ -183,7 +183,7 @@ pub(crate) fn known(text: &str) -> Option<String> {
     None
 }
 
-/// What a full disk is called.
+/// Line about a full disk.
 pub(crate) const DISK_FULL: &str = "the container engine's disk is full; see `df -h` and `docker system df`, and make room \
                                     with `docker image prune`";
 
@@ -216,7 +216,7 @@ fn address_and_port(text: &str) -> Option<(String, u16)> {
     Some((ip.to_owned(), digits.parse().ok()?))
 }
 
-/// An engine's text without the layers it was handed through: what runc said is what helps.
+/// Engine's text without the layers it passed through: what runc said is what helps.
 pub(crate) fn shortened(text: &str) -> String {
     let line = text.lines().map(str::trim).find(|l| !l.is_empty()).unwrap_or("the engine gave no reason");
     let mut at = line;
@@ -245,7 +245,7 @@ pub(crate) fn shortened(text: &str) -> String {
     }
 }
 
-/// One line of at most 300 characters, without credentials in URLs.
+/// Text as one line of at most 300 characters, without credentials in URLs.
 pub(crate) fn one_line(text: &str) -> String {
     text::one_line(&redact(text), LONGEST)
 }

@@ -1,17 +1,17 @@
-//! A container's end as the kernel tells it: the engine says `die` only after it has taken the network and the file system down,
-//! some 0.4 s later.
+//! End of a container as the kernel reports it: the engine says `die` only after it has taken the network and the file
+//! system down, some 0.4 s later.
 
 use std::future::pending;
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::net::unix::pipe::Receiver;
 
-use crate::engine::ContainerSeen;
+use crate::engine::ObservedContainer;
 
-/// Waits until the first process of a container has ended: the kernel has killed all others by then. For ever where its
-/// number means something else here, as in a labd that runs in a container itself, and where the kernel (before 5.3) or its
-/// rules do not let a process be watched.
-pub(super) async fn ended(container: &ContainerSeen) {
+/// Waits until the first process of a container has ended: the kernel has killed all others by then. Waits forever
+/// where its number means something else here, as in a labd that runs in a container itself, and where the kernel
+/// (before 5.3) or its rules do not let a process be watched.
+pub(super) async fn ended(container: &ObservedContainer) {
     let watched = async {
         let pid = container.pid?;
         let handle = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::NONBLOCK).ok()?;
@@ -35,8 +35,8 @@ mod tests {
     use super::*;
     use crate::{engine::RunState, time::Timestamp};
 
-    fn container(id: &str, pid: Option<i32>) -> ContainerSeen {
-        ContainerSeen {
+    fn container(id: &str, pid: Option<i32>) -> ObservedContainer {
+        ObservedContainer {
             id: id.to_owned(),
             hard_hash: String::new(),
             spec_hash: String::new(),
@@ -53,7 +53,7 @@ mod tests {
         let mut child = tokio::process::Command::new("cat").stdin(Stdio::piped()).spawn().expect("cat");
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
         // Every process is in a control group, whose path begins with a slash; none has this id in it.
-        let watch = |container: ContainerSeen| tokio::spawn(async move { ended(&container).await });
+        let watch = |container: ObservedContainer| tokio::spawn(async move { ended(&container).await });
         let mut its_own = watch(container("/", pid));
         let others = [("0123456789abcdef0123", pid), ("", pid), ("/", None)].map(|(id, pid)| watch(container(id, pid)));
         let soon = Duration::from_millis(50);

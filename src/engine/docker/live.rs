@@ -1,5 +1,5 @@
-//! Against the engine of this machine: `cargo test --lib live -- --ignored --test-threads 1`. `LABD_TEST_IMAGE` names an
-//! image with a shell and `sleep` (`labd-dev/base:latest` without it).
+//! Tests against the engine of this machine: `cargo test --lib live -- --ignored --test-threads 1`. `LABD_TEST_IMAGE`
+//! names an image with a shell and `sleep` (`labd-dev/base:latest` without it).
 
 use std::{
     collections::BTreeMap,
@@ -11,9 +11,9 @@ use futures_util::{StreamExt, TryStreamExt};
 
 use super::*;
 use crate::{
-    engine::{ContainerSeen, RunState},
-    plan::spec::{EnvValue, FileSpec, Mount, MountSource, Port},
+    engine::{ObservedContainer, RunState},
     secret::Secret,
+    spec::{EnvValue, FileSpec, Mount, MountSource, Port},
 };
 
 const LAB: &str = "wtengine";
@@ -57,24 +57,20 @@ fn spec(last: u8, command: &[&str]) -> ContainerSpec {
         devices: Vec::new(),
         user: None,
         workdir: None,
-        rights: crate::plan::spec::Rights {
-            pids: 256,
-            syscalls: crate::plan::rights::SYSCALLS,
-            ..crate::plan::spec::Rights::default()
-        },
+        rights: crate::spec::Rights { pids: 256, syscalls: crate::spec::SYSCALLS, ..crate::spec::Rights::default() },
     }
 }
 
-async fn ours(engine: &DockerEngine, service: &str) -> ContainerSeen {
+async fn ours(engine: &DockerEngine, service: &str) -> ObservedContainer {
     match engine.observe(service).await.expect("the engine answers") {
-        Seen::Ours(c) => c,
+        Observed::Ours(c) => c,
         other => panic!("{service}: {other:?}"),
     }
 }
 
 async fn clean(engine: &DockerEngine) {
     for service in engine.list().await.expect("the engine answers") {
-        if let Seen::Ours(c) = engine.observe(&service).await.expect("the engine answers") {
+        if let Observed::Ours(c) = engine.observe(&service).await.expect("the engine answers") {
             engine.remove(&c.id).await.expect("removed");
         }
     }
@@ -95,7 +91,7 @@ async fn a_container_lives_as_it_is_told() {
     assert!(engine.networks().await.expect("networks").iter().all(|(n, _)| n != LAB));
     let mut events = engine.events(None).await.expect("events");
 
-    assert_eq!(engine.observe("a").await, Ok(Seen::Absent));
+    assert_eq!(engine.observe("a").await, Ok(Observed::Absent));
     let script = "echo out; echo err >&2; stat -c '%a %u' /tmp /tmp/secret /new /new/deep; cat /tmp/secret /new/deep/file; \
                   echo; cat /proc/self/limits | grep files; grep other /etc/hosts; df /dev/shm | tail -1; exec sleep 600";
     engine.create("a", &spec(10, &["sh", "-c", script])).await.expect("created");
@@ -142,19 +138,19 @@ async fn a_container_lives_as_it_is_told() {
     assert!(matches!(ours(&engine, "a").await.run, RunState::Exited { code: 137, .. }));
     engine.remove(&made.id).await.expect("removed");
     engine.remove(&made.id).await.expect("removing twice is fine");
-    assert_eq!(engine.observe("a").await, Ok(Seen::Absent));
+    assert_eq!(engine.observe("a").await, Ok(Observed::Absent));
 
     let mut told = Vec::new();
-    while told.iter().filter(|what| **what == Happened::Signal(9)).count() < 2 {
+    while told.iter().filter(|what| **what == EngineEventKind::Signal(9)).count() < 2 {
         let nudge =
             tokio::time::timeout(Duration::from_secs(5), events.next()).await.expect("in time").expect("one more");
         assert_eq!((nudge.service.as_str(), &nudge.id), ("a", &made.id));
         assert!(nudge.at.as_millis() > 0);
         told.push(nudge.what);
     }
-    let (other, stop) = (Happened::Other, Happened::Stopped);
+    let (other, stop) = (EngineEventKind::Other, EngineEventKind::Stopped);
     // Made, started; stopped, which begins with a signal; started, killed.
-    assert!(told.starts_with(&[other, other, Happened::Signal(15)]), "{told:?}");
+    assert!(told.starts_with(&[other, other, EngineEventKind::Signal(15)]), "{told:?}");
     assert_eq!(told.iter().filter(|what| **what == stop).count(), 1, "{told:?}");
     clean(&engine).await;
 }
@@ -211,11 +207,11 @@ async fn troubles_are_said_in_one_line_with_the_fix() {
     s.files.push(FileSpec { path: "/etc/passwd/x".into(), mode: 0o600, owner: 0, content: "".into() });
     let e = engine.create("half", &s).await.expect_err("a file is no directory");
     assert!(!e.to_string().contains("pss"), "{e}");
-    assert_eq!(engine.observe("half").await, Ok(Seen::Absent));
+    assert_eq!(engine.observe("half").await, Ok(Observed::Absent));
 
-    // A GPU that nobody can hand in.
+    // A GPU that nobody can attach.
     let mut s = spec(17, &["sleep", "600"]);
-    s.devices.push(crate::plan::spec::Device::Nvidia { uuid: "GPU-0".into() });
+    s.devices.push(crate::spec::Device::Nvidia { uuid: "GPU-0".into() });
     let e = match engine.create("gpu", &s).await {
         Ok(()) => engine.start(&ours(&engine, "gpu").await.id).await.expect_err("no GPU"),
         Err(e) => e,
@@ -225,15 +221,15 @@ async fn troubles_are_said_in_one_line_with_the_fix() {
     // A container of another lab, by name.
     let other = DockerEngine::connect("/var/run/docker.sock", "wtengine-other").expect("a path");
     engine.create("other-x", &spec(18, &["sleep", "600"])).await.expect("created");
-    assert!(matches!(other.observe("x").await, Ok(Seen::Foreign { .. })));
+    assert!(matches!(other.observe("x").await, Ok(Observed::Foreign { .. })));
     let e = other.create("x", &spec(19, &["sleep", "600"])).await.expect_err("the name is taken");
     assert!(matches!(&e, EngineError::Conflict(t) if t.contains("wtengine-other-x")), "{e}");
 
-    // Another subnet: the network is made anew with what was on it gone.
+    // Another subnet: the network is recreated, with what was on it gone.
     let mut moved = network();
     moved.subnet = "198.18.253.128/25".into();
     moved.gateway = Ipv4Addr::new(198, 18, 253, 129);
     engine.ensure_network(&moved).await.expect("recreated");
-    assert_eq!(engine.observe("port").await, Ok(Seen::Absent), "it was attached");
+    assert_eq!(engine.observe("port").await, Ok(Observed::Absent), "it was attached");
     clean(&engine).await;
 }

@@ -6,32 +6,29 @@ use bollard::query_parameters::{ListContainersOptions, ListImagesOptions, Remove
 use serde::Serialize;
 
 use super::DockerEngine;
-use crate::{
-    engine::{EngineError, images::is_built_reference},
-    time::Timestamp,
-};
+use crate::{engine::EngineError, plan::images::is_built_reference, time::Timestamp};
 
-/// An image that labd built, and that neither a container nor the plan needs.
+/// Image that labd built, and that neither a container nor the plan needs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct OldImage {
     /// Its reference, such as `labd/ray:0a1b2c3d4e5f`.
     pub reference: String,
     /// Its size in bytes. Layers that another image has, too, are part of it and stay.
     pub size_bytes: u64,
-    /// When it was built.
+    /// Time at which it was built.
     pub built_at: Timestamp,
 }
 
-/// What became of an image that was to be removed.
+/// Result of the removal of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Removal {
-    /// It is gone.
+    /// Removed.
     Removed,
-    /// Something came to need it.
+    /// Kept, as something came to need it.
     InUse,
 }
 
-/// An image as the engine lists it.
+/// Image as the engine lists it.
 #[derive(Debug, Clone)]
 struct Listed {
     id: String,
@@ -41,8 +38,8 @@ struct Listed {
 }
 
 impl DockerEngine {
-    /// Images that labd built and nothing needs: no container of the engine, whoever made it and whether it runs or not, and
-    /// none of the references in `wanted`.
+    /// Images that labd built and nothing needs: no container of the engine, whoever made it and whether it runs or
+    /// not, and none of the references in `wanted`.
     pub async fn old_images(&self, wanted: &BTreeSet<String>) -> Result<Vec<OldImage>, EngineError> {
         let client = self.client().await?;
         let all = client.list_images(None::<ListImagesOptions>).await.map_err(|e| self.fail(&e))?;
@@ -75,7 +72,7 @@ impl DockerEngine {
     }
 }
 
-/// The images that labd built and nothing needs. `used` are references and ids of containers' images. Pure.
+/// Images that labd built and nothing needs. `used` are references and ids of containers' images. Pure.
 fn old(images: impl Iterator<Item = Listed>, used: &BTreeSet<String>, wanted: &BTreeSet<String>) -> Vec<OldImage> {
     let needed = |text: &String| used.contains(text) || wanted.contains(text);
     let mut found: Vec<OldImage> = images

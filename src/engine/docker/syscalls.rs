@@ -1,4 +1,4 @@
-//! Which system calls a container may make, as a profile that the engine hands to the kernel. Pure.
+//! System calls that a container may make, as a profile that the engine hands to the kernel. Pure.
 //!
 //! In place of the engine's own profile for one reason: a container's root is the host's, and what it writes to a folder of
 //! the host stays there. A set-user-id file in such a folder makes every local user root, whatever the container itself may
@@ -11,15 +11,15 @@
 
 use serde_json::{Value, json};
 
-/// Set-user-id and set-group-id.
+/// Mode bits for set-user-id and set-group-id.
 const SET_ID: u64 = 0o6000;
-/// `O_CREAT` and `O_TMPFILE`: with neither, `open` has no mode and its place holds anything.
+/// Flags `O_CREAT` and `O_TMPFILE`: with neither, `open` has no mode and its place holds anything.
 const CREATES: u64 = 0o100 | 0o20_000_000;
-/// Every kind of namespace that `clone` makes: in one of its own, a process is root of much more.
+/// Flags for every kind of namespace that `clone` makes: in one of its own, a process is root of much more.
 const NAMESPACES: u64 = 0x7e02_0000;
-/// `ENOSYS`: programs then do it the older way.
+/// Error `ENOSYS`: programs then do it the older way.
 const MISSING: u32 = 38;
-/// Families of sockets below `AF_ALG`, and SMC for RDMA. Without vsock, which leads to a hypervisor.
+/// Socket family `AF_ALG`: families below it are allowed, and SMC for RDMA. vsock, which leads to a hypervisor, is not.
 const FAMILIES: u64 = 38;
 const SMC: u64 = 43;
 /// Values of `personality` that change nothing of a program's safety.
@@ -54,13 +54,13 @@ const ALLOWED: &str = "\
     timer_settime timerfd_create timerfd_gettime timerfd_settime times tkill truncate umask uname unlink unlinkat \
     utime utimensat utimes vfork vmsplice wait4 waitid write writev";
 
-/// Where a call that makes or changes a file has the mode.
+/// Calls that make or change a file, and the argument that is the mode.
 const MODES: [(&str, u32); 7] =
     [("chmod", 1), ("fchmod", 1), ("fchmodat", 2), ("fchmodat2", 2), ("creat", 1), ("mknod", 1), ("mknodat", 2)];
-/// Where a call that may make a file has its flags; the mode is next to them.
+/// Calls that may make a file, and the argument that is the flags; the mode is next to them.
 const OPENS: [(&str, u32); 2] = [("open", 1), ("openat", 2)];
 
-/// The profile, in the notation that engines know.
+/// Profile in the notation that engines know.
 pub(super) fn profile() -> String {
     let mut rules = vec![json!({"names": ALLOWED.split_whitespace().collect::<Vec<_>>(), "action": ALLOW})];
     for (name, mode) in MODES {
@@ -94,7 +94,7 @@ fn allow(name: &str, argument: &Value) -> Value {
     json!({"names": [name], "action": ALLOW, "args": [argument]})
 }
 
-/// None of these bits in an argument.
+/// Condition that an argument has none of these bits.
 fn without(index: u32, bits: u64) -> Value {
     compare(index, "SCMP_CMP_MASKED_EQ", bits, 0)
 }
@@ -106,9 +106,9 @@ fn compare(index: u32, how: &str, value: u64, with: u64) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::rights::SYSCALLS;
+    use crate::spec::SYSCALLS;
 
-    /// What the profile makes of a call: whether one of its rules lets it through.
+    /// Whether one of the profile's rules lets a call through.
     fn allowed(name: &str, args: &[u64]) -> bool {
         let profile: Value = serde_json::from_str(&profile()).expect("JSON");
         profile["syscalls"].as_array().expect("rules").iter().any(|rule| {
@@ -175,7 +175,7 @@ mod tests {
         }
     }
 
-    /// Another profile is another container: whoever changes it changes the version.
+    /// Checks that a changed profile has another version, since it makes another container.
     #[test]
     fn a_changed_profile_has_another_version() {
         let is = &crate::secret::hex(&<sha2::Sha256 as sha2::Digest>::digest(profile().as_bytes()))[..16];

@@ -1,4 +1,4 @@
-//! The base image where no registry answers: made by a script from a Debian mirror.
+//! Bootstrap of the base image where no registry answers: by a script from a Debian mirror.
 
 use std::{
     io,
@@ -15,16 +15,14 @@ use tokio::{
     process::{Child, ChildStdout, Command},
 };
 
-use super::{
-    inputs,
-    make::{Failure, Reporter, proxies},
-};
+use super::make::{Failure, Reporter, proxies};
 use crate::{
     config::BuildSettings,
     engine::{
         EngineError, LABEL_INPUTS,
         docker::{DockerEngine, SILENT, explain},
     },
+    plan::images as inputs,
     text::shell_word,
 };
 
@@ -93,14 +91,14 @@ pub(super) async fn bootstrap(
     }
 }
 
-/// Whether systemd has started labd. What it is kept from then (set-id files, mounting) is what debootstrap does.
+/// Whether systemd has started labd. A unit of labd's may not do what debootstrap does (set-id files, mounting).
 fn systemd_runs_it() -> bool {
     let root = rustix::process::geteuid().is_root();
     root && std::env::var_os("INVOCATION_ID").is_some() && Path::new("/run/systemd/system").is_dir()
 }
 
-/// The command that runs a script from its standard input, in a unit of that name where there is one: an own service of
-/// systemd's, as free as any other of root's.
+/// Command that runs a script from its standard input, in a unit of that name where there is one: a service of its own
+/// under systemd, as free as any other of root's.
 fn shell(unit: Option<&str>) -> StdCommand {
     let Some(unit) = unit else {
         let mut shell = StdCommand::new("bash");
@@ -112,8 +110,8 @@ fn shell(unit: Option<&str>) -> StdCommand {
     run
 }
 
-/// A script with its environment, for a shell that reads it from its standard input: neither is seen in a list of processes,
-/// and a proxy's login neither among a unit's settings.
+/// Script with its environment, for a shell that reads it from its standard input: neither is seen in a list of
+/// processes, and a proxy's login is not among a unit's settings either.
 fn input(script: &str, variables: &[(String, String)]) -> String {
     let mut text = String::new();
     for (name, value) in variables {
@@ -123,10 +121,10 @@ fn input(script: &str, variables: &[(String, String)]) -> String {
     text + "{\n" + script + "\nexit\n} </dev/null\n"
 }
 
-/// A script in a process group of its own, told to end (and so to clean up) when it is dropped while it runs.
+/// Script in a process group of its own, told to end (and so to clean up) when it is dropped while it runs.
 struct Running {
     child: Child,
-    /// The unit of systemd's in which it runs.
+    /// Systemd unit in which it runs.
     unit: Option<String>,
 }
 
@@ -151,7 +149,8 @@ impl Drop for Running {
     }
 }
 
-/// A script's output as a request body. It ends in an error when the script failed: an engine takes half a tar for one.
+/// Output of a script as a request body. It ends in an error when the script failed: an engine takes half a tar for
+/// one.
 fn output_of(running: Running, stdout: ChildStdout) -> impl Stream<Item = Result<Bytes, io::Error>> + Send + 'static {
     stream::try_unfold((running, stdout), |(mut running, mut stdout)| async move {
         let mut piece = Vec::with_capacity(64 * 1024);

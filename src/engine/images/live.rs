@@ -1,5 +1,5 @@
-//! Against the engine of this machine: `cargo test --lib images::live -- --ignored --nocapture`. Makes the base image and
-//! the smallest of the others, and leaves both for whoever needs them next.
+//! Tests against the engine of this machine: `cargo test --lib images::live -- --ignored --nocapture`. Makes the base
+//! image and the smallest of the others, and leaves both for whoever needs them next.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ async fn settled(images: &Images, name: ImageName) -> ImageState {
             let state = states.borrow_and_update().get(&name).cloned().unwrap_or(ImageState::Unknown);
             match state {
                 ImageState::Preparing { detail, .. } if detail != last => {
-                    tracing::info!(image = name.word(), "{detail}");
+                    tracing::info!(image = name.as_str(), "{detail}");
                     last = detail;
                 }
                 ImageState::Present { .. } | ImageState::Unavailable { .. } => return state,
@@ -33,11 +33,11 @@ async fn an_image_is_built_once_and_what_cannot_be_had_says_why() {
     // The machine's own bundle: where package registries are reached through a mirror, builds need its CA.
     let bundle = std::path::PathBuf::from("/etc/ssl/certs/ca-certificates.crt");
     let settings = BuildSettings { ca_bundle: bundle.exists().then_some(bundle), ..Default::default() };
-    let ca = read_ca(settings.ca_bundle.as_deref()).expect("readable");
+    let ca = crate::plan::images::read_ca(settings.ca_bundle.as_deref()).expect("readable");
     let args = BTreeMap::new();
     let prometheus = ImageSpec {
         name: ImageName::Prometheus,
-        reference: reference(ImageName::Prometheus, &args, &ca),
+        reference: crate::plan::images::reference_of(ImageName::Prometheus, &args, &ca),
         source: ImageSource::Build { args },
     };
     let grafana = ImageSpec {
@@ -49,7 +49,7 @@ async fn an_image_is_built_once_and_what_cannot_be_had_says_why() {
     let args = BTreeMap::from([("RAY_VERSION".to_owned(), "0.0.1".to_owned())]);
     let ray = ImageSpec {
         name: ImageName::Ray,
-        reference: reference(ImageName::Ray, &args, &ca),
+        reference: crate::plan::images::reference_of(ImageName::Ray, &args, &ca),
         source: ImageSource::Build { args },
     };
     let images = Images::spawn(engine.clone(), vec![prometheus.clone(), grafana, ray], settings.clone());

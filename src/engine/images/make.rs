@@ -1,5 +1,5 @@
-//! Making one image: build, pull, or bootstrap the base. Each reports through a [`Reporter`] and can be dropped at any
-//! moment; the engine then gives the build up, and a bootstrap is told to end and clean up behind itself.
+//! Making of one image: build, pull, or bootstrap of the base. Each reports through a [`Reporter`] and can be dropped
+//! at any moment; the engine then gives the build up, and a bootstrap is told to end and clean up behind itself.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -16,7 +16,6 @@ use futures_util::StreamExt;
 
 use super::{
     bootstrap::bootstrap,
-    inputs,
     progress::{BuildProgress, PullProgress, pull_failure, split_reference},
 };
 use crate::{
@@ -25,25 +24,26 @@ use crate::{
         EngineError, LABEL_INPUTS,
         docker::{DockerEngine, SILENT, explain},
     },
-    plan::spec::{ImageName, ImageSource, ImageSpec},
+    plan::images as inputs,
+    spec::{ImageName, ImageSource, ImageSpec},
     time::{Timestamp, human},
 };
 
-/// How long a registry may take to answer before the base is bootstrapped instead.
+/// Longest wait for a registry before the base is bootstrapped instead.
 const BASE_ANSWER: Duration = Duration::from_secs(15);
-/// How long a pull may be silent.
+/// Longest silence of a pull.
 const PULL_SILENCE: Duration = Duration::from_mins(3);
 /// Shortest time between two progress reports that are about the same step.
 const REPORT_EVERY: Duration = Duration::from_millis(200);
-/// Lines of output kept for each image.
+/// Number of lines of output kept for each image.
 const LOG_LINES: usize = 500;
 
-/// Why an image could not be made.
+/// Reason why an image could not be made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Failure {
-    /// The engine went away: not the image's fault, tried again as soon as it is back.
+    /// Engine that went away: not the image's fault, tried again as soon as it is back.
     Engine(String),
-    /// The build or pull itself failed, in one line.
+    /// Failure of the build or pull itself, in one line.
     Image(String),
 }
 
@@ -53,7 +53,7 @@ impl From<EngineError> for Failure {
     }
 }
 
-/// An image that the engine has.
+/// Image that the engine has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Present {
     pub(super) id: String,
@@ -61,7 +61,7 @@ pub(super) struct Present {
     pub(super) built_at: Timestamp,
 }
 
-/// The last lines a build or pull printed.
+/// Log of the last lines that a build or pull printed.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Log(Arc<Mutex<VecDeque<String>>>);
 
@@ -88,7 +88,7 @@ impl Log {
     }
 }
 
-/// Where progress goes: `detail` to whoever watches the state, lines to the log.
+/// Destination of progress: `detail` to whoever watches the state, lines to the log.
 pub(super) struct Reporter {
     pub(super) log: Log,
     detail: Box<dyn Fn(String) + Send + Sync>,
@@ -104,7 +104,7 @@ impl Reporter {
         (self.detail)(detail.into());
     }
 
-    /// Says it unless something about the same step was said just now: builds print thousands of lines.
+    /// Reports a detail unless something about the same step was reported just now: builds print thousands of lines.
     fn say_sometimes(&mut self, step: u32, detail: impl FnOnce() -> String) {
         let now = Instant::now();
         if self.last.is_none_or(|(at, of)| of != step || now.duration_since(at) >= REPORT_EVERY) {
@@ -134,7 +134,7 @@ pub(super) async fn inspect(engine: &DockerEngine, reference: &str) -> Result<Op
     }
 }
 
-/// Makes an image that the engine does not have, or makes it anew.
+/// Makes an image that the engine does not have, or rebuilds it.
 ///
 /// `base` is held while the base image is made, which all builds share. `fresh` ignores the engine's layer cache.
 pub(super) async fn make(
@@ -175,7 +175,7 @@ pub(super) async fn make(
     Ok(present)
 }
 
-/// The image that builds start from: the official one where it is there or can be pulled, else our own.
+/// Reference of the image that builds start from: the official one where it is there or can be pulled, else our own.
 async fn ensure_base(
     engine: &DockerEngine,
     settings: &BuildSettings,
@@ -242,7 +242,7 @@ async fn build(
     fresh: bool,
     report: &mut Reporter,
 ) -> Result<(), Failure> {
-    let word = spec.name.word();
+    let word = spec.name.as_str();
     let ca = inputs::read_ca(settings.ca_bundle.as_deref())
         .map_err(|e| Failure::Image(format!("building image {word} failed: {e}")))?;
     let tar = inputs::context_tar(spec.name, &ca)

@@ -1,4 +1,4 @@
-//! What a build or a pull says of itself, in one line for a person. Pure.
+//! Progress of a build or a pull, in one line for a person. Pure.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -7,10 +7,10 @@ use crate::{
     text::{clip, without_logins},
 };
 
-/// Lines kept for finding the one that says why a build failed.
+/// Number of lines kept for finding the one that says why a build failed.
 const KEPT: usize = 40;
 
-/// Follows a build's output.
+/// Progress of a build, from its output.
 #[derive(Debug, Default)]
 pub(super) struct BuildProgress {
     step: Option<Step>,
@@ -21,9 +21,9 @@ pub(super) struct BuildProgress {
 /// One step of a build.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Step {
-    /// Its number, from 1.
+    /// Number of the step, from 1.
     pub(super) number: u32,
-    /// How many there are.
+    /// Number of all steps.
     pub(super) of: u32,
     /// The Dockerfile's instruction, on one line.
     pub(super) instruction: String,
@@ -63,7 +63,7 @@ impl BuildProgress {
         self.step.as_ref()
     }
 
-    /// `step 4/12: RUN pip install …: Downloading …`, at most 160 characters.
+    /// Line such as `step 4/12: RUN pip install …: Downloading …`, at most 160 characters.
     pub(super) fn detail(&self) -> String {
         let Some(step) = &self.step else { return "sending the build's files".to_owned() };
         let head = format!("step {}/{}: {}", step.number, step.of, clip(&step.instruction, 60));
@@ -73,7 +73,7 @@ impl BuildProgress {
         }
     }
 
-    /// Why the build failed, given the engine's own words.
+    /// Reason why the build failed, given the engine's error.
     pub(super) fn failure(&self, image: &str, engine: &str) -> String {
         if is_disk_full(engine) || self.lines.iter().any(|l| is_disk_full(l)) {
             return format!("building image {image} failed: {DISK_FULL}");
@@ -86,7 +86,7 @@ impl BuildProgress {
             + &format!("; see `labd images build {image}`")
     }
 
-    /// The last line that speaks of an error, else the last one.
+    /// Last line that speaks of an error, else the last one.
     fn useful_line(&self) -> Option<&str> {
         let speaks = |l: &&String| {
             let lower = l.to_ascii_lowercase();
@@ -96,7 +96,7 @@ impl BuildProgress {
     }
 }
 
-/// `Step 4/12 : RUN pip install ray`.
+/// Step in a line such as `Step 4/12 : RUN pip install ray`.
 fn parse_step(line: &str) -> Option<Step> {
     let (count, instruction) = line.strip_prefix("Step ")?.split_once(" : ")?;
     let (number, of) = count.split_once('/')?;
@@ -107,12 +107,12 @@ fn parse_step(line: &str) -> Option<Step> {
     })
 }
 
-/// The engine's own lines between a step's output.
+/// Whether a line is the engine's own between a step's output.
 fn is_chatter(line: &str) -> bool {
     line.starts_with("---> ") || line.starts_with("Removing intermediate container") || line.starts_with("[Warning]")
 }
 
-/// A line without terminal escapes and surrounding blanks.
+/// Line without terminal escapes and surrounding blanks.
 fn plain(line: &str) -> String {
     let mut out = String::with_capacity(line.len());
     let mut chars = line.chars();
@@ -127,7 +127,7 @@ fn plain(line: &str) -> String {
     out.trim().to_owned()
 }
 
-/// Adds up what a pull says of its layers.
+/// Progress of a pull, summed over its layers.
 #[derive(Debug, Default)]
 pub(super) struct PullProgress {
     layers: BTreeMap<String, Layer>,
@@ -141,7 +141,7 @@ struct Layer {
 }
 
 impl PullProgress {
-    /// Takes one message.
+    /// Takes one message of the pull.
     pub(super) fn feed(&mut self, id: Option<&str>, status: &str, current: Option<i64>, total: Option<i64>) {
         let Some(id) = id else { return };
         match status {
@@ -164,7 +164,7 @@ impl PullProgress {
         }
     }
 
-    /// `pulling 120/400 MB`; the second number grows while layers are announced.
+    /// Line such as `pulling 120/400 MB`; the second number grows while layers are announced.
     pub(super) fn detail(&self) -> String {
         let (current, total) = self.layers.values().fold((0, 0), |(c, t), l| (c + l.current.min(l.total), t + l.total));
         if self.layers.is_empty() {
@@ -177,7 +177,7 @@ impl PullProgress {
     }
 }
 
-/// Why a pull failed, from the engine's words.
+/// Reason why a pull failed, from the engine's error.
 pub(super) fn pull_failure(reference: &str, engine: &str) -> String {
     format!("image cannot be pulled: {}", why_not_pulled(reference, engine))
 }

@@ -1,11 +1,11 @@
-//! What can happen to a simulated lab.
+//! Faults of a simulated lab.
 
 use std::time::Duration;
 
 use super::world::{Container, Dice, Power, Run, World, now};
 use crate::{snapshot::GpuState, time::simulated};
 
-/// One fault, at the moment it happens.
+/// Fault, at the moment it happens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Fault {
     Crash(String, i64),
@@ -17,25 +17,25 @@ pub(super) enum Fault {
     DockerKill(String, i32),
     DockerRestart(String),
     DockerRemove(String),
-    /// With the time until it is unpaused.
+    /// `docker pause`, with the time until it is unpaused.
     DockerPause(String, Duration),
     /// Somebody calls a living node dead; with `true` its container goes on.
     Unregister(String, bool),
-    /// `systemctl daemon-reload`: what was handed in cannot be opened any more.
+    /// `systemctl daemon-reload`: the attached GPU cannot be opened any more.
     GpuGone(String),
     /// A worker's GPU is quarantined, until a person releases it.
     Quarantine(String, Duration),
-    /// A worker's GPU is not there for a while.
+    /// A worker's GPU is missing for a while.
     GpuMissing(String, Duration),
-    /// Its token is wrong from now on: it is out of the cluster and never joins again.
+    /// The token is wrong from now on: the node is out of the cluster and never joins again.
     WrongToken(String),
     /// The head's state is gone when it comes back.
     HeadWithoutState,
     StartFails(String, u32),
     CreateFails(String, u32),
-    /// It trains for so long.
+    /// A worker trains for so long.
     Works(String, Duration),
-    /// Carried out by the engine, and not answered.
+    /// A create that the engine carries out and does not answer.
     CreateLost(String, u32),
     StopFails(String, u32),
     RemoveFails(String, u32),
@@ -54,7 +54,8 @@ pub(super) enum Fault {
     EventsLost(Duration),
     /// labd is killed and started again after a while.
     KillLabd(Duration),
-    /// Everything ends at once. Whether containers are still there afterwards, and when engine and labd are back.
+    /// Everything ends at once. The fields say whether containers are still there afterwards, and when engine and labd
+    /// are back.
     PowerCut(bool, Duration, Duration),
     LabdStop(String),
     LabdStart(String),
@@ -66,7 +67,7 @@ pub(super) enum Fault {
 }
 
 impl Fault {
-    /// Any of them.
+    /// Random fault.
     pub(super) fn any(dice: &mut Dice, services: &[String]) -> Self {
         let s = dice.pick(services);
         let node = dice.pick(&["ray-driver", "ray-worker-0", "ray-worker-1"]).to_owned();
@@ -113,12 +114,12 @@ impl Fault {
         }
     }
 
-    /// An hour either way, or a little more than what is awaited here and there.
+    /// Random step of the clock: an hour either way, or a little more than what is awaited here and there.
     pub(super) fn clock(dice: &mut Dice) -> Self {
         Self::ClockSet(dice.pick(&[3_600_000, -3_600_000, 3_600_000, -3_600_000, 40_000, -40_000]))
     }
 
-    /// What happens to the world at once; the rest is the caller's.
+    /// Applies what happens to the world at once; the rest is the caller's.
     pub(super) fn strike(&self, w: &mut World) {
         let now = now();
         match self {
@@ -197,7 +198,7 @@ impl Fault {
                 }
             }
             Self::EngineRestart(_) => {
-                w.power = Power::Ending;
+                w.power = Power::PlannedStop;
                 let running: Vec<String> =
                     w.containers.iter().filter(|c| c.running().is_some()).map(|c| c.service.clone()).collect();
                 for s in running {
@@ -228,7 +229,7 @@ impl Fault {
         }
     }
 
-    /// What ends a fault that ends by itself, and when.
+    /// End of a fault that ends by itself, and when it comes.
     pub(super) fn relief(&self) -> Option<(Duration, Relief)> {
         match self {
             Self::Freeze(s, Some(d)) => Some((*d, Relief::Thaw(s.clone()))),
@@ -243,7 +244,7 @@ impl Fault {
     }
 }
 
-/// The end of a fault.
+/// End of a fault.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Relief {
     Thaw(String),

@@ -1,6 +1,6 @@
-//! The job ledger in the same simulation: the keeper as it is, over a simulated job API and a simulated disk, beside the
-//! supervision as it is. People submit jobs, stop some, delete some as soon as they have ended and use their ids again, lists
-//! of jobs come late, the store is away while scripts need it, and labd is killed and started anew.
+//! The job ledger in the same simulation: its task as it is, over a simulated job API and a simulated disk, beside the
+//! supervision as it is. People submit jobs, stop some, delete some as soon as they have ended and use their ids again,
+//! lists of jobs come late, the store is away while scripts need it, and labd is killed and started again.
 //!
 //! What must never be: two attempts of one job at once; another attempt after success, after a person's stop or deletion,
 //! after the script's own error when nothing died in its last minute, or beyond the limit; an id twice; the run of a job
@@ -30,64 +30,64 @@ use crate::{
     time::Timestamp,
 };
 
-/// From the last fault's end until every job has ended: everything is ready by [`super::BOUND`], an attempt trains for at
-/// most 4 min, four jobs share two GPUs.
+/// Longest time from the last fault's end until every job has ended: everything is ready by [`super::BOUND`], an
+/// attempt trains for at most 4 min, four jobs share two GPUs.
 const BOUND: Duration = Duration::from_mins(45);
-/// What a service's death in the last minute of a script makes of the script's own error.
+/// Time before a script's own error in which a service's death makes it one of the infrastructure's.
 const AFTERMATH: Duration = Duration::from_mins(1);
-/// So long after a disk takes writes again the ledger has tried.
+/// Time after which the ledger has tried again to write, once a disk takes writes.
 const WRITTEN_AGAIN: Duration = Duration::from_secs(12);
 
-/// What a script does when nobody disturbs it.
+/// Behaviour of a script that nobody disturbs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Script {
     Succeeds,
     Raises,
 }
 
-/// One submission, in truth.
+/// Submission, in truth.
 struct Job {
     root: String,
     attempt: u32,
-    /// How often its id had been submitted by then.
+    /// Number of times its id had been submitted by then.
     life: u32,
-    /// What its training is kept as.
+    /// Name that its training is kept under.
     run: String,
     script: Script,
     survives_workers: bool,
     takes: Duration,
-    /// Which run of which container its driver is in.
+    /// Run of a container that its driver is in.
     driver: Option<(String, Timestamp)>,
     node: Option<u64>,
     worker: Option<(String, String, Timestamp)>,
-    /// Its driver runs.
+    /// Whether its driver runs.
     alive: bool,
     begins: Timestamp,
-    /// Its driver is about to end: when, and as what.
+    /// End of its driver that is about to come: when, and as what.
     ends: Option<(Timestamp, JobStatus)>,
-    /// What its driver came to, which Ray has not noted yet.
+    /// Result of its driver, which Ray has not noted yet.
     came_to: Option<JobStatus>,
-    /// Its driver's node had left the cluster by then: whatever it came to says little.
+    /// Whether its driver's node had left the cluster by then: its result says little.
     orphaned: bool,
-    /// When Ray notices that its supervisor is gone.
+    /// Time at which Ray notices that its supervisor is gone.
     missed: Option<Timestamp>,
     status: JobStatus,
     error: Option<ErrorType>,
     ended_at: Option<Timestamp>,
-    /// What Ray says of when it began and ended: by the wall clock of those times.
+    /// Times that Ray reports of its beginning and end: by the wall clock of those times.
     stamps: (Timestamp, Option<Timestamp>),
-    /// When labd could read its end.
+    /// Time at which labd could read its end.
     read_at: Option<Timestamp>,
-    /// When it gives up the store, which has not answered it since a while.
+    /// Time at which it gives up the store, which has not answered it for a while.
     gives_up: Option<Timestamp>,
-    /// When it last missed the store.
+    /// Time at which it last missed the store.
     store_missed: Option<Timestamp>,
-    /// A cluster that is no more knew it.
+    /// Whether only a cluster that is no more knew it.
     forgotten: bool,
 }
 
 impl Job {
-    /// Ray notes its end.
+    /// Lets Ray note its end.
     fn end(&mut self, status: JobStatus, now: Timestamp) {
         (self.status, self.ended_at, self.stamps.1) = (status, Some(now), Some(Timestamp::now()));
     }
@@ -97,22 +97,22 @@ impl Job {
 struct Inner {
     dice: Dice,
     jobs: BTreeMap<String, Job>,
-    /// Where a run's training has got to.
+    /// Progress of each run's training.
     progress: BTreeMap<String, Duration>,
     clusters: u64,
     /// Whether answers get lost.
     faulty: bool,
-    /// Whether a person holds the store: what fails for that fails by their own wish.
+    /// Whether a person holds the store: what fails for that fails as they want it.
     store_held: bool,
-    /// Roots that a person stopped, and was told so.
+    /// Roots that a person stopped, and was told so; with the time.
     stopped: BTreeMap<String, Timestamp>,
     /// Roots of those whose ids were submitted again since.
     late_stops: BTreeSet<String>,
-    /// Roots and lives that a person deleted; when labd was told.
+    /// Roots and lives that a person deleted; with the time at which labd was told.
     deleted: BTreeMap<(String, u32), Option<Timestamp>>,
     /// Roots and lives that a person wanted to delete, whether that reached Ray or not.
     unwanted: BTreeSet<(String, u32)>,
-    /// Roots and lives of which a driver came to success.
+    /// Roots and lives of which a driver succeeded.
     succeeded: BTreeSet<(String, u32)>,
     /// Runs of jobs that labd knew to have succeeded when their owners deleted them.
     finished: BTreeSet<String>,
@@ -130,7 +130,7 @@ impl Api {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The way there or back.
+    /// Way of a request or of its answer, on which either may be lost.
     async fn way(&self) -> Result<(), String> {
         let (takes, lost) = {
             let mut inner = self.lock();
@@ -199,7 +199,7 @@ impl JobApi for Api {
 }
 
 impl Api {
-    /// Ray takes a submission, or does not.
+    /// Ray's answer to a submission.
     fn take(&self, body: &Bytes, sent_at: Timestamp) -> Reply {
         let now = now();
         let mut w = self.outside.lock();
@@ -291,7 +291,7 @@ impl Api {
         reply(200, &json!({ "submission_id": id }))
     }
 
-    /// What Ray says of one job now.
+    /// Status that Ray reports of one job now.
     async fn status(&self, id: &str) -> Option<JobStatus> {
         self.way().await.ok()?;
         let status = self.lock().jobs.get(id).filter(|job| !job.forgotten).map(|job| job.status);
@@ -299,7 +299,7 @@ impl Api {
         status
     }
 
-    /// Ray deletes a job that has ended: whether it says so.
+    /// Lets Ray delete a job that has ended. Returns whether it says so.
     async fn delete(&self, id: &str) -> bool {
         if self.way().await.is_err() {
             return false;
@@ -319,7 +319,7 @@ impl Api {
         self.way().await.is_ok() && done
     }
 
-    /// What the job API lists.
+    /// List of jobs from the job API.
     fn list(&self, now: Timestamp) -> Jobs {
         let mut inner = self.lock();
         inner.asked_at = now;
@@ -338,7 +338,7 @@ impl Api {
         Jobs { asked_at: Timestamp::now(), jobs: jobs.collect() }
     }
 
-    /// labd has heard this list.
+    /// Takes note that labd has heard this list.
     fn heard(&self, list: &Jobs, now: Timestamp) {
         let mut inner = self.lock();
         for told in list.jobs.iter().filter(|told| told.status.is_final()) {
@@ -348,7 +348,7 @@ impl Api {
         }
     }
 
-    /// Drivers and training, a tick later.
+    /// Moves drivers and training one tick on.
     fn tick(&self) {
         let now = now();
         let mut w = self.outside.lock();
@@ -468,33 +468,33 @@ impl Api {
     }
 }
 
-/// One life of the keeper.
-struct Keeper {
+/// Life of the ledger's task.
+struct LedgerTask {
     ledger: Ledger,
     task: AbortHandle,
     view: watch::Sender<Arc<RayView>>,
     look_at: Timestamp,
-    /// A list on its way.
+    /// List on its way.
     late: Option<(Timestamp, Jobs)>,
 }
 
-impl Drop for Keeper {
+impl Drop for LedgerTask {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
-/// Who submits jobs, and the keeper that they talk to.
+/// People who submit jobs, and the ledger that they talk to.
 pub(super) struct People {
     api: Api,
     shelf: jobs::store::Shelf,
     journal: Journal,
-    keeper: Option<Keeper>,
-    /// Answered with 200: script, limit, life.
+    keeper: Option<LedgerTask>,
+    /// Submissions answered with 200: script, limit, life.
     accepted: BTreeMap<String, (Script, u32, u32)>,
-    /// How often an id was submitted.
+    /// Number of times each id was submitted.
     lives: BTreeMap<String, u32>,
-    /// Until when nothing can be written.
+    /// Time until which nothing can be written.
     full_until: Timestamp,
 }
 
@@ -526,7 +526,7 @@ impl People {
         }
     }
 
-    /// Everything a tick later; the keeper lives and dies with labd.
+    /// Moves everything one tick on; the ledger's task lives and dies with labd.
     pub(super) fn tick(&mut self, outside: &Outside, labd: Option<&Labd>) {
         let now = now();
         self.api.tick();
@@ -554,7 +554,7 @@ impl People {
                 journal: self.journal.clone(),
             };
             let (ledger, task) = jobs::simulated(&self.shelf, parts);
-            self.keeper = Some(Keeper { ledger, task, view, look_at: now, late: None });
+            self.keeper = Some(LedgerTask { ledger, task, view, look_at: now, late: None });
         }
         let store = labd.snapshot.borrow().services.iter().find(|s| s.name == "minio").map(|s| s.state);
         self.api.lock().store_held = matches!(store, Some(ServiceState::Held | ServiceState::Stopping));
@@ -586,7 +586,7 @@ impl People {
         });
     }
 
-    /// labd was killed while nothing could be written: what it knew and what it promised since is forgotten.
+    /// Forgets, when labd is killed while nothing could be written, what it knew and promised since.
     fn forget_unwritten(&mut self, outside: &Outside) {
         // What could not be written is tried again a while later.
         if now() >= self.full_until.plus(WRITTEN_AGAIN) {
@@ -618,7 +618,7 @@ impl History {
         Some(self.jobs.as_ref()?.keeper.as_ref()?.ledger.clone())
     }
 
-    /// A person submits a job, and waits for the answer while time passes.
+    /// Submits a job as a person does, and waits for the answer while time passes.
     async fn submit(&mut self, n: usize, dice: &mut Dice) {
         let id = format!("job{n}");
         let script = if dice.one_in(4) { Script::Raises } else { Script::Succeeds };
@@ -663,7 +663,7 @@ impl History {
         }
     }
 
-    /// A person waits for a job's end and deletes it at once, as the front door lets them. Whether that was done.
+    /// Waits for a job's end and deletes it at once, as the front door lets people. Returns whether that was done.
     async fn delete_job(&mut self, id: &str) -> bool {
         let Some(api) = self.jobs.as_ref().map(|people| people.api.clone()) else { return false };
         let newest = |history: &Self| history.ledger().map(|ledger| (ledger, id.to_owned()));
@@ -802,7 +802,7 @@ impl History {
         view.jobs.iter().filter(|j| j.outcome.is_none()).map(|j| j.submission_id.clone()).collect()
     }
 
-    /// Whether every accepted job came to what it should.
+    /// Checks that every accepted job came to what it should.
     fn judge(&self) {
         let (Some(people), Some(ledger)) = (&self.jobs, self.ledger()) else { return };
         let view = ledger.watch().borrow().clone();

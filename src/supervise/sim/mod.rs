@@ -1,5 +1,6 @@
-//! The real supervision over a simulated outside: the loop with its decisions, holds and incidents, the probers, and the
-//! task that listens to the engine are what the daemon runs; engine, containers, GCS, clock and journal are simulated.
+//! The real supervision over a simulated outside: the loop with its decisions, holds and incidents, the health checks,
+//! and the task that listens to the engine are what the daemon runs; engine, containers, GCS, clock and journal are
+//! simulated.
 //!
 //! One seed is one history: a lab comes up, 3 to 12 faults strike within a few minutes, they end, and within
 //! [`BOUND`] everything that nobody holds must be ready. What must never be is checked at every call that labd makes
@@ -29,40 +30,38 @@ use tokio::{
     time::sleep,
 };
 
-use super::{DoorView, EVENTS_HEARD, Parts, Scrapes, Wish};
+use super::{DoorView, EVENTS_HEARD, Parts, Scrapes};
 use crate::{
     checkpoints::Checkpoints,
     config::Config,
     control::{Command, Request},
+    desired::DesiredState,
     engine::{
-        Happened,
+        EngineEventKind, events,
         images::{ImageState, Images},
-        listen,
     },
     incident::{Cause, Incident},
     jobs::LedgerView,
     journal::{EventQuery, Journal},
-    plan::{
-        self,
-        spec::{Device, ImageName, Requirement},
-    },
+    plan,
     ray::{Ray, RayView, Unregister},
     snapshot::{DaemonView, EngineView, NodeView, ServiceState, Snapshot},
+    spec::{Device, ImageName, Requirement},
     time::{Moment, Timestamp, simulated},
 };
 use faults::{Fault, Relief};
 use world::{Dice, Outside, Power, Run, TICK, World, now};
 
-/// From the last fault's end until everything is ready: a hang is found after half a minute, a wrong token after two, a
-/// crash loop is tried once a minute.
+/// Longest time from the last fault's end until everything is ready: a hang is found after half a minute, a wrong token
+/// after two, a crash loop is tried once a minute.
 const BOUND: Duration = Duration::from_mins(6);
-/// What is ready for so long is not only between two troubles: a hang that began before is found by then.
+/// Time for which everything must stay ready: a hang that began before is found by then.
 const STAYS: Duration = Duration::from_secs(45);
-/// Where the simulated clock begins.
+/// Beginning of the simulated clock.
 const EPOCH: Timestamp = Timestamp::from_millis(1_800_000_000_000);
 
-/// What a configuration of the simulated lab comes to; `version` makes settings that differ.
-fn wish(version: u32) -> Wish {
+/// Desired state of the simulated lab; `version` makes settings that differ.
+fn desired(version: u32) -> DesiredState {
     let toml = format!(
         "[[mounts]]\nsource = \"/data/{version}\"\ntarget = \"/mnt\"\n[services.grafana]\nenabled = false\n\
          [services.prometheus]\nenabled = false\n[lab]\nchange_window = \"2 h\""
@@ -72,7 +71,7 @@ fn wish(version: u32) -> Wish {
         gpu.devices = vec![Device::Node { path: "/dev/kfd".into(), gid: 109 }];
     }
     let (plan, _) = plan::make(&inputs).expect("it fits");
-    Wish {
+    DesiredState {
         settings: inputs.config.images.build.settings(),
         config: Config::parse(Path::new("labd.toml"), &toml).expect("valid"),
         plan,
@@ -84,7 +83,7 @@ fn wish(version: u32) -> Wish {
     }
 }
 
-/// One life of labd.
+/// Life of labd.
 struct Labd {
     tasks: Vec<AbortHandle>,
     requests: mpsc::Sender<Request>,
@@ -92,12 +91,12 @@ struct Labd {
     ray: watch::Receiver<Arc<RayView>>,
     incidents: watch::Receiver<Arc<Vec<Incident>>>,
     looked_at: watch::Receiver<Option<Moment>>,
-    /// Never used: labd is killed, not stopped.
+    /// Sender that is never used: labd is killed, not stopped.
     _stop: watch::Sender<bool>,
 }
 
 impl Drop for Labd {
-    /// SIGKILL: what was sent to the engine is sent, nothing else happens any more.
+    /// Kills labd as SIGKILL would: what was sent to the engine is sent, nothing else happens any more.
     fn drop(&mut self) {
         self.tasks.iter().for_each(AbortHandle::abort);
     }
@@ -125,7 +124,7 @@ impl Labd {
         let (tell, engine_view) = watch::channel(EngineView::Connecting);
         let (nudge, mut heard) = mpsc::channel(256);
         let since = journal.memory(EVENTS_HEARD).and_then(|ms| ms.parse().ok()).map(Timestamp::from_millis);
-        tasks.push(tokio::spawn(listen::watch(outside.clone(), since, tell, nudge)).abort_handle());
+        tasks.push(tokio::spawn(events::watch(outside.clone(), since, tell, nudge)).abort_handle());
         // From the moment that labd is told of a stop by hand it must know that the service is held.
         let (pass, nudges) = mpsc::channel(256);
         let world = outside.clone();
@@ -133,7 +132,7 @@ impl Labd {
             tokio::spawn(async move {
                 while let Some(nudge) = heard.recv().await {
                     let stop = (nudge.id.clone(), nudge.at);
-                    if nudge.what == Happened::StoppedByHand {
+                    if nudge.what == EngineEventKind::StoppedByHand {
                         let mut w = world.lock();
                         let still = w.of(&nudge.service).is_some_and(|c| {
                             c.id == nudge.id && matches!(c.run, Run::Exited { .. }) && c.stamp <= nudge.at
@@ -151,7 +150,7 @@ impl Labd {
             .abort_handle(),
         );
 
-        let (aim, aimed) = watch::channel(None);
+        let (set_endpoint, aimed) = watch::channel(None);
         let (look, ray) = watch::channel(Arc::new(RayView::default()));
         tasks.push(tokio::spawn(outside.clone().watch_ray(aimed, look)).abort_handle());
         let ear = outside.clone();
@@ -186,7 +185,7 @@ impl Labd {
             engine: Arc::new(outside.clone()),
             ask: Arc::new(outside.clone()),
             images: Images::simulated(watch::channel(images).1),
-            ray: Ray::simulated(ray.clone(), aim, unregister),
+            ray: Ray::simulated(ray.clone(), set_endpoint, unregister),
             checkpoints: Checkpoints::simulated(),
             jobs: watch::channel(Arc::new(LedgerView::default())).1,
             installs: watch::channel(Arc::default()).1,
@@ -195,9 +194,9 @@ impl Labd {
             scrapes: watch::channel(Scrapes::default()).1,
             config: watch::channel(Arc::new(Config::default())).0,
             journal: journal.clone(),
-            wish: wish(wanted),
-            reread: Box::new(move || {
-                let read = Ok(wish(*version.lock().expect("no panic under it")));
+            desired: desired(wanted),
+            reload: Box::new(move || {
+                let read = Ok(desired(*version.lock().expect("no panic under it")));
                 Box::pin(std::future::ready(read))
             }),
             daemon,
@@ -219,7 +218,7 @@ impl Labd {
         Self { tasks, requests, snapshot: snapshots, ray, incidents, looked_at, _stop: stop }
     }
 
-    /// Asks, and waits for the answer as a person would.
+    /// Sends a command, and waits for the answer as a person would.
     async fn ask(&self, command: Command) -> bool {
         let (reply, answer) = oneshot::channel();
         self.requests.send(Request { command, reply }).await.is_ok()
@@ -227,25 +226,25 @@ impl Labd {
     }
 }
 
-/// A lab, its outside, and whoever does things to it.
+/// Lab, its outside, and the people who do things to it.
 struct History {
     outside: Outside,
     journal: Journal,
     version: Arc<Mutex<u32>>,
     seed: u64,
-    /// Absent while it is dead.
+    /// The running labd; absent while it is dead.
     labd: Option<Labd>,
     labd_back: Option<Timestamp>,
-    /// The jobs of this lab, where a history has some.
+    /// Jobs of this lab, where a history has some.
     jobs: Option<jobs::People>,
     reliefs: Vec<(Timestamp, Relief)>,
 }
 
-/// What a history came to.
+/// Outcome of a history.
 struct Outcome {
     violations: Vec<String>,
     trace: Vec<String>,
-    /// From the last fault's end until everything was ready.
+    /// Time from the last fault's end until everything was ready.
     recovery: Duration,
     simulated: Duration,
 }
@@ -253,7 +252,7 @@ struct Outcome {
 impl History {
     fn new(seed: u64) -> Self {
         let version = Arc::new(Mutex::new(0));
-        let outside = Outside(Arc::new(Mutex::new(World::new(seed, wish(0).plan, &wish(0).gpus))));
+        let outside = Outside(Arc::new(Mutex::new(World::new(seed, desired(0).plan, &desired(0).gpus))));
         let journal = Journal::in_memory();
         let labd = Some(Labd::start(&outside, &journal, &version, seed));
         Self { outside, journal, version, seed, labd, labd_back: None, jobs: None, reliefs: Vec::new() }
@@ -346,7 +345,7 @@ impl History {
                 };
                 // A dead labd reads it when it starts the next time.
                 self.ask(Command::Reload).await;
-                self.outside.lock().plan = wish(version).plan;
+                self.outside.lock().plan = desired(version).plan;
             }
             _ => {}
         }
@@ -453,16 +452,16 @@ impl History {
     }
 }
 
-/// What a person has switched on.
+/// Services that a person has switched on.
 fn services() -> Vec<String> {
-    wish(0).plan.services.iter().filter(|s| s.enabled).map(|s| s.name.clone()).collect()
+    desired(0).plan.services.iter().filter(|s| s.enabled).map(|s| s.name.clone()).collect()
 }
 
 fn history(seed: u64) -> Outcome {
     simulate(|| History::new(seed).run())
 }
 
-/// Lets a history happen in simulated time.
+/// Runs a history in simulated time.
 fn simulate<F: Future<Output = Outcome>>(run: impl FnOnce() -> F) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     runtime.expect("a runtime").block_on(async {
@@ -482,8 +481,8 @@ fn whatever_happens_nothing_forbidden_is_done_and_everything_comes_back() {
     run_many("supervise::sim", number("LABD_SIM_HISTORIES").unwrap_or(200), history);
 }
 
-/// Runs histories from seed 1 on, side by side; or the one of `LABD_SIM_SEED`, and prints what happened. `test` is how the
-/// failing ones are run again.
+/// Runs histories from seed 1 on, side by side; or the one of `LABD_SIM_SEED`, and prints what happened. `test` is how
+/// the failing ones are run again.
 fn run_many(test: &str, histories: u64, history: fn(u64) -> Outcome) {
     if let Some(seed) = number("LABD_SIM_SEED") {
         let outcome = history(seed);
@@ -786,7 +785,7 @@ fn the_same_seed_is_the_same_history() {
     }
 }
 
-/// A test's own words, past the lint that keeps prints out of the daemon.
+/// Prints a test's own words, past the lint that keeps prints out of the daemon.
 #[expect(clippy::print_stderr, reason = "how many histories were run is the result")]
 fn print(line: &str) {
     eprintln!("{line}");

@@ -23,31 +23,32 @@ use tokio::{
 };
 
 use crate::{
-    engine::{ContainerSeen, Engine, EngineError, Happened, Nudge, Patience, Ran, RunState, Seen, listen::Source},
-    node::gpu::{Gpu, Inventory, Unit},
-    plan::{
-        HEAD_PORTS,
-        spec::{ContainerSpec, Kind, NetworkSpec, Plan, Requirement},
+    engine::{
+        Engine, EngineError, EngineEvent, EngineEventKind, Observed, ObservedContainer, Patience, Ran, RunState,
+        events::Source,
     },
+    gpus::{Gpu, Inventory, Unit},
     ray::{self, Endpoint, Gcs, RayNode, RayView},
     secret::Secret,
+    services::ray_head,
     snapshot::{EngineView, GpuState},
-    supervise::probe::Ask,
+    spec::{ContainerSpec, Kind, NetworkSpec, Plan, Requirement},
+    supervise::health_check::Ask,
     time::{Timestamp, simulated},
 };
 
-/// A container that was well for so long is blameless: no probe can still be of another opinion.
+/// Time for which a container has to be well to be blameless: no health check can still be of another opinion.
 const BLAMELESS: Duration = Duration::from_secs(15);
-/// Between two moves of the world.
+/// Time between two steps of the world.
 pub(super) const TICK: Duration = Duration::from_millis(100);
 
-/// The time in truth. The lab's wall clock ([`Timestamp::now`]) may be set; what the engine and Ray say goes by that one, and
-/// everything that takes time goes by this one.
+/// Time in truth. The lab's wall clock ([`Timestamp::now`]) may be set; what the engine and Ray say goes by that one,
+/// and everything that takes time goes by this one.
 pub(super) fn now() -> Timestamp {
     simulated::steady().unwrap_or_default()
 }
 
-/// Numbers from a seed: SplitMix64.
+/// Random numbers from a seed: SplitMix64.
 #[derive(Debug, Clone)]
 pub(super) struct Dice(u64);
 
@@ -64,7 +65,7 @@ impl Dice {
         z ^ (z >> 31)
     }
 
-    /// From `from` up to and without `to`.
+    /// Number from `from` up to and without `to`.
     pub(super) fn between(&mut self, from: u64, to: u64) -> u64 {
         from + self.next() % (to - from).max(1)
     }
@@ -82,14 +83,14 @@ impl Dice {
     }
 }
 
-/// Whether the engine answers.
+/// Whether and how the engine answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Power {
     On,
     /// Accepts calls and does not answer them.
     Mute,
     /// Accepts no new calls, and its events still come: it stops its containers.
-    Ending,
+    PlannedStop,
     Off,
 }
 
@@ -104,7 +105,7 @@ pub(super) enum Run {
         oom: bool,
         at: Timestamp,
     },
-    /// The engine could not remove it.
+    /// A container that the engine could not remove.
     Dead,
 }
 
@@ -113,9 +114,9 @@ pub(super) struct Container {
     pub(super) id: String,
     pub(super) service: String,
     pub(super) ours: bool,
-    /// Its files were put in.
+    /// Whether its files were put in.
     whole: bool,
-    /// The network that it was made for.
+    /// Network that it was made for.
     network: Option<u64>,
     pub(super) hash: String,
     hard: String,
@@ -124,29 +125,29 @@ pub(super) struct Container {
     ports: BTreeMap<u16, u16>,
     stop_timeout: Duration,
     pub(super) run: Run,
-    /// When that began, by the wall clock of that time: what the engine says.
+    /// Time at which that began, by the wall clock of that time: what the engine says.
     pub(super) stamp: Timestamp,
-    /// When its run before this one ended, in the same way.
+    /// End of the run before this one, in the same way.
     last_end: Option<Timestamp>,
-    /// From start to the first answer, in this run.
+    /// Time from start to the first answer, in this run.
     boot: Duration,
     pub(super) frozen: bool,
     pub(super) paused: bool,
-    /// Its GPU cannot be opened inside it any more.
+    /// Whether its GPU cannot be opened inside it any more.
     pub(super) blind: bool,
-    /// A wrong token: it never joins, and never ends.
+    /// Whether its token is wrong: it never joins, and never ends.
     pub(super) deaf: bool,
     /// Whether its node was in the cluster in this run.
     joined: bool,
-    /// Since when its node is not in the cluster although it was.
+    /// Time since which its node is not in the cluster although it was.
     orphan_since: Option<Timestamp>,
-    /// When a stop that was asked for takes effect.
+    /// Time at which a stop that was asked for takes effect.
     stops_at: Option<Timestamp>,
-    /// When it ends by itself.
+    /// Time at which it ends by itself.
     pub(super) dies_at: Option<Timestamp>,
-    /// It was not well until then.
+    /// Time until which it was not well.
     unwell_until: Timestamp,
-    /// The stop under way is somebody's `docker stop`.
+    /// Whether the stop under way is somebody's `docker stop`.
     by_hand: bool,
 }
 
@@ -164,7 +165,7 @@ impl Container {
 
     /// Whether Ray counts it as a node; the head is one too.
     fn in_cluster(&self) -> bool {
-        self.kind.is_some_and(|k| k.is_ray_node() || k == Kind::RayHead)
+        self.kind.is_some_and(|k| k.is_ray_node() || k == Kind::RAY_HEAD)
     }
 
     fn works(&self, now: Timestamp) -> bool {
@@ -172,20 +173,20 @@ impl Container {
     }
 }
 
-/// A node in the GCS's memory.
+/// Node in the GCS's memory.
 #[derive(Debug, Clone)]
 struct Node {
     id: u64,
     address: Ipv4Addr,
-    /// Container and start: which run of it this node is.
+    /// Run of a container that this node is: container and start.
     run: (String, Timestamp),
-    /// By the wall clock of that time.
+    /// Start, by the wall clock of that time.
     started_at: Timestamp,
     alive: bool,
     is_head: bool,
-    /// Since when its raylet does not answer.
+    /// Time since which its raylet does not answer.
     silent_since: Option<Timestamp>,
-    /// It left the cluster, and its container goes on.
+    /// Whether it left the cluster while its container goes on.
     lingers: bool,
 }
 
@@ -197,55 +198,55 @@ pub(super) struct World {
     /// Whether the head keeps its nodes over a crash.
     pub(super) persist: bool,
     pub(super) power: Power,
-    /// Counts the engine's lives.
+    /// Number of the engine's present life.
     life: u64,
     counter: u64,
-    /// This life's events, as the engine keeps them for those who ask later.
-    log: Vec<Nudge>,
-    listeners: Vec<mpsc::UnboundedSender<Nudge>>,
+    /// Events of this life, as the engine keeps them for those who ask later.
+    log: Vec<EngineEvent>,
+    listeners: Vec<mpsc::UnboundedSender<EngineEvent>>,
     pub(super) slow_until: Timestamp,
     pub(super) deaf_until: Timestamp,
     pub(super) busy_until: Timestamp,
-    /// The node's GPUs, as labd is told of them.
+    /// GPUs of the node, as labd is told of them.
     pub(super) gpus: watch::Sender<Arc<Inventory>>,
-    /// Workers whose GPU cannot be worked with, and since when; and those that got theirs back.
+    /// Workers whose GPU is unusable, with the time since when; and those that got theirs back.
     barred: BTreeMap<String, Timestamp>,
     released: BTreeMap<String, Timestamp>,
-    /// The next starts that fail, by service.
+    /// Number of next starts that fail, by service.
     pub(super) start_fails: BTreeMap<String, u32>,
     /// Workers that train: from when to when.
     pub(super) works: BTreeMap<String, (Timestamp, Timestamp)>,
     pub(super) create_fails: BTreeMap<String, u32>,
-    /// The next creates that are carried out and not answered: nobody puts the files in.
+    /// Number of next creates that are carried out and not answered, by service: nobody puts the files in.
     pub(super) create_lost: BTreeMap<String, u32>,
     pub(super) stop_fails: BTreeMap<String, u32>,
     pub(super) remove_fails: BTreeMap<String, u32>,
-    /// The lab's network, while there is one: somebody may prune it, and the next one is another.
+    /// Network of the lab, while there is one: somebody may prune it, and the next one is another.
     pub(super) network: Option<u64>,
-    /// A person asked labd to restart it, lately.
+    /// Services that a person asked labd to restart, lately.
     pub(super) restart_asked: BTreeMap<String, Timestamp>,
-    /// Held beyond doubt: since when.
+    /// Services held beyond doubt, with the time since when.
     pub(super) held: BTreeMap<String, Timestamp>,
-    /// The last `docker stop` of each that was carried out: container and time.
+    /// Last `docker stop` of each service that was carried out: container and time.
     pub(super) hand_stops: BTreeMap<String, (String, Timestamp)>,
-    /// Stopped by hand at some time: it may rightly be held.
+    /// Services stopped by hand at some time: they may rightly be held.
     pub(super) touched: BTreeMap<String, Timestamp>,
-    /// Since when the GCS has not answered.
+    /// Time since which the GCS has not answered.
     gcs_down_since: Option<Timestamp>,
-    /// When labd last had an answer of the GCS.
+    /// Time at which labd last had an answer of the GCS.
     gcs_answered: Timestamp,
-    /// Counts the times that the head lost its state.
+    /// Number of times that the head lost its state.
     pub(super) clusters: u64,
-    /// When any container ended.
+    /// Times at which any container ended.
     pub(super) deaths: Vec<Timestamp>,
-    /// When the clock was set.
+    /// Times at which the clock was set.
     pub(super) clock_steps: Vec<Timestamp>,
     pub(super) violations: Vec<String>,
     pub(super) trace: Vec<String>,
     pub(super) begun: Timestamp,
 }
 
-/// A handle on the world.
+/// Handle on the world.
 #[derive(Clone)]
 pub(super) struct Outside(pub(super) Arc<Mutex<World>>);
 
@@ -331,9 +332,9 @@ impl World {
 
     // ---- the engine ----
 
-    fn event(&mut self, c: &str, id: &str, what: Happened) {
-        let nudge = Nudge { service: c.to_owned(), id: id.to_owned(), what, at: Timestamp::now() };
-        if !matches!(what, Happened::Other) {
+    fn event(&mut self, c: &str, id: &str, what: EngineEventKind) {
+        let nudge = EngineEvent { service: c.to_owned(), id: id.to_owned(), what, at: Timestamp::now() };
+        if !matches!(what, EngineEventKind::Other) {
             self.say(format_args!("event {c} {what:?}"));
         }
         self.log.push(nudge.clone());
@@ -342,10 +343,10 @@ impl World {
         }
     }
 
-    /// The kernel kills a process of a container for memory; the container lives on.
+    /// Lets the kernel kill a process of a container for memory; the container lives on.
     pub(super) fn runs_out_of_memory(&mut self, service: &str) {
         if let Some(id) = self.of(service).filter(|c| c.running().is_some()).map(|c| c.id.clone()) {
-            self.event(service, &id, Happened::OutOfMemory);
+            self.event(service, &id, EngineEventKind::OutOfMemory);
         }
     }
 
@@ -362,10 +363,10 @@ impl World {
         (c.frozen, c.paused, c.stops_at, c.dies_at) = (false, false, None, None);
         let id = c.id.clone();
         self.say(format_args!("{service} exits {code}"));
-        self.event(service, &id, Happened::Other);
+        self.event(service, &id, EngineEventKind::Other);
     }
 
-    /// A worker's GPU is found to be in this state.
+    /// Sets the state in which a worker's GPU is found.
     pub(super) fn set_gpu(&mut self, worker: &str, state: GpuState) {
         if state == GpuState::Ok {
             self.barred.remove(worker);
@@ -380,10 +381,10 @@ impl World {
         });
     }
 
-    /// What `docker kill` does.
+    /// Sends a signal, as `docker kill` does.
     pub(super) fn signal(&mut self, service: &str, signal: i32) {
         let Some(id) = self.of(service).filter(|c| c.running().is_some()).map(|c| c.id.clone()) else { return };
-        self.event(service, &id, Happened::Signal(signal));
+        self.event(service, &id, EngineEventKind::Signal(signal));
         if signal == 9 {
             self.exit(service, 137, false);
             return;
@@ -394,7 +395,7 @@ impl World {
         }
     }
 
-    /// The beginning of `docker stop`, or of labd's own.
+    /// Begins a `docker stop`, or labd's own.
     pub(super) fn begin_stop(&mut self, service: &str, by_hand: bool) {
         let now = now();
         let takes = self.dice.ms(20, 3_000);
@@ -410,7 +411,7 @@ impl World {
         let id = c.id.clone();
         // What it does is over from now on.
         self.deaths.push(now);
-        self.event(service, &id, Happened::Signal(15));
+        self.event(service, &id, EngineEventKind::Signal(15));
     }
 
     pub(super) fn begin_start(&mut self, service: &str) -> Result<(), EngineError> {
@@ -428,7 +429,7 @@ impl World {
         (c.joined, c.orphan_since, c.stops_at, c.dies_at) = (false, None, None, None);
         let id = c.id.clone();
         self.say(format_args!("{service} runs"));
-        self.event(service, &id, Happened::Other);
+        self.event(service, &id, EngineEventKind::Other);
         Ok(())
     }
 
@@ -436,15 +437,15 @@ impl World {
         let Some(i) = self.containers.iter().position(|c| c.service == service) else { return };
         if self.containers[i].running().is_some() {
             let id = self.containers[i].id.clone();
-            self.event(service, &id, Happened::Signal(9));
+            self.event(service, &id, EngineEventKind::Signal(9));
             self.exit(service, 137, false);
         }
         let c = self.containers.remove(i);
         self.say(format_args!("{service} is removed"));
-        self.event(service, &c.id, Happened::Other);
+        self.event(service, &c.id, EngineEventKind::Other);
     }
 
-    /// The engine begins to remove a container and cannot.
+    /// Lets the engine begin to remove a container and fail.
     pub(super) fn half_remove(&mut self, service: &str) {
         self.exit(service, 137, false);
         if let Some(c) = self.of_mut(service) {
@@ -486,10 +487,10 @@ impl World {
         };
         let id = c.id.clone();
         self.containers.push(c);
-        self.event(service, &id, Happened::Other);
+        self.event(service, &id, EngineEventKind::Other);
     }
 
-    /// The engine has ended: its events end, and it forgets them.
+    /// Ends the engine: its events end, and it forgets them.
     pub(super) fn power_off(&mut self) {
         self.power = Power::Off;
         self.life += 1;
@@ -512,7 +513,7 @@ impl World {
             if c.running().is_some() && c.stops_at.is_some_and(|at| now >= at) {
                 let (code, id, by_hand) = (if c.frozen { 137 } else { 143 }, c.id.clone(), c.by_hand);
                 self.exit(service, code, false);
-                self.event(service, &id, Happened::Stopped);
+                self.event(service, &id, EngineEventKind::Stopped);
                 if by_hand {
                     self.hand_stops.insert(service.clone(), (id, Timestamp::now()));
                 }
@@ -529,7 +530,7 @@ impl World {
 
     /// Whether its contract holds in truth.
     fn is_well(&self, c: &Container, now: Timestamp) -> bool {
-        let node = c.kind.is_some_and(Kind::is_ray_node) && c.kind != Some(Kind::RayHead);
+        let node = c.kind.is_some_and(Kind::is_ray_node) && c.kind != Some(Kind::RAY_HEAD);
         let run = (c.id.clone(), c.running().unwrap_or_default());
         c.works(now)
             && !c.blind
@@ -541,14 +542,14 @@ impl World {
         self.of(service).is_some_and(|c| c.ours && self.is_well(c, now()))
     }
 
-    /// Since when a worker has been training.
+    /// Time since which a worker has been training.
     fn works_since(&self, service: &str) -> Option<Timestamp> {
         let (from, to) = self.works.get(service)?;
         (*to > now() && self.serves(service)).then_some(*from)
     }
 
     pub(super) fn gcs_up(&self, now: Timestamp) -> bool {
-        self.containers.iter().any(|c| c.kind == Some(Kind::RayHead) && c.ours && c.works(now))
+        self.containers.iter().any(|c| c.kind == Some(Kind::RAY_HEAD) && c.ours && c.works(now))
     }
 
     fn tick_cluster(&mut self, now: Timestamp) {
@@ -577,7 +578,7 @@ impl World {
             let can_join = up && c.works(now) && !c.deaf;
             match node {
                 None if can_join && !c.joined => {
-                    let (address, is_head) = (c.address, c.kind == Some(Kind::RayHead));
+                    let (address, is_head) = (c.address, c.kind == Some(Kind::RAY_HEAD));
                     for old in self.nodes.iter_mut().filter(|n| n.address == address) {
                         old.alive = false;
                     }
@@ -596,7 +597,7 @@ impl World {
                     let service = self.containers[i].service.clone();
                     self.say(format_args!("{service} joins"));
                 }
-                None if c.joined && up && c.kind != Some(Kind::RayHead) => {
+                None if c.joined && up && c.kind != Some(Kind::RAY_HEAD) => {
                     // The cluster that it was in is no more; it finds that out after a minute.
                     let since = *self.containers[i].orphan_since.get_or_insert(now);
                     if now.since(since) >= Duration::from_mins(1) {
@@ -632,7 +633,7 @@ impl World {
         }
     }
 
-    /// Somebody calls a living node dead. With `lingers` its container does not take note.
+    /// Calls a living node dead, as somebody might by hand. With `lingers` its container does not take note.
     pub(super) fn unregister_by_hand(&mut self, service: &str, lingers: bool) {
         let Some(c) = self.of(service) else { return };
         let run = (c.id.clone(), c.running().unwrap_or_default());
@@ -642,7 +643,7 @@ impl World {
         }
     }
 
-    /// The head's state is damaged, and it begins anew.
+    /// Damages the head's state, so that it begins with an empty one.
     pub(super) fn lose_cluster(&mut self) {
         self.nodes.clear();
         self.clusters += 1;
@@ -664,12 +665,12 @@ impl World {
         self.nodes.iter().any(|n| n.alive && n.id == id)
     }
 
-    /// What the GCS says.
-    fn ray_view(&mut self, aim: Option<&Endpoint>) -> (Gcs, Vec<RayNode>) {
+    /// View of Ray that the GCS gives.
+    fn ray_view(&mut self, set_endpoint: Option<&Endpoint>) -> (Gcs, Vec<RayNode>) {
         let now = now();
-        let Some(endpoint) = aim else { return (Gcs::Unknown, Vec::new()) };
-        let head = self.containers.iter().find(|c| c.ours && c.kind == Some(Kind::RayHead));
-        let there = head.is_some_and(|c| c.ports.get(&HEAD_PORTS.0) == Some(&endpoint.gcs.port()));
+        let Some(endpoint) = set_endpoint else { return (Gcs::Unknown, Vec::new()) };
+        let head = self.containers.iter().find(|c| c.ours && c.kind == Some(Kind::RAY_HEAD));
+        let there = head.is_some_and(|c| c.ports.get(&ray_head::GCS_PORT) == Some(&endpoint.gcs.port()));
         if !there || !self.gcs_up(now) {
             return (Gcs::Unreachable { reason: "does not answer".into() }, Vec::new());
         }
@@ -719,7 +720,7 @@ impl World {
 
     // ---- what must never be ----
 
-    /// labd is about to end a container.
+    /// Checks, when labd is about to end a container, that it may.
     fn check_end(&mut self, how: &str, id: &str) {
         let now = now();
         let Some(c) = self.containers.iter().find(|c| c.id == id) else { return };
@@ -773,7 +774,7 @@ fn c_gives_up(c: &Container, gcs_down_since: Option<Timestamp>, now: Timestamp) 
     let patience = Duration::from_mins(1);
     let away = gcs_down_since.is_some_and(|at| now.since(at) >= patience);
     let ran = c.running().is_some_and(|at| now.since(at) >= patience);
-    c.kind != Some(Kind::RayHead) && away && ran && !c.frozen && !c.paused
+    c.kind != Some(Kind::RAY_HEAD) && away && ran && !c.frozen && !c.paused
 }
 
 fn no_network() -> EngineError {
@@ -785,7 +786,7 @@ fn unreachable() -> EngineError {
 }
 
 impl Outside {
-    /// One call to the engine: the way there, the effect, the way back; any of them may be lost.
+    /// Carries out one call to the engine: the way there, the effect, the way back; any of them may be lost.
     async fn call<T>(&self, effect: impl FnOnce(&mut World) -> Result<T, EngineError>) -> Result<T, EngineError> {
         let half = || {
             let mut w = self.lock();
@@ -807,7 +808,7 @@ impl Outside {
                 match w.power {
                     _ if life.is_some_and(|life| life != w.life) => return Err(unreachable()),
                     Power::On => return Ok(w.life),
-                    Power::Off | Power::Ending => return Err(unreachable()),
+                    Power::Off | Power::PlannedStop => return Err(unreachable()),
                     Power::Mute => {}
                 }
             }
@@ -822,13 +823,13 @@ impl Outside {
 }
 
 impl Engine for Outside {
-    async fn observe(&self, service: &str) -> Result<Seen, EngineError> {
+    async fn observe(&self, service: &str) -> Result<Observed, EngineError> {
         self.call(|w| {
-            let Some(c) = w.of(service) else { return Ok(Seen::Absent) };
+            let Some(c) = w.of(service) else { return Ok(Observed::Absent) };
             if !c.ours {
-                return Ok(Seen::Foreign { id: c.id.clone() });
+                return Ok(Observed::Foreign { id: c.id.clone() });
             }
-            Ok(Seen::Ours(ContainerSeen {
+            Ok(Observed::Ours(ObservedContainer {
                 id: c.id.clone(),
                 spec_hash: c.hash.clone(),
                 hard_hash: c.hard.clone(),
@@ -850,7 +851,7 @@ impl Engine for Outside {
         .await
     }
 
-    async fn first_process_ended(&self, container: ContainerSeen) {
+    async fn first_process_ended(&self, container: ObservedContainer) {
         let RunState::Running { started_at } = container.run else { return std::future::pending().await };
         let runs = |w: &World| {
             w.containers.iter().any(|c| c.id == container.id && c.running().is_some() && c.stamp == started_at)
@@ -966,7 +967,7 @@ impl Engine for Outside {
         .await
     }
 
-    /// Looks into containers draw no dice: many of them happen in every history.
+    /// Answers a check inside a container without dice: many of them happen in every history.
     async fn run(&self, id: &str, _: &[String], _: Patience) -> Result<Ran, EngineError> {
         let life = self.answers(None).await?;
         let busy = now() < self.lock().busy_until;
@@ -985,7 +986,7 @@ impl Source for Outside {
         self.call(|_| Ok(EngineView::Reachable { version: "20.10".into(), api: "1.41".into() })).await
     }
 
-    async fn events(&self, since: Option<Timestamp>) -> Result<BoxStream<'static, Nudge>, EngineError> {
+    async fn events(&self, since: Option<Timestamp>) -> Result<BoxStream<'static, EngineEvent>, EngineError> {
         let since = since.unwrap_or_else(Timestamp::now);
         self.answers(None).await?;
         let (tx, rx) = mpsc::unbounded_channel();
@@ -1021,7 +1022,7 @@ impl Ask for Outside {
                         w.containers.iter().find(|c| c.running().is_some() && c.ports.values().any(|&p| p == port));
                     match there {
                         Some(c) if c.frozen || c.paused => {}
-                        Some(c) if c.works(now) && (c.kind != Some(Kind::RayHead) || w.gcs_up(now)) => return Ok(200),
+                        Some(c) if c.works(now) && (c.kind != Some(Kind::RAY_HEAD) || w.gcs_up(now)) => return Ok(200),
                         _ => return Err("does not answer yet".into()),
                     }
                 }
@@ -1032,10 +1033,14 @@ impl Ask for Outside {
 }
 
 impl Outside {
-    /// What labd's Ray watcher does, without the network.
-    pub(super) async fn watch_ray(self, mut aim: watch::Receiver<Option<Endpoint>>, tell: watch::Sender<Arc<RayView>>) {
+    /// Does what labd's Ray watcher does, without the network.
+    pub(super) async fn watch_ray(
+        self,
+        mut set_endpoint: watch::Receiver<Option<Endpoint>>,
+        tell: watch::Sender<Arc<RayView>>,
+    ) {
         loop {
-            let target = aim.borrow_and_update().clone();
+            let target = set_endpoint.borrow_and_update().clone();
             let (gcs, nodes) = self.lock().ray_view(target.as_ref());
             let pause = if gcs == Gcs::Reachable { 500 } else { 200 };
             tell.send_if_modified(|view| {
@@ -1054,7 +1059,7 @@ impl Outside {
             });
             tokio::select! {
                 biased;
-                changed = aim.changed() => if changed.is_err() { return },
+                changed = set_endpoint.changed() => if changed.is_err() { return },
                 () = sleep(Duration::from_millis(pause)) => {}
             }
         }

@@ -1,0 +1,120 @@
+//! Present readings of AMD's GPUs, from the files of the driver and of its sensors. A value without a file is absent.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use super::nodes::{Node, entries};
+use crate::{Process, Reading, files, pci};
+
+/// Value of [`Reading::error`] for a GPU whose PCI device is gone: the kernel's own word for it.
+pub const GONE: &str = "ENODEV";
+
+/// Reading of one GPU. A partition reports only what is its own, or what concerns it whatever the cause: the chip's
+/// temperature and memory errors, but not the power and the load of the whole GPU.
+pub(super) fn reading(root: &Path, node: &Node) -> Reading {
+    let device = &node.device;
+    let dir = pci::directory(root, device.pci.as_deref().unwrap_or_default());
+    if !dir.exists() {
+        return gone(&device.id);
+    }
+    let mut reading = Reading {
+        id: device.id.clone(),
+        temperature_c: temperature(&dir),
+        processes: processes(root, node.gpu_id),
+        ..Reading::default()
+    };
+    (reading.ecc_corrected, reading.ecc_uncorrected) = memory_errors(&dir);
+    if device.parent.is_some() {
+        reading.memory_used_bytes = files::number(&node.topology.join("mem_banks/0/used_memory"));
+        return reading;
+    }
+    reading.utilisation_percent = files::number(&dir.join("gpu_busy_percent")).filter(|p| *p <= 100).map(|p| p as f32);
+    reading.memory_used_bytes = files::number(&dir.join("mem_info_vram_used"));
+    reading.power_w = ["power1_average", "power1_input"].iter().find_map(|file| watts(&dir, file));
+    reading.power_limit_w = watts(&dir, "power1_cap");
+    reading.clock_mhz = clock(&dir.join("pp_dpm_sclk"));
+    reading.memory_clock_mhz = clock(&dir.join("pp_dpm_mclk"));
+    reading
+}
+
+/// Reading of a GPU that the kernel no longer has.
+pub(super) fn gone(id: &str) -> Reading {
+    Reading { id: id.to_owned(), error: Some(GONE.to_owned()), ..Reading::default() }
+}
+
+/// Temperature at the edge of the chip, as `rocm-smi` shows it; at its hottest place where there is no such sensor
+/// (MI300).
+fn temperature(device: &Path) -> Option<f32> {
+    let sensors: Vec<(String, PathBuf)> = sensors(device)
+        .iter()
+        .flat_map(|dir| entries(dir))
+        .filter_map(|file| {
+            let stem = file.file_name()?.to_str()?.strip_suffix("_input")?.strip_prefix("temp")?.to_owned();
+            let label = files::text(&file.with_file_name(format!("temp{stem}_label")));
+            // Kernels before 5.3 have one sensor, without a label.
+            Some((label.unwrap_or_else(|| "edge".to_owned()), file))
+        })
+        .collect();
+    ["edge", "junction"].iter().find_map(|wanted| {
+        let (_, file) = sensors.iter().find(|(label, _)| label == wanted)?;
+        // Thousandths of a degree. A sensor of a GPU that does not answer says 0 or all ones.
+        files::number(file).filter(|t| (1_000..200_000).contains(t)).map(|t| t as f32 / 1e3)
+    })
+}
+
+/// Watts in a file in millionths. 0 is not an answer: the second die of an MI250 leaves it to the first.
+fn watts(device: &Path, file: &str) -> Option<f32> {
+    sensors(device)
+        .iter()
+        .find_map(|dir| files::number(&dir.join(file)))
+        .filter(|power| (1..100_000_000_000).contains(power))
+        .map(|power| power as f32 / 1e6)
+}
+
+/// Directories with its sensors: one.
+fn sensors(device: &Path) -> Vec<PathBuf> {
+    entries(&device.join("hwmon"))
+}
+
+/// Clock in MHz out of a list of levels such as `1: 1502Mhz *`, where the star marks the level in use.
+fn clock(file: &Path) -> Option<u32> {
+    let text = fs::read_to_string(file).ok()?;
+    let level = text.lines().find(|line| line.trim_end().ends_with('*'))?;
+    let value = level.split_once(':')?.1.trim().trim_end_matches('*').trim_end().to_ascii_lowercase();
+    value.strip_suffix("mhz")?.trim().parse().ok()
+}
+
+/// Numbers of errors that were corrected and that were not, of all its blocks (`ras/umc_err_count` is its memory).
+/// Absent for GPUs without error correction.
+fn memory_errors(device: &Path) -> (Option<u64>, Option<u64>) {
+    let (mut corrected, mut uncorrected) = (None, None);
+    for file in entries(&device.join("ras")) {
+        if !file.file_name().is_some_and(|n| n.to_string_lossy().ends_with("_err_count")) {
+            continue;
+        }
+        let counts = files::numbers(&file);
+        for (sum, name) in [(&mut corrected, "ce"), (&mut uncorrected, "ue")] {
+            if let Some(count) = counts.get(name) {
+                *sum = Some(sum.unwrap_or(0_u64).saturating_add(*count));
+            }
+        }
+    }
+    (corrected, uncorrected)
+}
+
+/// Processes that hold memory or a queue on it. KFD lists a process for every GPU that it can see; only these use it.
+fn processes(root: &Path, gpu_id: u64) -> Vec<Process> {
+    entries(&root.join("sys/class/kfd/kfd/proc"))
+        .iter()
+        .filter_map(|dir| {
+            let pid = dir.file_name()?.to_str()?.parse().ok()?;
+            let memory = files::number(&dir.join(format!("vram_{gpu_id}")));
+            let queues = || entries(&dir.join("queues"));
+            let uses = memory.is_some_and(|m| m > 0)
+                || queues().iter().any(|queue| files::number(&queue.join("gpuid")) == Some(gpu_id));
+            uses.then_some(Process { pid, memory_bytes: memory })
+        })
+        .collect()
+}

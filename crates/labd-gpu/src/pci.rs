@@ -1,0 +1,152 @@
+//! PCI devices as the kernel shows them: addresses, where they are attached, which of them are GPUs. Pure over a root
+//! path, `/` on a real machine.
+
+use std::{fs, path::Path};
+
+use crate::{Vendor, files};
+
+/// PCI vendor id of NVIDIA, as in `vendor` of sysfs.
+const NVIDIA: u64 = 0x10de;
+/// PCI vendor id of AMD's (once ATI's) GPUs.
+const AMD: u64 = 0x1002;
+
+/// PCI address as it is written everywhere in labd, such as `0000:41:00.0`, out of any of the ways in which drivers
+/// write it: `PCI:0000:06:00` (NVIDIA's kernel lines), `00000000:41:00.0` (NVML), `0000:C1:00.0`, `18:00.0`. A domain
+/// that is missing is 0, and so is a function: GPUs are function 0. `None` for everything else.
+pub fn address(text: &str) -> Option<String> {
+    let text = text.trim();
+    let text = text.strip_prefix("PCI:").or_else(|| text.strip_prefix("pci:")).unwrap_or(text);
+    let (place, function) = match text.split_once('.') {
+        Some((place, function)) => (place, number(function, 1, 7)?),
+        None => (text, 0),
+    };
+    let mut parts = place.rsplit(':');
+    let device = number(parts.next()?, 2, 0x1f)?;
+    let bus = number(parts.next()?, 2, 0xff)?;
+    let domain = parts.next().map_or(Some(0), |domain| number(domain, 8, u32::MAX))?;
+    if parts.next().is_some() {
+        return None;
+    }
+    Some(format!("{domain:04x}:{bus:02x}:{device:02x}.{function}"))
+}
+
+/// Hexadecimal number of at most `digits` digits and at most `most`; none shorter than a driver would write it.
+fn number(text: &str, digits: usize, most: u32) -> Option<u32> {
+    let right = (digits.min(2)..=digits).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_hexdigit());
+    right.then(|| u32::from_str_radix(text, 16).ok())?.filter(|n| *n <= most)
+}
+
+/// Place where a device is attached: its NUMA node, and the CPUs near it in the kernel's list notation. Both absent
+/// where the kernel does not know (a machine with one node says -1).
+pub fn locality(root: &Path, pci: &str) -> (Option<u32>, Option<String>) {
+    let dir = directory(root, pci);
+    let node = files::text(&dir.join("numa_node")).and_then(|n| n.parse().ok());
+    let cpus = files::text(&dir.join("local_cpulist"));
+    (node, cpus)
+}
+
+/// Name of the slot that a device is in, as it is printed on the board or the chassis where the firmware says so.
+pub fn slot(root: &Path, pci: &str) -> Option<String> {
+    // The file names the device without its function: `0000:41:00`.
+    let place = pci.split('.').next()?;
+    fs::read_dir(root.join("sys/bus/pci/slots")).ok()?.flatten().find_map(|slot| {
+        let address = files::text(&slot.path().join("address"))?;
+        (address == place).then(|| slot.file_name().to_string_lossy().into_owned())
+    })
+}
+
+/// GPUs on the PCI bus, whether or not a driver runs them, by address: what there is before any vendor's library is
+/// asked, and what is still there when a library says that a GPU is gone.
+pub fn gpus(root: &Path) -> Vec<(String, Vendor)> {
+    let mut found: Vec<(String, Vendor)> = fs::read_dir(root.join("sys/bus/pci/devices"))
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| {
+            let dir = entry.path();
+            // Display controllers (0x03), and processing accelerators (0x12), which is what Instincts are.
+            if !matches!(files::number(&dir.join("class"))? >> 16, 0x03 | 0x12) {
+                return None;
+            }
+            let vendor = match files::number(&dir.join("vendor"))? {
+                NVIDIA => Vendor::Nvidia,
+                AMD => Vendor::Amd,
+                _ => return None,
+            };
+            Some((address(&entry.file_name().to_string_lossy())?, vendor))
+        })
+        .collect();
+    found.sort();
+    found
+}
+
+/// Directory of a device in sysfs.
+pub(crate) fn directory(root: &Path, pci: &str) -> std::path::PathBuf {
+    root.join("sys/bus/pci/devices").join(pci)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_written_in_one_way() {
+        for (text, want) in [
+            ("PCI:0000:06:00", Some("0000:06:00.0")),
+            ("PCI:0000:06:00.0", Some("0000:06:00.0")),
+            ("0000:06:00.0", Some("0000:06:00.0")),
+            ("00000000:C1:00.0", Some("0000:c1:00.0")),
+            ("PCI:0009:01:00", Some("0009:01:00.0")),
+            ("10000:01:00.1", Some("10000:01:00.1")),
+            ("18:00.0", Some("0000:18:00.0")),
+            ("0000:05:1f.7", Some("0000:05:1f.7")),
+            ("0000:05:20.0", None),
+            ("0000:05:00.8", None),
+            ("invalid-bdf.0", None),
+            ("12:30:45:00", None),
+            ("1:2", None),
+            ("", None),
+        ] {
+            assert_eq!(address(text).as_deref(), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn locality_is_what_the_kernel_knows() {
+        let root = tempfile::tempdir().expect("a directory");
+        let dir = directory(root.path(), "0000:41:00.0");
+        fs::create_dir_all(&dir).expect("a directory");
+        assert_eq!(locality(root.path(), "0000:41:00.0"), (None, None));
+        fs::write(dir.join("numa_node"), "-1\n").expect("a file");
+        fs::write(dir.join("local_cpulist"), "\n").expect("a file");
+        assert_eq!(locality(root.path(), "0000:41:00.0"), (None, None));
+        fs::write(dir.join("numa_node"), "1\n").expect("a file");
+        fs::write(dir.join("local_cpulist"), "32-63,96-127\n").expect("a file");
+        assert_eq!(locality(root.path(), "0000:41:00.0"), (Some(1), Some("32-63,96-127".into())));
+    }
+
+    #[test]
+    fn gpus_are_found_without_any_driver_and_a_slot_by_its_address() {
+        let root = tempfile::tempdir().expect("a directory");
+        for (pci, vendor, class) in [
+            ("0000:03:00.0", "0x1a03", "0x030000"),
+            ("0000:c1:00.0", "0x1002", "0x120000"),
+            ("0000:41:00.0", "0x10de", "0x030200"),
+            ("0000:41:00.1", "0x10de", "0x040300"),
+        ] {
+            let dir = directory(root.path(), pci);
+            fs::create_dir_all(&dir).expect("a directory");
+            fs::write(dir.join("vendor"), format!("{vendor}\n")).expect("a file");
+            fs::write(dir.join("class"), format!("{class}\n")).expect("a file");
+        }
+        let slot_dir = root.path().join("sys/bus/pci/slots/5-1");
+        fs::create_dir_all(&slot_dir).expect("a directory");
+        fs::write(slot_dir.join("address"), "0000:41:00\n").expect("a file");
+        assert_eq!(
+            gpus(root.path()),
+            [("0000:41:00.0".to_owned(), Vendor::Nvidia), ("0000:c1:00.0".to_owned(), Vendor::Amd)]
+        );
+        assert_eq!(slot(root.path(), "0000:41:00.0").as_deref(), Some("5-1"));
+        assert_eq!(slot(root.path(), "0000:c1:00.0"), None);
+    }
+}

@@ -1,0 +1,348 @@
+//! The daemon: reads the configuration whole, claims what it needs, then starts the tasks and waits for the end.
+//!
+//! What is in the way is said before anything else begins: a broken `labd.toml`, another labd. What may pass by itself is no
+//! reason to end: an engine that is not there (yet), a taken port, a file system that does not answer. labd says so and goes
+//! on when it has passed.
+
+mod listeners;
+mod machine;
+mod reload;
+mod shutdown;
+
+use std::{
+    fs::{DirBuilder, File, TryLockError},
+    net::{IpAddr, SocketAddr},
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use listeners::{EngineLogs, serve_door, serve_page, serve_relay, serve_scrapes};
+use machine::{FIRST_LOOK, Heard, follow_loads, keep_gpus};
+pub use machine::{Machine, look_at_gpus, subnet};
+use reload::{Late, WORKSPACE, in_time, workspace_maker};
+use shutdown::until_end;
+use tokio::{sync::watch, task::JoinSet};
+
+use crate::{
+    bug,
+    checkpoints::Checkpoints,
+    config::{Config, ConfigError},
+    control::Control,
+    engine::{docker::DockerEngine, events, guard, images::Images},
+    files,
+    front_door::{self, FrontDoor, installs},
+    http, jobs,
+    journal::{Entry, Journal, Kind},
+    node::{self, address},
+    pins,
+    ray::{HttpJobs, Ray},
+    services,
+    snapshot::{DaemonView, EngineView, Snapshot},
+    supervise::{self, DoorView, Parts, Scrapes},
+    time::Timestamp,
+};
+
+/// Options of `labd run`.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The configuration file.
+    pub config: PathBuf,
+    /// The socket the command line speaks to.
+    pub socket: PathBuf,
+    /// Number of simulated GPUs that overrides `gpus.simulate`.
+    pub simulate_gpus: Option<u32>,
+}
+
+/// Reason why the daemon does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Error in `labd.toml`.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Configuration that does not fit this machine.
+    #[error("{}: {text}", path.display())]
+    Plan {
+        /// The configuration file.
+        path: PathBuf,
+        /// Text that says what does not fit.
+        text: String,
+    },
+    /// Anything else in the way, in one line.
+    #[error("{0}")]
+    Other(String),
+}
+
+/// Runs until SIGTERM, SIGINT or `labd down`. SIGHUP reads `labd.toml` again. Containers outlive the daemon.
+pub async fn run(options: Options) -> Result<(), StartError> {
+    let other = |e: &dyn std::fmt::Display| StartError::Other(e.to_string());
+    bug::end_with_the_first();
+    let started_at = Timestamp::now();
+    http::raise_open_files();
+    let (config, found) = Config::load(&options.config)?;
+    let socket = http::bind_unix(&options.socket).await.map_err(|e| other(&e))?;
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    let root_user = rustix::process::geteuid().is_root();
+    make_data_dir(&config)?;
+    let _sole = claim(&config.lab.name, &locks(root_user, runtime.as_deref(), &config.lab.data_dir))?;
+    let engine = DockerEngine::connect(&config.engine.socket, &config.lab.name).map_err(|e| other(&e))?;
+    let lab = config.lab.name.clone();
+    let facts = node::facts();
+    let data_dir = config.lab.data_dir.clone();
+    let mut pins = pins::load(&data_dir);
+    let (subnet, address) =
+        tokio::join!(subnet(&config, &engine, &pins), address::find(config.node.address.as_deref()));
+    let journal = Journal::open(&data_dir.join("journal.db"), config.journal.retention()).map_err(|e| other(&e))?;
+    let heard = journal.memory(supervise::EVENTS_HEARD).and_then(|ms| ms.parse().ok()).map(Timestamp::from_millis);
+    let (engine_view, nudges) = events::spawn(engine.clone(), heard);
+    let (tell_config, configs) = watch::channel(Arc::new(config.clone()));
+    let (incidents, all_incidents) = watch::channel(Arc::new(Vec::new()));
+    let (looked_at, looks) = watch::channel(None);
+    let (tell_loads, loads) = watch::channel(Arc::default());
+    let gpus = keep_gpus(
+        &facts,
+        &configs,
+        options.simulate_gpus,
+        &engine,
+        Some(journal.clone()),
+        Heard { engine_view: engine_view.clone(), incidents: all_incidents.clone(), loads },
+    );
+    if gpus.watch().borrow().units.is_empty() {
+        // The first start: found now, the workers are part of what `labd up` waits for.
+        gpus.found(FIRST_LOOK).await;
+    }
+    let subnet = subnet.map_err(|e| other(&e))?;
+    pins.subnet = Some(subnet);
+    let planned = pins.machine.get_or_insert_with(|| facts.clone()).clone();
+    pins::save(&data_dir, &pins);
+    if let Some(line) = pins::drift(&planned, &facts) {
+        note(&journal, "machine", &format!("the machine is another than the lab was planned for: {line}"));
+    }
+    let planned = Arc::new(Mutex::new(planned));
+    let machine = Machine { facts: planned, simulate: options.simulate_gpus, subnet, gpus: gpus.watch() };
+    let desired = machine.resolve(config, &options.config, false)?;
+    if let Err(Late(line)) = in_time(WORKSPACE, "lab.workspace", workspace_maker(&desired.config)).await? {
+        // JupyterLab alone needs it, and says so.
+        tracing::error!("{line}");
+        note(&journal, "workspace", &line);
+    }
+    make_door(&desired.config)?;
+    let host_names = desired.config.lab.host_names.clone();
+    let ledger = jobs::open(&data_dir).map_err(|e| other(&e))?;
+
+    let (control, requests) = Control::channel();
+    let (stop, stopped) = watch::channel(false);
+    let images = Images::spawn(engine.clone(), desired.plan.images.clone(), desired.settings.clone());
+    let places = vec![PathBuf::from("/"), data_dir];
+    let node = node::watch_node(facts.clone(), address.clone(), places, engine.data_root());
+    let daemon = DaemonView {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        lab: desired.config.lab.name.clone(),
+        pid: std::process::id(),
+        started_at,
+        config: found.map(|p| p.display().to_string()),
+    };
+    let (snapshot, snapshots) = watch::channel(Arc::new(empty(&daemon, &node)));
+    tokio::spawn(follow_loads(engine.clone(), snapshots.clone(), tell_loads));
+    let (plan, plans) = watch::channel(Arc::new(desired.view.clone()));
+    let (credentials, all_credentials) = watch::channel(Arc::new(desired.credentials.clone()));
+    let ray = Ray::spawn();
+    let packages = ledger.packages.clone();
+    let endpoint = ray.endpoint();
+    let keeper = jobs::Parts {
+        api: Box::new(move || endpoint.borrow().clone().map(HttpJobs::new)),
+        ray: ray.watch(),
+        follow: ray.follow(),
+        incidents: all_incidents,
+        looked_at: looks,
+        snapshot: snapshots.clone(),
+        config: configs.clone(),
+        journal: journal.clone(),
+    };
+    let ledger = jobs::spawn(ledger, keeper);
+    let host_names = [address, facts.hostname.clone()].into_iter().chain(host_names).collect();
+    let state = http::State {
+        snapshot: snapshots,
+        journal: journal.clone(),
+        control: control.clone(),
+        logs: Arc::new(EngineLogs(engine.clone())),
+        plan: plans,
+        credentials: all_credentials,
+        jobs: ledger.clone(),
+        gpus: gpus.clone(),
+        host_names,
+        shutdown: stopped.clone(),
+    };
+
+    let (tell_scrapes, scrapes) = watch::channel(Scrapes::default());
+    let mut servers = JoinSet::new();
+    servers.spawn(http::serve_unix(socket, http::admin_router(state.clone()), stopped.clone()));
+    let page_address = desired.config.lab.page;
+    if !page_address.ip().is_unspecified() {
+        let scrape = SocketAddr::from((desired.plan.network.gateway, page_address.port()));
+        tell_scrapes.send_replace(Scrapes { address: Some(scrape), last: None });
+        // Prometheus, and whoever is on this machine. The address is on a bridge, and hosts with a route to it would be heard.
+        let prometheus = desired.plan.service("prometheus").map(|s| IpAddr::V4(s.container.address));
+        let known = [Some(scrape.ip()), prometheus];
+        let served =
+            serve_scrapes(scrape, known.into_iter().flatten().collect(), state.clone(), tell_scrapes, stopped.clone());
+        tokio::spawn(served);
+    }
+    let (tell_page, page_trouble) = watch::channel(None);
+    servers.spawn(serve_page(page_address, http::public_router(state), tell_page, stopped.clone()));
+
+    note(&journal, "started", &format!("labd {} (pid {})", daemon.version, daemon.pid));
+    let replan = reload::replan(options.config.clone(), machine.clone());
+    let reload = reload::reload(options.config, desired.config.clone(), machine);
+    let door = FrontDoor::new(ledger.clone(), packages, ray.endpoint(), ray.watch(), desired.ray_token.clone());
+    let (door_view, door_views) = watch::channel(DoorView::default());
+    let (installs, all_installs) = installs::spawn(journal.clone());
+    let front_door = front_door::router(door.clone()).merge(installs::router(door, installs));
+    tokio::spawn(serve_door(configs, front_door.clone(), door_view, stopped.clone()));
+    tokio::spawn(serve_relay(
+        desired.config.door_dir().join(services::front_door::SOCKET),
+        front_door,
+        stopped.clone(),
+    ));
+    if root_user {
+        tokio::spawn(guard::keep(engine.clone()));
+    }
+    let checkpoints = Checkpoints::spawn(ray.watch());
+    let supervision = tokio::spawn(supervise::run(Parts {
+        engine: Arc::new(engine),
+        ask: Arc::new(supervise::Http::new()),
+        images,
+        ray,
+        checkpoints,
+        journal: journal.clone(),
+        desired,
+        reload,
+        daemon,
+        requests,
+        nudges,
+        engine_view,
+        node,
+        gpus: gpus.watch(),
+        replan,
+        jobs: ledger.watch(),
+        installs: all_installs,
+        door: door_views,
+        page: page_trouble,
+        scrapes,
+        config: tell_config,
+        snapshot,
+        incidents,
+        looked_at,
+        seed: rand::random(),
+        plan,
+        credentials,
+        stop: stopped,
+    }));
+    tracing::info!(page = %format_args!("http://{page_address}/"), socket = %options.socket.display(), "labd is up");
+    // Told to nobody when systemd did not start us.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+
+    let down = until_end(&control, &stop, supervision).await?;
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    if down && root_user {
+        guard::take_down(&lab).await;
+    }
+    note(&journal, "stopped", if down { "the lab is down" } else { "containers go on running" });
+    stop.send_replace(true);
+    while servers.join_next().await.is_some() {}
+    // A hanging disk must not keep the daemon.
+    let _ = tokio::time::timeout(Duration::from_secs(2), journal.flush()).await;
+    Ok(())
+}
+
+/// Folder in which each daemon locks the file of its lab. Only the daemon's user can write to it: names that are
+/// anybody's to take (abstract sockets, files in /tmp) let any local user keep labd from starting.
+pub(crate) fn locks(root_user: bool, runtime: Option<&Path>, data_dir: &Path) -> PathBuf {
+    match runtime {
+        _ if root_user => PathBuf::from("/run/labd/labs"),
+        Some(dir) => dir.join("labd/labs"),
+        None => data_dir.to_owned(),
+    }
+}
+
+/// Claims the lab for this daemon, whatever socket it listens on: two would undo each other's work. The lock goes with
+/// the process.
+fn claim(lab: &str, dir: &Path) -> Result<File, StartError> {
+    let path = dir.join(format!("{lab}.lock"));
+    let broken = |e: std::io::Error| {
+        StartError::Other(format!("cannot lock {}: {e}; run labd as root, or set XDG_RUNTIME_DIR", path.display()))
+    };
+    DirBuilder::new().recursive(true).mode(0o755).create(dir).map_err(broken)?;
+    let file = files::open_private(&path).map_err(broken)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StartError::Other(format!(
+            "another labd runs the lab `{lab}`; stop that one, or set another `lab.name` in labd.toml"
+        ))),
+        Err(TryLockError::Error(e)) => Err(broken(e)),
+    }
+}
+
+fn note(journal: &Journal, what: &str, reason: &str) {
+    journal.record(Entry {
+        at: Timestamp::now(),
+        service: None,
+        kind: Kind::Daemon,
+        what: what.to_owned(),
+        reason: reason.to_owned(),
+    });
+}
+
+/// Makes the data directory, closed before anything is in it: what labd keeps holds people's tokens.
+fn make_data_dir(config: &Config) -> Result<(), StartError> {
+    let dir = &config.lab.data_dir;
+    match files::private_folder(dir) {
+        Ok(true) => Ok(()),
+        Ok(false) => {
+            tracing::warn!(
+                "{} holds files that are not labd's, so others can enter it; give labd a folder of its own (`lab.data_dir`)",
+                dir.display()
+            );
+            Ok(())
+        }
+        Err(e) => Err(StartError::Other(format!(
+            "cannot make {}: {e}; run labd as root, or set `lab.data_dir` in labd.toml",
+            dir.display()
+        ))),
+    }
+}
+
+/// Makes the folder that the relay sees: it must be there before the relay's container is created.
+fn make_door(config: &Config) -> Result<(), StartError> {
+    let dir = config.door_dir();
+    // Closed by itself, too: the data directory is not where others have files in it.
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&dir)
+        .map_err(|e| StartError::Other(format!("cannot make {}: {e}; set `lab.data_dir` in labd.toml", dir.display())))
+}
+
+/// Snapshot until the loop has observed anything.
+fn empty(daemon: &DaemonView, node: &watch::Receiver<crate::snapshot::NodeView>) -> Snapshot {
+    Snapshot {
+        schema: crate::snapshot::SCHEMA,
+        taken_at: Timestamp::now(),
+        labd: daemon.clone(),
+        node: node.borrow().clone(),
+        engine: EngineView::Connecting,
+        services: Vec::new(),
+        gpus: Vec::new(),
+        gpu_sources: Vec::new(),
+        jobs: Vec::new(),
+        runs: Vec::new(),
+        resubmissions: 0,
+        installs: Vec::new(),
+        package_store_bytes: None,
+        demands: Vec::new(),
+        incidents: Vec::new(),
+        links: Vec::new(),
+        notices: Vec::new(),
+    }
+}

@@ -1,0 +1,48 @@
+//! Faults of any vendor's GPU, as labd sees them by itself.
+
+use labd_gpu::Throttle;
+
+use super::{
+    Action::{Nothing, Quarantine, Restart},
+    Fault, PULL,
+    Sign::{Answer, Hang, LostInContainer, Missing, Throttled},
+};
+
+/// Rows of the table, special ones before general ones.
+pub(super) const TABLE: &[Fault] = &[
+    Fault {
+        code: "lost-in-container",
+        signs: &[LostInContainer],
+        meaning: "the GPU was taken away from its worker's container, as `systemctl daemon-reload` does to those started the old way",
+        action: Restart,
+        remedy: "Nothing; with CDI (`nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml`) it does not happen.",
+    },
+    Fault {
+        code: "missing",
+        signs: &[Missing],
+        meaning: "the GPU was there and is not any more",
+        action: Quarantine,
+        remedy: PULL,
+    },
+    Fault {
+        code: "throttled",
+        signs: &[Throttled(Throttle::Thermal), Throttled(Throttle::PowerBrake), Throttled(Throttle::Hardware)],
+        meaning: "the GPU is too hot or gets too little power: it runs slower than it could",
+        action: Nothing,
+        remedy: "Check fans, air flow and the machine's power supplies (`ipmitool sensor`).",
+    },
+    Fault {
+        code: "hang",
+        signs: &[Hang],
+        meaning: "a call into the GPU's driver does not return: readings are stale, workers go on",
+        action: Nothing,
+        remedy: "Look for processes in state D (`ps -eo pid,stat,comm | grep ' D'`); reboot the machine if it stays so.",
+    },
+    Fault {
+        code: "library-missing",
+        signs: &[Answer(labd_gpu::line::LIBRARY_MISSING), Answer("NVML_ERROR_LIBRARY_NOT_FOUND")],
+        meaning: "the vendor's library is not installed: something else is asked in its place",
+        action: Nothing,
+        remedy: "Install the driver's library (`libnvidia-ml1` or `rocm-smi-lib`) if the GPU shows no readings.",
+    },
+];

@@ -1,0 +1,204 @@
+//! Health of GPUs, from signs of faults: which is quarantined, whose worker must be restarted, what is only reported.
+//! Pure.
+//!
+//! The meaning of each sign is in [`faults`]; here is only what follows from it, and for how long.
+
+use std::collections::BTreeMap;
+
+use labd_gpu::{Reading, Throttle};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Gpu,
+    faults::{self, Action, Fault, Sign, look_up},
+};
+use crate::{snapshot::GpuTrouble, time::Timestamp};
+
+/// State of faults, by the GPU's id.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct FaultState {
+    quarantined: BTreeMap<String, ActiveFault>,
+    /// GPUs whose workers must have been started since that fault.
+    restarts: BTreeMap<String, ActiveFault>,
+    /// Time at which a person last lifted a quarantine: what was seen before is settled by that. The kernel's lines of
+    /// this boot are read again by every labd.
+    released: BTreeMap<String, Timestamp>,
+    /// Faults in the newest readings. They end with the readings that say otherwise.
+    #[serde(skip)]
+    said: BTreeMap<String, ActiveFault>,
+    /// Numbers of uncorrected memory errors in the readings before.
+    #[serde(skip)]
+    uncorrected: BTreeMap<String, u64>,
+}
+
+/// Fault with its row of the table, and the time at which it was seen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct ActiveFault {
+    code: String,
+    since: Timestamp,
+}
+
+impl ActiveFault {
+    fn fault(&self) -> Option<&'static Fault> {
+        // A row that this labd does not know is from another one's journal.
+        by_code(&self.code)
+    }
+}
+
+/// Row with this name.
+pub fn by_code(code: &str) -> Option<&'static Fault> {
+    faults::all().find(|fault| fault.code == code)
+}
+
+impl FaultState {
+    /// Records that a GPU had this fault. Returns whether that is news.
+    pub fn fault(&mut self, id: &str, fault: &'static Fault, at: Timestamp) -> bool {
+        if self.released.get(id).is_some_and(|&released| at <= released) {
+            return false;
+        }
+        let mark = ActiveFault { code: fault.code.to_owned(), since: at };
+        match fault.action {
+            Action::Quarantine if self.quarantined.contains_key(id) => return false,
+            Action::Quarantine => drop(self.quarantined.insert(id.to_owned(), mark)),
+            Action::Restart if self.restarts.get(id).is_some_and(|known| known.since >= at) => return false,
+            Action::Restart => drop(self.restarts.insert(id.to_owned(), mark)),
+            Action::Nothing => {}
+        }
+        true
+    }
+
+    /// Takes new readings of a GPU. Returns the fault that they newly tell of.
+    pub fn reading(&mut self, r: &Reading, at: Timestamp) -> Option<&'static Fault> {
+        let before = match r.ecc_uncorrected {
+            Some(count) => self.uncorrected.insert(r.id.clone(), count),
+            None => None,
+        };
+        let grown = before.zip(r.ecc_uncorrected).is_some_and(|(before, now)| now > before);
+        let Some(fault) = sign_of(r, grown).and_then(look_up) else {
+            self.said.remove(&r.id);
+            return None;
+        };
+        if self.said.get(&r.id).is_some_and(|mark| mark.code == fault.code) {
+            return None;
+        }
+        self.said.insert(r.id.clone(), ActiveFault { code: fault.code.to_owned(), since: at });
+        self.fault(&r.id, fault, at).then_some(fault)
+    }
+
+    /// Lifts a quarantine. Returns false when there was none.
+    pub fn release(&mut self, id: &str, now: Timestamp) -> bool {
+        // Said again from now on, it counts again.
+        self.said.remove(id);
+        let lifted = self.quarantined.remove(id).is_some();
+        if lifted {
+            self.released.insert(id.to_owned(), now);
+        }
+        lifted
+    }
+
+    /// Reason why a GPU is quarantined.
+    pub fn quarantine(&self, gpu: &Gpu) -> Option<GpuTrouble> {
+        in_words(self.quarantined.get(&gpu.id)?, gpu)
+    }
+
+    /// Fault in the newest readings of a GPU that works all the same.
+    pub fn warning(&self, gpu: &Gpu) -> Option<GpuTrouble> {
+        in_words(self.said.get(&gpu.id)?, gpu)
+    }
+
+    /// Time since which a GPU's worker must have been started, and why.
+    pub fn restart(&self, id: &str) -> Option<(Timestamp, String)> {
+        let mark = self.restarts.get(id)?;
+        Some((mark.since, format!("its GPU had {}: {}", mark.code, mark.fault()?.meaning)))
+    }
+}
+
+/// Gravest sign in readings. A GPU under load at its power limit is healthy.
+fn sign_of(r: &Reading, grown: bool) -> Option<Sign<'_>> {
+    let slow = [Throttle::PowerBrake, Throttle::Thermal, Throttle::Hardware];
+    let slow = slow.into_iter().find(|why| r.throttled.contains(why)).map(Sign::Throttled);
+    let answer = r.error.as_deref().map(Sign::Answer);
+    let memory =
+        [(grown, Sign::EccUncorrected), (r.remap_failed, Sign::RemapFailed), (r.remap_pending, Sign::RemapPending)];
+    answer.or_else(|| memory.into_iter().find(|(is, _)| *is).map(|(_, sign)| sign)).or(slow)
+}
+
+/// Fault in words for a person, about this very GPU.
+pub fn trouble(fault: &Fault, gpu: &Gpu, since: Timestamp) -> GpuTrouble {
+    GpuTrouble {
+        code: fault.code.to_owned(),
+        meaning: fault.meaning.to_owned(),
+        remedy: fault.remedy_for(gpu.pci.as_deref(), Some(&gpu.id)),
+        since,
+    }
+}
+
+fn in_words(mark: &ActiveFault, gpu: &Gpu) -> Option<GpuTrouble> {
+    Some(trouble(mark.fault()?, gpu, mark.since))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpus::simulate;
+
+    fn at(s: i64) -> Timestamp {
+        Timestamp::from_millis(s * 1000)
+    }
+
+    fn fault(code: &str) -> &'static Fault {
+        by_code(code).expect("a row")
+    }
+
+    #[test]
+    fn a_quarantine_lasts_until_a_person_lifts_it_and_old_signs_do_not_bring_it_back() {
+        let gpu = &simulate::gpus(1, &[])[0];
+        let mut judge = FaultState::default();
+        assert!(judge.fault("SIM-0", fault("xid-79"), at(10)));
+        assert!(!judge.fault("SIM-0", fault("xid-79"), at(11)), "known already");
+        let told: FaultState = serde_json::from_str(&serde_json::to_string(&judge).expect("plain")).expect("read back");
+        assert_eq!(told.quarantine(gpu).map(|t| (t.code, t.since)), Some(("xid-79".into(), at(10))));
+        assert!(judge.release("SIM-0", at(20)) && !judge.release("SIM-0", at(20)));
+        assert!(!judge.fault("SIM-0", fault("xid-79"), at(11)), "the same line, read again by a new labd");
+        assert_eq!(judge.quarantine(gpu), None);
+        assert!(judge.fault("SIM-0", fault("xid-79"), at(21)), "it has it again");
+    }
+
+    #[test]
+    fn what_a_program_did_wrong_does_nothing_to_its_gpu() {
+        let mut judge = FaultState::default();
+        assert!(judge.fault("SIM-0", look_up(Sign::Xid(31)).expect("a row"), at(1)));
+        assert_eq!((judge.quarantine(&simulate::gpus(1, &[])[0]), judge.restart("SIM-0")), (None, None));
+    }
+
+    #[test]
+    fn a_healed_fault_restarts_the_worker_once() {
+        let mut judge = FaultState::default();
+        let healed = faults::all().find(|f| f.action == Action::Restart).expect("a row");
+        assert!(judge.fault("SIM-0", healed, at(5)) && !judge.fault("SIM-0", healed, at(5)));
+        assert_eq!(judge.restart("SIM-0").map(|(since, _)| since), Some(at(5)));
+    }
+
+    #[test]
+    fn readings_count_when_they_change_and_end_when_they_say_otherwise() {
+        let gpu = &simulate::gpus(1, &[])[0];
+        let mut judge = FaultState::default();
+        let reading = |ecc, throttled: &[Throttle], error: Option<&str>| Reading {
+            id: "SIM-0".into(),
+            ecc_uncorrected: Some(ecc),
+            throttled: throttled.to_vec(),
+            error: error.map(str::to_owned),
+            ..Reading::default()
+        };
+        assert_eq!(judge.reading(&reading(3, &[], None), at(1)), None, "from before labd looked");
+        assert_eq!(judge.reading(&reading(3, &[Throttle::PowerCap], None), at(2)), None, "ordinary under load");
+        assert!(judge.reading(&reading(3, &[Throttle::Thermal], None), at(3)).is_some());
+        assert_eq!(judge.reading(&reading(3, &[Throttle::Thermal], None), at(4)), None, "said");
+        assert_eq!(judge.warning(gpu).map(|t| t.since), Some(at(3)));
+        assert_eq!(judge.reading(&reading(3, &[], None), at(5)), None);
+        assert_eq!(judge.warning(gpu), None);
+        assert!(judge.reading(&reading(4, &[], None), at(6)).is_some_and(|f| f.signs.contains(&Sign::EccUncorrected)));
+        let lost = judge.reading(&reading(4, &[], Some("NVML_ERROR_GPU_IS_LOST")), at(7));
+        assert!(lost.is_some_and(|f| f.action == Action::Quarantine));
+    }
+}

@@ -1,0 +1,714 @@
+//! Keeps the inventory: one task that hears the probes, the kernel's log, the engine and people, and tells what is known.
+//!
+//! What was attached to a worker's container is remembered over restarts, since any difference would recreate the
+//! container: until the probes and the engine have answered, what was known last is what is planned with.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use labd_gpu::{Device, Reading};
+use serde::{Deserialize, Serialize};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, MissedTickBehavior, interval},
+};
+
+use super::{
+    Gpu, Inventory, Process, Unit, Vendor,
+    attach::{self, EngineDevices},
+    faults::{Fault, Sign, look_up},
+    handle::{Asked, Gpus, Order},
+    health::{self, FaultState},
+    kmsg, simulate,
+    slots::Slots,
+    vendor,
+};
+use crate::{
+    config::Config,
+    control::Refusal,
+    gpus::probe::{self, ProbeView},
+    incident::Incident,
+    journal::{Entry, Journal, Kind},
+    node::numa::NumaNode,
+    snapshot::{EngineView, GpuSource, GpuState, Notice, Severity},
+    spec::worker_name,
+    time::Timestamp,
+};
+
+/// Journal key for slots, what was attached to containers, and quarantines.
+const MEMORY: &str = "gpus";
+/// Silence of a probe after which it is not waited for any more: what is known is planned with.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Longest wait for the engine's answer; it is asked again when it is back.
+const ENGINE: Duration = Duration::from_secs(10);
+/// Time between two checks of what has no event: simulated readings, and how long something has lasted.
+const TICK: Duration = Duration::from_secs(1);
+/// Time in which the same fault of the same GPU is news only once, whatever happens on the kernel's log.
+const SAID_AGAIN: Duration = Duration::from_mins(10);
+
+/// Number of lines of the kernel about unknown GPUs that are kept.
+const UNPLACED: usize = 64;
+
+/// Parts that the manager is given.
+pub struct Parts {
+    /// Journal in which it remembers; absent where the inventory is wanted only once.
+    pub journal: Option<Journal>,
+    /// Whether GPUs are simulated, and how many.
+    pub config: watch::Receiver<Arc<Config>>,
+    /// `--simulate-gpus`, before the configuration.
+    pub simulate: Option<u32>,
+    /// Loads of the workers of simulated GPUs.
+    pub loads: watch::Receiver<Arc<simulate::Loads>>,
+    /// NUMA nodes of the machine, on which simulated GPUs are.
+    pub numa: Vec<NumaNode>,
+    /// Function that asks what the engine can attach.
+    pub engine: Box<dyn Fn() -> EngineAnswer + Send + Sync>,
+    /// Whether the engine answers.
+    pub engine_view: watch::Receiver<EngineView>,
+    /// Recent incidents, oldest first.
+    pub incidents: watch::Receiver<Arc<Vec<Incident>>>,
+    /// Root of the file system, `/` but for tests.
+    pub root: PathBuf,
+    /// Folder for files that probes need.
+    pub dir: PathBuf,
+}
+
+/// Future answer of the engine: what it can attach.
+pub type EngineAnswer = futures_util::future::BoxFuture<'static, Option<EngineDevices>>;
+
+/// Memory of the manager that outlives the daemon.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+struct Remembered {
+    slots: Slots,
+    gpus: Vec<Gpu>,
+    judge: FaultState,
+    /// Time of the newest line of the kernel: older ones were heard by the labd before.
+    heard: Option<Timestamp>,
+}
+
+/// Starts the manager. The task ends with the last [`Gpus`] and receiver of its view.
+pub fn spawn(parts: Parts) -> Gpus {
+    let told = parts.journal.as_ref().and_then(|j| j.memory(MEMORY));
+    let remembered: Remembered = match told.map(|text| serde_json::from_str(&text)) {
+        Some(Ok(remembered)) => remembered,
+        // From another labd: the GPUs are found again, and a fault that lasts shows itself again.
+        Some(Err(error)) => {
+            tracing::warn!(%error, "what was remembered of the GPUs cannot be read");
+            Remembered::default()
+        }
+        None => Remembered::default(),
+    };
+    let (orders, asked) = mpsc::channel(8);
+    let (tell, view) = watch::channel(Arc::new(Inventory::default()));
+    let place = probe::Place { root: parts.root.clone(), dir: parts.dir.clone() };
+    let expected = vendor::on_bus(&place.root).into_iter().map(|(def, _)| def.vendor).collect();
+    let mut keeper = GpuManager {
+        parts,
+        place,
+        remembered,
+        probes: Vec::new(),
+        expected,
+        engine: None,
+        ask_engine: true,
+        began: Instant::now(),
+        said: BTreeMap::new(),
+        unplaced: Vec::new(),
+        missing_since: BTreeMap::new(),
+        incidents_heard: Timestamp::now(),
+        kernel: None,
+        notices: Vec::new(),
+        tell,
+    };
+    keeper.mind_config();
+    keeper.tell_all(Timestamp::now());
+    tokio::spawn(keeper.run(asked));
+    Gpus { orders, view }
+}
+
+struct GpuManager {
+    parts: Parts,
+    remembered: Remembered,
+    place: probe::Place,
+    probes: Vec<(Vendor, watch::Receiver<ProbeView>)>,
+    /// Vendors whose hardware was there at the start: their probes will answer.
+    expected: Vec<Vendor>,
+    /// Devices that the engine can attach, as it said last.
+    engine: Option<EngineDevices>,
+    /// Whether the engine is to be asked again.
+    ask_engine: bool,
+    began: Instant,
+    /// Time at which each fault of each GPU was last reported.
+    said: BTreeMap<(String, &'static str), Timestamp>,
+    /// Time since which a GPU is missing, by id.
+    missing_since: BTreeMap<String, Timestamp>,
+    /// Time of the newest incident that was handled.
+    incidents_heard: Timestamp,
+    /// Lines of the kernel about GPUs that are not known yet, oldest first.
+    unplaced: Vec<kmsg::KernelLine>,
+    /// Reason why the kernel's log is not read.
+    kernel: Option<String>,
+    /// Notices about the node as a whole.
+    notices: Vec<Notice>,
+    tell: watch::Sender<Arc<Inventory>>,
+}
+
+impl GpuManager {
+    async fn run(mut self, mut asked: mpsc::Receiver<Asked>) {
+        let mut lines = match kmsg::follow(&self.parts.root.join("dev/kmsg")) {
+            Ok(lines) => Some(lines),
+            Err(reason) => {
+                self.kernel = Some(reason.to_string());
+                None
+            }
+        };
+        let mut engine_view = self.parts.engine_view.clone();
+        let mut config = self.parts.config.clone();
+        let mut incidents = self.parts.incidents.clone();
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = self.tell.closed() => return,
+                order = asked.recv() => match order {
+                    Some((order, reply)) => {
+                        let answer = self.obey(&order);
+                        // Whoever asked may have gone.
+                        let _ = reply.send(answer);
+                    }
+                    None => return,
+                },
+                Ok(()) = engine_view.changed() => self.ask_engine = true,
+                Ok(()) = config.changed() => self.mind_config(),
+                Ok(()) = incidents.changed() => self.incidents_say(),
+                line = next(&mut lines) => self.kernel_says(&line),
+                () = changed(&mut self.probes) => self.probes_say(),
+                _ = tick.tick() => {}
+            }
+            if std::mem::take(&mut self.ask_engine) {
+                self.ask_engine().await;
+            }
+            self.mind_missing();
+            self.tell_all(Timestamp::now());
+        }
+    }
+
+    /// Handles GPUs that are missing and those that returned.
+    fn mind_missing(&mut self) {
+        let now = Timestamp::now();
+        let ids: Vec<String> = self.remembered.slots.iter().map(|(_, d)| d.id.clone()).collect();
+        for id in ids {
+            let missing = self.settled() && self.missing(&id);
+            match (missing, self.missing_since.contains_key(&id)) {
+                (true, false) => {
+                    self.missing_since.insert(id.clone(), now);
+                    if let Some(fault) = look_up(Sign::Missing) {
+                        self.report(&id, fault, now);
+                    }
+                }
+                (false, true) => {
+                    self.missing_since.remove(&id);
+                    self.record(None, "returned", &format!("GPU {id}: is there again"));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    async fn ask_engine(&mut self) {
+        if matches!(*self.parts.engine_view.borrow(), EngineView::Reachable { .. })
+            && let Ok(Some(devices)) = tokio::time::timeout(ENGINE, (self.parts.engine)()).await
+        {
+            self.engine = Some(devices);
+            self.hand_out();
+        }
+    }
+
+    /// Looks for real GPUs unless others are simulated.
+    fn mind_config(&mut self) {
+        if self.simulated().is_some() {
+            self.probes.clear();
+        } else if self.probes.is_empty() {
+            self.probes =
+                vendor::ALL.into_iter().map(|def| (def.vendor, probe::spawn(def, self.place.clone()))).collect();
+        }
+    }
+
+    fn simulated(&self) -> Option<u32> {
+        self.parts.simulate.or(self.parts.config.borrow().gpus.simulate)
+    }
+
+    /// Whether every probe that should has answered, and the engine.
+    fn settled(&self) -> bool {
+        if self.simulated().is_some() {
+            return true;
+        }
+        let patient = self.began.elapsed() < PATIENCE;
+        let spoken = self.probes.iter().all(|(vendor, view)| {
+            let view = view.borrow();
+            let there = view.present || self.expected.contains(vendor);
+            !there || view.inventory_at.is_some() || view.trouble.is_some() || !patient
+        });
+        spoken && (self.engine.is_some() || self.remembered.slots.iter().next().is_none())
+    }
+
+    fn found(&self) -> Vec<Device> {
+        self.probes.iter().flat_map(|(_, view)| view.borrow().devices.clone()).collect()
+    }
+
+    fn probes_say(&mut self) {
+        let now = Timestamp::now();
+        let before = self.remembered.slots.clone();
+        self.remembered.slots.update(&self.found());
+        if self.remembered.slots != before {
+            // What the engine can hand out of a new one it may say only now.
+            self.ask_engine = true;
+            self.hand_out();
+            self.hear_again();
+        }
+        let slots = self.remembered.slots.iter();
+        let readings: Vec<Reading> = slots.filter_map(|(_, d)| self.reading(&d.id, d.parent.as_deref())).collect();
+        for reading in readings {
+            if let Some(fault) = self.remembered.judge.reading(&reading, now) {
+                self.report(&reading.id, fault, now);
+            }
+        }
+    }
+
+    /// Present readings of a GPU; of a partition, together with what only its GPU as a whole has. `None` while they are
+    /// stale.
+    fn reading(&self, id: &str, parent: Option<&str>) -> Option<Reading> {
+        let of = |id: &str| {
+            let fresh = self.probes.iter().map(|(_, view)| view.borrow()).filter(|view| view.stale_since.is_none());
+            fresh.flat_map(|view| view.readings.clone()).find(|r| r.id == id)
+        };
+        with_parent(id, of(id), parent.filter(|&parent| parent != id).and_then(of))
+    }
+
+    /// Handles again the lines about GPUs that are known only now.
+    fn hear_again(&mut self) {
+        for line in std::mem::take(&mut self.unplaced) {
+            self.of_a_gpu(&line, false);
+        }
+    }
+
+    fn kernel_says(&mut self, line: &kmsg::KernelLine) {
+        // The lines of this boot are read again by every labd: what they say is known, and was told.
+        let told = self.remembered.heard.is_some_and(|heard| line.at <= heard);
+        self.remembered.heard = self.remembered.heard.max(Some(line.at));
+        if line.pci.is_some() {
+            self.of_a_gpu(line, told);
+        } else if !told {
+            self.node_has(line.fault);
+        }
+    }
+
+    /// Handles a line about the GPU at an address.
+    fn of_a_gpu(&mut self, line: &kmsg::KernelLine, told: bool) {
+        let (now, fault) = (Timestamp::now(), line.fault);
+        let Some(pci) = &line.pci else { return };
+        let at_pci = |d: &Device| d.pci.as_deref().is_some_and(|own| same_slot(own, pci));
+        let ids: Vec<String> =
+            self.remembered.slots.iter().filter(|(_, d)| at_pci(d)).map(|(_, d)| d.id.clone()).collect();
+        if ids.is_empty() {
+            // From before the probes found it, or of no GPU of the lab's.
+            self.unplaced.push(line.clone());
+            let excess = self.unplaced.len().saturating_sub(UNPLACED);
+            self.unplaced.drain(..excess);
+        }
+        for id in ids {
+            if self.remembered.judge.fault(&id, fault, line.at) && !told {
+                self.report(&id, fault, now);
+            }
+        }
+    }
+
+    /// Handles workers that aborted: their exit codes tell of their GPUs.
+    fn incidents_say(&mut self) {
+        let now = Timestamp::now();
+        let new: Vec<Incident> = {
+            let incidents = self.parts.incidents.borrow();
+            incidents.iter().filter(|i| i.noticed_at > self.incidents_heard).cloned().collect()
+        };
+        for incident in new {
+            self.incidents_heard = self.incidents_heard.max(incident.noticed_at);
+            let gpu = self.gpus().into_iter().find(|g| worker_name(g.slot) == incident.service);
+            let Some((gpu, code)) = gpu.zip(exit_code(&incident.why)) else { continue };
+            if vendor::of(gpu.vendor).is_some_and(|def| def.explains_exits)
+                && let Some(fault) = look_up(Sign::Exit(code))
+                && self.remembered.judge.fault(&gpu.id, fault, incident.died_at)
+            {
+                self.report(&gpu.id, fault, now);
+            }
+        }
+    }
+
+    /// Handles a fault of no GPU in particular.
+    fn node_has(&mut self, fault: &'static Fault) {
+        let text = format!("{} ({}): {}", fault.meaning, fault.code, fault.remedy);
+        if !self.notices.iter().any(|n| n.text == text) {
+            self.record(None, fault.code, &text);
+            self.notices.push(Notice { severity: Severity::Warning, text });
+        }
+    }
+
+    fn report(&mut self, id: &str, fault: &'static Fault, now: Timestamp) {
+        let key = (id.to_owned(), fault.code);
+        if self.said.get(&key).is_some_and(|&at| now.since(at) < SAID_AGAIN) {
+            return;
+        }
+        self.said.insert(key, now);
+        let gpu = self.gpus().into_iter().find(|g| g.id == id);
+        let worker = gpu.as_ref().map(|g| worker_name(g.slot));
+        let remedy = fault.remedy_for(gpu.as_ref().and_then(|g| g.pci.as_deref()), Some(id));
+        let line = format!("GPU {id}: {}; {}; {remedy}", fault.meaning, fault.action.words());
+        self.record(worker.as_deref(), fault.code, &line);
+    }
+
+    fn record(&self, service: Option<&str>, what: &str, reason: &str) {
+        tracing::warn!(service, reason, "{what}");
+        let Some(journal) = &self.parts.journal else { return };
+        journal.record(Entry {
+            at: Timestamp::now(),
+            service: service.map(str::to_owned),
+            kind: Kind::Gpu,
+            what: what.to_owned(),
+            reason: reason.to_owned(),
+        });
+    }
+
+    /// Determines how each GPU is attached to its worker's container.
+    fn hand_out(&mut self) {
+        let Some(engine) = &self.engine else { return };
+        self.notices.retain(|n| !n.text.starts_with(NOT_HANDED));
+        let mut gpus = Vec::new();
+        for (slot, device) in self.remembered.slots.iter() {
+            let devices = match attach::container_devices(device, engine) {
+                Ok(devices) => devices,
+                Err(reason) => {
+                    let text = format!("{NOT_HANDED}{}: {reason}", device.id);
+                    self.notices.push(Notice { severity: Severity::Error, text });
+                    // Tried all the same: the engine's own word is the last.
+                    Vec::new()
+                }
+            };
+            gpus.push(Gpu::of(slot, device, devices));
+        }
+        self.remembered.gpus = gpus;
+    }
+
+    fn gpus(&self) -> Vec<Gpu> {
+        if let Some(count) = self.simulated() {
+            return simulate::gpus(count, &self.parts.numa);
+        }
+        let mut gpus = self.remembered.gpus.clone();
+        // Not attached yet: the engine has not answered.
+        let new = self.remembered.slots.iter().filter(|(_, d)| self.remembered.gpus.iter().all(|g| g.id != d.id));
+        gpus.extend(new.map(|(slot, device)| Gpu::of(slot, device, Vec::new())));
+        gpus
+    }
+
+    fn obey(&mut self, order: &Order) -> Result<String, Refusal> {
+        let (Order::Release { gpu: name } | Order::Drill { gpu: name, .. }) = order;
+        let gpus = self.gpus();
+        let gpu = resolve(&gpus, name).map_err(Refusal::UnknownService)?;
+        let (id, worker) = (gpu.id.clone(), worker_name(gpu.slot));
+        match order {
+            Order::Release { .. } if self.remembered.judge.release(&id, Timestamp::now()) => {
+                self.said.retain(|(of, _), _| *of != id);
+                self.record(Some(&worker), "released", &format!("GPU {id}: released by hand"));
+                Ok(format!("{id}: is released; {worker} starts"))
+            }
+            Order::Release { .. } if self.missing(&id) => {
+                self.remembered.slots.forget(&id);
+                self.remembered.gpus.retain(|g| g.id != id);
+                self.record(None, "forgotten", &format!("GPU {id}: gone, and forgotten by hand"));
+                Ok(format!("{id}: is forgotten; {worker} goes"))
+            }
+            Order::Release { .. } => Ok(format!("{id}: is neither quarantined nor gone")),
+            Order::Drill { .. } if gpu.vendor != Vendor::Simulated => {
+                Err(Refusal::Invalid(format!("{id} is a real GPU; drills are for simulated ones")))
+            }
+            Order::Drill { fault, .. } => {
+                let Some(fault) = health::by_code(fault) else {
+                    return Err(Refusal::Invalid(format!("no fault `{fault}`; `labd gpu faults` lists them")));
+                };
+                let now = Timestamp::now();
+                self.said.retain(|(of, _), _| *of != id);
+                if self.remembered.judge.fault(&id, fault, now) {
+                    self.report(&id, fault, now);
+                }
+                Ok(format!("{id}: has {} now: {}", fault.code, fault.action.words()))
+            }
+        }
+    }
+
+    fn missing(&self, id: &str) -> bool {
+        let vendor = self.remembered.slots.get(id).map(|(_, d)| d.vendor);
+        self.simulated().is_none()
+            && self.probes.iter().any(|(of, view)| {
+                let view = view.borrow();
+                // Hardware that is not there at all has no probe; one that never spoke says nothing of what is there.
+                let knows = !view.present || (view.inventory_at.is_some() && view.stale_since.is_none());
+                Some(*of) == vendor && knows && !view.devices.iter().any(|d| d.id == id)
+            })
+    }
+
+    fn unit(&self, gpu: Gpu, now: Timestamp) -> Unit {
+        let judge = &self.remembered.judge;
+        let id = gpu.id.clone();
+        let mut unit = Unit::new(gpu);
+        if let Some(trouble) = judge.quarantine(&unit.gpu) {
+            (unit.state, unit.trouble) = (GpuState::Quarantined, Some(trouble));
+        } else if self.missing(&id) {
+            unit.state = GpuState::Missing;
+            let since = self.missing_since.get(&id).copied().unwrap_or(now);
+            unit.trouble = look_up(Sign::Missing).map(|fault| health::trouble(fault, &unit.gpu, since));
+        } else {
+            unit.trouble = judge.warning(&unit.gpu);
+        }
+        unit.restart = judge.restart(&id);
+        if unit.gpu.vendor == Vendor::Simulated {
+            let loads = self.parts.loads.borrow();
+            let workers = self.simulated().unwrap_or_default() as usize;
+            unit.reading = Some(simulate::reading(&unit.gpu, workers, loads.get(&worker_name(unit.gpu.slot))));
+            return unit;
+        }
+        if let Some(mut reading) = self.reading(&id, unit.gpu.parent.as_deref()) {
+            let processes = std::mem::take(&mut reading.processes);
+            unit.processes = processes
+                .into_iter()
+                .map(|p| Process {
+                    pid: p.pid,
+                    container: container_of(&self.parts.root, p.pid),
+                    memory_bytes: p.memory_bytes,
+                })
+                .collect();
+            unit.reading = Some(reading);
+        }
+        unit
+    }
+
+    fn tell_all(&self, now: Timestamp) {
+        if let Some(journal) = &self.parts.journal
+            && let Ok(text) = serde_json::to_string(&self.remembered)
+            && journal.memory(MEMORY).as_deref() != Some(&text)
+        {
+            journal.set_memory(MEMORY, text);
+        }
+        let mut notices = self.notices.clone();
+        if let Some(reason) = self.kernel.as_ref().filter(|_| self.simulated().is_none()) {
+            notices.push(Notice { severity: Severity::Info, text: reason.clone() });
+        }
+        let inventory = Inventory {
+            units: self.gpus().into_iter().map(|gpu| self.unit(gpu, now)).collect(),
+            sources: self.probes.iter().filter_map(|(vendor, view)| source(*vendor, &view.borrow())).collect(),
+            notices,
+            settled: self.settled(),
+        };
+        self.tell.send_if_modified(|old| {
+            let news = **old != inventory;
+            if news {
+                *old = Arc::new(inventory);
+            }
+            news
+        });
+    }
+}
+
+/// Reading of a partition, with what only its GPU as a whole has.
+fn with_parent(id: &str, own: Option<Reading>, parent: Option<Reading>) -> Option<Reading> {
+    let (own, parent) = match (own, parent) {
+        (None, None) => return None,
+        (Some(own), None) => return Some(own),
+        (None, Some(parent)) => return Some(Reading { id: id.to_owned(), processes: Vec::new(), ..parent }),
+        (Some(own), Some(parent)) => (own, parent),
+    };
+    Some(Reading {
+        temperature_c: own.temperature_c.or(parent.temperature_c),
+        power_w: own.power_w.or(parent.power_w),
+        power_limit_w: own.power_limit_w.or(parent.power_limit_w),
+        clock_mhz: own.clock_mhz.or(parent.clock_mhz),
+        memory_clock_mhz: own.memory_clock_mhz.or(parent.memory_clock_mhz),
+        throttled: if own.throttled.is_empty() { parent.throttled } else { own.throttled },
+        // One count or the other, always the same one: which is higher would look like new errors.
+        ecc_corrected: own.ecc_corrected.or(parent.ecc_corrected),
+        ecc_uncorrected: own.ecc_uncorrected.or(parent.ecc_uncorrected),
+        remapped_rows: own.remapped_rows.or(parent.remapped_rows),
+        remap_pending: own.remap_pending || parent.remap_pending,
+        remap_failed: own.remap_failed || parent.remap_failed,
+        error: own.error.or(parent.error),
+        ..own
+    })
+}
+
+/// Beginning of the notice that says why no container can get its GPU.
+const NOT_HANDED: &str = "no container can be given GPU ";
+
+fn source(vendor: Vendor, view: &ProbeView) -> Option<GpuSource> {
+    if !view.present {
+        return None;
+    }
+    let hello = view.hello.as_ref();
+    Some(GpuSource {
+        name: hello.map_or_else(|| vendor.as_str().to_owned(), |h| h.source.as_str().to_owned()),
+        driver: hello.and_then(|h| h.driver.clone()),
+        library: hello.and_then(|h| h.library.clone()),
+        stale_since: view.stale_since,
+        trouble: view.trouble.as_ref().map(|t| {
+            let known = look_up(Sign::Answer(&t.code));
+            known.map_or_else(|| t.text.clone(), |fault| format!("{}; {}", fault.meaning, fault.remedy))
+        }),
+    })
+}
+
+/// Waits until any probe has something new; never returns without probes.
+async fn changed(probes: &mut [(Vendor, watch::Receiver<ProbeView>)]) {
+    let waits: Vec<_> = probes
+        .iter_mut()
+        .map(|(_, view)| {
+            Box::pin(async move {
+                // A probe's task lives as long as this receiver.
+                if view.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            })
+        })
+        .collect();
+    if waits.is_empty() {
+        std::future::pending::<()>().await;
+    }
+    futures_util::future::select_all(waits).await;
+}
+
+async fn next(lines: &mut Option<mpsc::Receiver<kmsg::KernelLine>>) -> kmsg::KernelLine {
+    loop {
+        match lines {
+            Some(receiver) => match receiver.recv().await {
+                Some(line) => return line,
+                None => *lines = None,
+            },
+            None => std::future::pending::<()>().await,
+        }
+    }
+}
+
+/// Whether two PCI addresses are those of the same card: partitions differ in the function.
+fn same_slot(a: &str, b: &str) -> bool {
+    let card = |address: &str| address.split('.').next().unwrap_or_default().to_owned();
+    card(a) == card(b)
+}
+
+/// GPU that a person means: by id, by the beginning of one, or by its worker. The error names those there are.
+fn resolve<'a>(gpus: &'a [Gpu], name: &str) -> Result<&'a Gpu, String> {
+    let mut begins = gpus.iter().filter(|g| g.id.starts_with(name));
+    let exact = gpus.iter().find(|g| g.id == name || worker_name(g.slot) == name);
+    match (exact, begins.next(), begins.next()) {
+        (Some(gpu), _, _) | (None, Some(gpu), None) => Ok(gpu),
+        (None, Some(_), Some(_)) => Err(format!("more than one GPU begins with `{name}`; say more of its id")),
+        (None, None, _) => {
+            let ids: Vec<&str> = gpus.iter().map(|g| g.id.as_str()).collect();
+            let there =
+                if ids.is_empty() { "no GPU is known".to_owned() } else { format!("there are: {}", ids.join(", ")) };
+            Err(format!("no GPU `{name}`; {there}"))
+        }
+    }
+}
+
+/// Id of the container that a process of the host runs in.
+fn container_of(root: &Path, pid: u32) -> Option<String> {
+    container_in(&std::fs::read_to_string(root.join(format!("proc/{pid}/cgroup"))).ok()?)
+}
+
+/// Container id in the text of `/proc/PID/cgroup`: 64 hexadecimal digits, whatever the engine and cgroup version put
+/// around them.
+fn container_in(cgroup: &str) -> Option<String> {
+    cgroup.split(|c: char| !c.is_ascii_hexdigit()).find(|word| word.len() == 64).map(str::to_owned)
+}
+
+/// Exit code in an incident's words, such as `container exited 134 (SIGABRT)`.
+fn exit_code(why: &str) -> Option<i64> {
+    why.strip_prefix("container exited ")?.split(' ').next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_journal_remembers_can_be_read_by_the_next_labd() {
+        let golden: serde_json::Value =
+            serde_json::from_str(include_str!("../../tests/data/golden/memory.json")).expect("JSON");
+        crate::golden::holds::<Remembered>(&golden[MEMORY]);
+    }
+
+    #[test]
+    fn what_is_remembered_is_read_back() {
+        let mut remembered = Remembered { gpus: simulate::gpus(2, &[]), ..Remembered::default() };
+        let fault = health::by_code("xid-79").expect("a row");
+        remembered.judge.fault("SIM-0", fault, Timestamp::from_millis(1_000));
+        let text = serde_json::to_string(&remembered).expect("plain values");
+        assert_eq!(serde_json::from_str::<Remembered>(&text).expect("read back"), remembered);
+    }
+
+    #[test]
+    fn a_gpu_is_meant_by_its_id_its_beginning_or_its_worker() {
+        let gpus = simulate::gpus(12, &[]);
+        for name in ["SIM-10", "ray-worker-10"] {
+            assert_eq!(resolve(&gpus, name).map(|g| g.slot), Ok(10));
+        }
+        assert_eq!(resolve(&gpus, "SIM-2").map(|g| g.slot), Ok(2));
+        assert_eq!(resolve(&gpus, "SIM-1").map(|g| g.slot), Ok(1), "exactly that one, not SIM-10");
+        assert!(resolve(&gpus, "SIM").is_err_and(|e| e.contains("more than one")));
+        assert!(resolve(&gpus, "GPU-1").is_err_and(|e| e.contains("there are: SIM-0")));
+        assert!(resolve(&[], "GPU-1").is_err_and(|e| e.contains("no GPU is known")));
+    }
+
+    #[test]
+    fn a_process_is_placed_by_its_container() {
+        let id = "0123456789abcdef".repeat(4);
+        for text in [
+            format!("0::/system.slice/docker-{id}.scope\n"),
+            format!("12:pids:/docker/{id}\n11:cpu:/docker/{id}\n"),
+            format!("0::/user.slice/user-1000.slice/libpod-{id}.scope/container\n"),
+        ] {
+            assert_eq!(container_in(&text).as_ref(), Some(&id), "{text}");
+        }
+        assert_eq!(container_in("0::/user.slice/user-1000.slice/session-3.scope\n"), None);
+    }
+
+    #[test]
+    fn an_exit_code_is_read_from_an_incident() {
+        assert_eq!(exit_code("container exited 134 (SIGABRT)"), Some(134));
+        assert_eq!(exit_code("hung: no answer"), None);
+    }
+
+    #[test]
+    fn a_partition_has_its_own_numbers_and_its_gpus_troubles() {
+        let own =
+            Reading { id: "MIG-1".into(), ecc_uncorrected: Some(0), memory_used_bytes: Some(7), ..Reading::default() };
+        let whole = Reading {
+            id: "GPU-1".into(),
+            ecc_uncorrected: Some(5),
+            memory_used_bytes: Some(9),
+            temperature_c: Some(60.0),
+            remap_pending: true,
+            error: Some("NVML_ERROR_GPU_IS_LOST".into()),
+            ..Reading::default()
+        };
+        let both = with_parent("MIG-1", Some(own.clone()), Some(whole.clone())).expect("a reading");
+        assert_eq!((both.id.as_str(), both.ecc_uncorrected, both.memory_used_bytes), ("MIG-1", Some(0), Some(7)));
+        assert_eq!((both.temperature_c, both.remap_pending, both.error.is_some()), (Some(60.0), true, true));
+        assert_eq!(with_parent("MIG-1", None, Some(whole)).map(|r| r.id), Some("MIG-1".into()));
+        assert_eq!(with_parent("MIG-1", Some(own.clone()), None), Some(own));
+        assert_eq!(with_parent("MIG-1", None, None), None);
+    }
+
+    #[test]
+    fn partitions_share_a_slot_of_the_bus() {
+        assert!(same_slot("0000:41:00.0", "0000:41:00.1") && !same_slot("0000:41:00.0", "0000:42:00.0"));
+    }
+}

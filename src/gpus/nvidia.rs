@@ -1,0 +1,75 @@
+//! NVIDIA's GPUs: everything that is special about them.
+
+use std::{collections::BTreeSet, path::Path};
+
+use labd_gpu::{Device as Found, Vendor, line::Source};
+
+use super::{
+    attach::{EngineDevices, groups, nodes, only, paths},
+    faults,
+    probe::{Launch, embedded, labd, launch},
+    vendor::VendorDef,
+};
+use crate::spec::Device;
+
+/// Definition of the vendor NVIDIA.
+pub(super) static DEF: VendorDef = VendorDef {
+    vendor: Vendor::Nvidia,
+    name: "NVIDIA GPU",
+    sources,
+    attach,
+    owns: |device| match device {
+        Device::Node { path, .. } => path.starts_with("/dev/nvidia"),
+        Device::Cdi { name, .. } => name.starts_with("nvidia.com/"),
+        Device::Nvidia { .. } => true,
+    },
+    // What the toolkit puts in besides is its own business.
+    nodes_inside: |_| &["/dev/nvidia[0-9]*", "/dev/nvidiactl*"],
+    lists_by_id: |id| id.starts_with("GPU-") || id.starts_with("MIG-"),
+    ask_worker: &["nvidia-smi", "--list-gpus"],
+    explains_exits: false,
+    faults: faults::NVIDIA,
+};
+
+/// Executable `labd-probe-nvidia`, built for a glibc of its own; empty in a build without probes.
+const NVIDIA: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/labd-probe-nvidia"));
+
+fn sources(_: &Path, _: &Path) -> Vec<Option<Launch>> {
+    vec![
+        embedded("labd-probe-nvidia", NVIDIA).map(|program| launch(Source::Nvml, program)),
+        Some(labd(Source::NvidiaSmi, "nvidia-smi")),
+    ]
+}
+
+fn attach(found: &Found, engine: &EngineDevices) -> Result<Vec<Device>, String> {
+    const KIND: &str = "nvidia.com/gpu";
+    let own = only(paths(&found.nodes), is_one_nvidia);
+    let known = engine.cdi(KIND);
+    let same = |nodes: &BTreeSet<String>| only(nodes.iter().map(String::as_str), is_one_nvidia) == own;
+    let by_uuid = format!("{KIND}={}", found.id);
+    let uuid = known.get_key_value(by_uuid.as_str());
+    // Its own name is believed unless the nodes that come with it are another GPU's.
+    let uuid = uuid.filter(|(_, nodes)| own.is_empty() || nodes.is_none_or(same)).map(|(name, _)| *name);
+    let by_nodes = || known.iter().find(|(_, nodes)| !own.is_empty() && nodes.is_some_and(same)).map(|(name, _)| *name);
+    if let Some(name) = uuid.or_else(by_nodes) {
+        return Ok(vec![Device::Cdi { name: name.to_owned(), gids: groups(&found.nodes) }]);
+    }
+    if !["GPU-", "MIG-"].iter().any(|prefix| found.id.starts_with(prefix)) {
+        return Err(format!(
+            "{} has no UUID that it could be handed in by; see `nvidia-smi -L`, and `nvidia-smi -q` for what is wrong with it",
+            found.id
+        ));
+    }
+    let mut all = vec![Device::Nvidia { uuid: found.id.clone() }];
+    // The toolkit allows the nodes behind the engine's back, and `systemctl daemon-reload` forgets that. What the engine
+    // itself attaches is remembered: NVIDIA's own remedy.
+    all.extend(nodes(&found.nodes));
+    Ok(all)
+}
+
+/// Whether a node belongs to one NVIDIA GPU or one partition: `/dev/nvidiactl` and the like are everybody's.
+fn is_one_nvidia(path: &str) -> bool {
+    let number = path.strip_prefix("/dev/nvidia").or_else(|| path.strip_prefix("/dev/nvidia-caps/nvidia-cap"));
+    path.starts_with("/dev/nvidia-caps/")
+        || number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+}

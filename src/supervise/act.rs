@@ -1,0 +1,179 @@
+//! Decisions and the steps that follow, one at a time for each service.
+
+use std::{net::Ipv4Addr, time::Duration};
+
+use super::{
+    decide::{self, Action, Decision, Observation},
+    memory::stopping_key,
+    service::OwnStop,
+    supervisor::{AFTER_FAILURE, Supervisor, TaskMsg},
+};
+use crate::{
+    engine::{Engine, EngineError},
+    journal::{Entry as Record, Kind as RecordKind},
+    ray::Gcs,
+    snapshot::ServiceState,
+    spec::Kind,
+    time::{Now, Timestamp},
+};
+
+impl<E: Engine> Supervisor<E> {
+    /// Decides for one service and starts the step. Returns whether its state changed.
+    pub(super) fn decide(&mut self, name: &str) -> bool {
+        let now = Now::read();
+        let Some(entry) = self.entries.get(name) else { return false };
+        if entry.seen.is_none()
+            || entry.acting
+            || (entry.observing.is_some() && entry.unanswered(now.moment).is_none())
+            || entry.not_before.is_some_and(|at| at > now.moment)
+            || (self.down && self.carries_others(name))
+        {
+            return false;
+        }
+        let stale = entry.stale || entry.observing.is_some() || !self.engine;
+        if !stale {
+            self.mind_hold(name);
+        }
+        let wanted = self.wanted(name);
+        let (unmet, turn, spare_worker) = (self.unmet(name), self.turn(name, now.moment), self.spare_worker(name));
+        if !stale {
+            self.mind_change(name, &turn, now);
+        }
+        let gcs = self.p.ray.watch().borrow().gcs == Gcs::Reachable;
+        let seed = self.p.seed ^ name.bytes().fold(0, |h: u64, b| h.wrapping_mul(31).wrapping_add(u64::from(b)));
+        let image = self.image(name);
+        let bar = self.bar(name);
+        let void = self.void(name);
+        let container = self.p.desired.plan.container_name(name);
+        let away = self.away;
+        let Some(entry) = self.entries.get_mut(name) else { return false };
+        let Some(there) = entry.seen.clone() else { return false };
+        entry.not_before = None;
+        let situation = Observation {
+            name,
+            container: &container,
+            hash: &entry.hash,
+            start_deadline: entry.spec.as_ref().map_or(Duration::MAX, |s| s.start_deadline),
+            kill_silent: entry.spec.as_ref().is_none_or(|s| s.killed_when_silent),
+            stop_timeout: entry.spec.as_ref().map_or(Duration::ZERO, |s| s.container.stop_timeout),
+            is_ray_node: entry.kind().is_some_and(Kind::is_ray_node),
+            wanted,
+            seen: &there,
+            touched: entry.touched.as_ref(),
+            last_event: entry.last_event.filter(|&at| at >= entry.ran_at),
+            away,
+            oom: entry.container().and_then(|c| entry.shortage.as_ref()?.last_in(&c.id)),
+            health: void.as_ref().unwrap_or(&entry.health),
+            image: &image,
+            unmet,
+            gcs,
+            turn,
+            spare_worker,
+            bar: bar.as_ref(),
+            seed,
+        };
+        if stale {
+            // Nothing is done about what may be no more, and nothing is concluded from it; it is only shown.
+            let decision = decide::decide(&situation, &mut entry.memory.clone(), now);
+            let decision = Decision { wake: None, ..decision };
+            let shown =
+                matches!(decision.state, ServiceState::Ready | ServiceState::Unhealthy | ServiceState::Starting);
+            entry.wake = None;
+            return shown && decision.action == Action::None && self.show(name, &decision, now);
+        }
+        let decision = decide::decide(&situation, &mut entry.memory, now);
+        let changed = self.show(name, &decision, now);
+        self.follow(name, &decision, now.wall);
+        self.act(name, decision, now.wall);
+        changed
+    }
+
+    pub(super) fn act(&mut self, name: &str, decision: Decision, now: Timestamp) {
+        let Decision { action, reason, .. } = decision;
+        let Some(entry) = self.entries.get_mut(name) else { return };
+        let what = match &action {
+            Action::None => return,
+            Action::PrepareImage => {
+                if let Some(spec) = &entry.spec {
+                    self.p.images.want(spec.image);
+                }
+                return;
+            }
+            Action::TellGcs { .. } => "tell-gcs",
+            Action::Create => "create",
+            Action::Start { again: true, .. } => "restart",
+            Action::Start { again: false, .. } => "start",
+            Action::Stop { .. } => "stop",
+            Action::Kill { .. } => "kill",
+            Action::Remove { .. } => "remove",
+        };
+        tracing::info!(service = name, reason, "{what}");
+        // What is tried because a step does not succeed is told once: it is tried for as long as nobody helps.
+        if !entry.memory.is_stuck() {
+            entry.told.clear();
+        }
+        if entry.told.insert(what) || !entry.memory.is_stuck() {
+            self.p.journal.record(Record {
+                at: now,
+                service: Some(name.to_owned()),
+                kind: RecordKind::Action,
+                what: what.to_owned(),
+                reason,
+            });
+        }
+        entry.acting = true;
+        if let Action::Stop { id } = &action {
+            entry.own_stop = Some(OwnStop { id: id.clone(), from: now, to: None });
+            // A labd that is killed meanwhile must not take it for a stop by hand when it is back.
+            self.p.journal.set_memory(stopping_key(name), format!("{id} {}", now.as_millis()));
+        }
+        let (engine, tx, name) = (self.p.engine.clone(), self.tx.clone(), name.to_owned());
+        if let Action::TellGcs { reason } = action {
+            let address = entry.spec.as_ref().map_or(Ipv4Addr::UNSPECIFIED, |s| s.container.address);
+            let ray = self.p.ray.clone();
+            tokio::spawn(async move {
+                let told = ray.unregister(address, now, &reason).await;
+                let _ = tx.send(TaskMsg::Told(name, told));
+            });
+            return;
+        }
+        let (spec, network) = (entry.spec.clone(), self.p.desired.plan.network.clone());
+        tokio::spawn(async move {
+            let result = match (&action, spec) {
+                (Action::Create, Some(spec)) => match engine.ensure_network(&network).await {
+                    Ok(()) => engine.create(&name, &spec.container).await,
+                    Err(e) => Err(e),
+                },
+                // Its network may have been pruned while it was stopped; without one it is not started.
+                (Action::Start { id, .. }, _) => match engine.ensure_network(&network).await {
+                    Ok(()) => engine.start(id).await,
+                    Err(e) => Err(e),
+                },
+                (Action::Stop { id }, _) => engine.stop(id).await,
+                (Action::Kill { id }, _) => engine.kill(id).await,
+                (Action::Remove { id }, _) => engine.remove(id).await,
+                _ => Ok(()),
+            };
+            let _ = tx.send(TaskMsg::Done(name, action, result));
+        });
+    }
+
+    pub(super) fn done(&mut self, name: &str, action: &Action, result: Result<(), EngineError>) {
+        let now = Now::read();
+        let seed = self.p.seed;
+        let Some(entry) = self.entries.get_mut(name) else { return };
+        entry.acting = false;
+        let news = entry.memory.done(&result, now, seed);
+        if let Err(error) = result {
+            entry.not_before = Some(now.moment.plus(AFTER_FAILURE));
+            tracing::info!(service = name, %error, "a step failed");
+            if let (EngineError::NotFound(_), Some(spec), Action::Create) = (&error, &entry.spec, action) {
+                self.p.images.mark_missing(spec.image);
+            }
+        }
+        if let Some(line) = news {
+            self.note(RecordKind::Action, Some(name), "failed", &line);
+        }
+        self.observe(name);
+    }
+}
