@@ -222,17 +222,28 @@ pub struct Ports {
     pub grafana: u16,
     /// JupyterLab.
     pub jupyter: u16,
+    /// TensorBoard.
+    pub tensorboard: u16,
 }
 
 impl Default for Ports {
     fn default() -> Self {
-        Self { gcs: 6379, dashboard: 8265, s3: 9000, s3_console: 9001, prometheus: 9090, grafana: 3000, jupyter: 8888 }
+        Self {
+            gcs: 6379,
+            dashboard: 8265,
+            s3: 9000,
+            s3_console: 9001,
+            prometheus: 9090,
+            grafana: 3000,
+            jupyter: 8888,
+            tensorboard: 6006,
+        }
     }
 }
 
 impl Ports {
     /// Every port, by its setting's name, in the order above.
-    pub const fn each(&self) -> [(&'static str, u16); 7] {
+    pub const fn each(&self) -> [(&'static str, u16); 8] {
         [
             ("gcs", self.gcs),
             ("dashboard", self.dashboard),
@@ -241,6 +252,7 @@ impl Ports {
             ("prometheus", self.prometheus),
             ("grafana", self.grafana),
             ("jupyter", self.jupyter),
+            ("tensorboard", self.tensorboard),
         ]
     }
 }
@@ -263,11 +275,13 @@ pub struct Services {
     pub grafana: Service,
     /// JupyterLab.
     pub jupyter: Jupyter,
+    /// TensorBoard; off when absent.
+    pub tensorboard: Service,
 }
 
 impl Services {
     /// Settings that every service has, by its name, in the order above.
-    pub fn each(&self) -> [(&'static str, Service); 7] {
+    pub fn each(&self) -> [(&'static str, Service); 8] {
         [
             ("ray-head", self.ray_head.clone()),
             ("ray-driver", self.ray_driver.clone()),
@@ -276,6 +290,7 @@ impl Services {
             ("prometheus", self.prometheus.clone()),
             ("grafana", self.grafana.clone()),
             ("jupyter", self.jupyter.service()),
+            ("tensorboard", self.tensorboard.clone()),
         ]
     }
 }

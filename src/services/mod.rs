@@ -13,6 +13,7 @@ mod ray;
 pub mod ray_driver;
 pub mod ray_head;
 pub mod ray_worker;
+pub mod tensorboard;
 
 pub use draft::{Draft, Inputs, Place, Sizes};
 
@@ -29,7 +30,7 @@ const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
 /// Every service, in the order in which they are listed and started.
-pub static ALL: [&ServiceDef; 8] = [
+pub static ALL: [&ServiceDef; 9] = [
     &minio::DEF,
     &ray_head::DEF,
     &ray_driver::DEF,
@@ -38,6 +39,7 @@ pub static ALL: [&ServiceDef; 8] = [
     &front_door::DEF,
     &prometheus::DEF,
     &grafana::DEF,
+    &tensorboard::DEF,
 ];
 
 /// Definition of a service: everything that labd knows of it before it is planned.

@@ -112,6 +112,7 @@ s3_console = 0
 prometheus = 0
 grafana = 0
 jupyter = 0
+tensorboard = 0
 [images.build]
 {build_settings() if build is None else build}
 {head}

@@ -43,7 +43,7 @@ def lab(tmp_path_factory):
     lab.workspace, lab.written = shared / "workspace", shared / "written"
     lab.written.mkdir()
     lab.base = lab.base.replace("data_dir =", f'workspace = "{lab.workspace}"\ndata_dir =')
-    lab.write(f'[[mounts]]\nsource = "{lab.written}"\ntarget = "/mnt/written"\nread_only = false\n')
+    lab.write(f'[[mounts]]\nsource = "{lab.written}"\ntarget = "/mnt/written"\nread_only = false\n[services.tensorboard]\nenabled = true\n')
     with lab.running():
         yield lab
 
@@ -178,6 +178,7 @@ RIGHTS = {
     "jupyter": (PEOPLE, 16384, False),
     "minio": ([], 4096, True),
     "prometheus": (["DAC_OVERRIDE"], 2048, False),
+    "tensorboard": (["DAC_OVERRIDE"], 1024, True),
     "front-door": ([], 64, True),
 }
 BITS = {"CHOWN": 0, "DAC_OVERRIDE": 1, "FOWNER": 3, "KILL": 5, "SETGID": 6, "SETUID": 7}
@@ -227,6 +228,22 @@ def test_prometheus_answers_no_other_sites_page(lab):
     request = urllib.request.Request(url + "api/v1/query?query=up", headers={"Origin": "https://evil.example"})
     with urllib.request.urlopen(request, timeout=10) as answer:
         assert "Access-Control-Allow-Origin" not in answer.headers
+
+
+def test_tensorboard_reads_what_is_logged_in_the_workspace_and_writes_nothing(lab):
+    lab.exec("jupyter", "/opt/ray/bin/python", "-c", """
+from tensorboardX import SummaryWriter
+with SummaryWriter("/workspace/runs/first") as writer:
+    writer.add_scalar("loss", 0.5, 1)
+""")
+    url = lab.link("TensorBoard")
+
+    def runs():
+        with urllib.request.urlopen(url + "data/runs", timeout=10) as answer:
+            return json.load(answer)
+
+    wait_for("the run is shown", lambda: "runs/first" in runs(), 90)
+    assert "Read-only file system" in lab.exec("tensorboard", "touch", "/workspace/x", check=False).stderr
 
 
 # ---- the command line ----
