@@ -2,7 +2,7 @@
 
     ray job submit --working-dir samples -- python tune.py
 
-When its job was lost with its driver, labd runs this script again; `Tuner.restore` then goes on where the S3 store says:
+When its job was lost with its driver, labd runs this script again; `Tuner.restore` then continues where the S3 store says:
 finished trials are not run again, the others resume from the checkpoints it knows of (Tune saves its state every 10 s). A new
 search wants another --name.
 """

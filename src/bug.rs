@@ -22,7 +22,7 @@ pub fn end_with_the_first() {
         }
         // Nothing better can be done where even this cannot be written.
         let _ =
-            writeln!(std::io::stderr(), "labd: ends by a bug of its own, please report it; containers go on running");
+            writeln!(std::io::stderr(), "labd: ends because of a bug in it, please report it; containers keep running");
         std::process::exit(EXIT);
     }));
 }
@@ -70,7 +70,7 @@ mod tests {
             (done.status.code(), String::from_utf8_lossy(&done.stderr).into_owned())
         };
         let (code, said) = run(false);
-        assert!(code == Some(EXIT) && said.contains("ends by a bug of its own"), "{code:?}: {said}");
+        assert!(code == Some(EXIT) && said.contains("ends because of a bug in it"), "{code:?}: {said}");
         assert_eq!(run(true).0, Some(0));
     }
 }

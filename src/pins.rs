@@ -47,7 +47,7 @@ pub fn load(dir: &Path) -> Pins {
     let path = dir.join(FILE);
     match fs::read(&path) {
         Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
-            tracing::warn!("{} is not understood and made anew: {error}", path.display());
+            tracing::warn!("{} cannot be understood and is recreated: {error}", path.display());
             Pins::default()
         }),
         Err(error) => {

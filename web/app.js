@@ -155,7 +155,7 @@ function install(i) {
 
 function run(r) {
   const c = r.checkpoint;
-  const looked = r.looked_at ? `looked at ${exact(r.looked_at)}` : 'not looked at';
+  const looked = r.looked_at ? `listed ${exact(r.looked_at)}` : 'not listed';
   return make('tr', {},
     make('th', { scope: 'row' }, r.name,
       r.attempts > 1 ? make('span', { class: 'below' }, `worker group ${r.attempts}`) : null),

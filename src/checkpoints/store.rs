@@ -47,7 +47,7 @@ impl S3 {
     pub(super) fn new(store: &Store) -> Result<Self, String> {
         if store.endpoint.scheme() != "http" {
             return Err(
-                "labd does not look at checkpoints in an https store (it speaks no TLS); training uses them all the \
+                "labd does not list checkpoints in an https store (it does not speak TLS); training uses them all the \
                         same; see them with the store's own tools"
                     .to_owned(),
             );
@@ -65,7 +65,7 @@ impl S3 {
             list.with_continuation_token(from);
         }
         let body = self.get(list.sign(VALID), PAGE).await?;
-        let no_list = "the S3 store's answer is no list of objects; is `s3.endpoint` its address?";
+        let no_list = "the S3 store's answer is not a list of objects; is `s3.endpoint` its address?";
         let text = std::str::from_utf8(&body).map_err(|_| no_list.to_owned())?;
         let page = ListObjectsV2::parse_response(text).map_err(|_| no_list.to_owned())?;
         let objects = page.contents.into_iter().map(|o| Object {

@@ -128,7 +128,7 @@ fn note(run: &TrainRun, view: &RunView, in_store: bool, store: &StoreView, now: 
         let known = !store.bucket.is_empty() && !run.storage.is_empty();
         return known.then(|| {
             format!(
-                "keeps its checkpoints in {}, which labd does not look at; `storage_path=\"s3://{}\"` keeps them in the \
+                "keeps its checkpoints in {}, which labd does not list; `storage_path=\"s3://{}\"` keeps them in the \
                  lab's store",
                 run.storage, store.bucket
             )

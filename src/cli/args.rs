@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{config::DEFAULT_PATH, spec::ImageName};
 
-/// Where the daemon listens unless told otherwise.
+/// Default path of the daemon's socket.
 pub const DEFAULT_SOCKET: &str = "/run/labd/labd.sock";
 
 const EXIT_CODES: &str = "\
@@ -17,7 +17,7 @@ Exit codes:
   3   the daemon does not run
   4   no permission, such as for the daemon's socket
   5   it took longer than --timeout
-  6   there is no such service or job
+  6   no such service or job
   78  labd.toml is wrong";
 
 /// Runs a lab's GPU machine: Ray, MinIO, metrics and Jupyter are up and stay up.
@@ -30,7 +30,7 @@ pub struct Cli {
     pub(super) command: Command,
 }
 
-/// What every command takes.
+/// Options of every command.
 #[derive(Debug, Clone, Args)]
 pub struct Global {
     /// Configuration file
@@ -59,7 +59,7 @@ pub enum Color {
 pub(super) enum Command {
     /// Start the daemon if needed, wait until the lab is ready, print the links
     #[command(
-        after_help = "Examples:\n  labd up\n  labd up --simulate-gpus 2    # no GPU needed\n\nBuilding the images takes some minutes the first time. Ctrl-C leaves the lab coming up."
+        after_help = "Examples:\n  labd up\n  labd up --simulate-gpus 2    # no GPU needed\n\nBuilding the images takes some minutes the first time. After Ctrl-C the lab keeps starting."
     )]
     Up(Up),
     /// Stop and remove every container and end the daemon; volumes and images are kept
@@ -99,13 +99,13 @@ pub(super) enum Command {
     /// Make the daemon read labd.toml again; a broken one is refused
     #[command(after_help = "Examples:\n  labd config check && labd reload")]
     Reload,
-    /// Recreate now what waits with changed settings, whatever runs on it
+    /// Recreate now the containers that wait for changed settings, even while jobs run in them
     #[command(after_help = "Examples:\n  labd plan --diff\n  labd apply")]
     Apply,
-    /// Show what labd.toml and this machine come to
+    /// Show the plan that follows from labd.toml and this machine
     #[command(after_help = "Examples:\n  labd plan\n  labd plan --diff\n  labd plan --simulate-gpus 4 --json")]
     Plan(Plan),
-    /// Show what you log in with
+    /// Show the users, passwords and tokens for logging in
     #[command(
         after_help = "Examples:\n  sudo labd credentials\n  export RAY_AUTH_TOKEN=$(sudo labd credentials --json | jq -r '.[0].secret')"
     )]
@@ -119,14 +119,14 @@ pub(super) enum Command {
     /// Check or show the configuration
     #[command(subcommand, after_help = "Examples:\n  labd config check\n  labd config check ./new.toml")]
     Config(Config),
-    /// Look for everything that may be wrong with this machine, and say what fixes it
+    /// Check everything that may be wrong with this machine, and show how to fix it
     #[command(
-        after_help = "Examples:\n  sudo labd doctor\n  labd doctor --json | jq '.checks[] | select(.verdict == \"fail\")'\n\nNeeds no daemon and changes nothing. Each finding comes with the commands that fix it, for a root shell.\nExits 1 when something failed; warnings are no failure."
+        after_help = "Examples:\n  sudo labd doctor\n  labd doctor --json | jq '.checks[] | select(.verdict == \"fail\")'\n\nNeeds no daemon and changes nothing. Each finding comes with the commands that fix it, for a root shell.\nExits 1 when something failed; a warning is not a failure."
     )]
     Doctor(Json),
     /// Install this executable, its systemd unit and a commented labd.toml, and start labd
     #[command(
-        after_help = "Examples:\n  sudo ./labd install\n  sudo ./labd install --no-start\n  ./labd install --root ./package    # files only\n\nA second time it says `unchanged`. An upgrade restarts the daemon; containers go on running.\nA labd.toml that is there stays as it is."
+        after_help = "Examples:\n  sudo ./labd install\n  sudo ./labd install --no-start\n  ./labd install --root ./package    # files only\n\nA second time it says `unchanged`. An upgrade restarts the daemon; containers keep running.\nA labd.toml that is there stays as it is."
     )]
     Install(Install),
     /// Remove what `labd install` installed; data, labd.toml, volumes and images are kept
@@ -156,7 +156,7 @@ pub(super) enum Command {
 
 #[derive(Debug, Clone, Args)]
 pub(super) struct Run {
-    /// Pretend that the machine has N GPUs
+    /// Simulate N GPUs
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=16))]
     pub(super) simulate_gpus: Option<u32>,
 }
@@ -190,7 +190,7 @@ pub(super) struct Status {
     /// Print the snapshot
     #[arg(long, conflicts_with = "watch")]
     pub(super) json: bool,
-    /// Keep showing it
+    /// Keep showing the status
     #[arg(long, short)]
     pub(super) watch: bool,
 }
@@ -218,35 +218,35 @@ pub(super) enum JobsCommand {
 
 #[derive(Debug, Clone, Args)]
 pub(super) struct Logs {
-    /// Which service, such as `ray-head`
+    /// Name of the service, such as `ray-head`
     pub(super) service: String,
-    /// Go on as it prints more
+    /// Keep printing new lines
     #[arg(long, short)]
     pub(super) follow: bool,
-    /// How many of the last lines
+    /// Number of last lines to print
     #[arg(long, short = 'n', value_name = "LINES", default_value_t = 200)]
     pub(super) tail: usize,
 }
 
 #[derive(Debug, Clone, Args)]
 pub(super) struct Events {
-    /// Go on as more happens
+    /// Keep printing new events
     #[arg(long, short)]
     pub(super) follow: bool,
     /// One JSON object per line
     #[arg(long)]
     pub(super) json: bool,
-    /// Of one service only
+    /// Only events of this service
     #[arg(long, value_name = "NAME")]
     pub(super) service: Option<String>,
-    /// How many of the last ones
+    /// Number of last events to print
     #[arg(short = 'n', long = "last", value_name = "COUNT", default_value_t = 50)]
     pub(super) last: usize,
 }
 
 #[derive(Debug, Clone, Args)]
 pub(super) struct Service {
-    /// Which service, such as `ray-worker-0`
+    /// Name of the service, such as `ray-worker-0`
     pub(super) service: String,
 }
 
@@ -263,7 +263,7 @@ pub(super) struct Plan {
 
 #[derive(Debug, Clone, Args)]
 pub(super) struct Install {
-    /// Install below this folder, for packaging: files only, systemd is told nothing
+    /// Install below this folder, for packaging: files only, without telling systemd
     #[arg(long, value_name = "DIR")]
     pub(super) root: Option<PathBuf>,
     /// Do not start or restart the daemon
@@ -273,7 +273,7 @@ pub(super) struct Install {
 
 #[derive(Debug, Clone, Args)]
 pub(super) struct Uninstall {
-    /// Remove from below this folder: files only, systemd is told nothing
+    /// Remove from below this folder: files only, without telling systemd
     #[arg(long, value_name = "DIR")]
     pub(super) root: Option<PathBuf>,
 }
@@ -287,16 +287,16 @@ pub(super) struct Json {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Gpu {
-    /// Which GPUs there are, what they do, and what is wrong with them
+    /// List the GPUs, their readings and their faults
     List(Json),
-    /// Put a quarantined GPU back to work; of one that is gone for good: forget it
+    /// Put a quarantined GPU back to work, or forget one that is gone for good
     Release {
         /// Its id, the beginning of it, or its worker, such as `ray-worker-3`
         gpu: String,
     },
     /// List the faults labd knows: what they mean, what labd does, what you must do
     Faults(Json),
-    /// Let a simulated GPU have a fault, to see what happens
+    /// Give a simulated GPU a fault, to see what happens
     Drill {
         /// Its id or its worker
         gpu: String,
@@ -307,9 +307,9 @@ pub(super) enum Gpu {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Images {
-    /// Which images there are and where they come from
+    /// List the images and where they come from
     List(Json),
-    /// Build images now, present ones anew
+    /// Build images now, and rebuild present ones
     Build(ImageNames),
     /// Pull images that labd.toml names by reference
     Pull(ImageNames),
@@ -322,7 +322,7 @@ pub(super) enum Images {
 
 #[derive(Debug, Clone, Args)]
 pub(super) struct ImageNames {
-    /// Which images: ray, minio, prometheus, grafana; all that apply when none is named
+    /// Images: ray, minio, prometheus, grafana; all that apply when none is named
     #[arg(value_parser = image_name)]
     pub(super) names: Vec<ImageName>,
 }
@@ -336,7 +336,7 @@ fn image_name(text: &str) -> Result<ImageName, String> {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Config {
-    /// Say whether a file is right, and if not, which line is wrong
+    /// Check a file, and name the line that is wrong
     Check {
         /// The file; --config when absent
         file: Option<PathBuf>,

@@ -56,14 +56,14 @@ pub(super) async fn doctor(global: &Global, json: bool, out: &mut Out) -> Result
     if json {
         out.json(&Report { version: env!("CARGO_PKG_VERSION"), ok, skipped, warn, fail, checks: &checks })?;
     } else {
-        out.line(&format!("\n{ok} ok, {skipped} skipped, {warn} to be warned of, {fail} failed"))?;
+        out.line(&format!("\n{ok} ok, {skipped} skipped, {warn} with warnings, {fail} failed"))?;
     }
     if fail == 0 {
         return Ok(());
     }
     let mut names: Vec<&str> = checks.iter().filter(|c| c.verdict == Verdict::Fail).map(|c| c.name.as_str()).collect();
     names.dedup();
-    Err(Failure::new(Exit::Failure, format!("not as it should be: {}", names.join(", "))))
+    Err(Failure::new(Exit::Failure, format!("checks failed: {}", names.join(", "))))
 }
 
 async fn daemon(global: &Global) -> DaemonSeen {

@@ -65,7 +65,8 @@ async fn start(global: &Global, no_start: bool, binary: bool, unit: bool, out: &
     }
     let active = is("is-active").await;
     if no_start {
-        let what = if active { "the daemon runs on as it is" } else { "`systemctl start labd` starts the daemon" };
+        let what =
+            if active { "the daemon keeps running unchanged" } else { "`systemctl start labd` starts the daemon" };
         return say(out, "skipped", what);
     }
     if active && !binary && !unit {
@@ -81,7 +82,7 @@ async fn start(global: &Global, no_start: bool, binary: bool, unit: bool, out: &
         ));
     }
     systemctl(&["restart", "labd"]).await?;
-    say(out, if active { "restarted" } else { "started" }, "labd.service; `labd up` shows the lab coming up")
+    say(out, if active { "restarted" } else { "started" }, "labd.service; `labd up` shows how the lab starts")
 }
 
 /// Process id of a daemon that somebody started without systemd, on the socket that the unit uses.

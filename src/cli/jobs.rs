@@ -157,7 +157,7 @@ fn one(job: &Folded<'_>, run: Option<&RunView>, installs: &[&Value], now: Timest
     match (&job.run, run) {
         (Some(name), Some(run)) => row("run", &format!("{name}, {}", run.status.map_or("-", |status| status.as_str()))),
         (Some(name), None) => row("run", name),
-        (None, _) => row("run", "none that Ray Train tells of"),
+        (None, _) => row("run", "none that Ray Train reports"),
     }
     if !job.workers.is_empty() {
         row("runs on", &job.workers.join(", "));

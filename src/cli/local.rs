@@ -167,13 +167,13 @@ pub(super) async fn diff(global: &Global, args: &args::Plan, out: &mut Out) -> R
         return out.json(&all);
     }
     if all.is_empty() {
-        out.line("every container is what is wanted")?;
+        out.line("every container is up to date")?;
     } else {
         let rows: Vec<Vec<String>> = all.into_iter().map(|d| vec![d.service, d.when, shortened(&d.why)]).collect();
         out.text(&table(&["SERVICE", "WHEN", "WHY"], &rows))?;
     }
     match drift {
-        Some(line) => out.line(&format!("the machine is another than the lab was planned for: {line}")),
+        Some(line) => out.line(&format!("the machine differs from the one that the lab was planned for: {line}")),
         None => Ok(()),
     }
 }
@@ -538,7 +538,7 @@ mod tests {
         let env = specs("[ray]\nenv = { A = \"b\" }", "SIM-0");
         assert_eq!(said("ray-worker-0", &env, runs.clone()), pair("when nothing runs on it", "env A"));
         assert_eq!(said("ray-head", &env, runs.clone()), pair("when no job runs, at the latest after 1 d", "env A"));
-        assert_eq!(said("jupyter", &env, runs.clone()), pair("at its next stop, for the sake of its kernels", "env A"));
+        assert_eq!(said("jupyter", &env, runs.clone()), pair("at its next stop, because of its kernels", "env A"));
         assert_eq!(said("ray-worker-0", &env, RunState::Created), pair("now", "env A"));
         let other = said("ray-worker-0", &specs("", "SIM-7"), runs.clone()).expect("another GPU");
         assert_eq!(other.0, "now, one worker at a time");

@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_log_does_not_grow_for_ever() {
+    fn the_log_does_not_grow_forever() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = beside(&dir.path().join("labd.sock"));
         let mut log = begin(&path).expect("opened");

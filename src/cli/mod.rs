@@ -72,10 +72,7 @@ async fn interrupted(up: bool) -> Failure {
         std::future::pending::<()>().await;
     }
     text::restore_terminal();
-    Failure::new(
-        Exit::Interrupted,
-        if up { "the lab goes on coming up in the background; see `labd status`" } else { "" },
-    )
+    Failure::new(Exit::Interrupted, if up { "the lab keeps starting in the background; see `labd status`" } else { "" })
 }
 
 async fn dispatch(cli: Cli) -> Result<(), Failure> {

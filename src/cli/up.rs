@@ -157,7 +157,7 @@ async fn wait(client: &Client<'_>, out: &mut Out) -> Result<Snapshot, Failure> {
         if out.is_terminal() {
             let table = status::services(&snapshot.services, Timestamp::now(), out.style());
             let seconds = begun.elapsed().as_secs();
-            out.redraw(&format!("the lab comes up ({seconds} s)\n\n{table}"))?;
+            out.redraw(&format!("the lab is starting ({seconds} s)\n\n{table}"))?;
             continue;
         }
         // Services that wait for the same image would all say the same.
@@ -202,6 +202,6 @@ pub(super) async fn down(global: &Global, args: &args::Down, out: &mut Out) -> R
         tokio::time::sleep(LOOK).await;
     }
     // What the engine did not let go of is still there, and it says why once more.
-    local::down(global).await.map_err(|failure| failure.because("the lab is down but for what the engine keeps"))?;
+    local::down(global).await.map_err(|failure| failure.because("the lab is down except for what the engine keeps"))?;
     out.line(DONE)
 }

@@ -1,4 +1,5 @@
-//! What a type cannot say of `labd.toml`: values that are too large, that exclude each other, or that name what is not there.
+//! Checks of `labd.toml` that types cannot express: values that are too large, that exclude each other, or that name
+//! what is not there.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -30,7 +31,7 @@ impl Config {
             return wrong(
                 &["network", "publish"],
                 format!(
-                    "\"{address}\" is an IPv6 address, and the lab's network has IPv4 alone: nothing would answer there; use \
+                    "\"{address}\" is an IPv6 address, and the lab's network has only IPv4: nothing would answer there; use \
                      \"0.0.0.0\" for every address of this machine, or one of its IPv4 addresses"
                 ),
             );
@@ -41,7 +42,7 @@ impl Config {
         if let Some(address) = &self.node.address
             && (address.is_empty() || address.contains(['/', ' ', '@']))
         {
-            return wrong(&["node", "address"], format!("{address:?} is no host; use an address or a name alone"));
+            return wrong(&["node", "address"], format!("{address:?} is not a host; use only an address or a name"));
         }
         self.check_mounts()?;
         let cpus = [("cpus_per_worker", self.ray.cpus_per_worker), ("driver_cpus", self.ray.driver_cpus)];
@@ -54,7 +55,10 @@ impl Config {
             return wrong(&["ray", "object_store"], "Ray needs at least `\"75 MiB\"`".into());
         }
         if self.ray.packages_limit.is_some_and(|b| b.get() < 1 << 30) {
-            return wrong(&["ray", "packages_limit"], "holds no environment of a job; use at least `\"1 GiB\"`".into());
+            return wrong(
+                &["ray", "packages_limit"],
+                "is too small for a job's environment; use at least `\"1 GiB\"`".into(),
+            );
         }
         for (name, value) in &self.ray.env {
             if let Err(text) = environment::check(name, value) {
@@ -98,13 +102,13 @@ impl Config {
         {
             return wrong(
                 &["images", "build", "torch"],
-                format!("{torch:?} is no index; use \"pypi\", \"debian\", \"none\", or the URL of one"),
+                format!("{torch:?} is not a package index; use \"pypi\", \"debian\", \"none\", or the URL of one"),
             );
         }
         if self.images.build.torch.as_deref() == Some("debian") && self.images.build.torch_version.is_some() {
             return wrong(
                 &["images", "build", "torch_version"],
-                "Debian has one version alone; remove this line".into(),
+                "Debian has only one version; remove this line".into(),
             );
         }
         self.check_packages()?;

@@ -70,7 +70,7 @@ pub fn check(name: &str, value: &str) -> Result<(), String> {
     if let Some((_, setting)) = OWN.iter().find(|(own, _)| *own == name) {
         let instead = match *setting {
             "" => "remove it; one job can have its own in its `runtime_env`".to_owned(),
-            setting => format!("use {setting} in its place"),
+            setting => format!("use {setting} instead"),
         };
         return Err(format!("`{name}` is set by labd itself; {instead}"));
     }

@@ -554,8 +554,8 @@ impl Config {
 /// The first three bytes of a /24 in CIDR notation. Fails with what would be right.
 pub fn parse_subnet(text: &str) -> Result<[u8; 3], String> {
     let right = "use a /24 such as `198.18.100.0/24`";
-    let (address, bits) = text.split_once('/').ok_or_else(|| format!("{text:?} is no subnet; {right}"))?;
-    let address: Ipv4Addr = address.parse().map_err(|_| format!("{text:?} is no IPv4 subnet; {right}"))?;
+    let (address, bits) = text.split_once('/').ok_or_else(|| format!("{text:?} is not a subnet; {right}"))?;
+    let address: Ipv4Addr = address.parse().map_err(|_| format!("{text:?} is not an IPv4 subnet; {right}"))?;
     let [a, b, c, d] = address.octets();
     if bits != "24" || d != 0 {
         return Err(format!("{text:?} is not a /24; {right}"));

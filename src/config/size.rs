@@ -32,7 +32,7 @@ impl Bytes {
 
     /// Reads a size such as `16 GiB`. Fails with what would be right.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is no size; write \"16 GiB\" or \"512 MiB\"");
+        let wrong = || format!("{text:?} is not a valid size; write \"16 GiB\" or \"512 MiB\"");
         let lower = text.trim().to_ascii_lowercase();
         let split = lower.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(lower.len());
         let (number, unit) = (lower[..split].trim(), &lower[split..]);

@@ -117,7 +117,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let planned = pins.machine.get_or_insert_with(|| facts.clone()).clone();
     pins::save(&data_dir, &pins);
     if let Some(line) = pins::drift(&planned, &facts) {
-        note(&journal, "machine", &format!("the machine is another than the lab was planned for: {line}"));
+        note(&journal, "machine", &format!("the machine differs from the one that the lab was planned for: {line}"));
     }
     let planned = Arc::new(Mutex::new(planned));
     let machine = Machine { facts: planned, simulate: options.simulate_gpus, subnet, gpus: gpus.watch() };
@@ -248,7 +248,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     if down && root_user {
         guard::take_down(&lab).await;
     }
-    note(&journal, "stopped", if down { "the lab is down" } else { "containers go on running" });
+    note(&journal, "stopped", if down { "the lab is down" } else { "containers keep running" });
     stop.send_replace(true);
     while servers.join_next().await.is_some() {}
     // A hanging disk must not keep the daemon.

@@ -84,7 +84,7 @@ pub(super) async fn in_time<T: Send + 'static, E: Send + 'static>(
 ) -> Result<Result<T, Late>, E> {
     match tokio::time::timeout(limit, tokio::task::spawn_blocking(work)).await {
         Ok(Ok(done)) => done.map(Ok),
-        Ok(Err(_)) => Ok(Err(Late(format!("what `{what}` names could not be looked at")))),
+        Ok(Err(_)) => Ok(Err(Late(format!("what `{what}` names could not be read")))),
         Err(_) => Ok(Err(Late(format!(
             "what `{what}` names does not answer within {}: is it on a network file system whose server is away?",
             human(limit)

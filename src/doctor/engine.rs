@@ -104,7 +104,7 @@ fn judge_confinement(setup: &Setup, enforcing: bool, data_dir: &Path) -> Vec<Che
     if setup.root_dir.starts_with("/var/snap/") {
         checks.push(Check::fail(
             NAME,
-            format!("Docker is a snap, which sees home directories alone: its containers cannot have {data_dir}"),
+            format!("Docker is a snap, which sees only home directories: its containers cannot have {data_dir}"),
             "# its images and volumes go with it: copy what you need of them first\nsnap remove docker\n\
              apt-get install docker.io",
         ));
@@ -233,7 +233,7 @@ fn edit(settings: Option<&str>) -> String {
         }
         Ok(map) if !map.is_empty() => format!(r#"sed -i '0,/{{/s//{{ "live-restore": true,/' {SETTINGS}"#),
         // Not JSON: whatever it is must not be overwritten.
-        Err(_) if !text.is_empty() => format!("# {SETTINGS} is no JSON: mend it, and add \"live-restore\": true"),
+        Err(_) if !text.is_empty() => format!("# {SETTINGS} is not JSON: correct it, and add \"live-restore\": true"),
         _ => {
             let folder = Path::new(SETTINGS).parent().unwrap_or(Path::new("/")).display();
             format!("mkdir -p {folder}\necho '{{ \"live-restore\": true }}' >{SETTINGS}")
@@ -340,7 +340,7 @@ mod tests {
                 assert_eq!(after[key], *value, "{fix}");
             }
         }
-        assert!(edit(Some("{ dns: }")).starts_with("# "), "what is no JSON is left alone");
+        assert!(edit(Some("{ dns: }")).starts_with("# "), "what is not JSON is left alone");
     }
 
     #[test]

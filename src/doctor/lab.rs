@@ -62,7 +62,7 @@ pub(super) async fn daemon(scene: &Scene) -> Vec<Check> {
             let standing = scene.standing().await.unwrap_or_default();
             let ours = standing.iter().filter(|c| c.running && c.lab == Some(scene.config().lab.name)).count();
             let why = if ours > 0 {
-                format!("does not run: {} not watched over", count(ours, "container"))
+                format!("does not run: {} not supervised", count(ours, "container"))
             } else {
                 "does not run".to_owned()
             };
@@ -124,7 +124,7 @@ fn judge_unit(said: &str, file: Option<&str>) -> Check {
 pub(super) async fn services(scene: &Scene) -> Vec<Check> {
     const NAME: &str = "services";
     let Some(snapshot) = scene.snapshot() else {
-        return vec![Check::skipped(NAME, "the daemon does not say how they are")];
+        return vec![Check::skipped(NAME, "the daemon does not report their states")];
     };
     let mut checks = Vec::new();
     let (mut ready, mut on) = (0, 0);

@@ -239,7 +239,7 @@ fn judge_clock(kept: Option<bool>, mirror: &mirrors::Answer) -> Check {
     }
     match (kept, mirror.skew_seconds) {
         (Some(true), _) => Check::ok(NAME, "kept in time over the network"),
-        (Some(false), Some(_)) => Check::warn(NAME, format!("right by {}, but nothing keeps it so", mirror.host), FIX),
+        (Some(false), Some(_)) => Check::warn(NAME, format!("right by {}, but not kept in time", mirror.host), FIX),
         (Some(false), None) => Check::warn(NAME, "nothing keeps it in time", FIX),
         (None, Some(_)) => Check::ok(NAME, format!("agrees with {}", mirror.host)),
         (None, None) => Check::skipped(NAME, "neither systemd nor a package mirror says what time it is"),

@@ -1,4 +1,4 @@
-//! Mirrors and registries: whether what builds and pulls need can be reached, and what time they say it is.
+//! Checks of mirrors and registries: whether what builds and pulls need can be reached, and what time they say it is.
 
 use std::time::Duration;
 
@@ -151,7 +151,7 @@ fn judge_packages(
         if needed.is_empty() {
             continue;
         }
-        let why = format!("{} {}: {trouble}; not to be had: {}", place.what, answer.host, words(&needed));
+        let why = format!("{} {}: {trouble}; unavailable: {}", place.what, answer.host, words(&needed));
         let setting = match place.what {
             "Debian mirror" => "images.build.debian_mirror",
             "PyPI" => "images.build.pip_index_url",
@@ -176,7 +176,7 @@ fn judge_packages(
 /// whether somebody is there, not what it says.
 async fn ask(url: &str, config: &Config) -> Answer {
     let Ok(url) = Url::parse(url) else {
-        return Answer { host: url.to_owned(), trouble: Some("is no URL".to_owned()), skew_seconds: None };
+        return Answer { host: url.to_owned(), trouble: Some("is not a URL".to_owned()), skew_seconds: None };
     };
     let host = url.host_str().unwrap_or_default().to_owned();
     match tokio::time::timeout(REACH, reach(&url, config)).await {
@@ -224,8 +224,11 @@ async fn reach(url: &Url, config: &Config) -> Result<Option<i64>, String> {
         }
     }
     let head = String::from_utf8_lossy(&head).into_owned();
-    let status: u16 =
-        head.split_whitespace().nth(1).and_then(|s| s.parse().ok()).ok_or_else(|| format!("{by}speaks no HTTP"))?;
+    let status: u16 = head
+        .split_whitespace()
+        .nth(1)
+        .and_then(|s| s.parse().ok())
+        .ok_or_else(|| format!("{by}does not speak HTTP"))?;
     // Whatever else a place says of its front page, it is there; a proxy that refuses or cannot reach it is not.
     if (proxy.is_some() && tls && status != 200) || matches!(status, 407 | 502..=504) {
         return Err(format!("{by}answers {status}"));
@@ -295,7 +298,7 @@ mod tests {
         let all = [ImageName::Ray, ImageName::Grafana];
         let found = judge_packages(&answers, &all, |n| n == ImageName::Grafana);
         assert_eq!((found.len(), found[0].verdict), (1, Verdict::Warn), "{found:?}");
-        assert!(found[0].why.ends_with("not to be had: grafana"), "{}", found[0].why);
+        assert!(found[0].why.ends_with("unavailable: grafana"), "{}", found[0].why);
         let none: Vec<(Place, Answer)> =
             answers.into_iter().map(|(p, a)| (p, Answer { trouble: Some("no".into()), ..a })).collect();
         assert!(judge_packages(&none, &all, |_| false).iter().all(|c| c.verdict == Verdict::Fail));

@@ -284,7 +284,7 @@ async fn bounded(name: &'static str, work: Work, deadline: Duration) -> Vec<Chec
     let stop = task.abort_handle();
     match tokio::time::timeout(deadline, task).await {
         Ok(Ok(checks)) => checks,
-        Ok(Err(_)) => vec![Check::warn(name, "could not be looked at: a bug in labd", "# please report it")],
+        Ok(Err(_)) => vec![Check::warn(name, "could not be checked: a bug in labd", "# please report it")],
         Err(_) => {
             stop.abort();
             let why = format!("did not end within {} s: something it asks hangs", deadline.as_secs());

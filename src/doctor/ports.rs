@@ -1,4 +1,4 @@
-//! Ports of the host: whether what the lab publishes is free.
+//! Checks of the host's ports: whether those that the lab publishes are free.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

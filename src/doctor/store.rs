@@ -1,4 +1,4 @@
-//! The S3 store: which known holes the image in use has.
+//! Checks of the S3 store: which known vulnerabilities the image in use has.
 
 use super::{Check, Scene};
 use crate::services;
@@ -12,7 +12,7 @@ pub(super) async fn store(scene: &Scene) -> Vec<Check> {
     if let Some(s3) = &config.s3
         && !services::minio::DEF.is_enabled(config)
     {
-        return vec![Check::skipped(NAME, format!("{} is not labd's to judge", s3.endpoint))];
+        return vec![Check::skipped(NAME, format!("{} is not checked by labd", s3.endpoint))];
     }
     vec![judge_store(config.images.minio.as_deref())]
 }

@@ -1,4 +1,5 @@
-//! The lab's subnet: whether it is nobody else's, whether its containers reach this machine, and who else reaches them.
+//! Checks of the lab's subnet: whether it is nobody else's, whether its containers reach this machine, and who else
+//! reaches them.
 
 use std::{
     collections::BTreeSet,

@@ -299,7 +299,7 @@ async fn put_package(From(door): From<FrontDoor>, Path(name): Path<String>, requ
             return door.pass(request).await;
         }
         None => {
-            door.unkept(&name, "its name can name no file").await;
+            door.unkept(&name, "its name is not a valid file name").await;
             return door.pass(request).await;
         }
     };
@@ -348,7 +348,7 @@ fn answer(reply: Reply) -> Response {
 
 /// Answer while the head is away: nothing is lost, and the client is told to come again.
 fn away(reason: &str) -> Response {
-    let text = format!("{reason}; labd brings it back, jobs that train go on: `labd status` shows how far it is\n");
+    let text = format!("{reason}; labd brings it back, jobs in training continue: `labd status` shows the progress\n");
     let headers = [
         (header::RETRY_AFTER, RETRY_AFTER),
         (header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8")),

@@ -123,7 +123,7 @@ impl Follower {
                     }
                     match outcome {
                         Outcome::Lost { why, next: Next::As(next) } => {
-                            self.say(&format!("{now_at} was lost ({why}); {next} goes on")).await?;
+                            self.say(&format!("{now_at} was lost ({why}); {next} continues")).await?;
                             self.log = Log { at_line_start: true, ..Log::default() };
                             now_at = next;
                         }

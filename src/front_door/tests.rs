@@ -264,7 +264,7 @@ async fn a_websocket_passes() {
 }
 
 #[tokio::test]
-async fn a_submission_is_recorded_placed_and_handed_in_and_a_strangers_or_a_pages_is_only_passed_on() {
+async fn a_submission_is_recorded_placed_and_submitted_and_a_strangers_or_a_pages_is_only_passed_on() {
     let rig = Rig::new().await;
     let body = json!({ "entrypoint": "python train.py", "submission_id": "food11" }).to_string();
     rig.ask(Method::POST, "/api/jobs/", &[], body.clone()).await;
@@ -442,7 +442,7 @@ impl Rig {
     async fn lose(&self, id: &str) {
         self.lists(&[(id, JobStatus::Failed, Some(crate::ray::ErrorType::JobSupervisorActorDied))]);
         let next = format!("{id}-r1");
-        self.until(|v| v.jobs.iter().any(|j| j.submission_id == next && j.message.contains("goes on"))).await;
+        self.until(|v| v.jobs.iter().any(|j| j.submission_id == next && j.message.contains("continues"))).await;
         tokio::time::sleep(Duration::from_millis(3)).await;
     }
 
@@ -490,7 +490,7 @@ async fn a_log_is_followed_over_a_break_over_the_heads_absence_and_into_the_next
     rig.says("a-r1", "SUCCEEDED");
     rig.lose("a").await;
     let (text, code) = tokio::time::timeout(Duration::from_secs(20), client).await.expect("it ends").expect("no panic");
-    let line = "labd: a was lost (the process that watches its driver died); a-r1 goes on\n";
+    let line = "labd: a was lost (the process that watches its driver died); a-r1 continues\n";
     assert_eq!((text, code), (format!("epoch 1\nepoch 2\n{line}resumed\n"), Some(1000)));
 }
 

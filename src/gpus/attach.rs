@@ -45,7 +45,7 @@ impl EngineDevices {
 /// the GPU cannot be attached alone.
 pub fn container_devices(found: &Found, engine: &EngineDevices) -> Result<Vec<Device>, String> {
     if found.divided {
-        return Err(format!("{} is divided into partitions, which are handed out instead of it", found.id));
+        return Err(format!("{} is divided into partitions, which are attached instead of it", found.id));
     }
     vendor::of(found.vendor).map_or_else(|| Ok(Vec::new()), |def| (def.attach)(found, engine))
 }
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn an_nvidia_gpu_is_handed_in_by_its_own_name_or_its_own_nodes() {
+    fn an_nvidia_gpu_is_attached_by_its_own_name_or_its_own_nodes() {
         let none = engine(&[], None);
         let toolkit = engine(&[("etc/cdi/nvidia.yaml", cdi::tests::NVIDIA)], None);
         let ctl = ("/dev/nvidiactl", 0);
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_partition_is_handed_in_and_never_its_gpu() {
+    fn a_partition_is_attached_and_never_its_gpu() {
         let yaml = "kind: nvidia.com/gpu\ndevices:\n- name: '0:0'\n  containerEdits: {deviceNodes: [{path: /dev/nvidia0}, \
                     {path: /dev/nvidia-caps/nvidia-cap12}]}\n- name: '0:1'\n  containerEdits: {deviceNodes: [{path: \
                     /dev/nvidia0}, {path: /dev/nvidia-caps/nvidia-cap21}]}\n";

@@ -1,4 +1,4 @@
-//! How the rest of labd asks of the GPUs, and of their manager.
+//! Handle on the GPUs and their manager, for the rest of labd.
 
 use std::{sync::Arc, time::Duration};
 

@@ -426,7 +426,7 @@ impl GpuManager {
                 self.remembered.slots.forget(&id);
                 self.remembered.gpus.retain(|g| g.id != id);
                 self.record(None, "forgotten", &format!("GPU {id}: gone, and forgotten by hand"));
-                Ok(format!("{id}: is forgotten; {worker} goes"))
+                Ok(format!("{id}: is forgotten; {worker} is removed"))
             }
             Order::Release { .. } => Ok(format!("{id}: is neither quarantined nor gone")),
             Order::Drill { .. } if gpu.vendor != Vendor::Simulated => {
@@ -608,7 +608,7 @@ fn resolve<'a>(gpus: &'a [Gpu], name: &str) -> Result<&'a Gpu, String> {
     let exact = gpus.iter().find(|g| g.id == name || worker_name(g.slot) == name);
     match (exact, begins.next(), begins.next()) {
         (Some(gpu), _, _) | (None, Some(gpu), None) => Ok(gpu),
-        (None, Some(_), Some(_)) => Err(format!("more than one GPU begins with `{name}`; say more of its id")),
+        (None, Some(_), Some(_)) => Err(format!("more than one GPU begins with `{name}`; give more of its id")),
         (None, None, _) => {
             let ids: Vec<&str> = gpus.iter().map(|g| g.id.as_str()).collect();
             let there =

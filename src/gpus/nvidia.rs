@@ -56,7 +56,7 @@ fn attach(found: &Found, engine: &EngineDevices) -> Result<Vec<Device>, String> 
     }
     if !["GPU-", "MIG-"].iter().any(|prefix| found.id.starts_with(prefix)) {
         return Err(format!(
-            "{} has no UUID that it could be handed in by; see `nvidia-smi -L`, and `nvidia-smi -q` for what is wrong with it",
+            "{} has no UUID to attach it by; see `nvidia-smi -L`, and `nvidia-smi -q` for what is wrong with it",
             found.id
         ));
     }

@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_container_is_handed_is_one_vendors() {
+    fn what_a_container_gets_is_one_vendors() {
         let node = |path: &str| Device::Node { path: path.to_owned(), gid: 0 };
         let cdi = |name: &str| Device::Cdi { name: name.to_owned(), gids: Vec::new() };
         let owner = |device: &Device| {

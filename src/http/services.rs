@@ -20,7 +20,7 @@ pub(super) async fn post(
         "stop" => Command::Stop { service },
         "restart" => Command::Restart { service },
         _ => {
-            let text = format!("`{verb}` is nothing a service can do: use `start`, `stop` or `restart`");
+            let text = format!("unknown action `{verb}`: use `start`, `stop` or `restart`");
             return Err(ApiError::new(StatusCode::NOT_FOUND, text));
         }
     };

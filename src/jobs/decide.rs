@@ -736,8 +736,8 @@ fn resubmit_or_give_up(
     if done >= limit {
         let reason = match limit {
             0 => format!("not resubmitted: switched off by {by}"),
-            1 => format!("not resubmitted again: once is what {by} allows"),
-            n => format!("not resubmitted again: {n} times are what {by} allows"),
+            1 => format!("not resubmitted again: {by} allows it once"),
+            n => format!("not resubmitted again: {by} allows it {n} times"),
         };
         return not(why, &reason);
     }
@@ -1446,7 +1446,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kept_one_is_handed_in_when_its_place_is_there() {
+    fn a_queued_one_is_submitted_when_its_place_is_there() {
         let mut case = Case::new(vec![], vec![]);
         let kept = State::Queued { not_before: ts(0), stop_first: None, tries: 0 };
         case.job.state = kept.clone();

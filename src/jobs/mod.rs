@@ -708,7 +708,7 @@ impl<A: JobApi> LedgerTask<A> {
                 kept(id)
             }
             Err(reason) => {
-                tracing::debug!(job = id, reason, "not handed in");
+                tracing::debug!(job = id, reason, "not submitted to Ray");
                 // The head is away: its return is what counts, not the number of tries.
                 self.set(id, again(tries.min(4), stop_first));
                 kept(id)
@@ -731,7 +731,7 @@ impl<A: JobApi> LedgerTask<A> {
         let why = self.trouble.clone().unwrap_or_default();
         self.withdraw(id);
         self.save().await;
-        refusal(507, format!("labd can neither hand the job in nor keep it until then: {why}\n"))
+        refusal(507, format!("labd can neither submit the job nor keep it until then: {why}\n"))
     }
 
     /// Removes a submission again; one that ended and had its id before stands again.

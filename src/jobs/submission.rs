@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_handed_in_as_it_came_with_an_id_a_place_and_its_run() {
+    fn it_is_submitted_as_it_came_with_an_id_a_place_and_its_run() {
         let sent = json!({"entrypoint": "python train.py", "runtime_env": {"working_dir": "gcs://_ray_pkg_1.zip",
             "env_vars": {"A": "b"}}, "metadata": {"job_submission_id": "x", "mine": "y"}, "new_in_ray": [1]});
         let body: Value = serde_json::from_slice(&of(&sent).body(
@@ -397,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn what_ray_would_keep_pending_for_ever_is_refused_with_what_would_be_right() {
+    fn what_ray_would_keep_pending_forever_is_refused_with_what_would_be_right() {
         let with = |key: &str, value: Value| {
             let mut sent = json!({"entrypoint": "x"});
             sent[key] = value;

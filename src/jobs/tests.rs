@@ -339,7 +339,7 @@ fn kept(sent: &serde_json::Value, stop_first: Option<&str>) -> Job {
 }
 
 #[tokio::test]
-async fn nothing_is_handed_in_beside_an_attempt_that_may_run_or_without_its_package() {
+async fn nothing_is_submitted_beside_an_attempt_that_may_run_or_without_its_package() {
     let dir = tempfile::tempdir().expect("a folder");
     let packages = Packages::open(dir.path()).expect("opens");
     let name = "_ray_pkg_0123456789abcdef.zip";
@@ -464,7 +464,7 @@ impl Rig {
 }
 
 #[tokio::test]
-async fn a_stop_while_the_job_is_being_handed_in_is_not_lost() {
+async fn a_stop_while_the_job_is_being_submitted_is_not_lost() {
     for answered in [true, false] {
         let (open, gate) = watch::channel(None);
         let rig = Arc::new(Rig::new(Fake { gate: Some(gate), ..Fake::default() }, false));

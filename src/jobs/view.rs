@@ -209,7 +209,7 @@ fn of_ray(job: &RayJob) -> JobView {
 fn of_ledger(job: &Job, told: Option<&RayJob>, present: Present) -> JobView {
     let (status, outcome, message, next) = match &job.state {
         State::Queued { .. } if job.root != job.id => {
-            (JobStatus::Pending, None, format!("{} was lost: handed in again once its place is there", job.root), None)
+            (JobStatus::Pending, None, format!("{} was lost: submitted again once its place is there", job.root), None)
         }
         State::Queued { .. } => {
             let message = match present.lacks(&job.submission) {
@@ -220,7 +220,7 @@ fn of_ledger(job: &Job, told: Option<&RayJob>, present: Present) -> JobView {
         }
         State::Submitted(_) => {
             let status = told.map_or(JobStatus::Pending, |t| t.status);
-            let message = if job.root == job.id { String::new() } else { format!("goes on with {}", job.root) };
+            let message = if job.root == job.id { String::new() } else { format!("continues {}", job.root) };
             (status, None, message, None)
         }
         State::Ended { outcome, .. } => match outcome {

@@ -202,7 +202,7 @@ impl HttpJobs {
         if !reply.is_success() {
             return Err(format!("the dashboard answers {path} with HTTP status {}", reply.status));
         }
-        serde_json::from_slice(&reply.body).map_err(|_| format!("the dashboard's answer to {path} is no JSON"))
+        serde_json::from_slice(&reply.body).map_err(|_| format!("the dashboard's answer to {path} is not JSON"))
     }
 
     async fn ask(&self, method: Method, path: &str, body: Sent, patience: Duration) -> Result<Reply, String> {

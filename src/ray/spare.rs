@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn what_ray_train_makes_anew_with_each_group_of_workers_has_one_beside_it() {
+    fn what_ray_train_recreates_with_each_group_of_workers_has_one_beside_it() {
         let places = [place(1), Place { idle: false, ..place(9) }];
         let (mut kept, now) = known(&places);
         let beside = |id: u8, class: &str| proto::Actor { id: vec![id], class: class.into(), ..worker(1, "b", 9) };

@@ -119,7 +119,7 @@ impl<E: Engine> Supervisor<E> {
             names.push(spec.name.clone());
         }
         if names.is_empty() {
-            return Ok("nothing waits: every container is what is wanted".to_owned());
+            return Ok("nothing waits: every container is up to date".to_owned());
         }
         let message = format!("recreated now: {}", names.join(", "));
         self.note(RecordKind::Config, None, "applied", &message);
@@ -143,7 +143,7 @@ impl<E: Engine> Supervisor<E> {
             "labd.toml was read; no container is concerned".to_owned()
         } else {
             format!(
-                "labd.toml was read; concerned: {}; what is at work keeps its container until it is idle, or for `labd apply`",
+                "labd.toml was read; concerned: {}; busy services keep their containers until idle, or until `labd apply`",
                 changed.join(", ")
             )
         };
@@ -279,5 +279,5 @@ fn gpu_change(before: &[String], now: &[Gpu]) -> String {
     let went: Vec<&str> = before.iter().map(String::as_str).filter(|id| !now.iter().any(|g| g.id == *id)).collect();
     let part = |word: &str, ids: &[&str]| (!ids.is_empty()).then(|| format!("{word} {}", ids.join(", ")));
     let parts: Vec<String> = [part("new:", &came), part("gone:", &went)].into_iter().flatten().collect();
-    if parts.is_empty() { "what containers are handed of the GPUs changed".to_owned() } else { parts.join("; ") }
+    if parts.is_empty() { "the devices that containers get of the GPUs changed".to_owned() } else { parts.join("; ") }
 }

@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_looked_at_follows_from_what_was_handed_in() {
+    fn what_is_checked_follows_from_what_was_attached() {
         let cdi = |name: &str| Device::Cdi { name: name.into(), gids: vec![] };
         for (id, devices, want) in [
             ("SIM-0", vec![], None),

@@ -162,7 +162,7 @@ impl<E: Engine> Supervisor<E> {
     pub(super) fn unmet(&self, name: &str) -> Option<String> {
         let spec = self.entries.get(name)?.spec.as_ref()?;
         if spec.kind == Kind::RAY_WORKER && !self.p.gpus.borrow().settled {
-            return Some("waits until the GPUs are looked at".to_owned());
+            return Some("waits until the GPUs are checked".to_owned());
         }
         spec.requires.iter().find_map(|requirement| match requirement {
             Requirement::Ready(other) => {
@@ -312,7 +312,7 @@ impl<E: Engine> Supervisor<E> {
             }
             Some(ImageState::Unavailable { reason, .. }) => Image::Unavailable(reason.clone()),
             Some(ImageState::Unknown | ImageState::Missing) | None => {
-                Image::Preparing(format!("looks for the {} image", image.as_str()))
+                Image::Preparing(format!("checking for the {} image", image.as_str()))
             }
         }
     }

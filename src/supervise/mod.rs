@@ -1,4 +1,4 @@
-//! Keeps the lab as it should be.
+//! The supervisor, which keeps the lab as it should be.
 //!
 //! One task owns every service: `supervisor`. Whatever happens (an engine event, a health check's result, a command, 5 s of
 //! silence) only makes it observe again: it observes through the engine, decides, takes one step per service, and observes

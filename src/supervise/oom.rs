@@ -173,7 +173,7 @@ mod tests {
         assert_eq!(kills(&[100, 101, 104, 200]).times, 3);
         assert_eq!(kills(&[100, 200, 200, 100]).times, 2, "an earlier labd heard them");
         assert_eq!(kills(&[100, 3_699]).times, 2);
-        assert_eq!(kills(&[100, 3_700]).times, 1, "an hour later it begins anew");
+        assert_eq!(kills(&[100, 3_700]).times, 1, "an hour later it begins again");
         let raised = Shortage::after(Some(kills(&[100, 200])), "c2", at(300), 2 * GIB);
         assert_eq!((raised.times, raised.limit), (1, 2 * GIB), "and with a higher limit");
     }
@@ -195,7 +195,7 @@ mod tests {
         assert_eq!(living.judge("ray-driver", running, at(103)), None, "told once");
         assert_eq!(due(&living, 104), None);
         for (what, seen) in
-            [("ended", None), ("started anew", Some(("c1", at(101)))), ("made anew", Some(("c2", at(10))))]
+            [("ended", None), ("started again", Some(("c1", at(101)))), ("recreated", Some(("c2", at(10))))]
         {
             assert_eq!(kills(&[100]).judge("ray-driver", seen, at(110)), None, "{what}");
         }

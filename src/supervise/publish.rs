@@ -63,7 +63,7 @@ impl<E: Engine> Supervisor<E> {
         }
         if decision.state == ServiceState::Preparing {
             // Steps of a build are progress, not reasons: the journal would fill with them.
-            reason = if changed { "its image is prepared".to_owned() } else { entry.reason.clone() };
+            reason = if changed { "its image is being prepared".to_owned() } else { entry.reason.clone() };
         }
         if !changed {
             entry.reason = reason;

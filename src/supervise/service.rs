@@ -60,7 +60,7 @@ pub(super) struct Entry {
     pub(super) state: ServiceState,
     pub(super) since: Timestamp,
     pub(super) reason: String,
-    /// State in the journal of a service that was ready before labd was restarted, kept while it is shown what it waits
+    /// Reason in the journal for a service that was ready before labd was restarted, kept while it is shown what it waits
     /// for.
     pub(super) journaled: Option<String>,
     pub(super) progress: Option<String>,
@@ -100,7 +100,7 @@ impl Entry {
             tell_tries: 0,
             state: ServiceState::Waiting,
             since: now,
-            reason: "labd looks at it".to_owned(),
+            reason: "checking".to_owned(),
             journaled: None,
             progress: None,
             next_try: None,

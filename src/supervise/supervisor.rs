@@ -329,7 +329,7 @@ impl<E: Engine> Supervisor<E> {
                     // What was seen last is shown on; the engine's own view says that it is away.
                     Err(reason) => {
                         entry.stale = true;
-                        tracing::debug!(service = name, %reason, "cannot be looked at");
+                        tracing::debug!(service = name, %reason, "cannot be observed");
                     }
                 }
                 if std::mem::take(&mut entry.look_again) {

@@ -163,7 +163,7 @@ fn notices(k: &Known<'_>, links: &[Link], runs: &[RunView]) -> Vec<Notice> {
         say(
             Severity::Warning,
             format!(
-                "the container engine does not say what {names} does: what is shown is what was seen last; see \
+                "the container engine does not say what {names} does: its last known state is shown; see \
                  `journalctl -u docker`"
             ),
         );
@@ -183,7 +183,7 @@ fn notices(k: &Known<'_>, links: &[Link], runs: &[RunView]) -> Vec<Notice> {
     if let Some(reason) = &k.store.trouble
         && k.ray.runs.iter().any(|run| run.status.is_active())
     {
-        say(Severity::Warning, format!("checkpoints are not looked at: {reason}"));
+        say(Severity::Warning, format!("checkpoints are not listed: {reason}"));
     }
     if !k.config.ray.persist {
         say(Severity::Warning, "a crash of the Ray head loses all jobs: `ray.persist` is off in labd.toml".to_owned());
@@ -191,7 +191,7 @@ fn notices(k: &Known<'_>, links: &[Link], runs: &[RunView]) -> Vec<Notice> {
     if k.gpus.is_empty() {
         say(
             Severity::Warning,
-            "no GPU was found: no worker runs; `gpus.simulate = 2` in labd.toml shows how it would be".to_owned(),
+            "no GPU was found: no worker runs; `gpus.simulate = 2` in labd.toml shows labd without one".to_owned(),
         );
     }
     for unit in &k.inventory.units {

@@ -56,7 +56,7 @@ def machine_with_an_mi100(tmp_path):
             os.rmdir("/dev/dri")
 
 
-def test_a_worker_whose_gpu_is_gone_inside_is_made_anew(machine_with_an_mi100, monkeypatch):
+def test_a_worker_whose_gpu_is_gone_inside_is_recreated(machine_with_an_mi100, monkeypatch):
     rules = pathlib.Path("/sys/fs/cgroup/devices/docker")
     if os.geteuid() != 0 or not rules.is_dir():
         pytest.skip("needs root and the devices controller of cgroup v1")

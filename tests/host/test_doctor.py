@@ -47,7 +47,7 @@ def test_without_an_engine_it_says_how_to_get_one_and_goes_on(ill):
     assert of(checks, "gpus")["verdict"] == "skipped" and "2 simulated GPUs" in of(checks, "gpus")["why"]
     assert of(checks, "daemon") == {"name": "daemon", "verdict": "warn", "why": "does not run", "fix": "labd up"}
     assert "127.0.0.1: connection refused" in of(checks, "packages")["why"]
-    assert done.stderr.startswith("labd: not as it should be: engine")
+    assert done.stderr.startswith("labd: checks failed: engine")
 
 
 def test_a_port_that_another_program_has(ill):

@@ -122,7 +122,7 @@ def test_an_upgrade_restarts_it_and_no_start_does_not(machine):
     pid = machine.running()
     machine("bash", "-c", "cp /mnt/labd /root/labd && echo >>/root/labd")
     said = machine("/root/labd", "install", "--no-start").stdout
-    assert said.startswith("updated    /usr/local/bin/labd") and "runs on as it is" in said
+    assert said.startswith("updated    /usr/local/bin/labd") and "keeps running unchanged" in said
     assert machine.running() == pid
     machine("bash", "-c", "echo >>/root/labd")
     said = machine("/root/labd", "install").stdout
@@ -130,7 +130,7 @@ def test_an_upgrade_restarts_it_and_no_start_does_not(machine):
     assert machine.running() != pid
 
 
-def test_a_broken_labd_toml_is_said_and_not_tried_for_ever(machine):
+def test_a_broken_labd_toml_is_said_and_not_tried_forever(machine):
     machine("bash", "-c", "echo '[gpu]' >/etc/labd/labd.toml; systemctl restart labd", check=False)
     wait_for("it failed", lambda: machine.show("ActiveState") == "failed", 30)
     assert machine.show("ExecMainStatus") == "78"

@@ -39,7 +39,7 @@ def test_one_more_mount_recreates_what_is_idle_and_the_workers_one_at_a_time(lab
     code = CODE
     wait_for("JupyterLab has it, too", done, 120)
     assert not code & outdated(lab)
-    assert lab.labd("apply").stdout == "nothing waits: every container is what is wanted\n"
+    assert lab.labd("apply").stdout == "nothing waits: every container is up to date\n"
     for service in code:
         assert lab.exec(service, "cat", "/mnt/dataset/hello.txt").stdout == "from the host\n"
     lab.write()

@@ -106,13 +106,13 @@ def test_a_removed_worker_is_told_to_ray_and_made_again(lab):
     assert "tell-gcs" in [e["what"] for e in lab.events("ray-worker-1", 8)]
 
 
-def test_what_hangs_is_found_said_and_made_anew(lab):
+def test_what_hangs_is_found_said_and_recreated(lab):
     lab.wait_ready()
     frozen = ["minio", "prometheus", "ray-driver", "ray-worker-0"]
     before = lab.ids()
     freeze(lab, *frozen)
     for service in frozen:
-        wait_for(f"{service} was made anew", lambda s=service: is_new(lab, s, before[s][0]), 90)
+        wait_for(f"{service} was recreated", lambda s=service: is_new(lab, s, before[s][0]), 90)
     lab.wait_ready()
     for service in frozen:
         newest = incidents(lab, service)[0]
@@ -142,11 +142,11 @@ def unhealthy(lab, service):
     return now["state"] == "unhealthy" and now["last_reason"]
 
 
-def test_a_head_that_hangs_is_made_anew_and_nothing_else(lab):
+def test_a_head_that_hangs_is_recreated_and_nothing_else(lab):
     lab.wait_ready()
     before = lab.ids()
     freeze(lab, "ray-head")
-    wait_for("the head was made anew", lambda: is_new(lab, "ray-head", before["ray-head"][0]), 90)
+    wait_for("the head was recreated", lambda: is_new(lab, "ray-head", before["ray-head"][0]), 90)
     lab.wait_ready()
     # Ray's own nodes may give up by themselves when their head is silent for long; labd has touched none of them.
     for node in ("ray-driver", "ray-worker-0", "ray-worker-1", "minio", "jupyter", "prometheus"):
@@ -155,7 +155,7 @@ def test_a_head_that_hangs_is_made_anew_and_nothing_else(lab):
 
 
 @pytest.mark.slow
-def test_a_worker_with_a_wrong_token_is_found_and_made_anew(lab):
+def test_a_worker_with_a_wrong_token_is_found_and_recreated(lab):
     """Whether Ray ends such a node or lets it try for ever: starting it again and again would not mend it."""
     lab.wait_ready()
     made = lab.inspect("ray-worker-1")

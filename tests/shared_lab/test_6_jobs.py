@@ -35,10 +35,10 @@ def test_a_waiting_client_goes_on_with_the_next_attempt_and_over_a_heads_restart
     lab.sigkill("ray-head")
     code, text = finish(client)
     assert code == 0 and "Job 'waited' succeeded" in text and "Traceback" not in text, text[-3000:]
-    assert "labd: waited was lost (ray-driver: " in text and "; waited-r1 goes on\n" in text, text[-3000:]
+    assert "labd: waited was lost (ray-driver: " in text and "; waited-r1 continues\n" in text, text[-3000:]
     seen = [int(e) for e in re.findall(r"epoch (\d+)/40", text)]
     assert seen[0] == 1 and seen[-1] == 40, seen
-    resumed = text[text.index("waited-r1 goes on"):]
+    resumed = text[text.index("waited-r1 continues"):]
     seen = [int(e) for e in re.findall(r"epoch (\d+)/40", resumed)]
     assert seen == sorted(set(seen)), f"nothing twice: {seen}"
     # The id that a person knows stands for the job.

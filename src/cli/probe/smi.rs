@@ -183,7 +183,7 @@ impl Probe {
 
 fn hangs(limit: Duration) -> Line {
     let text = format!(
-        "nvidia-smi did not answer within {} s and was killed; see `dmesg | grep NVRM`, and reboot if it goes on",
+        "nvidia-smi did not answer within {} s and was killed; see `dmesg | grep NVRM`, and reboot if it happens again",
         limit.as_secs()
     );
     Line::Trouble(Trouble { code: HANGS.to_owned(), text })

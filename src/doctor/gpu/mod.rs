@@ -44,14 +44,14 @@ fn judge_present(simulated: u32, bus: &OnBus) -> Check {
     const NAME: &str = "gpus";
     if simulated > 0 {
         let what = count(simulated as usize, "simulated GPU");
-        return Check::skipped(NAME, format!("{what}: drivers, toolkit and device nodes are not looked at"));
+        return Check::skipped(NAME, format!("{what}: drivers, toolkit and device nodes are not checked"));
     }
     let all: Vec<String> = bus.iter().map(|(def, n)| count(*n, def.name)).collect();
     if all.is_empty() {
         return Check::warn(
             NAME,
             format!("no {} on the PCI bus: no worker runs", vendor::ALL.map(|def| def.name).join(", no ")),
-            "lspci -nn | grep -E '\\[03|\\[12'\nlabd up --simulate-gpus 2    # to see how it would be",
+            "lspci -nn | grep -E '\\[03|\\[12'\nlabd up --simulate-gpus 2    # to try labd without one",
         );
     }
     Check::ok(NAME, format!("{} on the PCI bus", all.join(", ")))

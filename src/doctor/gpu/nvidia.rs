@@ -247,13 +247,13 @@ fn judge_toolkit(files: &NvidiaFiles, setup: Option<&Setup>, systemd: bool) -> C
             "apt-get install nvidia-container-toolkit"
         );
         let how = if setup.cgroup_driver == "systemd" {
-            "GPUs are handed in the old way, and each `systemctl daemon-reload` takes them from running containers"
+            "GPUs are attached in the old way, and each `systemctl daemon-reload` takes them from running containers"
         } else {
-            "GPUs are handed in the old way; CDI is safer, and needs Docker 25 or newer"
+            "GPUs are attached in the old way; CDI is safer, and needs Docker 25 or newer"
         };
         return Check::warn(NAME, how, fix);
     }
-    Check::fail(NAME, "the engine cannot hand in NVIDIA GPUs: the container toolkit is missing", install)
+    Check::fail(NAME, "the engine cannot attach NVIDIA GPUs: the container toolkit is missing", install)
 }
 
 /// Whether a CDI specification names libraries of another version than the driver's, and none of its own.

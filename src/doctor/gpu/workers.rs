@@ -13,7 +13,7 @@ use crate::{
 pub(in crate::doctor) async fn in_workers(scene: &Scene) -> Vec<Check> {
     const NAME: &str = "worker-gpus";
     if scene.simulated() > 0 {
-        return vec![Check::skipped(NAME, "simulated GPUs: there is nothing to be seen in the workers")];
+        return vec![Check::skipped(NAME, "simulated GPUs: there is nothing to check in the workers")];
     }
     let (Ok(engine), Some(standing)) = (&scene.engine, scene.standing().await) else {
         return vec![Check::skipped(NAME, "the engine was not reached")];

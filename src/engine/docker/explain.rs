@@ -112,7 +112,7 @@ pub(crate) fn known(text: &str) -> Option<String> {
         } else {
             "nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"
         };
-        return Some(format!("the engine knows no CDI device {names}; make the list anew with `{anew}`"));
+        return Some(format!("the engine knows no CDI device {names}; recreate the list with `{anew}`"));
     }
     if let Some(node) = between(text, "error gathering device information while adding custom device \"", "\"") {
         let module = match node {
@@ -141,7 +141,7 @@ pub(crate) fn known(text: &str) -> Option<String> {
     }
     if text.contains("could not select device driver") || text.contains("nvidia-container-cli: not found") {
         return Some(
-            "the engine cannot hand in NVIDIA GPUs: the container toolkit is missing; install it with `apt-get install \
+            "the engine cannot attach NVIDIA GPUs: the container toolkit is missing; install it with `apt-get install \
              nvidia-container-toolkit`, then `nvidia-ctk runtime configure --runtime=docker` and `systemctl restart docker`"
                 .to_owned(),
         );

@@ -539,7 +539,7 @@ impl Engine for DockerEngine {
             // Half made is worse than absent: it would be started without its files.
             let remove = RemoveContainerOptions { force: true, ..Default::default() };
             if let Err(e) = client.remove_container(&id, Some(remove)).await {
-                tracing::warn!(service, "a half-made container is left: {}", self.fail(&e));
+                tracing::warn!(service, "a half-created container is left: {}", self.fail(&e));
             }
             return Err(e);
         }

@@ -162,7 +162,7 @@ pub(super) async fn make(
     }
     let present = inspect(engine, &spec.reference).await?.ok_or_else(|| {
         Failure::Image(format!(
-            "image {} was made and is gone again; make it anew with `labd images build`",
+            "image {} was made and is gone again; rebuild it with `labd images build`",
             spec.reference
         ))
     })?;

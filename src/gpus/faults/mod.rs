@@ -47,8 +47,8 @@ impl Action {
     /// Action as part of a sentence.
     pub const fn words(self) -> &'static str {
         match self {
-            Self::Nothing => "labd goes on",
-            Self::Restart => "labd starts its worker anew",
+            Self::Nothing => "labd continues",
+            Self::Restart => "labd restarts its worker",
             Self::Quarantine => "labd keeps it from work",
         }
     }

@@ -283,7 +283,7 @@ fn say(tell: &watch::Sender<ProbeView>, word: &str, end: &End, goes_on: bool) {
         End::NotStarted(why) => ("probe-not-started", format!("cannot be started: {why}")),
         End::Ended(how) => ("probe-ended", format!("ended: {how}")),
         End::Silent => ("probe-silent", format!("said nothing for {} s and was killed", SILENCE.as_secs())),
-        End::Flood => ("probe-flood", "printed more than a probe has to say and was killed".to_owned()),
+        End::Flood => ("probe-flood", "printed more than a probe should and was killed".to_owned()),
         End::NoLibrary => (LIBRARY_MISSING, "has no library".to_owned()),
         End::Better => ("probe-replaced", "is replaced by a better one".to_owned()),
     };

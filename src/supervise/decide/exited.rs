@@ -35,14 +35,14 @@ pub(super) fn absent(s: &Observation<'_>, m: &mut History, now: Now) -> Decision
 /// Next step towards a container where there is none: image, requirements, create.
 pub(super) fn make(s: &Observation<'_>, m: &History, now: Now) -> Decision {
     use ServiceState as S;
-    if let Some(decision) = tell(s, m, S::Starting, "the GCS is told of the node that was here") {
+    if let Some(decision) = tell(s, m, S::Starting, "the GCS is told that the old node is dead") {
         return decision;
     }
     if let Some(wait) = backing_off(m, now) {
         return wait;
     }
     match s.image {
-        Image::Present => Decision::new(Action::Create, S::Starting, m.explain("its container is made")),
+        Image::Present => Decision::new(Action::Create, S::Starting, m.explain("its container is being created")),
         Image::Preparing(detail) => Decision::new(Action::PrepareImage, S::Preparing, detail.clone()),
         Image::Unavailable(reason) => Decision::new(Action::PrepareImage, S::Unavailable, reason.clone()),
     }
@@ -182,7 +182,7 @@ pub(super) fn removing(m: &mut History, now: Now, c: &ObservedContainer) -> Deci
     let asked_again = m.removing_since.get_or_insert(now.moment).plus(REMOVED);
     if now.moment >= asked_again {
         let remove = Action::Remove { id: c.id.clone() };
-        return Decision::new(remove, ServiceState::Stopping, "its removal does not come to an end");
+        return Decision::new(remove, ServiceState::Stopping, "its removal does not finish");
     }
     Decision::new(Action::None, ServiceState::Stopping, "is being removed").wake_at(asked_again)
 }
@@ -198,7 +198,7 @@ pub(super) fn start(s: &Observation<'_>, m: &History, now: Now, c: &ObservedCont
     use ServiceState as S;
     if m.unfit.as_ref() == Some(&c.id) {
         // A network that was recreated is another one to the engine, under the same name.
-        return Decision::new(Action::Remove { id: c.id.clone() }, S::Stopping, m.explain("made anew"));
+        return Decision::new(Action::Remove { id: c.id.clone() }, S::Stopping, m.explain("recreated"));
     }
     if let Some(wait) = backing_off(m, now) {
         return wait;
@@ -210,7 +210,7 @@ pub(super) fn start(s: &Observation<'_>, m: &History, now: Now, c: &ObservedCont
     if m.backoff.is_loop(now.moment) && !fresh {
         // Starting it again did not help four times: what is wrong may be in the container itself. It stays until the next
         // try, so that its output can be read.
-        return Decision::new(Action::Remove { id: c.id.clone() }, S::Stopping, m.explain("made anew"));
+        return Decision::new(Action::Remove { id: c.id.clone() }, S::Stopping, m.explain("recreated"));
     }
     let again = m.backoff.streak() > 0;
     let reason = if again { m.explain("started again") } else { m.explain("started") };

@@ -512,7 +512,7 @@ impl History {
                 self.unfit = id_of(s.seen);
             }
             let said = taken.said.map_or_else(
-                || "the engine says that it did, and nothing changed".to_owned(),
+                || "the engine reports success, and nothing changed".to_owned(),
                 |error| error.to_string(),
             );
             self.failed(step, id_of(s.seen), said, now, s.seed);
@@ -586,7 +586,7 @@ fn barred(s: &Observation<'_>) -> Decision {
 }
 
 /// Reason why a worker is barred, in short.
-const NO_GPU: &str = "its GPU cannot be worked with";
+const NO_GPU: &str = "its GPU is unusable";
 
 fn why_barred<'a>(s: &Observation<'a>) -> &'a str {
     s.bar.map_or(NO_GPU, |bar| &bar.reason)
@@ -672,9 +672,9 @@ fn present(s: &Observation<'_>, m: &mut History, now: Now, c: &ObservedContainer
         ),
         RunState::Created if renewable => remove("its settings changed"),
         // A create that was not answered, or that a labd was killed in, goes on in the engine; nobody puts the files in then.
-        RunState::Created if !m.whole => remove("it was not made to the end"),
+        RunState::Created if !m.whole => remove("it was not completely created"),
         RunState::Created => {
-            tell(s, m, S::Starting, "the GCS is told of the node that was here").unwrap_or_else(|| start(s, m, now, c))
+            tell(s, m, S::Starting, "the GCS is told that the old node is dead").unwrap_or_else(|| start(s, m, now, c))
         }
         RunState::Running { started_at } => {
             let missed = missed_end(m, c, *started_at);

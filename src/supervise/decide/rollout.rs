@@ -125,7 +125,7 @@ pub fn waits_for(recreate: Recreate, change: Change, window: Duration) -> String
         (Change::Soft, Recreate::NoJob) => {
             format!("when no job runs, at the latest after {}", human(window))
         }
-        (Change::Soft, Recreate::NextStop(sake)) => format!("at its next stop, for the sake of {sake}"),
+        (Change::Soft, Recreate::NextStop(sake)) => format!("at its next stop, because of {sake}"),
     }
 }
 

@@ -397,7 +397,7 @@ type Case = (&'static str, fn(&mut World), Result<(), EngineError>, ServiceState
 fn a_step_that_does_not_succeed_is_taken_later_each_time_with_the_engines_words_and_told_once() {
     let refused = Err(EngineError::Other("no exit event".into()));
     let gone = Err(EngineError::NotFound("network n not found".into()));
-    let nothing = "the engine says that it did, and nothing changed";
+    let nothing = "the engine reports success, and nothing changed";
     let cases: [Case; 7] = [
         (
             "stop",
@@ -619,7 +619,7 @@ proptest! {
 }
 
 #[test]
-fn a_container_that_was_not_made_to_the_end_is_made_anew_and_never_started() {
+fn a_container_that_was_not_completely_created_is_recreated_and_never_started() {
     let mut world = World::new();
     // The engine makes it, and labd does not hear of it in time.
     for answer in [Err(EngineError::Unreachable("no answer in time".into())), Ok(())] {
@@ -694,7 +694,7 @@ fn a_foreign_container_is_never_touched() {
 }
 
 #[test]
-fn a_hung_one_is_killed_and_made_anew_but_not_while_the_gcs_is_away() {
+fn a_hung_one_is_killed_and_recreated_but_not_while_the_gcs_is_away() {
     let mut world = World::new();
     world.recover().expect("ready");
     world.health = world.failing();
@@ -770,7 +770,7 @@ fn the_engines_end_is_nobodys_failure() {
 }
 
 #[test]
-fn a_node_that_a_new_cluster_does_not_know_is_made_anew_at_once() {
+fn a_node_that_a_new_cluster_does_not_know_is_recreated_at_once() {
     let mut world = World::new();
     world.recover().expect("ready");
     world.happen(&Event::Lost);
@@ -822,7 +822,7 @@ fn a_node_that_ray_calls_alive_is_not_killed_for_a_silent_agent_for_minutes() {
     let mut world = World::new();
     world.recover().expect("ready");
     world.health = silent(&world, true);
-    assert!(is_killed_after(&mut world, 11), "and not left silent for ever");
+    assert!(is_killed_after(&mut world, 11), "and not left silent forever");
 }
 
 #[test]
@@ -864,7 +864,7 @@ fn a_gpu_that_is_gone_inside_twice_in_a_row_is_gone() {
 }
 
 #[test]
-fn a_node_without_its_gpu_is_killed_at_once_and_made_anew_and_that_counts() {
+fn a_node_without_its_gpu_is_killed_at_once_and_recreated_and_that_counts() {
     let reason = "the GPU is gone inside the container (was systemctl daemon-reload run?): /dev/nvidia0: x";
     for was_ready in [true, false] {
         let mut world = World::new();
@@ -879,7 +879,7 @@ fn a_node_without_its_gpu_is_killed_at_once_and_made_anew_and_that_counts() {
         assert_eq!(world.step().expect("safe"), (ServiceState::Stopping, true), "ready before: {was_ready}");
         assert!(matches!(&world.seen, Observed::Ours(c) if matches!(c.run, RunState::Exited { .. })), "killed");
         world.recover().expect("ready");
-        assert_eq!(world.made, made + 1, "made anew, not started again");
+        assert_eq!(world.made, made + 1, "recreated, not started again");
         // Where another container does not help it becomes a crash loop, and not a busy one.
         assert_eq!(world.memory.backoff.streak(), failures + 1);
         assert_eq!(world.memory.last_failure.as_deref(), Some(reason));

@@ -715,7 +715,7 @@ fn a_clock_that_is_set_by_an_hour_makes_nobody_wait_and_no_incident_stay_open() 
 }
 
 #[test]
-fn a_container_whose_network_was_made_anew_is_made_anew_within_seconds() {
+fn a_container_whose_network_was_recreated_is_recreated_within_seconds() {
     simulate(|| async {
         let mut h = History::new(7);
         h.ready_within(Duration::from_mins(1), "the beginning").await;

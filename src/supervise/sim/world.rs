@@ -759,7 +759,7 @@ impl World {
             self.never(format_args!("{service} was started although it is held"));
         }
         if self.barred.get(&service).is_some_and(|&since| now.since(since) >= Duration::from_millis(50)) {
-            self.never(format_args!("{service} was started although its GPU cannot be worked with"));
+            self.never(format_args!("{service} was started although its GPU is unusable"));
         }
         let down = self.gcs_down_since.filter(|_| !self.gcs_up(now));
         let long_down = down.is_some_and(|at| now.since(at.max(self.gcs_answered)) >= Duration::from_secs(5));

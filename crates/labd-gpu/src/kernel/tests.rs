@@ -158,7 +158,7 @@ fn each_partition_of_an_mi300x_is_a_gpu_with_its_own_render_node() {
 }
 
 #[test]
-fn graphics_of_a_cpu_beside_a_gpu_is_not_handed_out() {
+fn graphics_of_a_cpu_beside_a_gpu_is_not_listed() {
     let root = tree(include_str!("trees/igpu-dgpu.tree"));
     let gpu = only(inventory(root.path()));
     assert_eq!(gpu.name, "AMD Radeon Pro W7900");
