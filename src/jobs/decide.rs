@@ -389,10 +389,14 @@ fn word<'a>(job: &Job, handed: &Submitted, told: Option<&'a Jobs>, now: Timestam
     }
 }
 
-/// Whether a list can report on this submission. When the clock was set back since, nothing is known of what came
-/// first.
+/// Whether a list was asked for after Ray took this submission. What lies in the future was before the clock was set back; not
+/// what is a moment ahead, since two tasks read the clock.
 fn is_of_its_time(handed: &Submitted, asked_at: Timestamp, now: Timestamp) -> bool {
-    asked_at > handed.at || now < handed.at
+    match (asked_at > now.plus(Duration::from_secs(1)), handed.at > now) {
+        (true, false) => false,
+        (false, true) => true,
+        (true, true) | (false, false) => asked_at > handed.at,
+    }
 }
 
 fn is_namesake(job: &Job, handed: &Submitted, asked_at: Timestamp, entry: &RayJob) -> bool {
@@ -1314,6 +1318,11 @@ mod tests {
         assert_eq!(case.moves(), [], "a minute is a wait");
         case.job.state = State::Queued { not_before: ts(4_600), stop_first: None, tries: 0 };
         assert_eq!(case.moves(), [Transition::Hand("food11".into())]);
+        // Ray took it after the clock was set back, and the list is from before that.
+        case.job.state = State::Submitted(Submitted::new(ts(990)));
+        case.asked_at = Some(4_600);
+        assert_eq!(case.moves(), [], "the list can say nothing of it");
+        case.asked_at = None;
         case.job.state = State::Submitted(Submitted { missing_since: Some(ts(4_600)), ..Submitted::new(ts(100)) });
         let moves = case.moves();
         assert!(

@@ -69,11 +69,13 @@ pub fn command(spec: &ContainerSpec) -> Option<Vec<String>> {
         _ => "",
     };
     for device in &spec.devices {
-        // A network card that is gone is another trouble.
-        let Some(def) = vendor::ALL.into_iter().find(|def| (def.owns)(device)) else { continue };
-        if let Device::Node { path, .. } = device {
-            nodes.push(path);
+        match device {
+            // A network card that is gone is another trouble.
+            Device::Node { path, .. } if path.starts_with("/dev/infiniband/") => continue,
+            Device::Node { path, .. } => nodes.push(path),
+            Device::Cdi { .. } | Device::Nvidia { .. } => {}
         }
+        let Some(def) = vendor::ALL.into_iter().find(|def| (def.owns)(device)) else { continue };
         for node in (def.nodes_inside)(device) {
             if !patterns.contains(node) {
                 patterns.push(node);

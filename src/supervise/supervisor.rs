@@ -319,10 +319,8 @@ impl<E: Engine> Supervisor<E> {
                         }
                         let again = entry.running().map(|(_, at)| at);
                         if let (Some(own), Some(again)) = (&mut entry.own_stop, again)
-                            && own.to.is_none()
-                            && again > own.from
+                            && own.is_over(again, Timestamp::now())
                         {
-                            own.to = Some(again);
                             self.p.journal.set_memory(stopping_key(&name), "");
                         }
                     }

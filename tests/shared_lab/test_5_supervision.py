@@ -106,6 +106,7 @@ def test_a_removed_worker_is_told_to_ray_and_made_again(lab):
     assert "tell-gcs" in [e["what"] for e in lab.events("ray-worker-1", 8)]
 
 
+@pytest.mark.slow
 def test_what_hangs_is_found_said_and_recreated(lab):
     lab.wait_ready()
     frozen = ["minio", "prometheus", "ray-driver", "ray-worker-0"]

@@ -52,6 +52,7 @@ def note(lab, run):
 
 
 @pytest.mark.root
+@pytest.mark.slow
 def test_a_lost_sweep_resumes_if_its_script_restores_it_and_status_tells_which_does_not(lab):
     lab.wait_ready()
     # Ray shows one of several like lines unless told otherwise.

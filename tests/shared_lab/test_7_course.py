@@ -94,6 +94,7 @@ def test_three_jobs_of_half_a_gpu_at_once(course_lab):
     assert all(run["status"] == "FINISHED" for run in lab.snapshot()["runs"] if run["name"] in jobs)
 
 
+@pytest.mark.slow
 def test_a_worker_stopped_in_training_costs_an_epoch_and_no_job(course_lab):
     lab = course_lab
     submit(lab, "tough", "python", "train.py", "--epochs", "20", "--max-failures", "2")
