@@ -34,7 +34,7 @@ def uses(code, depth):
     """The crate's top modules that a file uses, which lies that many folders below it. Tests may use what they like."""
     code = NOISE.sub('""', re.sub(r"#\[cfg\(test\)\]\n(?:pub(?:\([\w:]+\))? )?mod \w+ \{.*", "", code, flags=re.S))
     trees = re.findall(r"\buse ([^;]+);", code)
-    paths = [path for tree in trees for path in leaves(re.sub(r"\s+", "", tree))]
+    paths = [path for tree in trees for path in leaves(re.sub(r"\s+as\s+\w+|\s+", "", tree))]
     paths += re.findall(r"\bcrate::\w+", re.sub(r"\buse [^;]+;", "", code))
     root = "super::" * depth
     return {re.sub(rf"^(?:crate::|{root})", "", path).split("::")[0] for path in paths if path.startswith(("crate::", root))}
@@ -65,6 +65,7 @@ def test_no_module_uses_one_above_it():
     ("code", "depth", "found"),
     [
         ("use crate::{\n    plan::{self, sizes},\n    time,\n};", 2, {"plan", "time"}),
+        ("use crate::cli as _;\nuse crate::{db as d, text};", 1, {"cli", "db", "text"}),
         ("use super::plan::Plan;\nuse super::super::nothing;", 1, {"plan", "super"}),
         ("use super::super::http::State;\nuse super::decide;", 2, {"http"}),
         ('let x = crate::cli::run("crate::db"); // crate::text', 1, {"cli"}),
