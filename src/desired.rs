@@ -3,7 +3,7 @@
 
 use crate::{
     checkpoints::Store,
-    config::{BuildSettings, Config, packages},
+    config::{Config, packages},
     credentials::{self, Credential},
     gpus::Gpu,
     node::NodeFacts,
@@ -22,8 +22,6 @@ pub struct DesiredState {
     pub plan: Plan,
     /// The GPUs.
     pub gpus: Vec<Gpu>,
-    /// Settings of how images are built.
-    pub settings: BuildSettings,
     /// Ray's token.
     pub ray_token: Secret,
     /// Store that replaces MinIO.
@@ -72,14 +70,5 @@ pub fn resolve(
         secret_key: secrets.s3_secret_key.clone(),
     });
     let PlanView { gpus, plan, .. } = view;
-    Ok(DesiredState {
-        settings: config.images.build.settings(),
-        config,
-        plan,
-        gpus,
-        ray_token: secrets.ray_token,
-        store,
-        view: json,
-        credentials,
-    })
+    Ok(DesiredState { config, plan, gpus, ray_token: secrets.ray_token, store, view: json, credentials })
 }

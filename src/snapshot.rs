@@ -57,6 +57,29 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// Snapshot of a lab of which nothing was observed yet.
+    pub fn unobserved(labd: DaemonView, node: NodeView, taken_at: Timestamp) -> Self {
+        Self {
+            schema: SCHEMA,
+            taken_at,
+            labd,
+            node,
+            engine: EngineView::Connecting,
+            services: Vec::new(),
+            gpus: Vec::new(),
+            gpu_sources: Vec::new(),
+            jobs: Vec::new(),
+            runs: Vec::new(),
+            resubmissions: 0,
+            installs: Vec::new(),
+            package_store_bytes: None,
+            demands: Vec::new(),
+            incidents: Vec::new(),
+            links: Vec::new(),
+            notices: Vec::new(),
+        }
+    }
+
     /// Services that are still on their way by themselves. One that waits for a service that only a person can help is
     /// not.
     pub fn on_their_way(&self) -> Vec<&ServiceView> {

@@ -362,7 +362,7 @@ async fn list(
     json: bool,
     out: &mut Out,
 ) -> Result<(), Failure> {
-    let images = Images::spawn(engine.clone(), desired.plan.images.clone(), desired.settings.clone());
+    let images = Images::spawn(engine.clone(), desired.plan.images.clone(), desired.config.images.build.clone());
     let mut states = images.watch();
     let known = |states: &BTreeMap<ImageName, ImageState>| {
         desired.plan.images.iter().all(|i| states.get(&i.name).is_some_and(|s| *s != ImageState::Unknown))
@@ -403,7 +403,7 @@ async fn make(
     out: &mut Out,
 ) -> Result<(), Failure> {
     let begun = Timestamp::now();
-    let images = Images::spawn(engine, wanted.clone(), desired.settings.clone());
+    let images = Images::spawn(engine, wanted.clone(), desired.config.images.build.clone());
     let mut states = images.watch();
     let looked = |states: &BTreeMap<ImageName, ImageState>| {
         wanted.iter().all(|i| states.get(&i.name).is_some_and(|s| *s != ImageState::Unknown))

@@ -75,11 +75,11 @@ impl Config {
             ("ray-worker", &self.services.ray_worker, "hold a single worker with `labd stop ray-worker-0` instead"),
         ];
         for (key, service, why) in services {
-            if !service.is_enabled() {
+            if service.enabled == Some(false) {
                 return wrong(&["services", key, "enabled"], format!("cannot be switched off: {why}"));
             }
         }
-        if !self.services.minio.is_enabled() && self.s3.is_none() {
+        if self.services.minio.enabled == Some(false) && self.s3.is_none() {
             return wrong(
                 &["services", "minio", "enabled"],
                 "checkpoints would have no place; name another store in `[s3]`".into(),

@@ -299,7 +299,7 @@ impl Services {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Jupyter {
-    /// Whether it runs; yes when absent.
+    /// Whether it runs; as the service has it by default when absent.
     pub enabled: Option<bool>,
     /// Hard memory limit; computed when absent.
     pub memory: Option<Bytes>,
@@ -309,11 +309,6 @@ pub struct Jupyter {
 }
 
 impl Jupyter {
-    /// Whether it runs.
-    pub fn is_enabled(&self) -> bool {
-        self.enabled.unwrap_or(true)
-    }
-
     /// Settings that it has in common with the other services.
     pub fn service(&self) -> Service {
         Service { enabled: self.enabled, memory: self.memory }
@@ -324,17 +319,10 @@ impl Jupyter {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Service {
-    /// Whether it runs; yes when absent.
+    /// Whether it runs; as the service has it by default when absent.
     pub enabled: Option<bool>,
     /// Hard memory limit; computed when absent.
     pub memory: Option<Bytes>,
-}
-
-impl Service {
-    /// Whether it runs.
-    pub fn is_enabled(&self) -> bool {
-        self.enabled.unwrap_or(true)
-    }
 }
 
 /// `[s3]`: credentials are in files, so that `labd.toml` can be shown to anyone.
@@ -418,41 +406,6 @@ pub struct Build {
     pub goproxy: Option<String>,
     /// Debian mirror.
     pub debian_mirror: Option<String>,
-}
-
-/// Settings of how images are built, apart from what is part of their identity.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct BuildSettings {
-    /// Extra CA bundle (PEM) that builds and containers trust.
-    pub ca_bundle: Option<PathBuf>,
-    /// Proxy for plain HTTP.
-    pub http_proxy: Option<String>,
-    /// Proxy for HTTPS.
-    pub https_proxy: Option<String>,
-    /// Hosts that bypass the proxy.
-    pub no_proxy: Option<String>,
-    /// PyPI mirror.
-    pub pip_index_url: Option<String>,
-    /// Go module proxy.
-    pub goproxy: Option<String>,
-    /// Debian mirror for the base image and for packages.
-    pub debian_mirror: Option<String>,
-}
-
-impl Build {
-    /// Settings that builds are told.
-    pub fn settings(&self) -> BuildSettings {
-        let b = self.clone();
-        BuildSettings {
-            ca_bundle: b.ca_bundle,
-            http_proxy: b.http_proxy,
-            https_proxy: b.https_proxy,
-            no_proxy: b.no_proxy,
-            pip_index_url: b.pip_index_url,
-            goproxy: b.goproxy,
-            debian_mirror: b.debian_mirror,
-        }
-    }
 }
 
 /// `[jobs]`.

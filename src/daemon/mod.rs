@@ -39,7 +39,7 @@ use crate::{
     pins,
     ray::{HttpJobs, Ray},
     services,
-    snapshot::{DaemonView, EngineView, Snapshot},
+    snapshot::{DaemonView, Snapshot},
     supervise::{self, DoorView, Parts, Scrapes},
     time::Timestamp,
 };
@@ -133,7 +133,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
 
     let (control, requests) = Control::channel();
     let (stop, stopped) = watch::channel(false);
-    let images = Images::spawn(engine.clone(), desired.plan.images.clone(), desired.settings.clone());
+    let images = Images::spawn(engine.clone(), desired.plan.images.clone(), desired.config.images.build.clone());
     let places = vec![PathBuf::from("/"), data_dir];
     let node = node::watch_node(facts.clone(), address.clone(), places, engine.data_root());
     let daemon = DaemonView {
@@ -143,7 +143,8 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         started_at,
         config: found.map(|p| p.display().to_string()),
     };
-    let (snapshot, snapshots) = watch::channel(Arc::new(empty(&daemon, &node)));
+    let (snapshot, snapshots) =
+        watch::channel(Arc::new(Snapshot::unobserved(daemon.clone(), node.borrow().clone(), Timestamp::now())));
     tokio::spawn(follow_loads(engine.clone(), snapshots.clone(), tell_loads));
     let (plan, plans) = watch::channel(Arc::new(desired.view.clone()));
     let (credentials, all_credentials) = watch::channel(Arc::new(desired.credentials.clone()));
@@ -183,7 +184,8 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         let scrape = SocketAddr::from((desired.plan.network.gateway, page_address.port()));
         tell_scrapes.send_replace(Scrapes { address: Some(scrape), last: None });
         // Prometheus, and whoever is on this machine. The address is on a bridge, and hosts with a route to it would be heard.
-        let prometheus = desired.plan.service("prometheus").map(|s| IpAddr::V4(s.container.address));
+        let prometheus =
+            desired.plan.service(services::prometheus::DEF.name()).map(|s| IpAddr::V4(s.container.address));
         let known = [Some(scrape.ip()), prometheus];
         let served =
             serve_scrapes(scrape, known.into_iter().flatten().collect(), state.clone(), tell_scrapes, stopped.clone());
@@ -322,27 +324,4 @@ fn make_door(config: &Config) -> Result<(), StartError> {
         .mode(0o700)
         .create(&dir)
         .map_err(|e| StartError::Other(format!("cannot make {}: {e}; set `lab.data_dir` in labd.toml", dir.display())))
-}
-
-/// Snapshot until the loop has observed anything.
-fn empty(daemon: &DaemonView, node: &watch::Receiver<crate::snapshot::NodeView>) -> Snapshot {
-    Snapshot {
-        schema: crate::snapshot::SCHEMA,
-        taken_at: Timestamp::now(),
-        labd: daemon.clone(),
-        node: node.borrow().clone(),
-        engine: EngineView::Connecting,
-        services: Vec::new(),
-        gpus: Vec::new(),
-        gpu_sources: Vec::new(),
-        jobs: Vec::new(),
-        runs: Vec::new(),
-        resubmissions: 0,
-        installs: Vec::new(),
-        package_store_bytes: None,
-        demands: Vec::new(),
-        incidents: Vec::new(),
-        links: Vec::new(),
-        notices: Vec::new(),
-    }
 }

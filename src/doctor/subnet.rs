@@ -14,6 +14,7 @@ use crate::{
     config,
     engine::{docker::LabNetwork, guard},
     node::routes,
+    services,
     snapshot::Snapshot,
     supervise,
 };
@@ -155,7 +156,11 @@ fn judge_host_firewall(snapshot: &Snapshot, port: u16) -> Check {
     match snapshot.notices.iter().find(|n| n.text.starts_with(supervise::METRICS_MISSING)) {
         None => Check::ok(NAME, "nothing is known to keep containers from this machine"),
         Some(notice) => {
-            let prometheus = snapshot.services.iter().find(|s| s.name == "prometheus").map(|s| s.address.as_str());
+            let prometheus = snapshot
+                .services
+                .iter()
+                .find(|s| s.name == services::prometheus::DEF.name())
+                .map(|s| s.address.as_str());
             let from = prometheus.filter(|a| !a.is_empty()).map(|a| format!(" -s {a}")).unwrap_or_default();
             let fix = format!(
                 "iptables -S INPUT\niptables -I INPUT{from} -p tcp --dport {port} -j ACCEPT\n# and the same in your firewall's own settings"

@@ -43,7 +43,7 @@ pub(super) static DEF: VendorDef = VendorDef {
     ],
     // Its runtime ends a process on purpose.
     explains_exits: true,
-    faults: faults::AMD,
+    faults: faults::amd::TABLE,
 };
 
 /// Executable `labd-probe-amd`, likewise.

@@ -28,7 +28,7 @@ pub(super) static DEF: VendorDef = VendorDef {
     lists_by_id: |id| id.starts_with("GPU-") || id.starts_with("MIG-"),
     ask_worker: &["nvidia-smi", "--list-gpus"],
     explains_exits: false,
-    faults: faults::NVIDIA,
+    faults: faults::nvidia::TABLE,
 };
 
 /// Executable `labd-probe-nvidia`, built for a glibc of its own; empty in a build without probes.

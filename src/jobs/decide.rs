@@ -247,9 +247,9 @@ impl Present {
         if !self.head {
             Some("the Ray head")
         } else if !self.driver && !job.names_place() {
-            Some("ray-driver")
+            Some(services::ray_driver::DEF.name())
         } else if !self.store {
-            Some("minio")
+            Some(services::minio::DEF.name())
         } else {
             None
         }

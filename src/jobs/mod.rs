@@ -47,6 +47,7 @@ use crate::{
     incident::Incident,
     journal::{Entry, Journal, Kind},
     ray::{Gcs, JobApi, RayView, Reply},
+    services,
     snapshot::{JobStatus, JobView, ServiceState, ServiceView, Snapshot},
     time::{Moment, Now, Timestamp},
 };
@@ -967,7 +968,7 @@ async fn submit<A: JobApi>(
 
 /// Whether jobs have their store: it is ready, or a person wants it as it is.
 fn store_serves(snapshot: &Snapshot) -> bool {
-    let store = snapshot.services.iter().find(|s| s.name == "minio");
+    let store = snapshot.services.iter().find(|s| s.name == services::minio::DEF.name());
     store.is_some_and(|s| matches!(s.state, ServiceState::Ready | ServiceState::Held | ServiceState::Off))
 }
 

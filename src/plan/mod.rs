@@ -21,7 +21,7 @@ use crate::{
     gpus::Gpu,
     node::NodeFacts,
     services::{ALL, Draft, Inputs, Make, Sizes, ray_worker},
-    spec::{ImageName, NetworkSpec, Plan, ServiceSpec},
+    spec::{NetworkSpec, Plan, ServiceSpec},
     text::without_logins,
 };
 
@@ -33,8 +33,9 @@ pub fn make(inputs: &Inputs) -> Result<(Plan, Sizes), String> {
         return Err(format!("{workers} GPUs are more than the {most} that the lab's /24 has addresses for"));
     }
     let sizes = sizes::compute(&inputs.config, &inputs.node, u32::try_from(workers).unwrap_or(0))?;
-    let images = ImageName::ALL.into_iter().map(|name| (name, images::reference(inputs, name))).collect();
-    let draft = Draft { inputs, sizes: &sizes, images };
+    let mut images = images::images(inputs);
+    let references = images.iter().map(|image| (image.name, image.reference.clone())).collect();
+    let draft = Draft { inputs, sizes: &sizes, images: references };
     let per_worker = sizes.of(&ray_worker::DEF).get();
     let places = placement::places(&inputs.gpus, &inputs.node, inputs.config.gpus.bind, per_worker);
     let mut services: Vec<ServiceSpec> = Vec::new();
@@ -46,10 +47,7 @@ pub fn make(inputs: &Inputs) -> Result<(Plan, Sizes), String> {
             }
         }
     }
-    let images = images::images(inputs)
-        .into_iter()
-        .filter(|image| services.iter().any(|s: &ServiceSpec| s.enabled && s.image == image.name))
-        .collect();
+    images.retain(|image| services.iter().any(|s| s.enabled && s.image == image.name));
     let [a, b, c] = inputs.subnet;
     let network = NetworkSpec {
         name: inputs.config.lab.name.clone(),

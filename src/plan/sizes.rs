@@ -9,11 +9,8 @@ use std::collections::BTreeMap;
 use crate::{
     config::{Bytes, Config},
     node::NodeFacts,
-    services::{ALL, Memory, Sizes, ray_driver, ray_worker},
+    services::{ALL, GIB, MIB, Memory, Sizes, ray_driver, ray_worker},
 };
-
-const MIB: u64 = 1 << 20;
-const GIB: u64 = 1 << 30;
 
 /// Smallest object store that Ray takes (`OBJECT_STORE_MINIMUM_MEMORY_BYTES`).
 const MIN_OBJECT_STORE: u64 = 75 * MIB;
@@ -29,7 +26,7 @@ pub fn compute(config: &Config, node: &NodeFacts, workers: u32) -> Result<Sizes,
     let mut limits_set: Vec<(String, Option<Bytes>)> = Vec::new();
     for def in ALL {
         let set = def.settings(config).memory.filter(|_| def.is_enabled(config));
-        limits_set.push((format!("services.{}.memory", def.kind.0), set));
+        limits_set.push((format!("services.{}.memory", def.name()), set));
         let bytes = match def.memory {
             _ if !def.is_enabled(config) => Bytes::new(0),
             Memory::Fixed(bytes) => bytes,

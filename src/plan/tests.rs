@@ -18,7 +18,7 @@ use crate::{
     node::numa::NumaNode,
     secret::Secret,
     services::minio,
-    spec::{self, ContainerSpec, Device, EnvValue, Kind, MountSource, Requirement},
+    spec::{self, ContainerSpec, Device, EnvValue, ImageName, Kind, MountSource, Requirement},
 };
 
 pub(crate) fn secrets() -> Secrets {

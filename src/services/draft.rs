@@ -156,13 +156,13 @@ impl Draft<'_> {
     /// Names and addresses of the services that have fixed ones, for `/etc/hosts`: no container waits for DNS. Workers
     /// are not among them, so that one more GPU changes no other container.
     pub(super) fn hosts(&self, but: &str) -> BTreeMap<String, Ipv4Addr> {
-        let named = ALL.iter().filter(|def| def.resolved && def.kind.0 != but);
-        named.map(|def| (def.kind.0.to_owned(), self.address(def.host))).collect()
+        let named = ALL.iter().filter(|def| def.resolved && def.name() != but);
+        named.map(|def| (def.name().to_owned(), self.address(def.host))).collect()
     }
 
     /// Container of a service, with what all have in common.
     pub(super) fn container(&self, def: &ServiceDef) -> ContainerSpec {
-        self.container_at(def, def.kind.0, def.host)
+        self.container_at(def, def.name(), def.host)
     }
 
     /// Container of one of several services of a kind.

@@ -41,7 +41,7 @@ pub static DEF: ServiceDef = ServiceDef {
 
 /// Address at which jobs are submitted: labd's front door, not the head. An HTTP address: what `ray job submit` takes.
 pub(super) fn job_address() -> EnvValue {
-    format!("http://{}:{}", DEF.kind.0, DASHBOARD_PORT).into()
+    format!("http://{}:{}", DEF.name(), DASHBOARD_PORT).into()
 }
 
 fn spec(draft: &Draft<'_>) -> ServiceSpec {

@@ -26,8 +26,8 @@ use crate::{
     spec::{ImageName, Kind, Recreate, Rights, SYSCALLS, ServiceSpec, worker_slot},
 };
 
-const MIB: u64 = 1 << 20;
-const GIB: u64 = 1 << 30;
+pub(crate) const MIB: u64 = 1 << 20;
+pub(crate) const GIB: u64 = 1 << 30;
 
 /// Every service, in the order in which they are listed and started.
 pub static ALL: [&ServiceDef; 9] = [
@@ -214,6 +214,11 @@ pub enum Make {
 }
 
 impl ServiceDef {
+    /// Name of the service; workers have a number each after it.
+    pub const fn name(&self) -> &'static str {
+        self.kind.0
+    }
+
     /// Settings of the service in `labd.toml`.
     pub fn settings(&self, config: &Config) -> Service {
         self.settings.map(|of| of(&config.services)).unwrap_or_default()
@@ -248,7 +253,7 @@ impl ServiceDef {
 /// The service with this name: also a worker that no plan knows any more.
 pub fn of(name: &str) -> Option<&'static ServiceDef> {
     let kind = if worker_slot(name).is_some() { Kind::RAY_WORKER.0 } else { name };
-    ALL.into_iter().find(|def| def.kind.0 == kind)
+    ALL.into_iter().find(|def| def.name() == kind)
 }
 
 /// Effect on jobs of the end of the service with this name.
@@ -259,7 +264,7 @@ pub fn for_jobs(name: &str) -> ForJobs {
 /// Setting of a service's memory limit; absent where there is none.
 pub fn memory_setting(name: &str) -> Option<String> {
     let def = of(name)?;
-    def.settings.map(|_| format!("services.{}.memory", def.kind.0))
+    def.settings.map(|_| format!("services.{}.memory", def.name()))
 }
 
 /// Links for people, given the ports as they are published. No credentials.
@@ -278,7 +283,7 @@ pub fn links(config: &Config, address: &str, port_of: impl Fn(&str, u16) -> Opti
     let mut defs: Vec<_> = ALL.iter().filter_map(|def| Some((def, def.link.as_ref()?))).collect();
     defs.sort_by_key(|(_, link)| link.rank);
     for (def, link) in defs {
-        if let Some(port) = port_of(def.kind.0, link.port) {
+        if let Some(port) = port_of(def.name(), link.port) {
             links.push(Link { name: link.name.into(), url: format!("http://{host}:{port}{}", link.path) });
         }
     }
@@ -317,12 +322,12 @@ mod tests {
 
     #[test]
     fn no_two_services_share_what_tells_them_apart() {
-        assert!(all_differ(ALL.iter().map(|def| def.kind.0)) && all_differ(ALL.iter().map(|def| def.size_key)));
+        assert!(all_differ(ALL.iter().map(|def| def.name())) && all_differ(ALL.iter().map(|def| def.size_key)));
         assert!(all_differ(ALL.iter().map(|def| def.host)) && ALL.iter().all(|def| (2..=20).contains(&def.host)));
         assert!(all_differ(ALL.iter().filter_map(|def| def.link.as_ref()).map(|link| link.rank)));
         assert!(all_differ(ALL.iter().filter_map(|def| def.login.as_ref()).map(|login| login.rank)));
         for def in ALL {
-            assert_eq!(of(def.kind.0).map(|found| found.kind), Some(def.kind));
+            assert_eq!(of(def.name()).map(|found| found.kind), Some(def.kind));
         }
         assert_eq!(of("ray-worker-12").map(|def| def.kind), Some(Kind::RAY_WORKER), "whatever the plan knows");
         assert!(of("ray-worker-x").is_none() && of("").is_none());
@@ -332,7 +337,7 @@ mod tests {
     fn every_setting_of_a_service_is_one_of_a_service_here() {
         let config = Config::default();
         let settings: BTreeSet<_> = config.services.each().into_iter().map(|(name, _)| name).collect();
-        let ours = ALL.iter().filter(|def| def.settings.is_some()).map(|def| def.kind.0);
+        let ours = ALL.iter().filter(|def| def.settings.is_some()).map(|def| def.name());
         assert_eq!(ours.collect::<BTreeSet<_>>(), settings);
         let ports: BTreeSet<_> = config.ports.each().into_iter().collect();
         let ours = ALL.iter().flat_map(|def| def.ports).filter_map(|port| port.setting(&config.ports));

@@ -80,7 +80,7 @@ fn spec(draft: &Draft<'_>, gpu: &Gpu, place: &Place) -> ServiceSpec {
     let mut requires = vec![Requirement::Gcs];
     if super::minio::DEF.is_enabled(config) {
         // A worker that is ALIVE gets work, and work without its checkpoint store fails.
-        requires.push(Requirement::Ready(super::minio::DEF.kind.0.into()));
+        requires.push(Requirement::Ready(super::minio::DEF.name().into()));
     }
     let probe = Probe::RayNode { agent_port: AGENT_PORT };
     ServiceSpec { requires, ..draft.service(&DEF, container, probe, START) }

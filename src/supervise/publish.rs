@@ -125,7 +125,7 @@ impl<E: Engine> Supervisor<E> {
         let installs = self.p.installs.borrow().clone();
         let store = self.p.checkpoints.watch().borrow().clone();
         let port_of = |service: &str, port: u16| {
-            if service == services::front_door::DEF.kind.0 {
+            if service == services::front_door::DEF.name() {
                 return door.port;
             }
             let entry = self.entries.get(service)?;

@@ -168,7 +168,9 @@ fn notices(k: &Known<'_>, links: &[Link], runs: &[RunView]) -> Vec<Notice> {
             ),
         );
     }
-    if let Some(text) = unscraped(k.scrapes, k.services.iter().find(|s| s.name == "prometheus"), k.now) {
+    if let Some(text) =
+        unscraped(k.scrapes, k.services.iter().find(|s| s.name == services::prometheus::DEF.name()), k.now)
+    {
         say(Severity::Warning, text);
     }
     if let Some(trouble) = &k.ledger.trouble {

@@ -1,4 +1,4 @@
-"""What the lab is once it is up. The ancestor's own checks are here."""
+"""What the lab is once it is up. The Compose lab's own checks are here."""
 import json
 import re
 

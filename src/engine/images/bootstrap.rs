@@ -17,7 +17,7 @@ use tokio::{
 
 use super::make::{Failure, Reporter, proxies};
 use crate::{
-    config::BuildSettings,
+    config::Build,
     engine::{
         EngineError, LABEL_INPUTS,
         docker::{DockerEngine, SILENT, explain},
@@ -29,7 +29,7 @@ use crate::{
 /// Makes the base from a Debian mirror and gives it to the engine as `reference`.
 pub(super) async fn bootstrap(
     engine: &DockerEngine,
-    settings: &BuildSettings,
+    settings: &Build,
     reference: &str,
     report: &mut Reporter,
 ) -> Result<(), Failure> {

@@ -32,7 +32,7 @@ async fn an_image_is_built_once_and_what_cannot_be_had_says_why() {
     let engine = DockerEngine::connect("/var/run/docker.sock", "wtengine").expect("a path");
     // The machine's own bundle: where package registries are reached through a mirror, builds need its CA.
     let bundle = std::path::PathBuf::from("/etc/ssl/certs/ca-certificates.crt");
-    let settings = BuildSettings { ca_bundle: bundle.exists().then_some(bundle), ..Default::default() };
+    let settings = Build { ca_bundle: bundle.exists().then_some(bundle), ..Default::default() };
     let ca = crate::plan::images::read_ca(settings.ca_bundle.as_deref()).expect("readable");
     let args = BTreeMap::new();
     let prometheus = ImageSpec {

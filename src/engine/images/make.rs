@@ -19,7 +19,7 @@ use super::{
     progress::{BuildProgress, PullProgress, pull_failure, split_reference},
 };
 use crate::{
-    config::BuildSettings,
+    config::Build,
     engine::{
         EngineError, LABEL_INPUTS,
         docker::{DockerEngine, SILENT, explain},
@@ -140,7 +140,7 @@ pub(super) async fn inspect(engine: &DockerEngine, reference: &str) -> Result<Op
 pub(super) async fn make(
     engine: &DockerEngine,
     spec: &ImageSpec,
-    settings: &BuildSettings,
+    settings: &Build,
     base: &tokio::sync::Mutex<()>,
     fresh: bool,
     mut report: Reporter,
@@ -176,11 +176,7 @@ pub(super) async fn make(
 }
 
 /// Reference of the image that builds start from: the official one where it is there or can be pulled, else our own.
-async fn ensure_base(
-    engine: &DockerEngine,
-    settings: &BuildSettings,
-    report: &mut Reporter,
-) -> Result<String, Failure> {
+async fn ensure_base(engine: &DockerEngine, settings: &Build, report: &mut Reporter) -> Result<String, Failure> {
     let ours = inputs::base_reference();
     // Ours first when both are there: a registry that comes and goes must not throw the layer cache away each time.
     for reference in [ours.as_str(), inputs::OFFICIAL_BASE] {
@@ -204,7 +200,7 @@ async fn ensure_base(
 fn build_args(
     name: ImageName,
     args: &std::collections::BTreeMap<String, String>,
-    settings: &BuildSettings,
+    settings: &Build,
     base: &str,
 ) -> HashMap<String, String> {
     let declared = inputs::declared_args(name);
@@ -226,7 +222,7 @@ fn build_args(
 }
 
 /// The proxies in both spellings: tools disagree about which one counts.
-pub(super) fn proxies(settings: &BuildSettings) -> Vec<(String, String)> {
+pub(super) fn proxies(settings: &Build) -> Vec<(String, String)> {
     [("http_proxy", &settings.http_proxy), ("https_proxy", &settings.https_proxy), ("no_proxy", &settings.no_proxy)]
         .into_iter()
         .filter_map(|(key, value)| Some((key, value.clone()?)))
@@ -238,7 +234,7 @@ async fn build(
     engine: &DockerEngine,
     spec: &ImageSpec,
     args: HashMap<String, String>,
-    settings: &BuildSettings,
+    settings: &Build,
     fresh: bool,
     report: &mut Reporter,
 ) -> Result<(), Failure> {
@@ -361,7 +357,7 @@ mod tests {
 
     #[test]
     fn only_declared_arguments_and_proxies_reach_a_build() {
-        let settings = BuildSettings {
+        let settings = Build {
             https_proxy: Some("http://p:3128".into()),
             pip_index_url: Some("https://m/simple".into()),
             goproxy: Some("https://g".into()),

@@ -31,7 +31,7 @@ use make::{Failure, Log, Present, Reporter};
 
 use super::docker::DockerEngine;
 use crate::{
-    config::BuildSettings,
+    config::Build,
     spec::{ImageName, ImageSource, ImageSpec},
     time::Timestamp,
 };
@@ -107,12 +107,12 @@ enum Request {
     Want(ImageName),
     Force(ImageName),
     MarkMissing(ImageName),
-    Update(Vec<ImageSpec>, BuildSettings),
+    Update(Vec<ImageSpec>, Box<Build>),
 }
 
 impl Images {
     /// Starts the task and checks every image once. Must be called inside a tokio runtime.
-    pub fn spawn(engine: DockerEngine, specs: Vec<ImageSpec>, settings: BuildSettings) -> Self {
+    pub fn spawn(engine: DockerEngine, specs: Vec<ImageSpec>, settings: Build) -> Self {
         let (tx, heard) = mpsc::unbounded_channel();
         let (tell, states) = watch::channel(BTreeMap::new());
         let shared = Arc::new(Shared::default());
@@ -157,8 +157,8 @@ impl Images {
 
     /// Replaces specs and settings, as after a reload. Unchanged images are left alone, also while they are being made;
     /// what failed is tried again at once.
-    pub fn update(&self, specs: Vec<ImageSpec>, settings: BuildSettings) {
-        self.send(Request::Update(specs, settings));
+    pub fn update(&self, specs: Vec<ImageSpec>, settings: Build) {
+        self.send(Request::Update(specs, Box::new(settings)));
     }
 
     /// States of all images.
@@ -193,7 +193,7 @@ impl Images {
 
 struct Task {
     engine: DockerEngine,
-    settings: BuildSettings,
+    settings: Build,
     shared: Arc<Shared>,
     tell: Arc<watch::Sender<BTreeMap<ImageName, ImageState>>>,
     entries: BTreeMap<ImageName, Entry>,
@@ -300,11 +300,11 @@ impl Task {
                     }
                 }
             }
-            Request::Update(specs, settings) => self.update(specs, Some(settings)),
+            Request::Update(specs, settings) => self.update(specs, Some(*settings)),
         }
     }
 
-    fn update(&mut self, specs: Vec<ImageSpec>, settings: Option<BuildSettings>) {
+    fn update(&mut self, specs: Vec<ImageSpec>, settings: Option<Build>) {
         if let Some(settings) = settings {
             self.settings = settings;
         }
@@ -454,7 +454,7 @@ mod tests {
     async fn without_an_engine_an_image_is_unavailable_and_says_why() {
         let engine = DockerEngine::connect("/nowhere/x.sock", "lab").expect("a path");
         let spec = ImageSpec { name: ImageName::Grafana, reference: "g/g:1".into(), source: ImageSource::Pull };
-        let images = Images::spawn(engine, vec![spec], BuildSettings::default());
+        let images = Images::spawn(engine, vec![spec], Build::default());
         images.want(ImageName::Grafana);
         let mut states = images.watch();
         let state = states

@@ -11,7 +11,7 @@ const REPLACE_AMD: &str =
 const AWAIT: &str = "Nothing yet: the driver tries to heal it, and how that ends is told as a fault of its own.";
 
 /// Rows of the table, special ones before general ones.
-pub(super) const TABLE: &[Fault] = &[
+pub(in crate::gpus) const TABLE: &[Fault] = &[
     Fault {
         code: "amdgpu-not-loaded",
         signs: &[Answer(labd_gpu::kernel::NO_DRIVER)],

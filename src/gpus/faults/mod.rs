@@ -11,9 +11,9 @@
 //! * What needs a reset, a reboot or a hand takes the GPU out of service. labd never resets a GPU: a reset can take others
 //!   on the same links along, and what is on them.
 
-mod amd;
+pub(super) mod amd;
 mod common;
-mod nvidia;
+pub(super) mod nvidia;
 
 use std::fmt;
 
@@ -131,11 +131,6 @@ const JOB: &str = "Nothing for the GPU: the job's own log (`ray job logs`) says 
 const REBOOT: &str = "Reboot the machine (`labd down && reboot`), then `labd gpu release <id>`.";
 const PULL: &str = "Switch the machine off and on again, then `labd gpu release <id>`; if it happens again, pull the GPU at <pci> and \
                     check its seat and its power cables.";
-
-/// Rows for NVIDIA's GPUs.
-pub(super) const NVIDIA: &[Fault] = nvidia::TABLE;
-/// Rows for AMD's GPUs.
-pub(super) const AMD: &[Fault] = amd::TABLE;
 
 /// All rows. The first one that fits a line of the kernel is the answer.
 pub fn all() -> impl Iterator<Item = &'static Fault> {

@@ -11,7 +11,7 @@ const RESET: &str = "Reset it with `systemctl stop labd; nvidia-smi --gpu-reset 
 const REPLACE: &str = "Have the GPU at <pci> replaced by its vendor; `nvidia-smi -q -i <pci>` and `nvidia-bug-report.sh` give what it asks for.";
 
 /// Rows of the table, special ones before general ones.
-pub(super) const TABLE: &[Fault] = &[
+pub(in crate::gpus) const TABLE: &[Fault] = &[
     // Lines of the kernel that say more than their number, or have none.
     Fault {
         code: "xid-154-none",

@@ -31,16 +31,9 @@ fn program(name: &'static str, bytes: &'static [u8], beside: Option<&Path>) -> O
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, path::PathBuf};
+    use std::fs;
 
     use super::*;
-
-    fn file(root: &Path, path: &str, text: &str) -> PathBuf {
-        let path = root.join(path);
-        fs::create_dir_all(path.parent().expect("it is in a folder")).expect("a folder");
-        fs::write(&path, text).expect("a file");
-        path
-    }
 
     #[test]
     fn what_is_embedded_comes_before_what_lies_beside_labd() {
@@ -48,7 +41,8 @@ mod tests {
         let name = "labd-probe-nvidia";
         assert_eq!(program(name, b"", Some(dir.path())), None);
         assert_eq!(program(name, b"", None), None);
-        let path = file(dir.path(), name, "");
+        let path = dir.path().join(name);
+        fs::write(&path, "").expect("a file");
         assert_eq!(program(name, b"", Some(dir.path())), Some(Program::Path(path)));
         assert_eq!(program(name, b"ELF", Some(dir.path())), Some(Program::Embedded { name, bytes: b"ELF" }));
     }

@@ -30,7 +30,7 @@ pub(super) fn images(inputs: &Inputs) -> Vec<ImageSpec> {
         .collect()
 }
 
-pub(super) fn reference(inputs: &Inputs, name: ImageName) -> String {
+fn reference(inputs: &Inputs, name: ImageName) -> String {
     match (inputs.config.images.reference(name), name) {
         (Some(reference), _) => reference.to_owned(),
         (None, ImageName::Grafana) => GRAFANA.to_owned(),

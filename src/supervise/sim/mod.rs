@@ -72,7 +72,6 @@ fn desired(version: u32) -> DesiredState {
     }
     let (plan, _) = plan::make(&inputs).expect("it fits");
     DesiredState {
-        settings: inputs.config.images.build.settings(),
         config: Config::parse(Path::new("labd.toml"), &toml).expect("valid"),
         plan,
         gpus: inputs.gpus,
@@ -159,25 +158,7 @@ impl Labd {
         let (requests, asked) = mpsc::channel(32);
         let wanted = *version.lock().expect("no panic under it");
         let version = version.clone();
-        let (snapshot, snapshots) = watch::channel(Arc::new(Snapshot {
-            schema: 1,
-            taken_at: now,
-            labd: daemon.clone(),
-            node: node.clone(),
-            engine: EngineView::Connecting,
-            services: Vec::new(),
-            gpus: Vec::new(),
-            gpu_sources: Vec::new(),
-            jobs: Vec::new(),
-            runs: Vec::new(),
-            resubmissions: 0,
-            installs: Vec::new(),
-            package_store_bytes: None,
-            demands: Vec::new(),
-            incidents: Vec::new(),
-            links: Vec::new(),
-            notices: Vec::new(),
-        }));
+        let (snapshot, snapshots) = watch::channel(Arc::new(Snapshot::unobserved(daemon.clone(), node.clone(), now)));
         let (stop, stopped) = watch::channel(false);
         let (tell_incidents, incidents) = watch::channel(Arc::new(Vec::new()));
         let (looked, looked_at) = watch::channel(None);
