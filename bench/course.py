@@ -62,7 +62,7 @@ class Labd(recovery.Labd):
         build = f'{build_settings()}\ntorch = "debian"\n'
         if baked:
             build += f"packages = {json.dumps(packages())}\n"
-        self.lab = Lab("labdcbench", "198.18.171.0/24", gpus=gpus, build=build)
+        self.lab = Lab("labdcbench", "198.18.174.0/24", gpus=gpus, build=build)
         self.lab.sweep()
 
     def submit(self, job, script="course_job.py", argument=None, environment=True):
@@ -76,7 +76,7 @@ class Bare(recovery.Bare):
     """The same image by hand, and none of what labd makes of it."""
 
     prefix = "labdcbare"
-    subnet = "198.18.172"
+    subnet = "198.18.175"
 
     def run(self, name, host, image, *command, options=()):
         # Torch on simulated GPUs is the same for both; the rest is off: Ray's own plugins install, and Ray's own limits hold.

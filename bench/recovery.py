@@ -47,7 +47,7 @@ class Labd:
 
     def __init__(self, gpus):
         self.gpus = gpus
-        self.lab = Lab("labdbench", "198.18.242.0/24", gpus=gpus)
+        self.lab = Lab("labdbench", "198.18.246.0/24", gpus=gpus)
         self.lab.sweep()
 
     def start(self):

@@ -101,7 +101,7 @@ impl Lab {
 #[tokio::test]
 #[ignore = "needs a container engine, root and the devices controller of cgroup v1"]
 async fn a_device_that_is_taken_away_is_missed_inside() {
-    let lab = Lab::new("labdtest-devices", "/var/run/docker.sock", [198, 18, 232]).await;
+    let lab = Lab::new("labdtest-devices", "/var/run/docker.sock", [198, 18, 228]).await;
     let node = |path: &str| Device::Node { path: path.into(), gid: 0 };
     let spec = lab.spec(10, "SIM-0", vec![node("/dev/fuse"), node("/dev/net/tun")]);
     let id = lab.start("worker", &spec).await.expect("started");
@@ -135,7 +135,7 @@ async fn a_device_that_is_taken_away_is_missed_inside() {
 
 /// The words for a node that the host does not have.
 async fn lab_of_missing_node() -> String {
-    let lab = Lab::new("labdtest-devices", "/var/run/docker.sock", [198, 18, 232]).await;
+    let lab = Lab::new("labdtest-devices", "/var/run/docker.sock", [198, 18, 228]).await;
     let spec = lab.spec(10, "SIM-0", vec![Device::Node { path: "/dev/nosuch".into(), gid: 0 }]);
     let error = lab.start("worker", &spec).await.expect_err("no such node").to_string();
     lab.clean().await;

@@ -45,8 +45,8 @@ CONFIG = {
     "features": {"cdi": True},
     # Cgroups are the one thing that is shared.
     "cgroup-parent": "/labd-engine26",
-    "bip": "198.18.232.1/25",
-    "default-address-pools": [{"base": "198.18.232.128/25", "size": 28}],
+    "bip": "198.18.229.1/25",
+    "default-address-pools": [{"base": "198.18.229.128/25", "size": 28}],
     "iptables": False,
     "ip6tables": False,
     "ip-masq": False,

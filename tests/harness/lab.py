@@ -67,6 +67,17 @@ def kill_first_process(container):
     return pid != 0
 
 
+def sweep(lab):
+    """Removes the containers, the network and the volumes that the engine holds for a lab of a test, by the lab's name."""
+    ids = docker("ps", "-aq", "--filter", f"label=dev.labd.lab={lab}").stdout.split()
+    if ids:
+        docker("rm", "-f", *ids, check=False)
+    docker("network", "rm", lab, check=False)
+    volumes = docker("volume", "ls", "-q", "--filter", f"label=dev.labd.lab={lab}").stdout.split()
+    if volumes:
+        docker("volume", "rm", "-f", *volumes, check=False)
+
+
 def build_settings():
     """[images.build] for the machine we are on: its CA bundle, mirrors and proxies."""
     env = os.environ
@@ -151,13 +162,7 @@ tensorboard = 0
 
     def sweep(self):
         """Removes what the engine holds under this lab's name, also from a run that was killed before its end."""
-        ids = docker("ps", "-aq", "--filter", f"label=dev.labd.lab={self.name}").stdout.split()
-        if ids:
-            docker("rm", "-f", *ids, check=False)
-        docker("network", "rm", self.name, check=False)
-        volumes = docker("volume", "ls", "-q", "--filter", f"label=dev.labd.lab={self.name}").stdout.split()
-        if volumes:
-            docker("volume", "rm", "-f", *volumes, check=False)
+        sweep(self.name)
 
     def snapshot(self):
         return json.loads(self.labd("status", "--json").stdout)
