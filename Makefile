@@ -1,6 +1,8 @@
 SHELL := /bin/bash
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 LABD := target/release/labd
+# As many simulated histories as fit in that time.
+SIMULATED = LABD_SIM_HISTORIES=10000 LABD_SIM_JOB_HISTORIES=10000 LABD_SIM_SECONDS=$(or $(SIM_SECONDS),120)
 
 .PHONY: help up down test check fmt sim advisories chaos bench build dist
 
@@ -30,7 +32,7 @@ check: ## what needs no engine: format, linters, unit tests, simulated histories
 	scripts/lint.sh
 	cargo clippy --workspace --all-targets --quiet -- -D warnings
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --workspace --no-deps --document-private-items --quiet
-	LABD_SIM_HISTORIES=10000 LABD_SIM_SECONDS=$(or $(SIM_SECONDS),120) cargo test --workspace --quiet
+	$(SIMULATED) cargo test --workspace --quiet
 	python3 -m pytest tests/unit_scripts
 
 fmt: ## formats Rust, and sorts Python's imports
@@ -38,10 +40,10 @@ fmt: ## formats Rust, and sorts Python's imports
 	@scripts/tools.sh test
 	scripts/lint.sh imports
 
-sim: ## simulated histories alone (SIM_SECONDS=120); SEED=7: those of one seed, and what happened in them
+sim: ## simulated histories alone (SIM_SECONDS=120); N=10000: that many, optimised; SEED=7: one seed's, and what happened
 	@scripts/tools.sh build
-	$(if $(SEED),LABD_SIM_SEED=$(SEED),LABD_SIM_HISTORIES=10000 LABD_SIM_SECONDS=$(or $(SIM_SECONDS),120)) \
-	    cargo test --quiet --lib -- --nocapture --test-threads=1 sim::whatever_happens sim::jobs::whatever_happens
+	$(if $(SEED),LABD_SIM_SEED=$(SEED),$(if $(N),LABD_SIM_HISTORIES=$(N) LABD_SIM_JOB_HISTORIES=$(N),$(SIMULATED))) \
+	    cargo test --quiet --lib $(if $(N),--profile sim) -- --nocapture --test-threads=1 sim::whatever_happens sim::jobs::whatever_happens
 
 advisories: ## known weaknesses of the crates that labd is made of; needs GitHub
 	@scripts/tools.sh test
