@@ -221,7 +221,7 @@ class Store:
         self.envs = os.path.join(root, "envs")
         self.cache = os.path.join(root, "cache")
         for folder in (self.envs, self.cache):
-            os.makedirs(folder, exist_ok=True)
+            make_directory(folder)
 
     def find(self, key):
         """The environment, held; None where there is none, or one that was changed since it was made."""
@@ -253,7 +253,7 @@ class Store:
         if held := self.find(key):
             return held, False
         folder = os.path.join(self.envs, key)
-        os.makedirs(folder, exist_ok=True)
+        make_directory(folder)
         lock = wait_lock(os.path.join(folder, "lock"), fcntl.LOCK_EX, waiting, cancelled)
         try:
             if held := self.find(key):
@@ -294,7 +294,7 @@ class Store:
                 for name in old:
                     os.unlink(os.path.join(self.root, name))
             open(os.path.join(self.root, ours), "a").close()
-            os.makedirs(self.cache, exist_ok=True)
+            make_directory(self.cache)
         finally:
             os.close(first)
 
@@ -413,7 +413,7 @@ class Store:
             loose = sum(s.st_blocks * 512 for s in stats(os.path.join(self.cache, "archive-v0")) if s.st_nlink == 1)
             if loose > LOOSE_BYTES:
                 remove(self.cache)
-                os.makedirs(self.cache, exist_ok=True)
+                make_directory(self.cache)
         finally:
             os.close(lock)
 
@@ -434,12 +434,22 @@ def try_lock(path, how, create=True):
     return None
 
 
+def make_directory(path):
+    """Makes the directory where it is missing. Another node may remove it between `makedirs`'s try and its look at what was there."""
+    while True:
+        try:
+            return os.makedirs(path, exist_ok=True)
+        except FileExistsError:
+            if os.path.lexists(path) and not os.path.isdir(path):
+                raise
+
+
 def wait_lock(path, how, waiting=lambda: None, cancelled=lambda: False):
     while (lock := try_lock(path, how)) is None:
         waiting()
         if cancelled():
             raise Cancelled
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+        make_directory(os.path.dirname(path))
         time.sleep(0.1)
     return lock
 

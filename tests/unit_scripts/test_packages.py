@@ -372,6 +372,22 @@ def test_what_those_left_who_were_killed_or_failed_is_removed(store):
     os.close(installing)
 
 
+def test_a_folder_that_another_node_removes_while_it_is_made_is_made_again(tmp_path, monkeypatch):
+    mkdir, path = os.mkdir, tmp_path / "envs" / "k"
+    path.parent.mkdir()
+
+    def too_late(name, *args):
+        monkeypatch.setattr(os, "mkdir", mkdir)
+        raise FileExistsError(17, "File exists", name)
+
+    monkeypatch.setattr(os, "mkdir", too_late)
+    packages.make_directory(str(path))
+    assert path.is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError):
+        packages.make_directory(str(tmp_path / "file"))
+
+
 def test_one_that_waits_for_a_key_whose_folder_is_removed_makes_it_again(store):
     os.makedirs(store.envs + "/k")
     lock = packages.try_lock(store.envs + "/k/lock", fcntl.LOCK_EX)
