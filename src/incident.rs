@@ -36,6 +36,26 @@ pub struct Incident {
     pub ready_at: Option<Timestamp>,
     /// Training runs that it interrupted.
     pub training: Vec<Interrupted>,
+    /// Place in the order in which labd learnt of things.
+    #[serde(skip)]
+    pub order: Order,
+}
+
+/// Place of an incident in the order in which this labd learnt of beginnings and ends, counted from 1: a clock can be set
+/// so that what is long over seems to be still to come, and then to happen a second time. 0 is what an earlier labd learnt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Order {
+    /// Place of its beginning.
+    pub begun: u64,
+    /// Place of its end, when its service was ready again.
+    pub over: u64,
+}
+
+impl Order {
+    /// The newer of both.
+    pub const fn newest(self) -> u64 {
+        if self.begun > self.over { self.begun } else { self.over }
+    }
 }
 
 /// Cause of a service's end.

@@ -5,7 +5,7 @@ use std::{net::Ipv4Addr, time::Duration};
 
 use crate::{
     checkpoints::StoreView,
-    incident::{Cause, Incident, Interrupted},
+    incident::{Cause, Incident, Interrupted, Order},
     ray::{TrainRun, train::Attempt},
     time::Timestamp,
 };
@@ -180,6 +180,7 @@ mod tests {
             running_at: None,
             ready_at: None,
             training: Vec::new(),
+            order: Order::default(),
         };
         let seconds = |at: Timestamp| at.as_millis() / 1_000;
         training(&incident, Some(address), runs, store)
@@ -222,6 +223,7 @@ mod tests {
             running_at: None,
             ready_at: None,
             training: Vec::new(),
+            order: Order::default(),
         };
         let killed =
             training(&incident("ray-worker-0"), Some(Ipv4Addr::new(198, 18, 245, 20)), &runs, &StoreView::default());
@@ -266,6 +268,7 @@ mod tests {
             running_at: None,
             ready_at: None,
             training: Vec::new(),
+            order: Order::default(),
         };
         let told = training(&asked, Some(WORKER), &runs, &store("a", &[99, 129], 140));
         let again = Interrupted { run: "a".to_owned(), training_at: Some(at(134)), checkpoint: None, lost_ms: None };

@@ -204,7 +204,7 @@ mod tests {
             public_router, scrape_router,
             testing::{Lab, ask, status_and_text},
         },
-        incident::Incident,
+        incident::{Incident, Order},
         time::Timestamp,
     };
 
@@ -221,6 +221,7 @@ mod tests {
             running_at: Some(died_at),
             ready_at: Some(died_at.plus(Duration::from_millis(4_500))),
             training: Vec::new(),
+            order: Order::default(),
         });
         for router in [public_router(lab.state.clone()), scrape_router(lab.state.clone())] {
             let answer = ask(router, "GET", "/metrics").await;

@@ -210,6 +210,9 @@ pub struct ClusterView<'a> {
     pub addresses: &'a BTreeMap<String, Ipv4Addr>,
     /// Jobs whose packages a node is installing.
     pub installing: &'a BTreeSet<String>,
+    /// Newest place in the incidents' order when each job began to be submitted to Ray: whatever the clock says, what labd
+    /// had learnt by then came before. Absent for what an earlier labd submitted.
+    pub learnt: &'a BTreeMap<String, u64>,
 }
 
 impl ClusterView<'_> {
@@ -471,7 +474,8 @@ fn judge(job: &Job, handed: &Submitted, world: &ClusterView<'_>, now: Timestamp)
     known.workers.extend(own_runs.flat_map(|run| &run.attempts).flat_map(|attempt| &attempt.workers));
     let ended = told.ended_at.unwrap_or(now);
     // Where the clock was set back meanwhile, nothing is known of its beginning.
-    let life = Life { began: if began > ended { Timestamp::default() } else { began }, ended, now };
+    let learnt = world.learnt.get(&job.id).copied();
+    let life = Life { began: if began > ended { Timestamp::default() } else { began }, ended, now, learnt };
     match told.status {
         JobStatus::Succeeded => Verdict::Ended(Outcome::Succeeded),
         JobStatus::Stopped => Verdict::Ended(Outcome::Stopped),
@@ -583,19 +587,27 @@ struct Life {
     ended: Timestamp,
     /// Present time, by which a time in the future was before the clock was set back.
     now: Timestamp,
+    /// Newest place in the incidents' order before it, where that is known.
+    learnt: Option<u64>,
 }
 
 impl Life {
     /// Whether the job was there when the incident happened.
     fn saw_begin(self, i: &Incident) -> bool {
-        i.died_at >= self.began && i.died_at <= self.ended
+        let earlier = self.learnt.is_some_and(|newest| i.order.begun <= newest);
+        !earlier && i.died_at >= self.began && i.died_at <= self.ended
     }
 
     /// Whether the job was there while the incident lasted: what was away when a job began is no less in its way. A
     /// node is given no work any more once it is known to be dead; the store and the head are asked all the time.
     fn saw(self, i: &Incident, world: &ClusterView<'_>) -> bool {
-        let over = if is_shared(&i.service) { self.over(i, world) } else { Some(i.noticed_at) };
-        i.died_at <= self.ended && over.is_none_or(|over| over >= self.began)
+        let (over, place) = if is_shared(&i.service) {
+            (self.over(i, world), i.ready_at.map(|_| i.order.over))
+        } else {
+            (Some(i.noticed_at), Some(i.order.begun))
+        };
+        let earlier = self.learnt.zip(place).is_some_and(|(newest, place)| place <= newest);
+        !earlier && i.died_at <= self.ended && over.is_none_or(|over| over >= self.began)
     }
 
     /// Whether the job ended in the silence, or shortly after. It may have begun a moment before it was noticed.
@@ -775,6 +787,7 @@ mod tests {
 
     use super::*;
     use crate::{
+        incident::Order,
         ray::train::{Attempt, AttemptStatus},
         snapshot::RunStatus,
     };
@@ -848,6 +861,7 @@ mod tests {
             running_at: ready.map(ts),
             ready_at: ready.map(ts),
             training: Vec::new(),
+            order: Order::default(),
         }
     }
 
@@ -865,6 +879,7 @@ mod tests {
         store: bool,
         runs: Vec<TrainRun>,
         installing: BTreeSet<String>,
+        learnt: Option<u64>,
         /// Time at which the list was asked for, where that is not now.
         asked_at: Option<i64>,
         now: i64,
@@ -886,6 +901,7 @@ mod tests {
                 store: true,
                 runs: Vec::new(),
                 installing: BTreeSet::new(),
+                learnt: None,
                 asked_at: None,
                 now: 1000,
             }
@@ -909,6 +925,7 @@ mod tests {
                 runs: &self.runs,
                 addresses: &addresses,
                 installing: &self.installing,
+                learnt: &self.learnt.map(|newest| (self.job.id.clone(), newest)).into_iter().collect(),
             };
             let book = BTreeMap::from([(self.job.id.clone(), self.job.clone())]);
             decide(&book, &world, Policy { resubmissions: 10 }, ts(self.now))
@@ -1196,6 +1213,7 @@ mod tests {
                     runs: &[],
                     addresses: &BTreeMap::new(),
                     installing: &BTreeSet::new(),
+                    learnt: &BTreeMap::new(),
                 };
                 assert_eq!(decide(&book, &world, Policy { resubmissions: 10 }, ts(1000)), moves, "{status:?}");
             }
@@ -1332,6 +1350,28 @@ mod tests {
     }
 
     #[test]
+    fn what_was_over_before_a_job_does_not_end_it_when_a_clock_that_was_set_back_comes_to_it_again() {
+        let running = || told(JobStatus::Running, None, None, "");
+        let failed = || told(JobStatus::Failed, Some(ErrorType::JobEntrypointCommandError), Some(910), "x");
+        let places = |begun, over| Order { begun, over };
+        for (told, service, order, learnt, lost) in [
+            (running(), "ray-driver", places(1, 2), None, true),
+            (running(), "ray-driver", places(1, 2), Some(2), false),
+            (running(), "ray-driver", places(1, 2), Some(1), false),
+            (running(), "ray-driver", places(3, 4), Some(2), true),
+            (failed(), "ray-worker-0", places(1, 2), Some(2), false),
+            (failed(), "ray-worker-0", places(3, 4), Some(2), true),
+            (failed(), "ray-head", places(1, 2), Some(2), false),
+            // It began before the job, and was in its way.
+            (failed(), "ray-head", places(1, 2), Some(1), true),
+        ] {
+            let mut case = Case::new(vec![told], vec![Incident { order, ..incident(service, 900, Some(905)) }]);
+            case.learnt = learnt;
+            assert_eq!(case.lost().is_some(), lost, "{service} {order:?} {learnt:?}");
+        }
+    }
+
+    #[test]
     fn an_attempt_that_ray_has_and_the_ledger_has_not_is_taken_over() {
         let died = told(JobStatus::Failed, Some(ErrorType::JobSupervisorActorDied), Some(900), "");
         let attempt = |n: u32, began| RayJob {
@@ -1411,6 +1451,7 @@ mod tests {
                 runs: &[],
                 addresses: &addresses,
                 installing: &BTreeSet::new(),
+                learnt: &BTreeMap::new(),
             };
             decide(book, &world, Policy { resubmissions: 10 }, ts(1000)).pop()
         };

@@ -245,6 +245,7 @@ fn start<A: JobApi>(opened: Opened, parts: Parts<A>) -> (Ledger, AbortHandle) {
         bytes: 0,
         silences: Vec::new(),
         failed: BTreeMap::new(),
+        learnt: BTreeMap::new(),
     };
     let task = tokio::spawn(keeper.run(asked, heard)).abort_handle();
     (Ledger { ask, view }, task)
@@ -292,6 +293,8 @@ struct LedgerTask<A> {
     silences: Vec<Silence>,
     /// Moment since which Ray is known to call a job failed that has not ended for labd.
     failed: BTreeMap<String, Instant>,
+    /// Newest place in the incidents' order when each job was first submitted to Ray.
+    learnt: BTreeMap<String, u64>,
     trouble: Option<String>,
 }
 
@@ -419,6 +422,7 @@ impl<A: JobApi> LedgerTask<A> {
             runs: &ray.runs,
             addresses: &addresses,
             installing: &installing,
+            learnt: &self.learnt,
         };
         let policy = Policy { resubmissions: self.parts.config.borrow().jobs.resubmissions };
         decide::decide(&self.book, &world, policy, now)
@@ -536,6 +540,7 @@ impl<A: JobApi> LedgerTask<A> {
             return;
         }
         self.sweep_at = Instant::now() + SWEEP;
+        self.learnt.retain(|id, _| self.book.get(id).is_some_and(|job| !job.is_over()));
         self.stops.retain(|id, _| self.book.get(id).is_some_and(|job| !job.is_over()));
         self.trim();
         self.store.keep_room();
@@ -607,6 +612,11 @@ impl<A: JobApi> LedgerTask<A> {
         }
         let wanted = Arc::new(AtomicBool::new(true));
         self.in_flight.insert(id.clone(), wanted.clone());
+        // At the first try: Ray may have taken it then, and the answer may not have come.
+        if matches!(job.state, State::Queued { tries: 0, .. }) {
+            let newest = self.parts.incidents.borrow().iter().map(|incident| incident.order.newest()).max();
+            self.learnt.insert(id.clone(), newest.unwrap_or_default());
+        }
         let name_runs = self.parts.config.borrow().jobs.name_runs;
         let (packages, words) = (self.packages.clone(), self.words.clone());
         tokio::spawn(async move {

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    incident::{Cause, Incident},
+    incident::{Cause, Incident, Order},
     ray::{ErrorType, Gcs, JobApi, Jobs, RayJob, RayNode, RayView, Reply},
     snapshot::{JobStatus, ServiceState, Snapshot},
     time::Timestamp,
@@ -146,6 +146,7 @@ impl Scene {
                 running_at: None,
                 ready_at: back.map(|s| self.now.plus(std::time::Duration::from_secs(u64::from(s)))),
                 training: Vec::new(),
+                order: Order::default(),
             }),
             Step::Cluster(reachable, driver) => (self.reachable, self.driver) = (*reachable, *driver),
             Step::Stop(n) => {
@@ -187,6 +188,7 @@ impl Scene {
             runs: &[],
             addresses: &addresses,
             installing: &BTreeSet::new(),
+            learnt: &BTreeMap::new(),
         };
         decide::decide(&self.book, &world, Policy { resubmissions: LIMIT }, self.now)
     }

@@ -403,6 +403,7 @@ async fn incidents_are_kept_in_their_newest_form_and_counted_once() {
         running_at: None,
         ready_at: None,
         training: Vec::new(),
+        order: crate::incident::Order::default(),
     };
     let journal = Journal::open_with(&path, quick()).expect("opens");
     journal.keep_incident(incident.clone());

@@ -8,7 +8,7 @@ use std::{
 
 use super::decide::Termination;
 use crate::{
-    incident::{Cause, Incident, Interrupted, KEPT},
+    incident::{Cause, Incident, Interrupted, KEPT, Order},
     time::{Timestamp, human},
 };
 
@@ -26,6 +26,8 @@ pub(super) struct Incidents {
     runs: BTreeMap<String, Timestamp>,
     /// Start of the run that each service's newest incident ended; absent for one that an earlier labd opened.
     ended: BTreeMap<String, Timestamp>,
+    /// Number of beginnings and ends so far.
+    count: u64,
 }
 
 /// Changes since the last time they were asked for.
@@ -61,6 +63,7 @@ impl Incidents {
             None => self.ended.remove(service),
         };
         self.changed.insert((ended.at, service.to_owned()));
+        self.count += 1;
         self.all.push(Incident {
             service: service.to_owned(),
             cause: ended.cause,
@@ -70,6 +73,7 @@ impl Incidents {
             running_at: None,
             ready_at: None,
             training: Vec::new(),
+            order: Order { begun: self.count, over: 0 },
         });
         let excess = self.all.len().saturating_sub(KEPT);
         self.all.drain(..excess);
@@ -86,7 +90,8 @@ impl Incidents {
             self.all.remove(oldest);
         }
         self.changed.insert((incident.died_at, incident.service.clone()));
-        self.all.push(incident);
+        self.count += 1;
+        self.all.push(Incident { order: Order { begun: self.count, over: self.count }, ..incident });
         let excess = self.all.len().saturating_sub(KEPT);
         self.all.drain(..excess);
     }
@@ -103,6 +108,7 @@ impl Incidents {
             self.runs.insert(service.to_owned(), at);
         }
         let ended = self.ended.get(service).copied();
+        let count = self.count + 1;
         let last = self.last(service).filter(|i| i.ready_at.is_none())?;
         // Another run than the one that ended. Where that is not known the times tell, unless the clock was set back since.
         let again = running.filter(|&at| ended.map_or(at > last.died_at || last.died_at > now, |run| at != run));
@@ -114,9 +120,11 @@ impl Incidents {
         let over = ready && again.is_some();
         if over {
             last.ready_at = Some(now);
+            last.order.over = count;
         }
         let (key, last) = ((last.died_at, last.service.clone()), last.clone());
         self.changed.insert(key);
+        self.count += u64::from(over);
         over.then_some(last)
     }
 
@@ -198,6 +206,20 @@ mod tests {
         Termination { cause: Cause::Exit, why: "container exited 137 (SIGKILL)".into(), at: at(ms) }
     }
 
+    fn inside(ms: i64) -> Incident {
+        Incident {
+            service: "w".into(),
+            cause: Cause::OomInside,
+            why: "out of memory".into(),
+            died_at: at(ms),
+            noticed_at: at(ms),
+            running_at: Some(at(ms)),
+            ready_at: Some(at(ms)),
+            training: Vec::new(),
+            order: Order::default(),
+        }
+    }
+
     #[test]
     fn it_is_followed_until_the_service_is_ready_and_then_over() {
         let mut all = Incidents::default();
@@ -259,22 +281,26 @@ mod tests {
     }
 
     #[test]
+    fn beginnings_and_ends_have_their_place_in_one_order() {
+        let mut all = Incidents::default();
+        all.open("w", exit(1_000), at(1_040));
+        all.open("head", exit(900), at(1_050));
+        all.follow("head", Some(at(1_310)), true, at(1_320));
+        all.inside(inside(800));
+        all.follow("w", Some(at(1_310)), true, at(1_400));
+        let order: Vec<(&str, u64, u64)> =
+            all.all.iter().map(|i| (i.service.as_str(), i.order.begun, i.order.over)).collect();
+        assert_eq!(order, [("w", 1, 5), ("head", 2, 3), ("w", 4, 4)]);
+    }
+
+    #[test]
     fn what_happened_inside_a_living_container_changes_nothing_of_its_own_incidents() {
-        let inside = |ms| Incident {
-            service: "w".into(),
-            cause: Cause::OomInside,
-            why: "out of memory".into(),
-            died_at: at(ms),
-            noticed_at: at(ms),
-            running_at: Some(at(ms)),
-            ready_at: Some(at(ms)),
-            training: Vec::new(),
-        };
         let mut all = Incidents::default();
         all.open("w", exit(1_000), at(1_040));
         all.news();
         all.inside(inside(1_100));
-        assert_eq!(all.news().expect("it is new").changed, [inside(1_100)]);
+        let second = Order { begun: 2, over: 2 };
+        assert_eq!(all.news().expect("it is new").changed, [Incident { order: second, ..inside(1_100) }]);
         all.follow("w", Some(at(1_310)), false, at(1_320));
         assert!(all.follow("w", Some(at(1_310)), true, at(4_100)).is_some(), "the exit is followed all the same");
         assert_eq!(in_words(&inside(1)), "out of memory; the container lives on");

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     config::Bytes,
-    incident::{Cause, Incident, OOM_INSIDE},
+    incident::{Cause, Incident, OOM_INSIDE, Order},
     services::memory_setting,
     snapshot::{Notice, Severity},
     time::Timestamp,
@@ -99,6 +99,7 @@ impl Shortage {
             running_at: Some(self.burst),
             ready_at: Some(self.burst),
             training: Vec::new(),
+            order: Order::default(),
         })
     }
 
