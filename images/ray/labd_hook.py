@@ -22,8 +22,9 @@ servers for notebooks ask for logs and errors five times a second, and not witho
 **Train state.** Ray Train's controller sends `torch.__version__` to an actor on the head as it is: a `TorchVersion`, which a head
 without torch cannot unpickle, and the run ends in a controller error (Ray 2.60). In the controller it becomes plain text.
 
-**Early imports.** Processes of a Train run import Ray Train before they wait for work, not with it: those that labd keeps
-ready for a run that loses a worker (src/ray/spare.rs) then have it.
+**Early imports.** Processes of a Train run import Ray Train before they wait for work, not with it, and what takes seconds of what
+the job's own environment brings: those that labd keeps ready for a run that loses a worker (src/ray/spare.rs) then have it.
+What the image brings is in the memory of labd_warm.
 
 **Simulated GPUs** (`LABD_SIMULATED_GPUS=1` in the environment, which no real GPU's container has). Ray Train takes a GPU it
 assigned for a CUDA device. Where torch itself finds none, Ray's devices are the CPU, NCCL becomes gloo, and Lightning's
@@ -46,6 +47,10 @@ CONFIG = "ray.train.v2.api.config"
 WORKER = "ray._private.worker"
 OF_TRAIN = "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC"  # Ray Train sets it in the runtime_env of its own processes
 FOR_TRAIN = ("ray.train.v2._internal.execution.worker_group.worker", "ray.train.v2._internal.callbacks.datasets")
+GPU = "LABD_GPU_UUID"  # in a GPU worker's container
+# Of these, in this order, what a job's own environment brings: each takes a second or more. Their import touches no GPU.
+SLOW = ("torch", "torchvision", "lightning", "pytorch_lightning")
+FOR_TORCH = ("ray.train.torch", "ray.train.lightning")
 STATE = "ray.train.v2._internal.state.state_manager"
 DEVICES = "ray.air._internal.device_manager"
 PROCESS_GROUPS = "torch.distributed.distributed_c10d"
@@ -297,6 +302,18 @@ def is_of_train():
     return OF_TRAIN in os.environ
 
 
+def brought():
+    """Names in SLOW of what this process's own virtual environment has, not the one below it. None where there is no GPU: the
+    actors that a run has beside its workers use none of it, and its memory."""
+    import importlib.util
+    import os
+
+    if sys.prefix == sys.base_prefix or not os.environ.get(GPU):
+        return []
+    specs = {name: importlib.util.find_spec(name) for name in SLOW}
+    return [name for name, spec in specs.items() if spec and spec.origin and spec.origin.startswith(sys.prefix + "/")]
+
+
 def imports_before_work(worker):
     main_loop = worker.main_loop
 
@@ -304,7 +321,8 @@ def imports_before_work(worker):
         try:
             import importlib
 
-            for name in FOR_TRAIN:
+            own = brought()
+            for name in (*FOR_TRAIN, *own, *(FOR_TORCH if own else ())):
                 importlib.import_module(name)
         except Exception:
             pass  # the work that needs it will say so

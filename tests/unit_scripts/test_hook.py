@@ -369,6 +369,31 @@ class Worker:
     assert job(EARLY, None, script_name="default_worker.py", **env) == (["False", str(is_of_train)], "")
 
 
+BROUGHT = """
+import sys
+sys.orig_argv, sys.prefix = ["default_worker.py"], {prefix!r}
+from ray._private.worker import Worker
+Worker().main_loop()
+"""
+
+
+@pytest.mark.parametrize("is_own, gpu", [(True, "SIM-0"), (True, ""), (False, "SIM-0")])
+def test_a_process_of_a_train_run_imports_what_its_own_environment_brings_before_it_waits_for_work(job, tmp_path, is_own, gpu):
+    for name, text in {
+        "fake/ray/_private/worker.py": "import sys\nclass Worker:\n    def main_loop(self):\n        print('lightning' in sys.modules)",
+        "fake/ray/train/v2/_internal/execution/worker_group/worker.py": "",
+        "fake/ray/train/v2/_internal/callbacks/datasets.py": "",
+    }.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for folder in (path.parent, path.parent.parent):
+            (folder / "__init__.py").touch()
+        path.write_text(text)
+    script = BROUGHT.format(prefix=str(tmp_path / "fake" if is_own else tmp_path / "other"))
+    out = job(script, None, script_name="default_worker.py", RAY_WARN_BLOCKING_GET_INSIDE_ASYNC="0", LABD_GPU_UUID=gpu)
+    assert out == ([str(is_own and gpu != "")], "")
+
+
 VERSIONS = """
 from ray.train.v2._internal.state.state_manager import TrainStateManager
 
