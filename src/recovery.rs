@@ -5,7 +5,7 @@ use std::{net::Ipv4Addr, time::Duration};
 
 use crate::{
     checkpoints::StoreView,
-    incident::{Cause, Incident, Interrupted, Order},
+    incident::{Cause, Incident, Interrupted},
     ray::{TrainRun, train::Attempt},
     time::Timestamp,
 };
@@ -103,6 +103,7 @@ mod tests {
     use super::*;
     use crate::{
         checkpoints::listing::StoredRun,
+        incident::Order,
         ray::train::AttemptStatus,
         snapshot::{CheckpointView, RunStatus},
     };

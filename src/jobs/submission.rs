@@ -337,6 +337,15 @@ mod tests {
     }
 
     #[test]
+    fn a_number_in_it_is_the_same_each_time_it_is_written_and_read() {
+        for number in ["0.30000000000000004", "1.7976931348623157e308", &"7".repeat(52)] {
+            let body = format!(r#"{{"entrypoint": "x", "entrypoint_num_gpus": {number}}}"#);
+            let read = Submission::parse(body.as_bytes()).expect("a submission");
+            assert_eq!(Submission::parse(read.to_json().as_bytes()), Some(read), "{number}");
+        }
+    }
+
+    #[test]
     fn it_is_submitted_as_it_came_with_an_id_a_place_and_its_run() {
         let sent = json!({"entrypoint": "python train.py", "runtime_env": {"working_dir": "gcs://_ray_pkg_1.zip",
             "env_vars": {"A": "b"}}, "metadata": {"job_submission_id": "x", "mine": "y"}, "new_in_ray": [1]});
