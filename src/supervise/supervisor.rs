@@ -227,7 +227,7 @@ impl<E: Engine> Supervisor<E> {
                 entry.recorded = Some(state);
                 entry.since = last.at;
                 if matches!(state, ServiceState::Ready | ServiceState::Unhealthy) {
-                    entry.memory.has_run();
+                    entry.memory.was_ready(Now::read().moment);
                 }
             }
         }

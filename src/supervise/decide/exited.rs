@@ -18,7 +18,7 @@ pub(super) fn absent(s: &Observation<'_>, m: &mut History, now: Now) -> Decision
     let asked = matches!(m.ending, Some(PlannedStop::Asked(_)));
     m.ready = None;
     m.failing_since = None;
-    m.adopted = false;
+    m.adopted = None;
     m.ending = None;
     m.restart = false;
     let ended = (m.ran && !asked).then(|| {
@@ -72,7 +72,7 @@ pub(super) fn exited(
     }
     m.ready = None;
     m.failing_since = None;
-    m.adopted = false;
+    m.adopted = None;
     m.ran = false;
     // Whoever asked for a restart gets it by this.
     m.restart = false;

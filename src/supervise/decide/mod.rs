@@ -232,8 +232,8 @@ pub struct History {
     end: Option<(String, Timestamp, Moment)>,
     /// Moment since which it does not answer, and whether it is called alive all the same.
     failing_since: Option<(Moment, bool)>,
-    /// Whether it ran before this labd began to observe, so that it may have been ready.
-    adopted: bool,
+    /// Moment at which this labd began to observe it, where it ran by then and was ready when an earlier one last looked.
+    adopted: Option<Moment>,
     /// Stop by labd itself that is under way; the exit is no failure, or is one for this reason.
     ending: Option<PlannedStop>,
     /// Whether a person asked for a restart that has not happened yet.
@@ -454,10 +454,11 @@ impl History {
         self.death_unreported = None;
     }
 
-    /// Notes that it ran before this labd began to observe: if nothing is there now, that is news.
-    pub fn has_run(&mut self) {
+    /// Notes that it was ready when an earlier labd last looked, and that this one begins to observe: if nothing is there
+    /// now, that is news.
+    pub fn was_ready(&mut self, now: Moment) {
         self.ran = true;
-        self.adopted = true;
+        self.adopted = Some(now);
     }
 
     /// Forgets what failed, because a person wants the service to run.

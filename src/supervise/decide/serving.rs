@@ -137,12 +137,15 @@ pub(super) fn serving(
                 // After labd's own restart the deadline has long passed: one that is busy just then is not hung.
                 Health::Failing { reason, since, alive } => {
                     let hung_at = deadline.max(since.plus(patience(*alive)));
-                    if now.moment >= hung_at && m.adopted && !s.kill_silent {
+                    if now.moment >= hung_at && m.adopted.is_some() && !s.kill_silent {
                         return silent(s, reason);
                     }
                     if now.moment >= hung_at {
                         let reason = format!("not ready {} after its start: {reason}", human(now.moment.since(begun)));
-                        return kill(m, c, PlannedStop::Hung(reason), now.wall_at(*since));
+                        // It may have hung since before it was first asked, which needs the engine: a job that it took along
+                        // by then was not lost to its own error.
+                        let silent_since = m.adopted.map_or(*since, |began| began.min(*since));
+                        return kill(m, c, PlannedStop::Hung(reason), now.wall_at(silent_since));
                     }
                     starting.wake_at(hung_at)
                 }

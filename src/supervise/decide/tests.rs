@@ -835,7 +835,7 @@ fn a_jupyter_that_is_silent_is_shown_and_not_killed_by_this_labd_or_the_next() {
     assert_eq!(world.step().expect("safe"), (ServiceState::Unhealthy, false));
     assert!(world.reason.contains("`labd restart ray-worker-0` ends it"), "{}", world.reason);
     world.memory = History::default();
-    world.memory.has_run();
+    world.memory.was_ready(Moment::from_millis(world.now.as_millis()));
     assert!(!is_killed_after(&mut world, 60));
     assert_eq!(world.step().expect("safe"), (ServiceState::Unhealthy, false));
     world.health = Health::Passing;
@@ -845,6 +845,25 @@ fn a_jupyter_that_is_silent_is_shown_and_not_killed_by_this_labd_or_the_next() {
     settle(&mut world);
     world.health = world.failing();
     assert!(is_killed_after(&mut world, 3));
+}
+
+#[test]
+fn one_that_hangs_when_this_labd_first_asks_it_is_silent_since_this_labd_began() {
+    for adopted in [true, false] {
+        let mut world = World::new();
+        world.recover().expect("ready");
+        world.memory = History::default();
+        let began = world.now;
+        if adopted {
+            world.memory.was_ready(Moment::from_millis(began.as_millis()));
+        }
+        // The engine was away.
+        world.happen(&Event::Pass(9_000));
+        let asked = world.now;
+        world.health = world.failing();
+        assert!(is_killed_after(&mut world, 10));
+        assert_eq!(world.ended_at, Some(if adopted { began } else { asked }));
+    }
 }
 
 #[test]
