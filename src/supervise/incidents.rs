@@ -42,7 +42,8 @@ pub(super) struct News {
 impl Incidents {
     /// Incidents from the journal, oldest first.
     pub(super) fn new(all: Vec<Incident>) -> Self {
-        Self { all, ..Self::default() }
+        let count = all.iter().map(|incident| incident.order.newest()).max().unwrap_or_default();
+        Self { all, count, ..Self::default() }
     }
 
     /// Opens an incident for a service that ended. Returns an incident that this one cuts short: the service ran again
@@ -291,6 +292,9 @@ mod tests {
         let order: Vec<(&str, u64, u64)> =
             all.all.iter().map(|i| (i.service.as_str(), i.order.begun, i.order.over)).collect();
         assert_eq!(order, [("w", 1, 5), ("head", 2, 3), ("w", 4, 4)]);
+        let mut later = Incidents::new(all.all);
+        later.open("w", exit(2_000), at(2_010));
+        assert_eq!(later.newest(1)[0].order.begun, 6, "after what was there");
     }
 
     #[test]
