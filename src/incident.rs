@@ -52,9 +52,9 @@ pub struct Order {
 }
 
 impl Order {
-    /// The newer of both.
-    pub const fn newest(self) -> u64 {
-        if self.begun > self.over { self.begun } else { self.over }
+    /// Newest place that any of these incidents has; 0 where there is none.
+    pub fn newest(incidents: &[Incident]) -> u64 {
+        incidents.iter().map(|incident| incident.order.begun.max(incident.order.over)).max().unwrap_or_default()
     }
 }
 

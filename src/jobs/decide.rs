@@ -592,10 +592,14 @@ struct Life {
 }
 
 impl Life {
+    /// Whether labd had learnt of what has this place before it submitted the job to Ray.
+    fn knew(self, place: u64) -> bool {
+        self.learnt.is_some_and(|newest| place <= newest)
+    }
+
     /// Whether the job was there when the incident happened.
     fn saw_begin(self, i: &Incident) -> bool {
-        let earlier = self.learnt.is_some_and(|newest| i.order.begun <= newest);
-        !earlier && i.died_at >= self.began && i.died_at <= self.ended
+        !self.knew(i.order.begun) && i.died_at >= self.began && i.died_at <= self.ended
     }
 
     /// Whether the job was there while the incident lasted: what was away when a job began is no less in its way. A
@@ -606,8 +610,9 @@ impl Life {
         } else {
             (Some(i.noticed_at), Some(i.order.begun))
         };
-        let earlier = self.learnt.zip(place).is_some_and(|(newest, place)| place <= newest);
-        !earlier && i.died_at <= self.ended && over.is_none_or(|over| over >= self.began)
+        place.is_none_or(|place| !self.knew(place))
+            && i.died_at <= self.ended
+            && over.is_none_or(|over| over >= self.began)
     }
 
     /// Whether the job ended in the silence, or shortly after. It may have begun a moment before it was noticed.

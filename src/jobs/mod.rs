@@ -44,7 +44,7 @@ use tokio::{
 
 use crate::{
     config::Config,
-    incident::Incident,
+    incident::{Incident, Order},
     journal::{Entry, Journal, Kind},
     ray::{Gcs, JobApi, RayView, Reply},
     services,
@@ -540,8 +540,9 @@ impl<A: JobApi> LedgerTask<A> {
             return;
         }
         self.sweep_at = Instant::now() + SWEEP;
-        self.learnt.retain(|id, _| self.book.get(id).is_some_and(|job| !job.is_over()));
-        self.stops.retain(|id, _| self.book.get(id).is_some_and(|job| !job.is_over()));
+        let is_open = |id: &str| self.book.get(id).is_some_and(|job| !job.is_over());
+        self.learnt.retain(|id, _| is_open(id));
+        self.stops.retain(|id, _| is_open(id));
         self.trim();
         self.store.keep_room();
         let open = self.book.values().filter(|job| !matches!(job.state, State::Ended { .. }));
@@ -614,8 +615,7 @@ impl<A: JobApi> LedgerTask<A> {
         self.in_flight.insert(id.clone(), wanted.clone());
         // At the first try: Ray may have taken it then, and the answer may not have come.
         if matches!(job.state, State::Queued { tries: 0, .. }) {
-            let newest = self.parts.incidents.borrow().iter().map(|incident| incident.order.newest()).max();
-            self.learnt.insert(id.clone(), newest.unwrap_or_default());
+            self.learnt.insert(id.clone(), Order::newest(&self.parts.incidents.borrow()));
         }
         let name_runs = self.parts.config.borrow().jobs.name_runs;
         let (packages, words) = (self.packages.clone(), self.words.clone());

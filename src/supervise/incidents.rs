@@ -26,8 +26,6 @@ pub(super) struct Incidents {
     runs: BTreeMap<String, Timestamp>,
     /// Start of the run that each service's newest incident ended; absent for one that an earlier labd opened.
     ended: BTreeMap<String, Timestamp>,
-    /// Number of beginnings and ends so far.
-    count: u64,
 }
 
 /// Changes since the last time they were asked for.
@@ -42,8 +40,7 @@ pub(super) struct News {
 impl Incidents {
     /// Incidents from the journal, oldest first.
     pub(super) fn new(all: Vec<Incident>) -> Self {
-        let count = all.iter().map(|incident| incident.order.newest()).max().unwrap_or_default();
-        Self { all, count, ..Self::default() }
+        Self { all, ..Self::default() }
     }
 
     /// Opens an incident for a service that ended. Returns an incident that this one cuts short: the service ran again
@@ -64,7 +61,7 @@ impl Incidents {
             None => self.ended.remove(service),
         };
         self.changed.insert((ended.at, service.to_owned()));
-        self.count += 1;
+        let order = Order { begun: self.next_place(), over: 0 };
         self.all.push(Incident {
             service: service.to_owned(),
             cause: ended.cause,
@@ -74,7 +71,7 @@ impl Incidents {
             running_at: None,
             ready_at: None,
             training: Vec::new(),
-            order: Order { begun: self.count, over: 0 },
+            order,
         });
         let excess = self.all.len().saturating_sub(KEPT);
         self.all.drain(..excess);
@@ -85,14 +82,15 @@ impl Incidents {
     /// [`INSIDE_KEPT`] are kept, so that a container that thrashes does not push out what died.
     pub(super) fn inside(&mut self, incident: Incident) {
         let same = |i: &Incident| i.service == incident.service && i.cause == incident.cause;
+        // Before any is removed: a place is never given twice.
+        let place = self.next_place();
         if self.all.iter().filter(|i| same(i)).count() >= INSIDE_KEPT
             && let Some(oldest) = self.all.iter().position(same)
         {
             self.all.remove(oldest);
         }
         self.changed.insert((incident.died_at, incident.service.clone()));
-        self.count += 1;
-        self.all.push(Incident { order: Order { begun: self.count, over: self.count }, ..incident });
+        self.all.push(Incident { order: Order { begun: place, over: place }, ..incident });
         let excess = self.all.len().saturating_sub(KEPT);
         self.all.drain(..excess);
     }
@@ -109,7 +107,7 @@ impl Incidents {
             self.runs.insert(service.to_owned(), at);
         }
         let ended = self.ended.get(service).copied();
-        let count = self.count + 1;
+        let place = self.next_place();
         let last = self.last(service).filter(|i| i.ready_at.is_none())?;
         // Another run than the one that ended. Where that is not known the times tell, unless the clock was set back since.
         let again = running.filter(|&at| ended.map_or(at > last.died_at || last.died_at > now, |run| at != run));
@@ -121,11 +119,10 @@ impl Incidents {
         let over = ready && again.is_some();
         if over {
             last.ready_at = Some(now);
-            last.order.over = count;
+            last.order.over = place;
         }
         let (key, last) = ((last.died_at, last.service.clone()), last.clone());
         self.changed.insert(key);
-        self.count += u64::from(over);
         over.then_some(last)
     }
 
@@ -151,6 +148,11 @@ impl Incidents {
     /// The newest `n` incidents that nobody asked for, newest first.
     pub(super) fn newest(&self, n: usize) -> Vec<Incident> {
         self.all.iter().rev().filter(|i| i.cause != Cause::Asked).take(n).cloned().collect()
+    }
+
+    /// Place after every one that was given: what is removed is never the newest.
+    fn next_place(&self) -> u64 {
+        Order::newest(&self.all) + 1
     }
 
     fn last(&mut self, service: &str) -> Option<&mut Incident> {

@@ -144,7 +144,7 @@ pub(super) fn serving(
                         let reason = format!("not ready {} after its start: {reason}", human(now.moment.since(begun)));
                         // It may have hung since before it was first asked, which needs the engine: a job that it took along
                         // by then was not lost to its own error.
-                        let silent_since = m.adopted.map_or(*since, |began| began.min(*since));
+                        let silent_since = m.adopted.unwrap_or(*since);
                         return kill(m, c, PlannedStop::Hung(reason), now.wall_at(silent_since));
                     }
                     starting.wake_at(hung_at)

@@ -865,7 +865,7 @@ fn history(seed: u64) -> Outcome {
 
 #[test]
 fn whatever_happens_no_job_is_lost_or_run_twice() {
-    super::run_many("supervise::sim::jobs", super::number("LABD_SIM_JOB_HISTORIES").unwrap_or(25), history);
+    super::run_many("supervise::sim::jobs", super::number("LABD_SIM_JOB_HISTORIES").unwrap_or(100), history);
 }
 
 #[test]

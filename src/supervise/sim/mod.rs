@@ -7,7 +7,7 @@
 //! ([`world`]). Time is tokio's paused clock, so a history of ten minutes takes some milliseconds, and the same seed is
 //! the same history to the last call.
 //!
-//! `LABD_SIM_HISTORIES`, `LABD_SIM_JOB_HISTORIES` and `LABD_SIM_SECONDS` bound how many are run (50, 25 and no limit
+//! `LABD_SIM_HISTORIES`, `LABD_SIM_JOB_HISTORIES` and `LABD_SIM_SECONDS` bound how many are run (200, 100 and no limit
 //! without them), `LABD_SIM_SEED` runs one and prints what happened.
 
 mod faults;
@@ -459,7 +459,7 @@ fn number(name: &str) -> Option<u64> {
 
 #[test]
 fn whatever_happens_nothing_forbidden_is_done_and_everything_comes_back() {
-    run_many("supervise::sim", number("LABD_SIM_HISTORIES").unwrap_or(50), history);
+    run_many("supervise::sim", number("LABD_SIM_HISTORIES").unwrap_or(200), history);
 }
 
 /// Runs histories from seed 1 on, side by side; or the one of `LABD_SIM_SEED`, and prints what happened. `test` is how
