@@ -392,7 +392,8 @@ class Recorder(type(os.environ)):
 
 
 def preload(lists):
-    """Imports everything; returns the layers: {module name: module} each, oldest first."""
+    """Imports everything; returns the layers, oldest first: {module name: module} each, and the variables that its import set,
+    {name: value} with None for one that it took away."""
     import importlib
     import shutil
 
@@ -408,10 +409,10 @@ def preload(lists):
     had = {key: os.environ.get(key) for key in ("OPENBLAS_NUM_THREADS",)}
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # its threads would not live through a fork; the worker says how many
     os.environ.__class__ = Recorder
-    layers = []
+    layers, sets = [], []
     try:
         for names in lists:
-            before = set(sys.modules)
+            before, env = set(sys.modules), os.environ.copy()
             for name in names:
                 try:
                     importlib.import_module(name)
@@ -421,12 +422,19 @@ def preload(lists):
                 raise RuntimeError("Ray was imported")
             layers.append({m: module for m, module in list(sys.modules.items())
                            if m not in before and m.split(".")[0] not in sys.stdlib_module_names and not m.startswith("_cython")})
+            after = os.environ.copy()
+            sets.append({name: after.get(name) for name in {*env, *after} if env.get(name) != after.get(name)})
     finally:
         os.environ.__class__, shutil.which = plain, which
         over.append(True)  # who has taken `noted` for its own keeps it
         for key, value in had.items():
             os.environ.pop(key, None) if value is None else os.environ.__setitem__(key, value)
-    return layers
+    return layers, sets
+
+
+def set_variables(values):
+    for name, value in values.items():
+        os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
 
 
 def unsound():
@@ -465,10 +473,11 @@ class Server:
         self.base = list(sys.path)
         self.dirs = self.dated()
         first, *rest = self.listed("layers")
-        self.layers = preload([first, ["numpy", "numpy.random"], [n for names in rest for n in names], *more])
+        # What an import sets (Lightning does) belongs to that import: a process that has not done it does not have it.
+        self.env = dict(os.environ)
+        self.layers, self.sets = preload([first, ["numpy", "numpy.random"], [n for names in rest for n in names], *more])
         self.blas = blas_setters()
         self.codes = ray_codes(self.listed("rays"))
-        self.env = dict(os.environ)
         self.reads = Recorder.reads - HANDLED
         self.finders = {kind(f) for f in sys.meta_path}
         self.affinity = sorted(os.sched_getaffinity(0))
@@ -737,6 +746,7 @@ def become(server, request, fds):
     for name, value in env.items():
         if os.environ.get(name) != value:
             os.environ[name] = value
+    set_variables(server.sets[0])
     fresh()
 
     script = request["argv"][1]
@@ -747,7 +757,7 @@ def become(server, request, fds):
     path = request["path"] + [p for p in server.base if p not in request["path"]]
     sys.path[:] = path
     sys.path_importer_cache.clear()
-    sys.meta_path[:0] = [Hidden(server.layers[1:], server.blas), Codes(server.codes)]
+    sys.meta_path[:0] = [Hidden(server.layers[1:], server.sets[1:], server.blas), Codes(server.codes)]
     if overlay:
         site = sys.modules["site"]
         site.PREFIXES[:] = request["site"]
@@ -801,8 +811,8 @@ class Hidden:
     """Modules that are in memory, but not imported as far as the worker can see. A layer comes out as a whole, together with
     the older ones that it was built on."""
 
-    def __init__(self, layers, blas):
-        self.layers, self.blas = layers, blas
+    def __init__(self, layers, sets, blas):
+        self.layers, self.sets, self.blas = layers, sets, blas
         self.where = {name: number for number, layer in enumerate(layers) for name in layer}
         for name in self.where:
             sys.modules.pop(name, None)
@@ -827,6 +837,9 @@ class Hidden:
         due = self.due(number)
         new = {name: self.where.pop(name) for name in due if name not in awaited}
         sys.modules.update((name, self.layers[at][name]) for name, at in new.items())
+        for values in self.sets[:number + 1]:
+            set_variables(values)
+            values.clear()
         if "numpy" in new:
             self.numpy(self.layers[new["numpy"]])
         if "torch" in new:
@@ -950,6 +963,29 @@ def begin():
     return sys.modules["labd_warm"].serve(sys.argv[1] == "serve-light")
 
 
+def end(code):
+    """Ends this process as Python would, but leaves its memory to the kernel: Python takes every module apart, which copies most
+    of what a fork shares, and costs a second of CPU while a run waits for its next workers."""
+    import atexit
+    import threading
+
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    for file in (sys.stdout, sys.stderr):
+        try:
+            file.flush()
+        except Exception:
+            pass  # closed, or nobody reads it
+    os._exit(code)
+
+
 if __name__ == "__main__":
     sys.modules["labd_warm"] = sys.modules["__main__"]
-    exec(*begin())
+    work = begin()
+    try:
+        exec(*work)
+    except SystemExit as ended:
+        if not isinstance(ended.code, (int, type(None))):
+            raise  # words, which Python writes down
+        end((ended.code or 0) & 0xFF)
+    end(0)

@@ -17,7 +17,7 @@ WORKERS = "ray/_private/workers"
 # Says in one line of JSON what it is, then does as its arguments tell.
 PROBE = """
 import json, os, resource, signal, sys
-before = "heavy" in sys.modules
+before, had = "heavy" in sys.modules, os.environ.get("PYTORCH_OF_HEAVY")
 import heavy
 seen = {
     "warm": heavy.PID != os.getpid(), "visible": before, "pid": os.getpid(), "argv": sys.argv, "orig_argv": sys.orig_argv, "path": sys.path,
@@ -26,7 +26,7 @@ seen = {
     "mask": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])), "ignored": signal.getsignal(signal.SIGUSR2) == signal.SIG_IGN,
     "fds": sorted(int(f) for f in os.listdir("/proc/self/fd") if int(f) > 2 and os.path.exists("/proc/self/fd/" + f) and os.get_inheritable(int(f))),
     "prefix": sys.prefix, "executable": sys.executable, "oom": open("/proc/self/oom_score_adj").read().strip(), "cmdline": len(open("/proc/self/cmdline").read()),
-    "hooked": os.environ.get("HOOKED_IN"), "spec": heavy.__spec__.origin, "random": __import__("random").random(),
+    "hooked": os.environ.get("HOOKED_IN"), "spec": heavy.__spec__.origin, "random": __import__("random").random(), "had": had,
 }
 print(json.dumps(seen), flush=True)
 exec(sys.argv[1] if len(sys.argv) > 1 else "")
@@ -38,6 +38,7 @@ PID = os.getpid()
 WAS = os.environ.get('HEAVY_READS_THIS')
 OTHERS = dict(os.environ)
 HAS = which('sought')
+os.environ['PYTORCH_OF_HEAVY'] = '1'
 """
 
 
@@ -155,6 +156,20 @@ def test_input_output_and_the_exit_code_pass_through(shared):
     assert seen["warm"] and out.splitlines()[-1] == "at the end"
 
 
+def test_a_worker_ends_with_all_that_it_was_to_do_at_its_end(shared):
+    ends = """
+import atexit, sys, threading, time
+atexit.register(lambda: (time.sleep(0.1), sys.stdout.write("at exit")))
+threading.Thread(target=lambda: (time.sleep(0.2), print("thread"))).start()
+sys.exit({0})
+"""
+    for how, code in (("", 0), ("3", 3), ("-1", 255)):
+        _, out, err = shared.run(ends.format(how), code=code)
+        assert out.splitlines()[1:] == ["thread", "at exit"], err
+    _, out, err = shared.run(ends.format("'no'"), code=1)
+    assert out.splitlines()[1:] == ["thread", "at exit"] and "no" in err.splitlines(), err
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_signals_are_passed_on_and_an_end_by_a_signal_is_one(shared, number):
     for handled in (True, False):
@@ -212,6 +227,17 @@ def test_labds_own_hook_starts_no_worker_cold_and_changes_what_comes_from_memory
         assert seen["warm"] == (name == "warm"), node.said.read_text()
         told[name] = out.splitlines()[1:], err
     assert told["warm"] == told["cold"] == (["gloo"], "labd: simulated GPU: torch runs on the CPU (gloo)\n")
+
+
+def test_a_variable_that_an_import_sets_comes_with_that_import(shared):
+    """Lightning sets one of torch's."""
+    seen, _, err = shared.run()
+    assert seen["warm"], err
+    assert seen["had"] is None and seen["env"]["PYTORCH_OF_HEAVY"] == "1"
+    told = "import subprocess; print(subprocess.run(['sh', '-c', 'echo $PYTORCH_OF_HEAVY'], capture_output=True, text=True).stdout)"
+    assert shared.run(told)[1].splitlines()[-2] == "1", "and reaches what it starts"
+    seen, _, err = shared.run(env=shared.env | {"PYTORCH_OF_HEAVY": "0"})
+    assert not seen["warm"] and "its PYTORCH_OF_HEAVY is another" in err, "one of its own"
 
 
 def test_a_part_of_a_library_that_a_later_one_imported_is_where_its_code_looks_for_it(node):
