@@ -22,9 +22,12 @@ servers for notebooks ask for logs and errors five times a second, and not witho
 **Train state.** Ray Train's controller sends `torch.__version__` to an actor on the head as it is: a `TorchVersion`, which a head
 without torch cannot unpickle, and the run ends in a controller error (Ray 2.60). In the controller it becomes plain text.
 
-**Early imports.** Processes of a Train run import Ray Train before they wait for work, not with it, and what takes seconds of what
-the job's own environment brings: those that labd keeps ready for a run that loses a worker (src/ray/spare.rs) then have it.
-What the image brings is in the memory of labd_warm.
+**Early imports.** Processes of a Train run import Ray Train before they wait for work, not with it, and on a GPU node torch and
+Lightning too, once a process of the same job has imported `ray.train.torch`: those that labd keeps ready for a run that loses a
+worker (src/ray/spare.rs) then have it.
+
+**Preemption.** Ray Train's actor that waits for nodes to announce their end is put beside the controller. Ray puts it anywhere:
+it died with a worker's node and came back on another, in the process that was kept ready for the worker.
 
 **Simulated GPUs** (`LABD_SIMULATED_GPUS=1` in the environment, which no real GPU's container has). Ray Train takes a GPU it
 assigned for a CUDA device. Where torch itself finds none, Ray's devices are the CPU, NCCL becomes gloo, and Lightning's
@@ -45,12 +48,14 @@ ROOT = "labd.root"  # the front door's mark on every job
 ATTEMPT = "labd.attempt"
 CONFIG = "ray.train.v2.api.config"
 WORKER = "ray._private.worker"
+KV = "ray.experimental.internal_kv"
 OF_TRAIN = "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC"  # Ray Train sets it in the runtime_env of its own processes
 FOR_TRAIN = ("ray.train.v2._internal.execution.worker_group.worker", "ray.train.v2._internal.callbacks.datasets")
 GPU = "LABD_GPU_UUID"  # in a GPU worker's container
-# Of these, in this order, what a job's own environment brings: each takes a second or more. Their import touches no GPU.
-SLOW = ("torch", "torchvision", "lightning", "pytorch_lightning")
-FOR_TORCH = ("ray.train.torch", "ray.train.lightning")
+TORCH = "ray.train.torch"
+# Imported early where a job uses that, in this order, as far as they are there: seconds, none of which touches a GPU.
+FOR_TORCH = ("torch", "torchvision", "lightning", "pytorch_lightning", TORCH, "ray.train.lightning")
+PREEMPTION = "ray.train.v2._internal.callbacks.preemption_callback"
 STATE = "ray.train.v2._internal.state.state_manager"
 DEVICES = "ray.air._internal.device_manager"
 PROCESS_GROUPS = "torch.distributed.distributed_c10d"
@@ -73,6 +78,8 @@ def install():
         when_imported(STATE, lambda module: plain_versions(module.TrainStateManager))
         if is_of_train():
             when_imported(WORKER, lambda module: imports_before_work(module.Worker))
+            when_imported(TORCH, tell_of_torch)
+            when_imported(PREEMPTION, beside_controller)
         if is_server():
             when_imported(WORKER, patient)
         if simulated():
@@ -302,16 +309,28 @@ def is_of_train():
     return OF_TRAIN in os.environ
 
 
-def brought():
-    """Names in SLOW of what this process's own virtual environment has, not the one below it. None where there is no GPU: the
-    actors that a run has beside its workers use none of it, and its memory."""
-    import importlib.util
+def uses_torch():
+    """Key in the GCS that says that this process's job uses `ray.train.torch`."""
     import os
 
-    if sys.prefix == sys.base_prefix or not os.environ.get(GPU):
-        return []
-    specs = {name: importlib.util.find_spec(name) for name in SLOW}
-    return [name for name, spec in specs.items() if spec and spec.origin and spec.origin.startswith(sys.prefix + "/")]
+    return f"labd-torch-{os.environ['RAY_JOB_ID']}".encode()
+
+
+def tell_of_torch(_):
+    import threading
+
+    # In a thread: a head that is away must not hold up what imports it.
+    threading.Thread(target=lambda: sys.modules[KV]._internal_kv_put(uses_torch(), b"1"), name="labd-torch", daemon=True).start()
+
+
+def early_imports():
+    """Names, in their order. Nothing of torch where there is no GPU: the actors that a run has beside its workers use none of it,
+    and its memory."""
+    import os
+
+    yield from FOR_TRAIN
+    if os.environ.get(GPU) and sys.modules[KV]._internal_kv_get(uses_torch()):
+        yield from FOR_TORCH
 
 
 def imports_before_work(worker):
@@ -321,14 +340,39 @@ def imports_before_work(worker):
         try:
             import importlib
 
-            own = brought()
-            for name in (*FOR_TRAIN, *own, *(FOR_TORCH if own else ())):
-                importlib.import_module(name)
+            for name in early_imports():
+                try:
+                    importlib.import_module(name)
+                except ImportError:
+                    pass  # not every image or environment has it
         except Exception:
             pass  # the work that needs it will say so
         return main_loop(self, *args, **kwargs)
 
     worker.main_loop = wrapped(main_loop, early)
+
+
+# ---- preemption ----
+
+
+def beside_controller(module):
+    module.ray = BesideController(module.ray)
+
+
+class BesideController:
+    """`ray` for a module whose actors shall be on the node that it runs on."""
+
+    def __init__(self, ray):
+        self.ray = ray
+
+    def remote(self, *args, **options):
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        here = NodeAffinitySchedulingStrategy(self.ray.get_runtime_context().get_node_id(), soft=False)
+        return self.ray.remote(*args, **{"scheduling_strategy": here, **options})
+
+    def __getattr__(self, name):
+        return getattr(self.ray, name)
 
 
 # ---- Train state ----

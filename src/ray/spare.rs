@@ -28,10 +28,13 @@ const REMEMBERED: Duration = Duration::from_mins(10);
 /// Time that a node must be there before it is asked: a raylet that does not know the job yet starts nothing and says
 /// nothing.
 const KNOWS_JOBS: Duration = Duration::from_secs(5);
+/// Time that an actor must have been there before what would follow it is started: until then the run is on its way
+/// back, and has a use for the CPU.
+const IS_BACK: Duration = Duration::from_secs(10);
 /// Class of Ray Train's workers, as the GCS names it.
 const TRAIN_WORKER: &str = "RayTrainWorker";
 /// Actors that Ray Train starts beside each group of workers, and ends with it.
-const BESIDE_WORKERS: [&str; 2] = ["SynchronizationActor", "DatasetManager"];
+const BESIDE_WORKERS: [&str; 3] = ["SynchronizationActor", "DatasetManager", "PreemptionWatcher"];
 /// Share of a GPU that is free for it to count as idle: less is the rounding of parts.
 const FREE_GPU: f64 = 0.01;
 
@@ -71,14 +74,26 @@ struct Kept {
     spares: BTreeMap<Spare, Instant>,
     /// Moment at which each node was first seen.
     nodes: BTreeMap<Vec<u8>, Instant>,
+    /// The same of each actor.
+    actors: BTreeMap<Vec<u8>, Instant>,
 }
 
 impl Kept {
     /// Spares that are missing now. Pure but for what it remembers.
     fn missing(&mut self, actors: &[proto::Actor], places: &[Place], now: Instant) -> Vec<Spare> {
+        self.actors.retain(|id, _| actors.iter().any(|actor| actor.id == *id));
+        for actor in actors.iter().filter(|actor| actor.state == ALIVE) {
+            self.actors.entry(actor.id.clone()).or_insert(now);
+        }
+        let is_back =
+            |a: &&proto::Actor| self.actors.get(&a.id).is_some_and(|&seen| now.duration_since(seen) >= IS_BACK);
         let mut groups: BTreeMap<(&[u8], &str), BTreeSet<&[u8]>> = BTreeMap::new();
+        let mut settled = BTreeSet::new();
         for worker in actors.iter().filter(|w| w.class == TRAIN_WORKER && w.state == ALIVE) {
             groups.entry((&worker.job, &worker.environment)).or_default().insert(&worker.node);
+            if is_back(&worker) {
+                settled.insert((worker.job.as_slice(), worker.environment.as_str()));
+            }
         }
         self.nodes.retain(|node, _| places.iter().any(|place| place.id == *node));
         for place in places {
@@ -102,7 +117,7 @@ impl Kept {
         });
         let places = || places.iter().filter(knows_jobs);
         let mut wanted = Vec::new();
-        for ((job, environment), nodes) in &groups {
+        for ((job, environment), nodes) in groups.iter().filter(|(run, _)| settled.contains(*run)) {
             for place in places().filter(|place| place.idle && !nodes.contains(place.id.as_slice())) {
                 wanted.push(Spare {
                     job: job.to_vec(),
@@ -113,7 +128,7 @@ impl Kept {
             }
         }
         let beside = |a: &&proto::Actor| a.state == ALIVE && BESIDE_WORKERS.contains(&a.class.as_str());
-        for actor in actors.iter().filter(beside).filter(|a| of_runs.contains(a.job.as_slice())) {
+        for actor in actors.iter().filter(beside).filter(is_back).filter(|a| of_runs.contains(a.job.as_slice())) {
             wanted.extend(places().filter(|place| place.id == actor.node).map(|place| Spare {
                 job: actor.job.clone(),
                 environment: actor.environment.clone(),
@@ -185,11 +200,11 @@ mod tests {
         Place { id: vec![id], raylet: "127.0.0.1:1".parse().expect("an address"), idle: true }
     }
 
-    /// Memory that has seen these nodes for long enough, and the time.
-    fn known(places: &[Place]) -> (Kept, Instant) {
+    /// Memory that has seen these actors and nodes for long enough, and the time.
+    fn known(actors: &[proto::Actor], places: &[Place]) -> (Kept, Instant) {
         let (mut kept, seen) = (Kept::default(), Instant::now());
-        assert_eq!(kept.missing(&[], places, seen), []);
-        (kept, seen + KNOWS_JOBS)
+        assert_eq!(kept.missing(actors, places, seen), [], "a node that is new knows no job, and a run is on its way");
+        (kept, seen + IS_BACK.max(KNOWS_JOBS))
     }
 
     /// Job and node of each missing spare; all of them are then started.
@@ -203,58 +218,75 @@ mod tests {
     fn each_run_has_one_on_each_idle_node_that_it_is_not_on() {
         let workers = [worker(1, "a", 1), worker(2, "b", 2)];
         let places = [place(1), place(2), place(3), Place { idle: false, ..place(4) }];
-        let (mut kept, now) = known(&places);
+        let (mut kept, now) = known(&workers, &places);
         assert_eq!(start(&mut kept, &workers, &places, now), [(1, 2), (1, 3), (2, 1), (2, 3)]);
         assert_eq!(start(&mut kept, &workers, &places, now), [], "once");
         let others = [
             proto::Actor { class: "Other".into(), ..worker(3, "c", 1) },
             proto::Actor { state: 1, ..worker(4, "d", 1) },
         ];
-        let (mut kept, now) = known(&places);
+        let (mut kept, now) = known(&others, &places);
         assert_eq!(start(&mut kept, &others, &places, now), [], "none of Ray Train's workers");
     }
 
     #[test]
     fn one_that_was_used_or_went_with_its_node_is_started_again_and_no_other() {
+        let [first, second, third, fourth] = [1, 2, 3, 4].map(|node| [worker(1, "a", node)]);
         let places = [place(1), place(2), place(3)];
-        let (mut kept, now) = known(&places);
-        assert_eq!(start(&mut kept, &[worker(1, "a", 1)], &places, now), [(1, 2), (1, 3)]);
+        let (mut kept, now) = known(&first, &places);
+        assert_eq!(start(&mut kept, &first, &places, now), [(1, 2), (1, 3)]);
         // Node 1 dies: there is no worker for a while, then one on node 2; node 1 is back under another id.
         assert_eq!(start(&mut kept, &[], &places[1..], now + LOOK), []);
         let places = [place(2), place(3), place(4)];
         let back = now + LOOK * 2;
-        assert_eq!(start(&mut kept, &[worker(1, "a", 2)], &places, back), [], "a node that is new knows no job");
-        assert_eq!(start(&mut kept, &[worker(1, "a", 2)], &places, back + KNOWS_JOBS), [(1, 4)]);
+        assert_eq!(start(&mut kept, &second, &places, back), [], "a node that is new knows no job");
+        assert_eq!(start(&mut kept, &second, &places, back + KNOWS_JOBS), [], "and the run is not there for long");
+        assert_eq!(start(&mut kept, &second, &places, back + IS_BACK), [(1, 4)]);
         // Node 2 dies, too, and is back: its process was used up by then.
         let places = [place(3), place(4), place(5)];
-        let back = back + KNOWS_JOBS * 2;
-        assert_eq!(start(&mut kept, &[worker(1, "a", 3)], &places, back), []);
-        assert_eq!(start(&mut kept, &[worker(1, "a", 3)], &places, back + KNOWS_JOBS), [(1, 5)]);
+        let back = back + IS_BACK * 2;
+        assert_eq!(start(&mut kept, &third, &places, back), []);
+        assert_eq!(start(&mut kept, &third, &places, back + IS_BACK), [(1, 5)]);
         // The worker leaves a node that lives on.
-        assert_eq!(start(&mut kept, &[worker(1, "a", 4)], &places, back + KNOWS_JOBS * 2), [(1, 3)]);
+        let left = back + IS_BACK * 2;
+        assert_eq!(start(&mut kept, &fourth, &places, left), []);
+        assert_eq!(start(&mut kept, &fourth, &places, left + IS_BACK), [(1, 3)]);
     }
 
     #[test]
     fn what_ray_train_recreates_with_each_group_of_workers_has_one_beside_it() {
         let places = [place(1), Place { idle: false, ..place(9) }];
-        let (mut kept, now) = known(&places);
         let beside = |id: u8, class: &str| proto::Actor { id: vec![id], class: class.into(), ..worker(1, "b", 9) };
-        let first =
-            [worker(1, "a", 1), beside(50, "SynchronizationActor"), beside(51, "DatasetManager"), beside(52, "Other")];
-        assert_eq!(start(&mut kept, &first, &places, now), [(1, 9), (1, 9)]);
+        let first = [
+            worker(1, "a", 1),
+            beside(50, "SynchronizationActor"),
+            beside(51, "DatasetManager"),
+            beside(52, "PreemptionWatcher"),
+            beside(53, "Other"),
+        ];
+        let (mut kept, now) = known(&first, &places);
+        assert_eq!(start(&mut kept, &first, &places, now), [(1, 9), (1, 9), (1, 9)]);
         assert_eq!(start(&mut kept, &first, &places, now + LOOK), [], "once");
         assert_eq!(start(&mut kept, &[], &places, now + LOOK), [], "between two groups");
-        let next = [worker(1, "a", 1), beside(60, "SynchronizationActor"), beside(51, "DatasetManager")];
-        assert_eq!(start(&mut kept, &next, &places, now + LOOK * 2), [(1, 9)], "one was used");
-        let (mut kept, now) = known(&places);
+        let next = [
+            worker(1, "a", 1),
+            beside(60, "SynchronizationActor"),
+            beside(51, "DatasetManager"),
+            beside(62, "PreemptionWatcher"),
+        ];
+        assert_eq!(start(&mut kept, &next, &places, now + LOOK * 2), [], "the run is on its way back");
+        let back = now + LOOK * 2 + IS_BACK;
+        assert_eq!(start(&mut kept, &next, &places, back), [(1, 9), (1, 9)], "two were used");
+        let (mut kept, now) = known(&first[1..], &places);
         assert_eq!(start(&mut kept, &first[1..], &places, now), [], "no run");
     }
 
     #[test]
     fn what_was_started_for_a_run_that_is_gone_for_long_is_forgotten() {
         let places = [place(1), place(2)];
-        let (mut kept, now) = known(&places);
-        start(&mut kept, &[worker(1, "a", 1)], &places, now);
+        let workers = [worker(1, "a", 1)];
+        let (mut kept, now) = known(&workers, &places);
+        start(&mut kept, &workers, &places, now);
         start(&mut kept, &[], &places, now + REMEMBERED / 2);
         assert_eq!(kept.spares.len(), 1, "an attempt may yet follow");
         start(&mut kept, &[], &places, now + REMEMBERED);

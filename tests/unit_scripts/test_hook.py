@@ -369,29 +369,68 @@ class Worker:
     assert job(EARLY, None, script_name="default_worker.py", **env) == (["False", str(is_of_train)], "")
 
 
-BROUGHT = """
-import sys
-sys.orig_argv, sys.prefix = ["default_worker.py"], {prefix!r}
+OF_TORCH = """
+import sys, threading
+sys.orig_argv = ["default_worker.py"]
 from ray._private.worker import Worker
+if {other_trains}:
+    import ray.train.torch
+    [t.join() for t in threading.enumerate() if t.name == "labd-torch"]
+    del sys.modules["ray.train.torch"], sys.modules["torch"]
 Worker().main_loop()
 """
 
 
-@pytest.mark.parametrize("is_own, gpu", [(True, "SIM-0"), (True, ""), (False, "SIM-0")])
-def test_a_process_of_a_train_run_imports_what_its_own_environment_brings_before_it_waits_for_work(job, tmp_path, is_own, gpu):
+@pytest.mark.parametrize("gpu, job_id, other_trains, imported", [
+    ("SIM-0", "02", True, True),
+    ("", "02", True, False),
+    ("SIM-0", "02", False, False),
+    ("SIM-0", "", True, False),
+])
+def test_a_process_of_a_run_with_torch_imports_it_before_it_waits_for_work(job, tmp_path, gpu, job_id, other_trains, imported):
+    """Lightning is not there: what comes after it is imported all the same."""
     for name, text in {
-        "fake/ray/_private/worker.py": "import sys\nclass Worker:\n    def main_loop(self):\n        print('lightning' in sys.modules)",
+        "fake/ray/_private/worker.py": "import sys\nfrom ray.experimental import internal_kv\nclass Worker:\n"
+                                       "    def main_loop(self):\n        print('+'.join(n for n in ('torch', 'ray.train.torch') if n in sys.modules) or 'nothing')",
+        "fake/ray/experimental/internal_kv.py": "kept = {}\n_internal_kv_put = kept.__setitem__\n_internal_kv_get = kept.get\n",
         "fake/ray/train/v2/_internal/execution/worker_group/worker.py": "",
         "fake/ray/train/v2/_internal/callbacks/datasets.py": "",
+        "fake/ray/train/torch.py": "import torch",
+        "fake/torch.py": "",
     }.items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         for folder in (path.parent, path.parent.parent):
             (folder / "__init__.py").touch()
         path.write_text(text)
-    script = BROUGHT.format(prefix=str(tmp_path / "fake" if is_own else tmp_path / "other"))
-    out = job(script, None, script_name="default_worker.py", RAY_WARN_BLOCKING_GET_INSIDE_ASYNC="0", LABD_GPU_UUID=gpu)
-    assert out == ([str(is_own and gpu != "")], "")
+    env = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0", "LABD_GPU_UUID": gpu, **({"RAY_JOB_ID": job_id} if job_id else {})}
+    out, _ = job(OF_TORCH.format(other_trains=other_trains), None, script_name="default_worker.py", **env)
+    assert out == ["torch+ray.train.torch" if imported else "nothing"]
+
+
+WATCHER = """
+from ray.train.v2._internal.callbacks import preemption_callback
+preemption_callback.start()
+"""
+
+
+def test_ray_trains_watch_for_preemption_is_where_its_controller_is(job, tmp_path):
+    """Otherwise it dies with a worker's node, and comes back in the process kept for the worker."""
+    for name, text in {
+        "ray/__init__.py": "import types\nget_runtime_context = lambda: types.SimpleNamespace(get_node_id=lambda: 'here')\n"
+                           "def remote(**options):\n    return lambda cls: print(cls.__name__, sorted(options.items()))\n"
+                           "def kill(actor):\n    print('kill', actor)\n",
+        "ray/util/scheduling_strategies.py": "NodeAffinitySchedulingStrategy = lambda node, soft: f'{node},soft={soft}'\n",
+        "ray/train/v2/_internal/callbacks/preemption_callback.py":
+            "import ray\nclass Watcher: ...\ndef start():\n    ray.remote(num_cpus=0)(Watcher)\n    ray.kill('it')\n",
+    }.items():
+        path = tmp_path / "fake" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for folder in (path.parent, path.parent.parent):
+            (folder / "__init__.py").touch()
+        path.write_text(text)
+    out, _ = job(WATCHER, None, script_name="default_worker.py", RAY_WARN_BLOCKING_GET_INSIDE_ASYNC="0")
+    assert out == "Watcher [('num_cpus', 0), ('scheduling_strategy', 'here,soft=False')] kill it".split()
 
 
 VERSIONS = """
