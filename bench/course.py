@@ -34,7 +34,7 @@ from harness.lab import ROOT, Lab, build_settings, docker, run, wait_for
 from recovery import NEVER_S, alive_workers, get, rounds_of, sigkill, steps, stop, within
 
 GPUS = {"worker": 2, "only-worker": 1}
-HEADLINE = "only-worker"
+HEADLINE = "worker"
 ROUNDS = 3
 COURSE = ROOT / "samples" / "course"
 # What a first installation may take on a slow line.

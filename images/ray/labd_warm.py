@@ -467,6 +467,14 @@ class Server:
         import socket
 
         self.path, self.said, self.children = path, set(), {}  # children: pidfd -> (pid, connection)
+        # Before the imports: a worker of a node that has just started waits for them, which is shorter than its own. Bound
+        # under another name first: whoever finds the socket finds it listening.
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        fresh = f"{path}.{os.getpid()}"
+        self.listener.bind(fresh)
+        os.chmod(fresh, 0o600)
+        self.listener.listen(128)
+        os.rename(fresh, path)
         # Hooks decide by the process they are in, and the worker runs them again.
         sys.modules.pop("labd_hook", None)
         sys.meta_path[:] = strangers()
@@ -489,13 +497,6 @@ class Server:
         gc.collect()
         gc.freeze()
         self.poll = select.poll()
-        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        # Bound under another name first: whoever finds the socket finds it listening.
-        fresh = f"{path}.{os.getpid()}"
-        self.listener.bind(fresh)
-        os.chmod(fresh, 0o600)
-        self.listener.listen(128)
-        os.rename(fresh, path)
         self.poll.register(self.listener, select.POLLIN)
 
     @staticmethod

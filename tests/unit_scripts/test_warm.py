@@ -280,6 +280,18 @@ def test_the_end_of_the_warm_process_ends_no_worker(node):
     assert node.run()[0]["warm"]
 
 
+def test_a_worker_waits_for_a_warm_process_that_is_still_importing(node, tmp_path):
+    (node.site / "heavy.py").write_text(HEAVY + f"import time\nwhile not os.path.exists({str(tmp_path / 'go')!r}): time.sleep(0.05)\n")
+    first = node.serve().start()
+    try:
+        has = lambda: [os.readlink(f) for f in pathlib.Path(f"/proc/{first.pid}/fd").iterdir()]
+        wait_for("it asks", lambda: any("socket:" in file for file in has()), 4, every=0.05)
+    finally:
+        (tmp_path / "go").touch()
+    out, err = first.communicate(timeout=60)
+    assert json.loads(out.splitlines()[0])["warm"], err
+
+
 def test_without_a_warm_process_or_with_a_deaf_one_a_worker_starts_by_itself(node):
     assert not node.run()[0]["warm"]
     node.serve()
