@@ -63,7 +63,7 @@ fn judge_answer(setup: &Result<Setup, EngineError>, socket: &str, at: Install) -
             Check { fix: Some(fix.to_owned()), ..Check::skipped(NAME, format!("{why} (needs root)")) }
         };
     }
-    let fix = if error.contains("too old") || (error.contains("no container engine") && !at.installed) {
+    let fix = if error.contains("too old") || error.contains("Podman answers") || (error.contains("no container engine") && !at.installed) {
         "apt-get install docker.io"
     } else if error.contains("no container engine") {
         start
@@ -133,6 +133,30 @@ fn judge_confinement(setup: &Setup, enforcing: bool, data_dir: &Path) -> Vec<Che
         checks.push(Check::ok(NAME, "containers get folders of this machine as they are"));
     }
     checks
+}
+
+/// First version of the engine whose `docker system prune --volumes` leaves volumes with a name alone.
+const KEEPS_NAMED_VOLUMES: [u32; 3] = [23, 0, 0];
+
+/// Whether a usual way to free disk space takes the lab's volumes along.
+pub(super) async fn volumes(scene: &Scene) -> Vec<Check> {
+    vec![match scene.setup().await {
+        Ok(setup) => judge_volumes(&setup.version),
+        Err(_) => Check::skipped("volumes", "the engine was not reached"),
+    }]
+}
+
+fn judge_volumes(version: &str) -> Check {
+    const NAME: &str = "volumes";
+    if before(version, KEEPS_NAMED_VOLUMES) {
+        let why = format!(
+            "{version}: `docker system prune --volumes` and `docker volume prune` take the volumes of a lab that is down, and \
+             with them its checkpoints"
+        );
+        let fix = "# leave out --volumes while the lab is down, or install 23.0 or newer: https://docs.docker.com/engine/install/";
+        return Check::warn(NAME, why, fix);
+    }
+    Check::ok(NAME, "`docker system prune --volumes` leaves the lab's volumes alone")
 }
 
 /// Whether containers outlive a restart of the engine.
@@ -291,6 +315,26 @@ mod tests {
             assert_eq!(judge(good, true), Verdict::Ok, "{good}");
         }
         assert_eq!(judge("20.10.5", false), Verdict::Ok, "nothing filters clone3");
+    }
+
+    #[test]
+    fn podman_has_a_row_that_names_it() {
+        let podman = Err(EngineError::Other("Podman answers at /s, which refuses x; install Docker".into()));
+        let check = judge_answer(&podman, "unix:///s", AT);
+        assert_eq!((check.verdict, check.fix.as_deref()), (Verdict::Fail, Some("apt-get install docker.io")));
+        assert_eq!(check.why, "Podman answers at /s, which refuses x");
+    }
+
+    #[test]
+    fn an_engine_whose_pruning_takes_volumes_is_named() {
+        for (version, verdict) in [
+            ("20.10.24+dfsg1", Verdict::Warn),
+            ("22.06.0-beta.0", Verdict::Warn),
+            ("23.0.0", Verdict::Ok),
+            ("28.2.2", Verdict::Ok),
+        ] {
+            assert_eq!(judge_volumes(version).verdict, verdict, "{version}");
+        }
     }
 
     #[test]

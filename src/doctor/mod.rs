@@ -240,6 +240,7 @@ fn list(scene: &Arc<Scene>) -> Vec<(&'static str, Work)> {
         "engine": engine::answers,
         "confinement": engine::confinement,
         "live-restore": engine::live_restore,
+        "volumes": engine::volumes,
         "set-id": engine::set_id,
         "gpus": gpu::present,
         "nvidia": gpu::nvidia,

@@ -179,10 +179,17 @@ impl DockerEngine {
 
     /// Connects again, agrees on the API version and asks what the engine is.
     ///
-    /// Fails in one line that ends in a fix: no engine, no permission, too old.
+    /// Fails in one line that ends in a fix: no engine, no permission, too old, Podman.
     pub async fn check(&self) -> Result<EngineInfo, EngineError> {
         let client = self.negotiate().await?;
         let version = client.version().await.map_err(|e| self.fail(&e))?;
+        if version.components.iter().flatten().any(|part| part.name.contains("Podman")) {
+            return Err(EngineError::Other(format!(
+                "Podman answers at {}, which refuses the log driver `local` of labd's containers; install Docker with \
+                 `apt-get install docker.io`, and set `engine.socket` if Podman's socket is in its place",
+                self.inner.socket
+            )));
+        }
         let info = client.info().await.map_err(|e| self.fail(&e))?;
         let options = info.security_options.unwrap_or_default();
         let rootless = doctor::has_option(&options, "rootless");
@@ -734,6 +741,14 @@ mod tests {
         let (_dir, path) = fake(r#"{"Version":"19.03.15","ApiVersion":"1.40"}"#);
         let line = DockerEngine::connect(&path, "lab").expect("a path").check().await.expect_err("too old").to_string();
         assert!(line.starts_with("the container engine 19.03.15 (API 1.40) is too old"), "{line}");
+    }
+
+    #[tokio::test]
+    async fn podman_is_refused_by_its_name() {
+        let said = r#"{"Version":"4.3.1","ApiVersion":"1.41","Components":[{"Name":"Podman Engine","Version":"4.3.1"}]}"#;
+        let (_dir, path) = fake(said);
+        let line = DockerEngine::connect(&path, "lab").expect("a path").check().await.expect_err("Podman").to_string();
+        assert!(line.starts_with("Podman answers at ") && line.contains("; install Docker with"), "{line}");
     }
 
     #[tokio::test]
