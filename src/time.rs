@@ -46,6 +46,13 @@ impl Timestamp {
         self.0
     }
 
+    /// This time as other programs on this machine call it, in ISO 8601's basic form and whole seconds:
+    /// `20261128T005146Z`.
+    pub fn as_told_basic(self) -> String {
+        let text: String = Self(self.as_told()).to_string().chars().filter(|c| !matches!(c, '-' | ':')).collect();
+        format!("{}Z", text.get(..15).unwrap_or_default())
+    }
+
     /// Parses RFC 3339, as engines write it. `None` for the engine's "never" (year 1) and for anything unreadable.
     pub fn parse(text: &str) -> Option<Self> {
         let at: jiff::Timestamp = text.parse().ok()?;
