@@ -53,7 +53,7 @@ OF_TRAIN = "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC"  # Ray Train sets it in the runt
 FOR_TRAIN = ("ray.train.v2._internal.execution.worker_group.worker", "ray.train.v2._internal.callbacks.datasets")
 GPU = "LABD_GPU_UUID"  # in a GPU worker's container
 TORCH = "ray.train.torch"
-# Imported early where a job uses that, in this order, as far as they are there: seconds, none of which touches a GPU.
+# Imported early where a job uses that, in this order, where installed. Together they take seconds, and touch no GPU.
 FOR_TORCH = ("torch", "torchvision", "lightning", "pytorch_lightning", TORCH, "ray.train.lightning")
 PREEMPTION = "ray.train.v2._internal.callbacks.preemption_callback"
 STATE = "ray.train.v2._internal.state.state_manager"
@@ -309,27 +309,35 @@ def is_of_train():
     return OF_TRAIN in os.environ
 
 
-def uses_torch():
-    """Key in the GCS that says that this process's job uses `ray.train.torch`."""
+def torch_mark():
+    """Name of what says that this process's job uses `ray.train.torch`: a key in the GCS, and a file where labd_warm had it."""
     import os
 
-    return f"labd-torch-{os.environ['RAY_JOB_ID']}".encode()
+    return f"labd-torch-{os.environ['RAY_JOB_ID']}"
 
 
 def tell_of_torch(_):
     import threading
 
+    def tell():
+        try:
+            if any(type(finder).__name__ == "Hidden" for finder in sys.meta_path):
+                open(f"/tmp/{torch_mark()}", "w").close()
+            sys.modules[KV]._internal_kv_put(torch_mark().encode(), b"1")
+        except Exception:
+            pass  # the next process that imports it tells again
+
     # In a thread: a head that is away must not hold up what imports it.
-    threading.Thread(target=lambda: sys.modules[KV]._internal_kv_put(uses_torch(), b"1"), name="labd-torch", daemon=True).start()
+    threading.Thread(target=tell, name="labd-torch", daemon=True).start()
 
 
 def early_imports():
-    """Names, in their order. Nothing of torch where there is no GPU: the actors that a run has beside its workers use none of it,
+    """Modules to import before there is work, in order. Nothing of torch where there is no GPU: the actors that a run has beside its workers use none of it,
     and its memory."""
     import os
 
     yield from FOR_TRAIN
-    if os.environ.get(GPU) and sys.modules[KV]._internal_kv_get(uses_torch()):
+    if os.environ.get(GPU) and sys.modules[KV]._internal_kv_get(torch_mark().encode()):
         yield from FOR_TORCH
 
 
@@ -343,13 +351,33 @@ def imports_before_work(worker):
             for name in early_imports():
                 try:
                     importlib.import_module(name)
-                except ImportError:
-                    pass  # not every image or environment has it
+                except Exception:
+                    pass  # not installed, or broken: the work that needs it will say so
+            if "torch" in sys.modules:
+                threads_as_assigned(sys.modules["ray._private.utils"], sys.modules["torch"])
         except Exception:
-            pass  # the work that needs it will say so
+            pass
         return main_loop(self, *args, **kwargs)
 
     worker.main_loop = wrapped(main_loop, early)
+
+
+def threads_as_assigned(utils, torch):
+    """Ray says by OMP_NUM_THREADS, once an actor has its CPUs, how many threads its libraries may have. Torch has read that when
+    it was imported: it is told again."""
+    assign = utils.set_omp_num_threads_if_unset
+
+    def set_omp_num_threads_if_unset(*args, **kwargs):
+        if is_set := assign(*args, **kwargs):
+            try:
+                import os
+
+                torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+            except Exception as error:
+                warn(error, "torch has as many threads as the node has CPUs")
+        return is_set
+
+    utils.set_omp_num_threads_if_unset = set_omp_num_threads_if_unset
 
 
 # ---- preemption ----
@@ -360,16 +388,22 @@ def beside_controller(module):
 
 
 class BesideController:
-    """`ray` for a module whose actors shall be on the node that it runs on."""
+    """`ray` for a module whose actors must run on its own node."""
 
     def __init__(self, ray):
         self.ray = ray
 
     def remote(self, *args, **options):
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+        if args:
+            return self.ray.remote(*args, **options)  # without options: a class as it is
+        try:
+            from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        here = NodeAffinitySchedulingStrategy(self.ray.get_runtime_context().get_node_id(), soft=False)
-        return self.ray.remote(*args, **{"scheduling_strategy": here, **options})
+            here = NodeAffinitySchedulingStrategy(self.ray.get_runtime_context().get_node_id(), soft=False)
+            options = {"scheduling_strategy": here, **options}
+        except Exception as error:
+            warn(error, "Ray Train's watch for preemption may be on any node")
+        return self.ray.remote(**options)
 
     def __getattr__(self, name):
         return getattr(self.ray, name)

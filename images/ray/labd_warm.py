@@ -16,7 +16,9 @@ to run it; with Ray Train, PyTorch and Lightning that is seconds of CPU. So:
 
 Served is only a process that would have got the same: this Python, these packages (an overlay of this environment, a
 working directory or a PYTHONPATH that shadows none of them), the same values of every environment variable that was read
-while they were imported, and the same programs where PATH was searched for one. In every other case, and when anything is wrong, the process goes on as if nothing were here.
+while they were imported, and the same programs where PATH was searched for one. In every other case, and when anything is
+wrong, the process goes on as if nothing were here. It waits for a server that has just started only where a worker of the same
+job has had torch from one in this container: that takes less time than its own import.
 
 `LABD_WARM=0` switches it off.
 """
@@ -28,6 +30,9 @@ SETUP, WORKER = "/ray/_private/workers/setup_worker.py", "/ray/_private/workers/
 ANSWER_SECONDS = 5.0
 # What an environment's own .pth files add, which the worker reads again: setuptools, which comes with Lightning.
 OVERLAYS = {"DistutilsMetaFinder"}
+# How old a process may be that still waits for a server; a file says for which jobs that is worth it.
+WAIT_SECONDS = 6.0
+WORTH_WAITING = "/tmp/labd-torch-"
 MOST_FILES = 250  # the kernel passes 253 at once
 # Read by C libraries when they are loaded, by the loader or by Python itself: must be as the server's.
 READ_EARLY = ("LD_", "GLIBC_", "MALLOC_", "JE_", "MIMALLOC_", "ARROW_", "OMP_", "KMP_", "GOMP_", "OPENBLAS_", "GOTO_", "MKL_", "BLIS_",
@@ -173,9 +178,7 @@ def hand_over(argv, env, folder=None, path=None):
 
     import _signal
 
-    conn = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
-    conn.settimeout(ANSWER_SECONDS)
-    conn.connect(socket_path())
+    conn = connected(_socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM))
     directory = os.open(folder or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     ours, theirs = (s.detach() for s in _socket.socketpair())
     # What Ray's node handed to this process, and nothing that Python opened since.
@@ -237,6 +240,26 @@ def hand_over(argv, env, folder=None, path=None):
     _signal.pthread_sigmask(_signal.SIG_UNBLOCK, [-code])
     os.kill(os.getpid(), -code)
     os._exit(128 - code)
+
+
+def connected(conn):
+    import time
+
+    conn.settimeout(ANSWER_SECONDS)
+    while True:
+        try:
+            conn.connect(socket_path())
+            return conn
+        except (FileNotFoundError, ConnectionRefusedError):
+            if age() > WAIT_SECONDS or not os.path.exists(WORTH_WAITING + os.environ.get("RAY_JOB_ID", "")):
+                raise
+            time.sleep(0.05)
+
+
+def age():
+    """Seconds since this process was made, whatever it has run since."""
+    began = int(read("/proc/self/stat").rsplit(")", 1)[1].split()[19]) / os.sysconf("SC_CLK_TCK")
+    return float(read("/proc/uptime").split()[0]) - began
 
 
 def send(pidfd, number):
@@ -393,7 +416,7 @@ class Recorder(type(os.environ)):
 
 def preload(lists):
     """Imports everything; returns the layers, oldest first: {module name: module} each, and the variables that its import set,
-    {name: value} with None for one that it took away."""
+    {name: value} with None for one that it removed."""
     import importlib
     import shutil
 
@@ -434,6 +457,8 @@ def preload(lists):
 
 def set_variables(values):
     for name, value in values.items():
+        if name in Recorder.reads and name in os.environ:
+            continue  # set only where it is not, and the worker has set it meanwhile
         os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
 
 
@@ -467,14 +492,6 @@ class Server:
         import socket
 
         self.path, self.said, self.children = path, set(), {}  # children: pidfd -> (pid, connection)
-        # Before the imports: a worker of a node that has just started waits for them, which is shorter than its own. Bound
-        # under another name first: whoever finds the socket finds it listening.
-        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        fresh = f"{path}.{os.getpid()}"
-        self.listener.bind(fresh)
-        os.chmod(fresh, 0o600)
-        self.listener.listen(128)
-        os.rename(fresh, path)
         # Hooks decide by the process they are in, and the worker runs them again.
         sys.modules.pop("labd_hook", None)
         sys.meta_path[:] = strangers()
@@ -497,6 +514,13 @@ class Server:
         gc.collect()
         gc.freeze()
         self.poll = select.poll()
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        # Bound under another name first: whoever finds the socket finds it listening.
+        fresh = f"{path}.{os.getpid()}"
+        self.listener.bind(fresh)
+        os.chmod(fresh, 0o600)
+        self.listener.listen(128)
+        os.rename(fresh, path)
         self.poll.register(self.listener, select.POLLIN)
 
     @staticmethod
@@ -964,15 +988,21 @@ def begin():
     return sys.modules["labd_warm"].serve(sys.argv[1] == "serve-light")
 
 
-def end(code):
-    """Ends this process as Python would, but leaves its memory to the kernel: Python takes every module apart, which copies most
-    of what a fork shares, and costs a second of CPU while a run waits for its next workers."""
+def end_at_once(code):
+    """Ends this process without taking its modules apart, which copies most of what a fork shares: a second of CPU for each actor
+    that Ray Train ends while its run waits for the next workers. All else that Python does at its end is done, but for
+    `__del__` of what is left."""
     import atexit
+    import gc
+    import io
     import threading
 
     threading._shutdown()
     atexit._run_exitfuncs()
-    for file in (sys.stdout, sys.stderr):
+    # Files that nobody has closed. Those that write into another one come first.
+    kinds = (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)
+    files = [found for found in gc.get_objects() if type(found) in kinds]
+    for file in (sys.stdout, sys.stderr, *sorted(files, key=lambda file: kinds.index(type(file)))):
         try:
             file.flush()
         except Exception:
@@ -988,5 +1018,5 @@ if __name__ == "__main__":
     except SystemExit as ended:
         if not isinstance(ended.code, (int, type(None))):
             raise  # words, which Python writes down
-        end((ended.code or 0) & 0xFF)
-    end(0)
+        end_at_once((ended.code or 0) & 0xFF)
+    end_at_once(0)

@@ -388,15 +388,19 @@ Worker().main_loop()
     ("SIM-0", "", True, False),
 ])
 def test_a_process_of_a_run_with_torch_imports_it_before_it_waits_for_work(job, tmp_path, gpu, job_id, other_trains, imported):
-    """Lightning is not there: what comes after it is imported all the same."""
+    """With the threads that Ray assigns later. What is broken or not there keeps nothing else from being imported."""
     for name, text in {
-        "fake/ray/_private/worker.py": "import sys\nfrom ray.experimental import internal_kv\nclass Worker:\n"
-                                       "    def main_loop(self):\n        print('+'.join(n for n in ('torch', 'ray.train.torch') if n in sys.modules) or 'nothing')",
+        "fake/ray/_private/worker.py": "import sys\nimport ray._private.utils\nfrom ray.experimental import internal_kv\nclass Worker:\n"
+                                       "    def main_loop(self):\n        ray._private.utils.set_omp_num_threads_if_unset()\n"
+                                       "        print('+'.join(n for n in ('torch', 'ray.train.torch') if n in sys.modules) or 'nothing')\n"
+                                       "        print(getattr(sys.modules.get('torch'), 'threads', 'none'))\n",
+        "fake/ray/_private/utils.py": "import os\ndef set_omp_num_threads_if_unset():\n    os.environ['OMP_NUM_THREADS'] = '3'\n    return True\n",
         "fake/ray/experimental/internal_kv.py": "kept = {}\n_internal_kv_put = kept.__setitem__\n_internal_kv_get = kept.get\n",
         "fake/ray/train/v2/_internal/execution/worker_group/worker.py": "",
         "fake/ray/train/v2/_internal/callbacks/datasets.py": "",
         "fake/ray/train/torch.py": "import torch",
-        "fake/torch.py": "",
+        "fake/torch/__init__.py": "threads = 0\ndef set_num_threads(number):\n    global threads\n    threads = number\n",
+        "fake/torchvision.py": "raise RuntimeError('made for another torch')",
     }.items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -404,8 +408,8 @@ def test_a_process_of_a_run_with_torch_imports_it_before_it_waits_for_work(job, 
             (folder / "__init__.py").touch()
         path.write_text(text)
     env = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0", "LABD_GPU_UUID": gpu, **({"RAY_JOB_ID": job_id} if job_id else {})}
-    out, _ = job(OF_TORCH.format(other_trains=other_trains), None, script_name="default_worker.py", **env)
-    assert out == ["torch+ray.train.torch" if imported else "nothing"]
+    out, err = job(OF_TORCH.format(other_trains=other_trains), None, script_name="default_worker.py", **env)
+    assert (out, err) == (["torch+ray.train.torch", "3"] if imported else ["nothing", "none"], "")
 
 
 WATCHER = """

@@ -18,6 +18,8 @@ WORKERS = "ray/_private/workers"
 PROBE = """
 import json, os, resource, signal, sys
 before, had = "heavy" in sys.modules, os.environ.get("PYTORCH_OF_HEAVY")
+if "SETS_FIRST" in os.environ:
+    os.environ["HEAVY_DEFAULT"] = "mine"
 import heavy
 seen = {
     "warm": heavy.PID != os.getpid(), "visible": before, "pid": os.getpid(), "argv": sys.argv, "orig_argv": sys.orig_argv, "path": sys.path,
@@ -39,6 +41,7 @@ WAS = os.environ.get('HEAVY_READS_THIS')
 OTHERS = dict(os.environ)
 HAS = which('sought')
 os.environ['PYTORCH_OF_HEAVY'] = '1'
+os.environ.setdefault('HEAVY_DEFAULT', '1')
 """
 
 
@@ -156,17 +159,22 @@ def test_input_output_and_the_exit_code_pass_through(shared):
     assert seen["warm"] and out.splitlines()[-1] == "at the end"
 
 
-def test_a_worker_ends_with_all_that_it_was_to_do_at_its_end(shared):
+def test_a_worker_ends_with_all_that_it_was_to_do_at_its_end(shared, tmp_path):
+    """Its modules are not taken apart, which would have closed its files."""
     ends = """
 import atexit, sys, threading, time
-atexit.register(lambda: (time.sleep(0.1), sys.stdout.write("at exit")))
+left, raw = open({path!r}, "w"), open({path!r} + "b", "wb")
+left.write("a line"), raw.write(b"bytes")
+atexit.register(lambda: (time.sleep(0.1), sys.stdout.write("at exit\\n")))
 threading.Thread(target=lambda: (time.sleep(0.2), print("thread"))).start()
-sys.exit({0})
+sys.exit({code})
 """
+    path = tmp_path / "left"
     for how, code in (("", 0), ("3", 3), ("-1", 255)):
-        _, out, err = shared.run(ends.format(how), code=code)
+        _, out, err = shared.run(ends.format(path=str(path), code=how), code=code)
         assert out.splitlines()[1:] == ["thread", "at exit"], err
-    _, out, err = shared.run(ends.format("'no'"), code=1)
+        assert (path.read_text(), (tmp_path / "leftb").read_bytes()) == ("a line", b"bytes")
+    _, out, err = shared.run(ends.format(path=str(path), code="'no'"), code=1)
     assert out.splitlines()[1:] == ["thread", "at exit"] and "no" in err.splitlines(), err
 
 
@@ -238,6 +246,9 @@ def test_a_variable_that_an_import_sets_comes_with_that_import(shared):
     assert shared.run(told)[1].splitlines()[-2] == "1", "and reaches what it starts"
     seen, _, err = shared.run(env=shared.env | {"PYTORCH_OF_HEAVY": "0"})
     assert not seen["warm"] and "its PYTORCH_OF_HEAVY is another" in err, "one of its own"
+    for env, value in (({}, "1"), ({"SETS_FIRST": "1"}, "mine")):
+        seen, _, err = shared.run(env=shared.env | env)
+        assert seen["warm"] and seen["env"]["HEAVY_DEFAULT"] == value, "set only where it is not"
 
 
 def test_a_part_of_a_library_that_a_later_one_imported_is_where_its_code_looks_for_it(node):
@@ -280,16 +291,23 @@ def test_the_end_of_the_warm_process_ends_no_worker(node):
     assert node.run()[0]["warm"]
 
 
-def test_a_worker_waits_for_a_warm_process_that_is_still_importing(node, tmp_path):
-    (node.site / "heavy.py").write_text(HEAVY + f"import time\nwhile not os.path.exists({str(tmp_path / 'go')!r}): time.sleep(0.05)\n")
-    first = node.serve().start()
+def test_a_worker_of_a_job_with_torch_waits_for_a_warm_process_that_has_just_started(node):
+    job = f"labdtest{os.getpid()}"
+    mark = pathlib.Path(f"/tmp/labd-torch-{job}")
+    env = node.env | {"RAY_JOB_ID": job}
+    assert not node.run(env=env)[0]["warm"], "no other job's"
+    mark.touch()
     try:
+        first = node.start(env=env)
         has = lambda: [os.readlink(f) for f in pathlib.Path(f"/proc/{first.pid}/fd").iterdir()]
         wait_for("it asks", lambda: any("socket:" in file for file in has()), 4, every=0.05)
+        node.serve()
+        out, err = first.communicate(timeout=60)
+        assert json.loads(out.splitlines()[0])["warm"], err
+        node.stop()
+        assert not node.run(env=env)[0]["warm"], "and not for ever"
     finally:
-        (tmp_path / "go").touch()
-    out, err = first.communicate(timeout=60)
-    assert json.loads(out.splitlines()[0])["warm"], err
+        mark.unlink()
 
 
 def test_without_a_warm_process_or_with_a_deaf_one_a_worker_starts_by_itself(node):
