@@ -63,7 +63,9 @@ fn judge_answer(setup: &Result<Setup, EngineError>, socket: &str, at: Install) -
             Check { fix: Some(fix.to_owned()), ..Check::skipped(NAME, format!("{why} (needs root)")) }
         };
     }
-    let fix = if error.contains("too old") || error.contains("Podman answers") || (error.contains("no container engine") && !at.installed) {
+    let fix = if error.contains("Podman answers") {
+        "apt-get install docker.io\n# if `engine.socket` in labd.toml names Podman's socket, take it out"
+    } else if error.contains("too old") || (error.contains("no container engine") && !at.installed) {
         "apt-get install docker.io"
     } else if error.contains("no container engine") {
         start
@@ -135,7 +137,7 @@ fn judge_confinement(setup: &Setup, enforcing: bool, data_dir: &Path) -> Vec<Che
     checks
 }
 
-/// First version of the engine whose `docker system prune --volumes` leaves volumes with a name alone.
+/// First version of the engine whose `docker system prune --volumes` spares named volumes.
 const KEEPS_NAMED_VOLUMES: [u32; 3] = [23, 0, 0];
 
 /// Whether a usual way to free disk space takes the lab's volumes along.
@@ -153,10 +155,11 @@ fn judge_volumes(version: &str) -> Check {
             "{version}: `docker system prune --volumes` and `docker volume prune` take the volumes of a lab that is down, and \
              with them its checkpoints"
         );
-        let fix = "# leave out --volumes while the lab is down, or install 23.0 or newer: https://docs.docker.com/engine/install/";
+        let fix =
+            "# run neither while the lab is down, or install 23.0 or newer: https://docs.docker.com/engine/install/";
         return Check::warn(NAME, why, fix);
     }
-    Check::ok(NAME, "`docker system prune --volumes` leaves the lab's volumes alone")
+    Check::ok(NAME, "`docker system prune --volumes` spares the lab's volumes")
 }
 
 /// Whether containers outlive a restart of the engine.
@@ -321,7 +324,12 @@ mod tests {
     fn podman_has_a_row_that_names_it() {
         let podman = Err(EngineError::Other("Podman answers at /s, which refuses x; install Docker".into()));
         let check = judge_answer(&podman, "unix:///s", AT);
-        assert_eq!((check.verdict, check.fix.as_deref()), (Verdict::Fail, Some("apt-get install docker.io")));
+        assert_eq!(check.verdict, Verdict::Fail);
+        assert!(
+            check
+                .fix
+                .is_some_and(|fix| fix.starts_with("apt-get install docker.io\n") && fix.contains("engine.socket"))
+        );
         assert_eq!(check.why, "Podman answers at /s, which refuses x");
     }
 

@@ -28,8 +28,8 @@ const REMEMBERED: Duration = Duration::from_mins(10);
 /// Time that a node must be there before it is asked: a raylet that does not know the job yet starts nothing and says
 /// nothing.
 const KNOWS_JOBS: Duration = Duration::from_secs(5);
-/// Time that an actor must have been there before what would follow it is started: until then the run is on its way
-/// back, and has a use for the CPU.
+/// Time an actor must have been alive before its spare is started: until then the run is still recovering and needs
+/// the CPU.
 const IS_BACK: Duration = Duration::from_secs(10);
 /// Class of Ray Train's workers, as the GCS names it.
 const TRAIN_WORKER: &str = "RayTrainWorker";
@@ -74,22 +74,24 @@ struct Kept {
     spares: BTreeMap<Spare, Instant>,
     /// Moment at which each node was first seen.
     nodes: BTreeMap<Vec<u8>, Instant>,
-    /// The same of each actor.
+    /// The same of each actor that may have a spare.
     actors: BTreeMap<Vec<u8>, Instant>,
 }
 
 impl Kept {
     /// Spares that are missing now. Pure but for what it remembers.
     fn missing(&mut self, actors: &[proto::Actor], places: &[Place], now: Instant) -> Vec<Spare> {
+        let of_train = |a: &&proto::Actor| a.class == TRAIN_WORKER || BESIDE_WORKERS.contains(&a.class.as_str());
+        let actors: Vec<&proto::Actor> = actors.iter().filter(|a| a.state == ALIVE).filter(of_train).collect();
         self.actors.retain(|id, _| actors.iter().any(|actor| actor.id == *id));
-        for actor in actors.iter().filter(|actor| actor.state == ALIVE) {
+        for actor in &actors {
             self.actors.entry(actor.id.clone()).or_insert(now);
         }
         let is_back =
             |a: &&proto::Actor| self.actors.get(&a.id).is_some_and(|&seen| now.duration_since(seen) >= IS_BACK);
         let mut groups: BTreeMap<(&[u8], &str), BTreeSet<&[u8]>> = BTreeMap::new();
         let mut settled = BTreeSet::new();
-        for worker in actors.iter().filter(|w| w.class == TRAIN_WORKER && w.state == ALIVE) {
+        for worker in actors.iter().copied().filter(|w| w.class == TRAIN_WORKER) {
             groups.entry((&worker.job, &worker.environment)).or_default().insert(&worker.node);
             if is_back(&worker) {
                 settled.insert((worker.job.as_slice(), worker.environment.as_str()));
@@ -127,8 +129,10 @@ impl Kept {
                 });
             }
         }
-        let beside = |a: &&proto::Actor| a.state == ALIVE && BESIDE_WORKERS.contains(&a.class.as_str());
-        for actor in actors.iter().filter(beside).filter(is_back).filter(|a| of_runs.contains(a.job.as_slice())) {
+        let beside = |a: &&proto::Actor| BESIDE_WORKERS.contains(&a.class.as_str());
+        for actor in
+            actors.iter().copied().filter(beside).filter(is_back).filter(|a| of_runs.contains(a.job.as_slice()))
+        {
             wanted.extend(places().filter(|place| place.id == actor.node).map(|place| Spare {
                 job: actor.job.clone(),
                 environment: actor.environment.clone(),
@@ -240,7 +244,7 @@ mod tests {
         let places = [place(2), place(3), place(4)];
         let back = now + LOOK * 2;
         assert_eq!(start(&mut kept, &second, &places, back), [], "a node that is new knows no job");
-        assert_eq!(start(&mut kept, &second, &places, back + KNOWS_JOBS), [], "and the run is not there for long");
+        assert_eq!(start(&mut kept, &second, &places, back + KNOWS_JOBS), [], "and the run has not been back for long");
         assert_eq!(start(&mut kept, &second, &places, back + IS_BACK), [(1, 4)]);
         // Node 2 dies, too, and is back: its process was used up by then.
         let places = [place(3), place(4), place(5)];

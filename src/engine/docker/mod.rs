@@ -186,7 +186,7 @@ impl DockerEngine {
         if version.components.iter().flatten().any(|part| part.name.contains("Podman")) {
             return Err(EngineError::Other(format!(
                 "Podman answers at {}, which refuses the log driver `local` of labd's containers; install Docker with \
-                 `apt-get install docker.io`, and set `engine.socket` if Podman's socket is in its place",
+                 `apt-get install docker.io`",
                 self.inner.socket
             )));
         }
@@ -745,7 +745,8 @@ mod tests {
 
     #[tokio::test]
     async fn podman_is_refused_by_its_name() {
-        let said = r#"{"Version":"4.3.1","ApiVersion":"1.41","Components":[{"Name":"Podman Engine","Version":"4.3.1"}]}"#;
+        let said =
+            r#"{"Version":"4.3.1","ApiVersion":"1.41","Components":[{"Name":"Podman Engine","Version":"4.3.1"}]}"#;
         let (_dir, path) = fake(said);
         let line = DockerEngine::connect(&path, "lab").expect("a path").check().await.expect_err("Podman").to_string();
         assert!(line.starts_with("Podman answers at ") && line.contains("; install Docker with"), "{line}");
