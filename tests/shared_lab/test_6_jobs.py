@@ -1,9 +1,7 @@
 """Jobs people can follow and stop: a waiting client, ids used again, jobs that wait, what Ray could never begin."""
 import json
-import os
 import re
 import subprocess
-import tempfile
 
 import pytest
 
@@ -18,15 +16,15 @@ class Client:
 
     def __init__(self, lab, job, *command):
         lab.put_samples()
-        self.file = tempfile.TemporaryFile()
-        self.process = subprocess.Popen(
-            ["docker", "exec", lab.container("jupyter"), "ray", "job", "submit", "--submission-id", job,
-             "--working-dir", "/workspace/samples", "--", *command],
-            stdout=self.file, stderr=subprocess.STDOUT)
+        self.said = lab.dir / f"{job}.said"
+        with open(self.said, "wb") as said:
+            self.process = subprocess.Popen(
+                ["docker", "exec", lab.container("jupyter"), "ray", "job", "submit", "--submission-id", job,
+                 "--working-dir", "/workspace/samples", "--", *command],
+                stdout=said, stderr=subprocess.STDOUT)
 
     def text(self):
-        said = os.pread(self.file.fileno(), 1 << 24, 0).decode(errors="replace")
-        return re.sub(r"\x1b\[[0-9;]*m", "", said)
+        return re.sub(r"\x1b\[[0-9;]*m", "", self.said.read_text(errors="replace"))
 
     def finish(self, seconds=180):
         return self.process.wait(timeout=seconds), self.text()
