@@ -155,8 +155,8 @@ fn judge_volumes(version: &str) -> Check {
             "{version}: `docker system prune --volumes` and `docker volume prune` take the volumes of a lab that is down, and \
              with them its checkpoints"
         );
-        let fix =
-            "# run neither while the lab is down, or install 23.0 or newer: https://docs.docker.com/engine/install/";
+        let fix = "# run neither while the lab is down, or install 23.0 or newer:\n\
+                   # https://docs.docker.com/engine/install/";
         return Check::warn(NAME, why, fix);
     }
     Check::ok(NAME, "`docker system prune --volumes` spares the lab's volumes")
