@@ -309,11 +309,11 @@ def is_of_train():
     return OF_TRAIN in os.environ
 
 
-def torch_mark():
-    """Name of what says that this process's job uses `ray.train.torch`: a key in the GCS, and a file where labd_warm had it."""
+def torch_key():
+    """Key in the GCS that says that this process's job uses `ray.train.torch`."""
     import os
 
-    return f"labd-torch-{os.environ['RAY_JOB_ID']}"
+    return f"labd-torch-{os.environ['RAY_JOB_ID']}".encode()
 
 
 def tell_of_torch(_):
@@ -321,9 +321,7 @@ def tell_of_torch(_):
 
     def tell():
         try:
-            if any(type(finder).__name__ == "Hidden" for finder in sys.meta_path):
-                open(f"/tmp/{torch_mark()}", "w").close()
-            sys.modules[KV]._internal_kv_put(torch_mark().encode(), b"1")
+            sys.modules[KV]._internal_kv_put(torch_key(), b"1")
         except Exception:
             pass  # the next process that imports it tells again
 
@@ -332,12 +330,12 @@ def tell_of_torch(_):
 
 
 def early_imports():
-    """Modules to import before there is work, in order. Nothing of torch where there is no GPU: the actors that a run has beside its workers use none of it,
-    and its memory."""
+    """Modules to import before there is work, in order. Nothing of torch where there is no GPU: the actors that a run has beside
+    its workers have no use for it, and would hold its memory."""
     import os
 
     yield from FOR_TRAIN
-    if os.environ.get(GPU) and sys.modules[KV]._internal_kv_get(torch_mark().encode()):
+    if os.environ.get(GPU) and sys.modules[KV]._internal_kv_get(torch_key()):
         yield from FOR_TORCH
 
 
@@ -356,7 +354,7 @@ def imports_before_work(worker):
             if "torch" in sys.modules:
                 threads_as_assigned(sys.modules["ray._private.utils"], sys.modules["torch"])
         except Exception:
-            pass
+            pass  # the head is away: nothing here is needed to work
         return main_loop(self, *args, **kwargs)
 
     worker.main_loop = wrapped(main_loop, early)

@@ -251,9 +251,13 @@ def connected(conn):
             conn.connect(socket_path())
             return conn
         except (FileNotFoundError, ConnectionRefusedError):
-            if age() > WAIT_SECONDS or not os.path.exists(WORTH_WAITING + os.environ.get("RAY_JOB_ID", "")):
+            if age() > WAIT_SECONDS or not os.path.exists(worth_waiting()):
                 raise
             time.sleep(0.05)
+
+
+def worth_waiting():
+    return WORTH_WAITING + os.environ.get("RAY_JOB_ID", "")
 
 
 def age():
@@ -895,6 +899,11 @@ class Hidden:
             module.default_generator.seed()
         if number := threads("MKL_NUM_THREADS", "OMP_NUM_THREADS"):
             module.set_num_threads(number)
+        if "RAY_JOB_ID" in os.environ:
+            try:
+                os.close(os.open(worth_waiting(), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            except OSError:
+                pass  # then nobody waits
 
 
 def threads(*names):

@@ -83,12 +83,11 @@ impl Kept {
     fn missing(&mut self, actors: &[proto::Actor], places: &[Place], now: Instant) -> Vec<Spare> {
         let of_train = |a: &&proto::Actor| a.class == TRAIN_WORKER || BESIDE_WORKERS.contains(&a.class.as_str());
         let actors: Vec<&proto::Actor> = actors.iter().filter(|a| a.state == ALIVE).filter(of_train).collect();
-        self.actors.retain(|id, _| actors.iter().any(|actor| actor.id == *id));
-        for actor in &actors {
-            self.actors.entry(actor.id.clone()).or_insert(now);
-        }
-        let is_back =
-            |a: &&proto::Actor| self.actors.get(&a.id).is_some_and(|&seen| now.duration_since(seen) >= IS_BACK);
+        remember(&mut self.actors, actors.iter().map(|actor| &actor.id), now);
+        remember(&mut self.nodes, places.iter().map(|place| &place.id), now);
+        let for_long = |seen: Option<&Instant>, time| seen.is_some_and(|&seen| now.duration_since(seen) >= time);
+        let is_back = |actor: &&proto::Actor| for_long(self.actors.get(&actor.id), IS_BACK);
+        let knows_jobs = |place: &&Place| for_long(self.nodes.get(&place.id), KNOWS_JOBS);
         let mut groups: BTreeMap<(&[u8], &str), BTreeSet<&[u8]>> = BTreeMap::new();
         let mut settled = BTreeSet::new();
         for worker in actors.iter().copied().filter(|w| w.class == TRAIN_WORKER) {
@@ -97,12 +96,6 @@ impl Kept {
                 settled.insert((worker.job.as_slice(), worker.environment.as_str()));
             }
         }
-        self.nodes.retain(|node, _| places.iter().any(|place| place.id == *node));
-        for place in places {
-            self.nodes.entry(place.id.clone()).or_insert(now);
-        }
-        let knows_jobs =
-            |place: &&Place| self.nodes.get(&place.id).is_some_and(|&seen| now.duration_since(seen) >= KNOWS_JOBS);
         let of_runs: BTreeSet<&[u8]> = groups.keys().map(|(job, _)| *job).collect();
         // A node that is gone took its processes along; one that a worker is on now has used it up.
         self.spares.retain(|spare, wanted| {
@@ -129,7 +122,7 @@ impl Kept {
                 });
             }
         }
-        let beside = |a: &&proto::Actor| BESIDE_WORKERS.contains(&a.class.as_str());
+        let beside = |a: &&proto::Actor| a.class != TRAIN_WORKER;
         for actor in
             actors.iter().copied().filter(beside).filter(is_back).filter(|a| of_runs.contains(a.job.as_slice()))
         {
@@ -143,6 +136,12 @@ impl Kept {
         wanted.retain(|spare| !self.spares.contains_key(spare));
         wanted
     }
+}
+
+/// Keeps the moment at which each of these was first seen, and forgets the others.
+fn remember<'a>(seen: &mut BTreeMap<Vec<u8>, Instant>, ids: impl Iterator<Item = &'a Vec<u8>>, now: Instant) {
+    let before = std::mem::take(seen);
+    seen.extend(ids.map(|id| (id.clone(), before.get(id).copied().unwrap_or(now))));
 }
 
 /// Checks again and again while runs are active. Ends with the last handle on the watcher.
