@@ -110,6 +110,16 @@ class Tuner:
 }
 
 
+def write_modules(folder, modules):
+    """Python modules below a folder, {path: text}, and what makes packages of the folders between."""
+    for name, text in modules.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    for inner in [inner for inner in folder.rglob("*") if inner.is_dir()]:
+        (inner / "__init__.py").touch()
+
+
 @pytest.fixture
 def job(tmp_path):
     """Runs a script as the driver of a job with this metadata (None: not a job at all)."""
@@ -119,12 +129,7 @@ def job(tmp_path):
         "ray/train/__init__.py": "from ray.train.v2.api.config import RunConfig\n",
         "ray/tune/__init__.py": CONFIG,
     }
-    for name, text in {**FAKES, **config}.items():
-        path = fake / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    for folder in [folder for folder in fake.rglob("*") if folder.is_dir()]:
-        (folder / "__init__.py").touch()
+    write_modules(fake, {**FAKES, **config})
 
     def run(script, metadata, script_name="train.py", shell=None, **env):
         path = tmp_path / script_name
@@ -351,7 +356,7 @@ Worker().main_loop()
 @pytest.mark.parametrize("is_of_train", [True, False])
 @pytest.mark.parametrize("module", ["pass", "raise RuntimeError('wrong')"])
 def test_a_process_of_a_train_run_imports_ray_train_before_it_waits_for_work(job, tmp_path, is_of_train, module):
-    for name, text in {
+    write_modules(tmp_path / "fake", {
         "ray/_private/worker.py": """
 import sys
 class Worker:
@@ -359,12 +364,7 @@ class Worker:
         print("ray.train.v2._internal.execution.worker_group" in sys.modules)
 """,
         "ray/train/v2/_internal/execution/worker_group/worker.py": module,
-    }.items():
-        path = tmp_path / "fake" / name
-        path.parent.mkdir(parents=True)
-        for folder in (path.parent, path.parent.parent):
-            (folder / "__init__.py").touch()
-        path.write_text(text)
+    })
     env = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"} if is_of_train else {}
     assert job(EARLY, None, script_name="default_worker.py", **env) == (["False", str(is_of_train)], "")
 
@@ -389,24 +389,19 @@ Worker().main_loop()
 ])
 def test_a_process_of_a_run_with_torch_imports_it_before_it_waits_for_work(job, tmp_path, gpu, job_id, other_trains, imported):
     """With the threads that Ray assigns later. What is broken or not there keeps nothing else from being imported."""
-    for name, text in {
-        "fake/ray/_private/worker.py": "import sys\nimport ray._private.utils\nfrom ray.experimental import internal_kv\nclass Worker:\n"
+    write_modules(tmp_path / "fake", {
+        "ray/_private/worker.py": "import sys\nimport ray._private.utils\nfrom ray.experimental import internal_kv\nclass Worker:\n"
                                        "    def main_loop(self):\n        ray._private.utils.set_omp_num_threads_if_unset()\n"
                                        "        print('+'.join(n for n in ('torch', 'ray.train.torch') if n in sys.modules) or 'nothing')\n"
                                        "        print(getattr(sys.modules.get('torch'), 'threads', 'none'))\n",
-        "fake/ray/_private/utils.py": "import os\ndef set_omp_num_threads_if_unset():\n    os.environ['OMP_NUM_THREADS'] = '3'\n    return True\n",
-        "fake/ray/experimental/internal_kv.py": "kept = {}\n_internal_kv_put = kept.__setitem__\n_internal_kv_get = kept.get\n",
-        "fake/ray/train/v2/_internal/execution/worker_group/worker.py": "",
-        "fake/ray/train/v2/_internal/callbacks/datasets.py": "",
-        "fake/ray/train/torch.py": "import torch",
-        "fake/torch/__init__.py": "threads = 0\ndef set_num_threads(number):\n    global threads\n    threads = number\n",
-        "fake/torchvision.py": "raise RuntimeError('made for another torch')",
-    }.items():
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for folder in (path.parent, path.parent.parent):
-            (folder / "__init__.py").touch()
-        path.write_text(text)
+        "ray/_private/utils.py": "import os\ndef set_omp_num_threads_if_unset():\n    os.environ['OMP_NUM_THREADS'] = '3'\n    return True\n",
+        "ray/experimental/internal_kv.py": "kept = {}\n_internal_kv_put = kept.__setitem__\n_internal_kv_get = kept.get\n",
+        "ray/train/v2/_internal/execution/worker_group/worker.py": "",
+        "ray/train/v2/_internal/callbacks/datasets.py": "",
+        "ray/train/torch.py": "import torch",
+        "torch/__init__.py": "threads = 0\ndef set_num_threads(number):\n    global threads\n    threads = number\n",
+        "torchvision.py": "raise RuntimeError('made for another torch')",
+    })
     env = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0", "LABD_GPU_UUID": gpu, **({"RAY_JOB_ID": job_id} if job_id else {})}
     out, err = job(OF_TORCH.format(other_trains=other_trains), None, script_name="default_worker.py", **env)
     assert (out, err) == (["torch+ray.train.torch", "3"] if imported else ["nothing", "none"], "")
@@ -420,19 +415,14 @@ preemption_callback.start()
 
 def test_ray_trains_watch_for_preemption_is_where_its_controller_is(job, tmp_path):
     """Otherwise it dies with a worker's node, and comes back in the process kept for the worker."""
-    for name, text in {
+    write_modules(tmp_path / "fake", {
         "ray/__init__.py": "import types\nget_runtime_context = lambda: types.SimpleNamespace(get_node_id=lambda: 'here')\n"
                            "def remote(**options):\n    return lambda cls: print(cls.__name__, sorted(options.items()))\n"
                            "def kill(actor):\n    print('kill', actor)\n",
         "ray/util/scheduling_strategies.py": "NodeAffinitySchedulingStrategy = lambda node, soft: f'{node},soft={soft}'\n",
         "ray/train/v2/_internal/callbacks/preemption_callback.py":
             "import ray\nclass Watcher: ...\ndef start():\n    ray.remote(num_cpus=0)(Watcher)\n    ray.kill('it')\n",
-    }.items():
-        path = tmp_path / "fake" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for folder in (path.parent, path.parent.parent):
-            (folder / "__init__.py").touch()
-        path.write_text(text)
+    })
     out, _ = job(WATCHER, None, script_name="default_worker.py", RAY_WARN_BLOCKING_GET_INSIDE_ASYNC="0")
     assert out == "Watcher [('num_cpus', 0), ('scheduling_strategy', 'here,soft=False')] kill it".split()
 
