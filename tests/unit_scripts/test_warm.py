@@ -167,14 +167,16 @@ left, raw = open({path!r}, "w"), open({path!r} + "b", "wb")
 left.write("a line"), raw.write(b"bytes")
 atexit.register(lambda: (time.sleep(0.1), sys.stdout.write("at exit\\n")))
 threading.Thread(target=lambda: (time.sleep(0.2), print("thread"))).start()
-sys.exit({code})
+{last}
 """
     path = tmp_path / "left"
-    for how, code in (("", 0), ("3", 3), ("-1", 255)):
-        _, out, err = shared.run(ends.format(path=str(path), code=how), code=code)
+    for last, code in (("", 0), ("sys.exit()", 0), ("sys.exit(3)", 3), ("sys.exit(-1)", 255)):
+        for file in tmp_path.iterdir():
+            file.unlink()
+        _, out, err = shared.run(ends.format(path=str(path), last=last), code=code)
         assert out.splitlines()[1:] == ["thread", "at exit"], err
         assert (path.read_text(), (tmp_path / "leftb").read_bytes()) == ("a line", b"bytes")
-    _, out, err = shared.run(ends.format(path=str(path), code="'no'"), code=1)
+    _, out, err = shared.run(ends.format(path=str(path), last="sys.exit('no')"), code=1)
     assert out.splitlines()[1:] == ["thread", "at exit"] and "no" in err.splitlines(), err
 
 
