@@ -79,7 +79,9 @@ struct Kept {
 }
 
 impl Kept {
-    /// Spares that are missing now. Pure but for what it remembers.
+    /// Spares that are missing now, one for each node at most: Ray starts only so many processes at a time on a node, fewer
+    /// when some have died while they started, and what it is asked for beyond that may never come. Pure but for what it
+    /// remembers.
     fn missing(&mut self, actors: &[proto::Actor], places: &[Place], now: Instant) -> Vec<Spare> {
         let of_train = |a: &&proto::Actor| a.class == TRAIN_WORKER || BESIDE_WORKERS.contains(&a.class.as_str());
         let actors: Vec<&proto::Actor> = actors.iter().filter(|a| a.state == ALIVE).filter(of_train).collect();
@@ -122,10 +124,10 @@ impl Kept {
                 });
             }
         }
-        let beside = |a: &&proto::Actor| a.class != TRAIN_WORKER;
-        for actor in
-            actors.iter().copied().filter(beside).filter(is_back).filter(|a| of_runs.contains(a.job.as_slice()))
-        {
+        // While workers are on their way, so are these: one that comes would take the spare of another.
+        let settled_jobs: BTreeSet<&[u8]> = settled.iter().map(|(job, _)| *job).collect();
+        let beside = |a: &&proto::Actor| a.class != TRAIN_WORKER && settled_jobs.contains(a.job.as_slice());
+        for actor in actors.iter().copied().filter(beside).filter(is_back) {
             wanted.extend(places().filter(|place| place.id == actor.node).map(|place| Spare {
                 job: actor.job.clone(),
                 environment: actor.environment.clone(),
@@ -133,7 +135,8 @@ impl Kept {
                 in_place_of: Some(actor.id.clone()),
             }));
         }
-        wanted.retain(|spare| !self.spares.contains_key(spare));
+        let mut asked = BTreeSet::new();
+        wanted.retain(|spare| !self.spares.contains_key(spare) && asked.insert(spare.node.clone()));
         wanted
     }
 }
@@ -210,11 +213,20 @@ mod tests {
         (kept, seen + IS_BACK.max(KNOWS_JOBS))
     }
 
-    /// Job and node of each missing spare; all of them are then started.
+    /// Job and node of each missing spare; all of them are then started, one after the other on each node.
     fn start(kept: &mut Kept, workers: &[proto::Actor], places: &[Place], now: Instant) -> Vec<(u8, u8)> {
-        let missing = kept.missing(workers, places, now);
-        kept.spares.extend(missing.iter().map(|spare| (spare.clone(), now)));
-        missing.iter().map(|spare| (spare.job[0], spare.node[0])).collect()
+        let mut started = Vec::new();
+        loop {
+            let missing = kept.missing(workers, places, now);
+            if missing.is_empty() {
+                started.sort_unstable();
+                return started;
+            }
+            let nodes: BTreeSet<&[u8]> = missing.iter().map(|spare| spare.node.as_slice()).collect();
+            assert_eq!(nodes.len(), missing.len(), "one at a time");
+            kept.spares.extend(missing.iter().map(|spare| (spare.clone(), now)));
+            started.extend(missing.iter().map(|spare| (spare.job[0], spare.node[0])));
+        }
     }
 
     #[test]
@@ -282,6 +294,9 @@ mod tests {
         assert_eq!(start(&mut kept, &next, &places, back), [(1, 9), (1, 9)], "two were used");
         let (mut kept, now) = known(&first[1..], &places);
         assert_eq!(start(&mut kept, &first[1..], &places, now), [], "no run");
+        // Workers that were long in coming: what comes with them would take what was started for those before it.
+        assert_eq!(start(&mut kept, &first, &places, now), [], "the workers have just come");
+        assert_eq!(start(&mut kept, &first, &places, now + IS_BACK), [(1, 9), (1, 9), (1, 9)]);
     }
 
     #[test]
