@@ -71,6 +71,16 @@ impl Timestamp {
         Self(self.0.saturating_sub(millis(d)))
     }
 
+    /// Whether this came no earlier than `other`, as far as it can be told at `now`: what lies in the future was before the
+    /// clock was set back, and so before all that does not.
+    pub fn not_before(self, other: Self, now: Self) -> bool {
+        match (self > now, other > now) {
+            (false, true) => true,
+            (true, false) => false,
+            _ => self >= other,
+        }
+    }
+
     /// Duration since `earlier`; zero when it lies in the future (clocks step).
     pub fn since(self, earlier: Self) -> Duration {
         between(earlier.0, self.0)
@@ -304,6 +314,21 @@ mod tests {
     fn the_engines_never_is_none() {
         assert_eq!(Timestamp::parse("0001-01-01T00:00:00Z"), None);
         assert!(Timestamp::parse("2026-11-24T03:41:12.123456789Z").is_some());
+    }
+
+    #[test]
+    fn what_lies_in_the_future_was_before_the_clock_was_set_back() {
+        let at = Timestamp::from_millis;
+        for (this, other, now, want) in [
+            (10, 10, 20, true),
+            (9, 10, 20, false),
+            (10, 3_610, 20, true),
+            (3_610, 10, 20, false),
+            (3_610, 3_605, 20, true),
+            (3_605, 3_610, 20, false),
+        ] {
+            assert_eq!(at(this).not_before(at(other), at(now)), want, "{this} and {other} at {now}");
+        }
     }
 
     #[test]

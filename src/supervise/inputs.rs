@@ -141,7 +141,7 @@ impl<E: Engine> Supervisor<E> {
         let Some(entry) = self.entries.get_mut(name).filter(|e| e.spec.is_some()) else { return };
         let Some(seen) = &entry.seen else { return };
         let before = self.held.get(name).copied();
-        let after = decide::hold(before, seen, entry.touched.as_ref());
+        let after = decide::hold(before, seen, entry.touched.as_ref(), Timestamp::now());
         if before == after {
             return;
         }

@@ -186,16 +186,15 @@ impl OwnStop {
 
     /// Whether it is the reason for an event of `at`, which is told at `now`.
     pub(super) fn covers(&self, id: &str, at: Timestamp, now: Timestamp) -> bool {
-        // Our clock and the engine's are the same, read a moment apart; a stop in the future was before the clock was set
-        // back.
-        let after = at.plus(Duration::from_secs(1)) >= self.from || self.from > now;
-        self.id == id && after && self.to.is_none_or(|to| at <= to)
+        // Our clock and the engine's are the same, read a moment apart.
+        let after = at.not_before(self.from.minus(Duration::from_secs(1)), now);
+        self.id == id && after && self.to.is_none_or(|to| to.not_before(at, now))
     }
 
     /// Whether this run, which was started at `again`, is the first that is known to have begun after it. A stop in the future
     /// was before the clock was set back: what runs now was started since, or is about to end by it.
     pub(super) fn is_over(&mut self, again: Timestamp, now: Timestamp) -> bool {
-        let over = self.to.is_none() && (again > self.from || self.from > now);
+        let over = self.to.is_none() && (self.from > now || again > self.from && again.not_before(self.from, now));
         if over {
             self.to = Some(again);
         }
@@ -210,15 +209,18 @@ mod tests {
     #[test]
     fn a_stop_of_labds_own_explains_no_later_stop_even_when_the_clock_was_set_back_meanwhile() {
         let at = |s: i64| Timestamp::from_millis(s * 1_000);
-        for (from, started, stopped) in [(100, 110, 200), (4_000, 410, 500)] {
+        for (from, started, stopped) in [(100, 110, 200), (4_000, 410, 500), (4_000, 4_010, 500)] {
             let mut own = OwnStop { id: "c".into(), from: at(from), to: None };
             assert!(own.covers("c", at(from), at(started)), "its own");
             assert!(own.is_over(at(started), at(started)));
             assert!(!own.is_over(at(started), at(started)), "once");
             assert!(!own.covers("c", at(stopped), at(stopped)), "somebody else's");
+            assert!(own.covers("c", at(from), at(stopped)), "its own, told late");
         }
         let mut own = OwnStop { id: "c".into(), from: at(100), to: None };
         assert!(!own.is_over(at(50), at(101)), "it still runs");
         assert!(own.covers("c", at(103), at(103)));
+        let mut own = OwnStop { id: "c".into(), from: at(100), to: None };
+        assert!(!own.is_over(at(3_700), at(101)), "it still runs, and began before the clock was set back");
     }
 }

@@ -141,8 +141,8 @@ pub(super) fn perhaps_stopped(
 ) -> Option<Decision> {
     let ended = began(&mut m.end, c, finished_at, now);
     let touched = s.touched.filter(|t| t.id == c.id)?;
-    let stopped = touched.stopped.is_some_and(|at| at >= finished_at);
-    let signalled = touched.signalled.is_some_and(|at| may_have_ended_by(s, at, finished_at));
+    let stopped = touched.stopped.is_some_and(|at| at.not_before(finished_at, now.wall));
+    let signalled = touched.signalled.is_some_and(|at| may_have_ended_by(s, at, finished_at, now.wall));
     let until = match (stopped, signalled) {
         (true, _) => ended.plus(STOP_VERDICT),
         (false, true) => ended.plus(STOP_WORD),
@@ -156,9 +156,10 @@ pub(super) fn perhaps_stopped(
 }
 
 /// Whether a signal at `at` can be what the container ended by: a stop ends within its timeout, one long before was
-/// something else.
-pub(super) fn may_have_ended_by(s: &Observation<'_>, at: Timestamp, finished_at: Timestamp) -> bool {
-    finished_at.since(at) <= s.stop_timeout + STOP_WORD
+/// something else, and so was one of before the clock was set back.
+pub(super) fn may_have_ended_by(s: &Observation<'_>, at: Timestamp, finished_at: Timestamp, now: Timestamp) -> bool {
+    let of_its_time = (at > now) == (finished_at > now);
+    of_its_time && finished_at.since(at) <= s.stop_timeout + STOP_WORD
 }
 
 impl EngineOutage {

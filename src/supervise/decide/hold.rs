@@ -31,7 +31,7 @@ pub struct OutsideActions {
 
 /// Hold on the service after this observation. `docker stop` holds it; what runs although it was stopped was started by
 /// hand, which releases it. A crash, `docker kill` and `docker rm` change nothing.
-pub fn hold(before: Option<Hold>, seen: &Observed, touched: Option<&OutsideActions>) -> Option<Hold> {
+pub fn hold(before: Option<Hold>, seen: &Observed, touched: Option<&OutsideActions>, now: Timestamp) -> Option<Hold> {
     let run = match seen {
         Observed::Ours(c) => Some(&c.run),
         Observed::Absent | Observed::Foreign { .. } => None,
@@ -42,7 +42,7 @@ pub fn hold(before: Option<Hold>, seen: &Observed, touched: Option<&OutsideActio
             let RunState::Exited { finished_at, .. } = c.run else { return None };
             let stop = touched.filter(|t| t.id == c.id).and_then(|t| t.by_hand);
             // The engine says `stop` after the end; one from before a later start has an earlier time than this end.
-            stop.is_some_and(|at| at >= finished_at).then_some(Hold::ByHand)
+            stop.is_some_and(|at| at.not_before(finished_at, now)).then_some(Hold::ByHand)
         }
         (None, _) => None,
         (Some(Hold::Asked), _) => Some(if runs { Hold::Asked } else { Hold::Stopped }),

@@ -634,7 +634,7 @@ fn end(s: &Observation<'_>, m: &mut History, now: Now, c: &ObservedContainer, th
                 node_ended(s, m, why);
                 // What it did was over from the signal on.
                 let signal = s.touched.filter(|t| t.id == c.id).and_then(|t| t.signalled);
-                let at = signal.filter(|&at| at <= *finished_at && may_have_ended_by(s, at, *finished_at));
+                let at = signal.filter(|&at| at <= *finished_at && may_have_ended_by(s, at, *finished_at, now.wall));
                 died = Some(ended(at.unwrap_or(*finished_at)));
             }
             Decision { ended: died, ..tell(s, m, S::Stopping, why).unwrap_or(then) }

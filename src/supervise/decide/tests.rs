@@ -257,7 +257,7 @@ impl World {
         let seen = self.seen.clone();
         let restart = self.memory.restart;
         let before = self.hold;
-        self.hold = hold(before, &seen, self.touched.as_ref());
+        self.hold = hold(before, &seen, self.touched.as_ref(), self.now);
         let wanted = self.wanted();
         let bar = self.barred.then(|| GpuBlock { quarantine: true, reason: "its GPU is lost".to_owned() });
         let situation = Observation {
@@ -743,6 +743,16 @@ fn docker_stop_is_held_and_docker_start_releases_it_however_late_the_word_comes(
             assert_eq!(settle(&mut world), ServiceState::Ready, "and is not stopped again");
         }
     }
+}
+
+#[test]
+fn a_stop_of_before_the_clock_was_set_back_holds_nothing_that_ended_since() {
+    let mut world = World::new();
+    world.recover().expect("ready");
+    let id = world.exit(1).expect("it runs");
+    let told = world.now.plus(Duration::from_hours(1));
+    world.touched = Some(OutsideActions { id, signalled: Some(told), stopped: Some(told), by_hand: Some(told) });
+    assert_eq!(settle(&mut world), ServiceState::Starting, "and is started again at once");
 }
 
 #[test]
