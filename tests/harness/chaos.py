@@ -33,6 +33,8 @@ SERVICES = ["minio", "ray-head", "ray-driver", "ray-worker-0", "ray-worker-1", "
 WORKERS = ["ray-worker-0", "ray-worker-1"]
 # A silent JupyterLab is said and left alone, for the sake of its kernels.
 HANGING = [service for service in SERVICES if service != "jupyter"]
+# Exit code of `labd status` when labd takes the connection and does not answer.
+SILENT = 5
 # After a fault: a crash-loop is tried once a minute, and a service that hangs is given its patience before that.
 RECOVERS_WITHIN_S = 240
 DISK = "48m"
@@ -143,8 +145,10 @@ class ChaosLab(Lab):
             shutil.rmtree(self.dir, ignore_errors=True)
 
     def snapshot(self):
-        """None while labd or its file system has no answer: chaos is why."""
-        done = self.labd("status", "--json", check=False, timeout=30)
+        """None while labd or its file system has no answer: chaos is why. A labd that lives and is silent is wrong."""
+        done = self.labd("status", "--json", check=False, timeout=90)
+        if done.returncode == SILENT:
+            raise AssertionError(f"{done.stderr.strip()}; its threads: {threads(self.systemd.child.pid)}")
         return json.loads(done.stdout) if done.returncode == 0 else None
 
 
@@ -160,6 +164,16 @@ def container(lab, service):
 def pids(container_id):
     """By the host's count, the first process last: it must not see its children stop."""
     return [int(p) for p in reversed(docker("top", container_id, "-eo", "pid", check=False).stdout.split()[1:])]
+
+
+def threads(pid):
+    """Where each thread of a process stands in the kernel: what it waits for, if it does not answer."""
+    found = []
+    for task in sorted(pathlib.Path(f"/proc/{pid}/task").glob("*")):
+        with contextlib.suppress(OSError):
+            state = task.joinpath("stat").read_text().rpartition(")")[2].split()[0]
+            found.append(f"{task.joinpath('comm').read_text().strip()} {state} {task.joinpath('wchan').read_text()}")
+    return "; ".join(found) or "none, it has ended"
 
 
 def tell(processes, number):
