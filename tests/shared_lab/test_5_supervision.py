@@ -2,7 +2,6 @@
 import json
 import os
 import signal
-import time
 import urllib.request
 
 import pytest
@@ -172,16 +171,10 @@ def test_a_worker_with_a_wrong_token_is_found_and_recreated(lab):
         argv += ["-e", pair]
     for key, value in made["Config"]["Labels"].items():
         argv += ["--label", f"{key}={value}"]
-    since = time.time() - 1
     wrong = docker(*argv, made["Config"]["Image"], *made["Config"]["Cmd"]).stdout.strip()
-
-    def started():
-        """By the engine's events: a look at the container itself comes too late where it is replaced at once."""
-        told = docker("events", "--since", str(since), "--until", str(time.time()), "--filter", f"container={wrong}", "--filter", "event=start")
-        return told.stdout.strip()
-
+    # One that never ran would be taken for one that labd was killed over while it created it.
+    docker("start", wrong)
     lab.labd("up", "--timeout=5", check=False)
-    wait_for("the wrong one runs", started, 30, every=1)
     wait_for("it was replaced", lambda: is_new(lab, "ray-worker-1", wrong), 300, every=1)
     lab.wait_ready("ray-worker-1")
     assert incidents(lab, "ray-worker-1")[0]["why"]
