@@ -193,6 +193,15 @@ async fn a_newer_database_is_refused_and_left_as_it_is() {
     let db = Connection::open(&path).expect("a database");
     db.pragma_update(None, "user_version", schema::SHAPE.version() + 3).expect("from the future");
     drop(db);
+    // The journal's own thread closes it, and with the last to close it the other files go.
+    let log = dir.path().join("journal.db-wal");
+    tokio::time::timeout(Duration::from_mins(1), async {
+        while log.exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .expect("it is closed");
     let before = fs::read(&path).expect("readable");
 
     let error = Journal::open(&path, A_YEAR).expect_err("refused");
