@@ -84,7 +84,7 @@ fn policy(bucket: &str) -> serde_json::Value {
 /// Headers that sign a PUT as `keys` (AWS Signature Version 4, in the header: MinIO's administration takes no other).
 pub(crate) fn signed(put: &AdminPut, host: &str, keys: &Keys, now: Timestamp) -> [(&'static str, String); 3] {
     const SCOPE: &str = "us-east-1/s3/aws4_request";
-    let date = now.as_told_basic();
+    let date = now.basic();
     let day = date.get(..8).unwrap_or_default();
     let hash = hex(&Sha256::digest(&put.body));
     let (path, query) = put.path.split_once('?').unwrap_or((&put.path, ""));

@@ -20,6 +20,16 @@ impl Timestamp {
         Self::told(jiff::Timestamp::now().as_millisecond())
     }
 
+    /// Present time as other programs on this machine have it, who take nothing of another time: [`now`](Self::now), but not
+    /// under a clock that a test sets. One that was set back shows a time twice, and that of the machine is not to be told
+    /// from it.
+    pub fn machines_now() -> Self {
+        #[cfg(feature = "test-clock")]
+        return Self(jiff::Timestamp::now().as_millisecond());
+        #[cfg(not(feature = "test-clock"))]
+        Self::now()
+    }
+
     /// Time from milliseconds since the Unix epoch.
     pub const fn from_millis(ms: i64) -> Self {
         Self(ms)
@@ -46,10 +56,9 @@ impl Timestamp {
         self.0
     }
 
-    /// This time as other programs on this machine call it, in ISO 8601's basic form and whole seconds:
-    /// `20261128T005146Z`.
-    pub fn as_told_basic(self) -> String {
-        let text: String = Self(self.as_told()).to_string().chars().filter(|c| !matches!(c, '-' | ':')).collect();
+    /// This time in ISO 8601's basic form and whole seconds: `20261128T005146Z`.
+    pub fn basic(self) -> String {
+        let text: String = self.to_string().chars().filter(|c| !matches!(c, '-' | ':')).collect();
         format!("{}Z", text.get(..15).unwrap_or_default())
     }
 

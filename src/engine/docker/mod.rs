@@ -242,7 +242,7 @@ impl DockerEngine {
     pub async fn events(&self, since: Option<Timestamp>) -> Result<BoxStream<'static, EngineEvent>, EngineError> {
         let client = self.client().await?;
         // Always a time: the request goes out when the stream is first polled, and nothing may be missed until then.
-        let since = since.unwrap_or_else(Timestamp::now).as_told();
+        let since = since.map_or_else(|| Timestamp::machines_now().as_millis(), Timestamp::as_told);
         let actions = ["create", "start", "die", "oom", "stop", "kill", "destroy", "pause", "unpause", "rename"];
         let options = EventsOptions {
             since: Some(format!("{}.{:03}000000", since.div_euclid(1000), since.rem_euclid(1000))),
