@@ -25,7 +25,7 @@ pub struct Incident {
     pub cause: Cause,
     /// Cause in one line, such as `container exited 137 (SIGKILL)` or `restarted by hand`.
     pub why: String,
-    /// Time of the end, by the engine's clock; for a hang, when it first did not answer; on request, when the request
+    /// Time of the end, by the engine's clock; for a hang, when it last answered; on request, when the request
     /// came: the container ends up to its stop timeout later.
     pub died_at: Timestamp,
     /// Time at which labd knew.

@@ -153,7 +153,9 @@ pub(super) async fn run<E: Engine>(
 async fn contract(prober: &Prober, mut ray: watch::Receiver<Arc<RayView>>, tell: impl Fn(Health)) {
     let (mut last, mut misses) = (Answer::Unknown, 0);
     let (mut bad_since, mut joined): (Option<(Moment, bool)>, bool) = (None, false);
+    let mut good_at = Moment::now();
     loop {
+        let asked_at = Moment::now();
         let view = ray.borrow_and_update().clone();
         let answer = match prober.ask(&view).await {
             // The GCS answers before its own node has joined, so one that is still on its way in may be older than that.
@@ -171,6 +173,9 @@ async fn contract(prober: &Prober, mut ray: watch::Receiver<Arc<RayView>>, tell:
             misses = 0;
             bad_since = None;
         }
+        if let Answer::Passing | Answer::Unknown = answer {
+            good_at = asked_at;
+        }
         let believed = !(was_passing && misses > 0 && misses < MISSES);
         if believed && answer != last {
             last = answer;
@@ -178,9 +183,9 @@ async fn contract(prober: &Prober, mut ray: watch::Receiver<Arc<RayView>>, tell:
             tell(match last.clone() {
                 Answer::Unknown => Health::Unknown,
                 Answer::Passing => Health::Passing,
-                Answer::Failing(reason) => Health::Failing { reason, since, alive: false },
-                Answer::Silent(reason) => Health::Failing { reason, since, alive: true },
-                Answer::Lost(reason) => Health::Lost { reason },
+                Answer::Failing(reason) => Health::Failing { reason, since, good_at, alive: false },
+                Answer::Silent(reason) => Health::Failing { reason, since, good_at, alive: true },
+                Answer::Lost(reason) => Health::Lost { reason, good_at },
             });
         }
         let pause = if last == Answer::Passing { CALM } else { EAGER };
@@ -309,7 +314,7 @@ impl Prober {
     async fn tell_user(&self, address: SocketAddr, bucket: &str, user: &Keys, root: &Keys) -> Result<(), String> {
         let host = address.to_string();
         for put in minio::user_for_bucket(root, user, bucket, &rand::random()) {
-            let headers = minio::signed(&put, &host, root, Timestamp::now()).into();
+            let headers = minio::signed(&put, &host, root, Timestamp::machines_now()).into();
             let url = format!("http://{host}{}", put.path);
             let asked = tokio::time::timeout(PATIENCE, self.ask.put(&url, headers, put.body)).await;
             match asked.unwrap_or_else(|_| Err(format!("no answer within {} s", PATIENCE.as_secs())))? {

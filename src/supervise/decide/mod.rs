@@ -76,7 +76,7 @@ pub struct Termination {
     pub cause: Cause,
     /// The cause in one line.
     pub why: String,
-    /// Time of the end; for a hang, when it first did not answer; on request, when the request came.
+    /// Time of the end; for a hang, when it last answered; on request, when the request came.
     pub at: Timestamp,
 }
 
@@ -85,6 +85,17 @@ impl Termination {
     fn asked(why: &str, at: Timestamp) -> Self {
         Self { cause: Cause::Asked, why: why.to_owned(), at }
     }
+}
+
+/// Time for which a service that was ready has been failing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct FailingSince {
+    /// Moment since which it is as it is now.
+    since: Moment,
+    /// Whether it is called alive all the same.
+    alive: bool,
+    /// Moment at which it is last known to have answered. What it was needed for since then may have failed for that.
+    good_at: Moment,
 }
 
 /// Health of the running container, as its health check reports it.
@@ -98,8 +109,10 @@ pub enum Health {
     Failing {
         /// Missing part of the contract, in one line.
         reason: String,
-        /// Moment since which it has not held, without a good answer in between.
+        /// Moment since which it has not held, in this way and without a good answer in between.
         since: Moment,
+        /// Moment at which it is last known to have held; the first question where that is never.
+        good_at: Moment,
         /// Whether somebody else who should know counts it as alive all the same.
         alive: bool,
     },
@@ -107,6 +120,8 @@ pub enum Health {
     Lost {
         /// Reason, in one line.
         reason: String,
+        /// Moment at which it is last known to have held.
+        good_at: Moment,
     },
     /// The GPU is gone inside the container, or had a fault that cost the container's processes their state on it: only
     /// another container has it again.
@@ -230,8 +245,8 @@ pub struct History {
     run: Option<(String, Timestamp, Moment)>,
     /// End of a container that was seen last, in the same way.
     end: Option<(String, Timestamp, Moment)>,
-    /// Moment since which it does not answer, and whether it is called alive all the same.
-    failing_since: Option<(Moment, bool)>,
+    /// How long it has been failing, where it was ready before.
+    failing_since: Option<FailingSince>,
     /// Moment at which this labd began to observe it, where it ran by then and was ready when an earlier one last looked.
     adopted: Option<Moment>,
     /// Stop by labd itself that is under way; the exit is no failure, or is one for this reason.

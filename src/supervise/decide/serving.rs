@@ -2,8 +2,8 @@
 use std::time::Duration;
 
 use super::{
-    Action, Decision, HUNG_AFTER, HUNG_ALTHOUGH_ALIVE, Health, History, Image, Observation, PlannedStop, Termination,
-    began, rollout::RolloutTurn,
+    Action, Decision, FailingSince, HUNG_AFTER, HUNG_ALTHOUGH_ALIVE, Health, History, Image, Observation, PlannedStop,
+    Termination, began, rollout::RolloutTurn,
 };
 use crate::{
     engine::ObservedContainer,
@@ -113,29 +113,36 @@ pub(super) fn serving(
             m.failing_since = None;
             Decision::new(Action::None, S::Ready, m.explain(""))
         }
-        (Health::Failing { reason, since, alive }, Some(_)) => {
-            // What was alive and is not any more gets its time from then on.
-            let same = m.failing_since.filter(|(_, before)| before == alive);
-            let (since, _) = *m.failing_since.insert(same.unwrap_or((*since, *alive)));
+        (Health::Failing { reason, since, good_at, alive }, Some(_)) => {
+            let new = FailingSince { since: *since, alive: *alive, good_at: *good_at };
+            let failing = *m.failing_since.insert(match m.failing_since {
+                Some(known) if known.alive == *alive => known,
+                // What was alive and is not any more gets its time from then on.
+                Some(known) => FailingSince { good_at: known.good_at, ..new },
+                None => new,
+            });
             if !s.kill_silent {
                 return silent(s, reason);
             }
             let patience = patience(*alive);
-            let hung_at = since.plus(patience);
+            let hung_at = failing.since.plus(patience);
             if now.moment >= hung_at {
-                let at = now.wall_at(since);
+                let at = now.wall_at(failing.good_at);
                 return kill(m, c, PlannedStop::Hung(format!("hung: {reason} for {}", human(patience))), at);
             }
             Decision::new(Action::None, S::Unhealthy, reason.clone()).wake_at(hung_at)
         }
-        (Health::Lost { reason }, Some(_)) => kill(m, c, PlannedStop::Lost(reason.clone()), now.wall),
+        (Health::Lost { reason, good_at }, Some(_)) => {
+            let good_at = m.failing_since.map_or(*good_at, |failing| failing.good_at);
+            kill(m, c, PlannedStop::Lost(reason.clone()), now.wall_at(good_at))
+        }
         (health, None) => {
             let begun = began(&mut m.run, c, started_at, now);
             let deadline = begun.plus(s.start_deadline);
             let starting = Decision::new(Action::None, S::Starting, m.explain("started"));
             match health {
                 // After labd's own restart the deadline has long passed: one that is busy just then is not hung.
-                Health::Failing { reason, since, alive } => {
+                Health::Failing { reason, since, good_at, alive } => {
                     let hung_at = deadline.max(since.plus(patience(*alive)));
                     if now.moment >= hung_at && m.adopted.is_some() && !s.kill_silent {
                         return silent(s, reason);
@@ -144,12 +151,12 @@ pub(super) fn serving(
                         let reason = format!("not ready {} after its start: {reason}", human(now.moment.since(begun)));
                         // It may have hung since before it was first asked, which needs the engine: a job that it took along
                         // by then was not lost to its own error.
-                        let silent_since = m.adopted.unwrap_or(*since);
+                        let silent_since = m.adopted.unwrap_or(*good_at);
                         return kill(m, c, PlannedStop::Hung(reason), now.wall_at(silent_since));
                     }
                     starting.wake_at(hung_at)
                 }
-                Health::Lost { reason } if now.moment >= deadline => {
+                Health::Lost { reason, .. } if now.moment >= deadline => {
                     kill(m, c, PlannedStop::Lost(reason.clone()), now.wall)
                 }
                 // Whether it is ready, or whose fault it is that it is not, cannot be told while the GCS is away.

@@ -176,7 +176,10 @@ impl World {
                 }
             }
             Event::Gone => self.health = Health::Gone { reason: "the GPU is gone".into(), since: self.now },
-            Event::Lost => self.health = Health::Lost { reason: "a new cluster".into() },
+            Event::Lost => {
+                self.health =
+                    Health::Lost { reason: "a new cluster".into(), good_at: Moment::from_millis(self.now.as_millis()) }
+            }
             Event::EngineRestart => {
                 let from = self.now;
                 self.exit(143);
@@ -222,7 +225,8 @@ impl World {
     }
 
     fn failing(&self) -> Health {
-        Health::Failing { reason: "no answer".into(), since: Moment::from_millis(self.now.as_millis()), alive: false }
+        let now = Moment::from_millis(self.now.as_millis());
+        Health::Failing { reason: "no answer".into(), since: now, good_at: now, alive: false }
     }
 
     /// Ends the container, if it runs.
@@ -815,13 +819,14 @@ fn is_killed_after(world: &mut World, minutes: u64) -> bool {
 
 #[test]
 fn a_node_that_ray_calls_alive_is_not_killed_for_a_silent_agent_for_minutes() {
+    const CHECKED: Duration = Duration::from_secs(2);
     let mut world = World::new();
     world.recover().expect("ready");
-    let silent = |world: &World, alive| Health::Failing {
-        reason: "its agent".into(),
-        since: Moment::from_millis(world.now.as_millis()),
-        alive,
+    let silent = |world: &World, alive| {
+        let since = Moment::from_millis(world.now.as_millis());
+        Health::Failing { reason: "its agent".into(), since, good_at: since.minus(CHECKED), alive }
     };
+    let answered = world.now.minus(CHECKED);
     world.health = silent(&world, true);
     assert!(!is_killed_after(&mut world, 9));
     assert_eq!(world.step().expect("safe"), (ServiceState::Unhealthy, false));
@@ -829,6 +834,8 @@ fn a_node_that_ray_calls_alive_is_not_killed_for_a_silent_agent_for_minutes() {
     world.health = silent(&world, false);
     assert_eq!(world.step().expect("safe"), (ServiceState::Unhealthy, false));
     assert!(is_killed_after(&mut world, 1));
+    // A job that ended in between ended while it was silent, whatever it was called.
+    assert_eq!(world.ended_at, Some(answered));
     let mut world = World::new();
     world.recover().expect("ready");
     world.health = silent(&world, true);
