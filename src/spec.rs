@@ -426,6 +426,14 @@ pub fn is_hard(part: &str) -> bool {
 }
 
 impl ContainerSpec {
+    /// Name of the volume in memory that it shares with others; absent where it has none.
+    pub fn shared_memory(&self) -> Option<&str> {
+        self.mounts.iter().find_map(|mount| match &mount.source {
+            MountSource::Memory { name, .. } => Some(name.as_str()),
+            _ => None,
+        })
+    }
+
     /// Parts that it consists of, each with a fingerprint of its own: `memory_bytes`, `env RAY_AUTH_TOKEN`, `file
     /// /etc/x`, `mount /mnt`, `infiniband`. Empty ones are left out, so that a part which a newer labd knows is a
     /// change only where it is used.

@@ -6,8 +6,9 @@ use super::{
     decide::Decision,
     incidents,
     memory::keep_shortage,
+    segments,
     service::Entry,
-    supervisor::{RECOVERY_WATCHED, Supervisor},
+    supervisor::{RECOVERY_WATCHED, Supervisor, TaskMsg},
 };
 use crate::{
     engine::Engine,
@@ -78,7 +79,30 @@ impl<E: Engine> Supervisor<E> {
         let ready = decision.state == ServiceState::Ready;
         if let Some(over) = self.incidents.follow(name, running, ready, now) {
             self.close(&over, now);
+            self.sweep_later(name);
         }
+    }
+
+    /// Looks later on what the ended processes of a service that is back left in the memory that it shares.
+    fn sweep_later(&mut self, name: &str) {
+        let volume = self.entries.get(name).and_then(|e| e.spec.as_ref()).and_then(|s| s.container.shared_memory());
+        let Some(volume) = volume.filter(|_| !self.sweeping).map(str::to_owned) else { return };
+        self.sweeping = true;
+        let tx = self.tx.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(segments::LATER).await;
+            let _ = tx.send(TaskMsg::SweepDue(volume));
+        });
+    }
+
+    /// Looks what ended processes left in this volume in memory, and removes it.
+    pub(super) fn sweep(&self, volume: &str) {
+        let shares = |e: &&Entry| e.spec.as_ref().is_some_and(|s| s.container.shared_memory() == Some(volume));
+        let running = self.entries.values().filter(shares).filter_map(|e| Some(e.running()?.0.id.clone()));
+        let (engine, tx, containers) = (self.p.engine.clone(), self.tx.clone(), running.collect::<Vec<_>>());
+        tokio::spawn(async move {
+            let _ = tx.send(TaskMsg::Swept(segments::sweep(&*engine, &containers).await));
+        });
     }
 
     /// Writes one line to the journal for an incident that is over. What an earlier labd ended on request is too old to

@@ -18,6 +18,7 @@
 //! | `follow` | a death, until the service is back and training again |
 //! | `incidents` | deaths in words. Pure |
 //! | `oom` | memory that ran out inside containers. Pure |
+//! | `segments` | what ended processes left in shared memory; a task after a return |
 //! | `commands` | what people ask for, a new configuration, other GPUs |
 //! | `publish` | what is shown |
 //! | `view` | the snapshot. Pure |
@@ -36,6 +37,7 @@ mod memory;
 mod observe;
 mod oom;
 mod publish;
+mod segments;
 mod service;
 #[cfg(test)]
 mod sim;

@@ -13,6 +13,7 @@ use super::{
     health_check::Ask,
     incidents::Incidents,
     memory::{held_before, shortage_key, stopping_key},
+    segments::Swept,
     service::{Entry, OwnStop},
 };
 use crate::{
@@ -144,6 +145,9 @@ pub(super) enum TaskMsg {
     Health(String, (String, Timestamp), Health),
     Listed(Result<Vec<String>, EngineError>),
     Reload(Result<Box<DesiredState>, String>, oneshot::Sender<Result<String, Refusal>>),
+    /// Time to look what ended processes left in this volume in memory.
+    SweepDue(String),
+    Swept(Option<Swept>),
     /// Plan for these GPUs.
     Replanned(Vec<Gpu>, Result<Box<DesiredState>, String>),
 }
@@ -171,6 +175,8 @@ pub(super) struct Supervisor<E> {
     /// Whether the lab goes down without an engine: nothing can be stopped.
     pub(super) given_up: bool,
     pub(super) listing: bool,
+    /// Whether a look at what ended processes left in shared memory is due or under way.
+    pub(super) sweeping: bool,
     /// Fill level of each file system.
     pub(super) disks: disk_guard::Levels,
     /// Last GPUs that could not be planned with, so that it is said once.
@@ -204,6 +210,7 @@ impl<E: Engine> Supervisor<E> {
             listed_empty: false,
             given_up: false,
             listing: false,
+            sweeping: false,
             disks: disk_guard::Levels::new(),
             gpus_refused: None,
             replanning: false,
@@ -360,6 +367,13 @@ impl<E: Engine> Supervisor<E> {
                 }
             }
             TaskMsg::Done(name, action, result) => self.done(&name, &action, result),
+            TaskMsg::SweepDue(volume) => self.sweep(&volume),
+            TaskMsg::Swept(swept) => {
+                self.sweeping = false;
+                if let Some(swept) = swept {
+                    self.note(RecordKind::Action, None, "segments", &swept.in_words());
+                }
+            }
             TaskMsg::Reload(result, reply) => {
                 // Whoever asked may have gone.
                 let _ = reply.send(self.reloaded(result));

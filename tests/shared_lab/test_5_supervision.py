@@ -180,6 +180,24 @@ def test_a_worker_with_a_wrong_token_is_found_and_recreated(lab):
     assert incidents(lab, "ray-worker-1")[0]["why"]
 
 
+def test_shared_memory_that_killed_processes_left_is_removed_and_what_is_used_or_a_persons_own_stays(lab):
+    lab.wait_ready()
+    lab.exec("ray-worker-0", "sh", "-c", "cd /dev/shm && for f in psm_left psm_used psm_new mine.npy; do echo x > $f; done; "
+             "touch -d '2 hours ago' psm_left psm_used mine.npy")
+    # Mapped and closed, as who uses it has it.
+    use = "import mmap, os, time; open('/tmp/user', 'w').write(str(os.getpid())); f = open('/dev/shm/psm_used', 'r+b'); " \
+          "m = mmap.mmap(f.fileno(), 0); f.close(); time.sleep(600)"
+    docker("exec", "-d", lab.container("ray-worker-1"), "python3", "-c", use)
+    wait_for("it is mapped", lambda: lab.exec("ray-worker-1", "sh", "-c", "grep -c psm_used /proc/$(cat /tmp/user)/maps", check=False).stdout.strip() == "1")
+    there = lambda: set(lab.exec("ray-worker-1", "ls", "/dev/shm").stdout.split())
+    lab.sigkill("ray-worker-0")
+    wait_for("what was left is removed", lambda: "psm_left" not in there(), 120, every=1)
+    assert there() >= {"psm_used", "psm_new", "mine.npy"}
+    wait_for("it is told", lambda: "removed 1 segment (2 B)" in lab.labd("events", "-n", "20").stdout.replace("\n", " "), 10)
+    lab.exec("ray-worker-1", "sh", "-c", "kill $(cat /tmp/user); cd /dev/shm && rm psm_used psm_new mine.npy")
+    lab.wait_ready()
+
+
 def test_incidents_are_told_everywhere(lab):
     lab.wait_ready()
     before = incidents(lab, "prometheus")
