@@ -187,7 +187,8 @@ impl OwnStop {
     /// Whether it is the reason for an event of `at`, which is told at `now`.
     pub(super) fn covers(&self, id: &str, at: Timestamp, now: Timestamp) -> bool {
         // Our clock and the engine's are the same, read a moment apart.
-        let after = at.not_before(self.from.minus(Duration::from_secs(1)), now);
+        // What lies in the future may be of a clock that was set forward and back since the stop.
+        let after = at.not_before(self.from.minus(Duration::from_secs(1)), now) || (at > now && self.from <= now);
         self.id == id && after && self.to.is_none_or(|to| to.not_before(at, now))
     }
 
@@ -220,6 +221,7 @@ mod tests {
         let mut own = OwnStop { id: "c".into(), from: at(100), to: None };
         assert!(!own.is_over(at(50), at(101)), "it still runs");
         assert!(own.covers("c", at(103), at(103)));
+        assert!(own.covers("c", at(3_701), at(102)), "the clock was set forward and back meanwhile");
         let mut own = OwnStop { id: "c".into(), from: at(100), to: None };
         assert!(!own.is_over(at(3_700), at(101)), "it still runs, and began before the clock was set back");
     }
