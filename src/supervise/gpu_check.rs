@@ -108,24 +108,19 @@ pub fn verdict(answer: &Result<Ran, EngineError>) -> GpuVisibility {
     }
 }
 
-/// Checks at once and then every 15 s; returns when the GPU is gone, with the reason and since when. Never returns for
-/// a container without a GPU.
+/// Checks at once and then every 15 s; returns when the GPU is gone, with the reason and when it was last seen: what began in
+/// there since may have failed for that. Never returns for a container without a GPU.
 pub async fn watch<E: Engine>(engine: &E, id: &str, spec: &ContainerSpec) -> (String, Timestamp) {
     let Some(command) = command(spec) else { return std::future::pending().await };
-    let (mut misses, mut since) = (0, None);
+    let (mut misses, mut seen) = (0, Timestamp::now());
     loop {
         let asked = Timestamp::now();
         let inside = verdict(&engine.run(id, &command, PATIENCE).await);
         misses = missing(misses, &inside);
         match inside {
-            GpuVisibility::Gone(reason) => {
-                let since = *since.get_or_insert(asked);
-                if misses >= GONE_AFTER {
-                    return (reason, since);
-                }
-            }
-            GpuVisibility::There => since = None,
-            GpuVisibility::Unknown => {}
+            GpuVisibility::Gone(reason) if misses >= GONE_AFTER => return (reason, seen),
+            GpuVisibility::There => seen = asked,
+            GpuVisibility::Gone(_) | GpuVisibility::Unknown => {}
         }
         tokio::time::sleep(EVERY).await;
     }

@@ -128,7 +128,7 @@ pub enum Health {
     Gone {
         /// Reason, in one line.
         reason: String,
-        /// Time since which it has been gone.
+        /// Time since which it may have been gone.
         since: Timestamp,
     },
 }
