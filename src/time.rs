@@ -83,11 +83,13 @@ impl Timestamp {
     /// Whether this came no earlier than `other`, as far as it can be told at `now`: what lies in the future was before the
     /// clock was set back, and so before all that does not.
     pub fn not_before(self, other: Self, now: Self) -> bool {
-        match (self > now, other > now) {
-            (false, true) => true,
-            (true, false) => false,
-            _ => self >= other,
-        }
+        if self.is_of_the_clock_of(other, now) { self >= other } else { other > now }
+    }
+
+    /// Whether none or both of the two were before the clock was set back, as far as it can be told at `now`: then their
+    /// difference means something.
+    pub fn is_of_the_clock_of(self, other: Self, now: Self) -> bool {
+        (self > now) == (other > now)
     }
 
     /// Duration since `earlier`; zero when it lies in the future (clocks step).

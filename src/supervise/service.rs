@@ -186,16 +186,16 @@ impl OwnStop {
 
     /// Whether it is the reason for an event of `at`, which is told at `now`.
     pub(super) fn covers(&self, id: &str, at: Timestamp, now: Timestamp) -> bool {
-        // Our clock and the engine's are the same, read a moment apart.
-        // What lies in the future may be of a clock that was set forward and back since the stop.
-        let after = at.not_before(self.from.minus(Duration::from_secs(1)), now) || (at > now && self.from <= now);
+        // Our clock and the engine's are the same, read a moment apart. Between times of before and after it was set back
+        // there is no telling: it may have been set forward and back since the stop.
+        let after = !at.is_of_the_clock_of(self.from, now) || at.plus(Duration::from_secs(1)) >= self.from;
         self.id == id && after && self.to.is_none_or(|to| to.not_before(at, now))
     }
 
     /// Whether this run, which was started at `again`, is the first that is known to have begun after it. A stop in the future
     /// was before the clock was set back: what runs now was started since, or is about to end by it.
     pub(super) fn is_over(&mut self, again: Timestamp, now: Timestamp) -> bool {
-        let over = self.to.is_none() && (self.from > now || again > self.from && again.not_before(self.from, now));
+        let over = self.to.is_none() && (self.from > now || (again > self.from && again <= now));
         if over {
             self.to = Some(again);
         }
@@ -221,6 +221,8 @@ mod tests {
         let mut own = OwnStop { id: "c".into(), from: at(100), to: None };
         assert!(!own.is_over(at(50), at(101)), "it still runs");
         assert!(own.covers("c", at(103), at(103)));
+        let own_of_before = OwnStop { id: "c".into(), from: at(3_700), to: None };
+        assert!(own_of_before.covers("c", at(101), at(102)), "the clock was set back before it ended");
         assert!(own.covers("c", at(3_701), at(102)), "the clock was set forward and back meanwhile");
         let mut own = OwnStop { id: "c".into(), from: at(100), to: None };
         assert!(!own.is_over(at(3_700), at(101)), "it still runs, and began before the clock was set back");

@@ -158,8 +158,7 @@ pub(super) fn perhaps_stopped(
 /// Whether a signal at `at` can be what the container ended by: a stop ends within its timeout, one long before was
 /// something else, and so was one of before the clock was set back.
 pub(super) fn may_have_ended_by(s: &Observation<'_>, at: Timestamp, finished_at: Timestamp, now: Timestamp) -> bool {
-    let of_its_time = (at > now) == (finished_at > now);
-    of_its_time && finished_at.since(at) <= s.stop_timeout + STOP_WORD
+    at.is_of_the_clock_of(finished_at, now) && finished_at.since(at) <= s.stop_timeout + STOP_WORD
 }
 
 impl EngineOutage {

@@ -865,6 +865,20 @@ fn a_jupyter_that_is_silent_is_shown_and_not_killed_by_this_labd_or_the_next() {
 }
 
 #[test]
+fn one_that_hangs_on_its_way_up_is_silent_since_it_last_answered() {
+    let mut world = World::new();
+    world.recover().expect("ready");
+    world.memory = History::default();
+    let answered = world.now;
+    world.happen(&Event::Pass(2_000));
+    let since = Moment::from_millis(world.now.as_millis());
+    let good_at = Moment::from_millis(answered.as_millis());
+    world.health = Health::Failing { reason: "no answer".into(), since, good_at, alive: false };
+    assert!(is_killed_after(&mut world, 10));
+    assert_eq!(world.ended_at, Some(answered));
+}
+
+#[test]
 fn one_that_hangs_when_this_labd_first_asks_it_is_silent_since_this_labd_began() {
     for adopted in [true, false] {
         let mut world = World::new();
