@@ -722,6 +722,32 @@ fn came_of_memory(book: &BTreeMap<String, Job>, id: &str) -> bool {
     })
 }
 
+/// Wait before the attempt that takes a lost one's place: an attempt that ran for a minute is followed at once, and so is
+/// the first that did not.
+fn wait_before_next(book: &BTreeMap<String, Job>, job: &Job, handed: &Submitted, now: Timestamp) -> Duration {
+    if now.since(handed.at) >= SOUND {
+        return Duration::ZERO;
+    }
+    let mut before: Vec<&Job> = book.values().filter(|j| j.root == job.root && j.attempt < job.attempt).collect();
+    before.sort_by_key(|attempt| attempt.attempt);
+    let mut quick = 0;
+    for attempt in before {
+        let State::Ended { at, .. } = attempt.state else { continue };
+        // What is known of it began with its own wait.
+        let sound = at.since(attempt.submitted_at) >= SOUND + wait_after(quick);
+        quick = if sound { 0 } else { quick + 1 };
+    }
+    wait_after(quick + 1)
+}
+
+/// Wait after so many quick failures in a row.
+fn wait_after(quick: u32) -> Duration {
+    match quick.checked_sub(2) {
+        Some(more) => LONGEST_WAIT.min(Duration::from_secs(1 << more.min(6))),
+        None => Duration::ZERO,
+    }
+}
+
 /// Transition to the lost job's end, and to the job that takes its place if there is one.
 #[expect(clippy::too_many_arguments, reason = "everything that is known of the loss, once")]
 fn resubmit_or_give_up(
@@ -768,11 +794,7 @@ fn resubmit_or_give_up(
     let next = (done + 1..u32::MAX).map(|n| format!("{}-r{n}", job.root)).find(|name| !taken.contains(name.as_str()));
     // There are more numbers than jobs.
     let Some(next) = next else { return not(why, "no id is left") };
-    let wait = if done == 0 || now.since(handed.at) >= SOUND {
-        Duration::ZERO
-    } else {
-        LONGEST_WAIT.min(Duration::from_secs(1 << (done - 1).min(6)))
-    };
+    let wait = wait_before_next(book, job, handed, now);
     let replacement = Job {
         id: next.clone(),
         root: job.root.clone(),
@@ -1319,6 +1341,36 @@ mod tests {
         assert!(matches!(case.outcome(), Some(Outcome::Failed { .. })));
         (case.looked_at, case.incidents) = (Some(899), vec![incident("ray-worker-0", 890, None)]);
         assert!(case.lost().is_some(), "what is known is enough");
+    }
+
+    #[test]
+    fn only_quick_failures_in_a_row_make_the_next_attempt_wait() {
+        // So many seconds passed from each attempt's making to its end; the last one's is its time in Ray.
+        let wait = |lived: &[i64]| {
+            let (mut newest, mut book, mut began) = (job("food11", json!({})), BTreeMap::new(), 0);
+            for (attempt, lived) in (1..).zip(lived) {
+                let (submitted_at, ended) = (ts(began), ts(began + lived));
+                began += lived;
+                let outcome = Outcome::Lost { why: "x".into(), next: Next::As("next".into()) };
+                newest = Job { id: format!("food11-r{attempt}"), attempt, submitted_at, ..newest };
+                let state = State::Ended { at: ended, outcome };
+                book.insert(newest.id.clone(), Job { state, ..newest.clone() });
+            }
+            wait_before_next(&book, &newest, &Submitted::new(newest.submitted_at), ts(began)).as_secs()
+        };
+        for (lived, want) in [
+            (&[5][..], 0),
+            (&[5, 5], 1),
+            (&[5, 5, 5], 2),
+            (&[5, 5, 5, 90], 0),
+            (&[90, 90, 90, 90, 90, 90, 90, 90, 5], 0),
+            (&[90, 90, 90, 90, 90, 90, 90, 5, 5], 1),
+            (&[5, 5, 5, 90, 5, 5], 1),
+            // A minute of its own wait is no minute of work.
+            (&[5, 5, 6, 7, 9, 13, 21, 37, 65, 65, 5], 60),
+        ] {
+            assert_eq!(wait(lived), want, "{lived:?}");
+        }
     }
 
     #[test]
