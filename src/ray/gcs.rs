@@ -105,6 +105,43 @@ impl Gcs {
         accepted(reply.status.as_ref())
     }
 
+    /// Drivers that have ever connected, as the GCS has them.
+    pub(super) async fn jobs(&self) -> Result<Vec<proto::GcsJob>, String> {
+        let request = proto::GcsJobsRequest { skip_submission_info: Some(true), skip_is_running_tasks: Some(true) };
+        let reply: proto::GcsJobsReply = self.call("/ray.rpc.JobInfoGcsService/GetAllJobInfo", request, ANSWER).await?;
+        accepted(reply.status.as_ref())?;
+        Ok(reply.jobs)
+    }
+
+    /// Declares a driver ended.
+    pub(super) async fn finish_job(&self, job: Vec<u8>) -> Result<(), String> {
+        let request = proto::JobFinishedRequest { job };
+        let reply: proto::DoneReply = self.call("/ray.rpc.JobInfoGcsService/MarkJobFinished", request, ANSWER).await?;
+        accepted(reply.status.as_ref())
+    }
+
+    /// Placement groups, removed ones included.
+    pub(super) async fn placement_groups(&self) -> Result<Vec<proto::PlacementGroup>, String> {
+        let path = "/ray.rpc.PlacementGroupInfoGcsService/GetAllPlacementGroup";
+        let reply: proto::PlacementGroupsReply = self.call(path, proto::PlacementGroupsRequest {}, ANSWER).await?;
+        accepted(reply.status.as_ref())?;
+        Ok(reply.groups)
+    }
+
+    /// Removes a placement group.
+    pub(super) async fn remove_placement_group(&self, id: Vec<u8>) -> Result<(), String> {
+        let path = "/ray.rpc.PlacementGroupInfoGcsService/RemovePlacementGroup";
+        let reply: proto::DoneReply = self.call(path, proto::RemovePlacementGroupRequest { id }, ANSWER).await?;
+        accepted(reply.status.as_ref())
+    }
+
+    /// Actor with this id; `None` for one that the GCS no longer has.
+    pub(super) async fn actor(&self, id: Vec<u8>) -> Result<Option<proto::Actor>, String> {
+        let reply: proto::NamedActorReply =
+            self.call("/ray.rpc.ActorInfoGcsService/GetActorInfo", proto::ActorRequest { id }, ANSWER).await?;
+        Ok(reply.actor.filter(|actor| !actor.id.is_empty()))
+    }
+
     async fn call<Q, R>(&self, path: &'static str, message: Q, limit: Duration) -> Result<R, String>
     where
         Q: prost::Message + Send + Sync + 'static,

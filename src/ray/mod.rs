@@ -1,10 +1,11 @@
-//! Ray as labd sees it: nodes from the GCS, jobs from the job API, and the one thing labd tells Ray: that a node is dead.
+//! Ray as labd sees it: nodes from the GCS, jobs from the job API, and what labd tells Ray: that a node, or a driver, is dead.
 //!
 //! * [`proto`]: the messages.
 //! * [`gcs`]: the calls.
 //! * [`jobs`]: the job API over HTTP.
 //! * [`train`]: the training runs.
 //! * [`demand`]: demands that cannot be met. Pure.
+//! * [`leftovers`]: what dead drivers left in the GCS.
 //! * [`spare`]: worker processes that wait for a run to need them.
 //!
 //! Two tasks poll, so that a slow dashboard never delays what is known of nodes: one polls the GCS, one the dashboard.
@@ -13,6 +14,7 @@
 mod demand;
 mod gcs;
 mod jobs;
+mod leftovers;
 mod proto;
 mod spare;
 pub mod train;
@@ -182,6 +184,7 @@ impl Ray {
         let refresh_now = Arc::new(Notify::new());
         tokio::spawn(watch_nodes(heard.clone(), tell.clone(), refresh_now.clone()));
         tokio::spawn(watch_jobs(heard.clone(), followed, tell));
+        tokio::spawn(leftovers::watch(heard.clone()));
         tokio::spawn(spare::watch(heard, view.clone()));
         Self {
             set_endpoint: Arc::new(set_endpoint),

@@ -130,6 +130,93 @@ pub(super) struct Gang {
     pub(super) requests: Vec<Bundle>,
 }
 
+/// Message `GetAllJobInfoRequest`.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct GcsJobsRequest {
+    #[prost(bool, optional, tag = "3")]
+    pub(super) skip_submission_info: Option<bool>,
+    #[prost(bool, optional, tag = "4")]
+    pub(super) skip_is_running_tasks: Option<bool>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct GcsJobsReply {
+    #[prost(message, optional, tag = "1")]
+    pub(super) status: Option<Status>,
+    #[prost(message, repeated, tag = "2")]
+    pub(super) jobs: Vec<GcsJob>,
+}
+
+/// Message `JobTableData`: every driver that has connected, those of the job API and all others.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct GcsJob {
+    #[prost(bytes = "vec", tag = "1")]
+    pub(super) id: Vec<u8>,
+    #[prost(bool, tag = "2")]
+    pub(super) is_dead: bool,
+    #[prost(message, optional, tag = "12")]
+    pub(super) driver: Option<Address>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Address {
+    #[prost(bytes = "vec", tag = "1")]
+    pub(super) node: Vec<u8>,
+}
+
+/// Message `MarkJobFinishedRequest`.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct JobFinishedRequest {
+    #[prost(bytes = "vec", tag = "1")]
+    pub(super) job: Vec<u8>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct PlacementGroupsRequest {}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct PlacementGroupsReply {
+    #[prost(message, optional, tag = "1")]
+    pub(super) status: Option<Status>,
+    #[prost(message, repeated, tag = "2")]
+    pub(super) groups: Vec<PlacementGroup>,
+}
+
+/// Message `PlacementGroupTableData`.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct PlacementGroup {
+    #[prost(bytes = "vec", tag = "1")]
+    pub(super) id: Vec<u8>,
+    /// State; 2 is CREATED, 3 REMOVED, 4 RESCHEDULING.
+    #[prost(int32, tag = "5")]
+    pub(super) state: i32,
+    #[prost(bytes = "vec", tag = "6")]
+    pub(super) job: Vec<u8>,
+    #[prost(bytes = "vec", tag = "7")]
+    pub(super) actor: Vec<u8>,
+    #[prost(bool, tag = "10")]
+    pub(super) is_detached: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct RemovePlacementGroupRequest {
+    #[prost(bytes = "vec", tag = "1")]
+    pub(super) id: Vec<u8>,
+}
+
+/// Reply that says whether it was done.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct DoneReply {
+    #[prost(message, optional, tag = "1")]
+    pub(super) status: Option<Status>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ActorRequest {
+    #[prost(bytes = "vec", tag = "1")]
+    pub(super) id: Vec<u8>,
+}
+
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct NamedActorRequest {
     #[prost(string, tag = "1")]

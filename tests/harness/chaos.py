@@ -355,6 +355,14 @@ print(json.dumps({'checkpoint': name, 'state': state}))
 """
 
 
+# What Ray itself has: which nodes, and who holds the GPUs.
+ASK_RAY = (
+    ("ray", "status", "-v"),
+    ("ray", "list", "placement-groups", "--detail"),
+    ("ray", "list", "actors", "--filter", "state!=DEAD", "--detail"),
+)
+
+
 class Chaos:
     def __init__(self, seed, count, kinds, say, name="labdchaos", subnet="198.18.248.0/24"):
         self.seed, self.count, self.kinds, self.say = seed, count, kinds, say
@@ -495,6 +503,9 @@ class Chaos:
             self.say(f"--- {attempt} ---")
             with contextlib.suppress(Exception):
                 self.say(self.lab.logs(attempt["submission_id"])[-3000:])
+        for argv in ASK_RAY:
+            with contextlib.suppress(Exception):
+                self.say(f"--- {' '.join(argv)} ---\n{self.lab.exec('ray-driver', *argv, check=False).stdout[-6000:]}")
 
 
 def wrong_state(state, last):

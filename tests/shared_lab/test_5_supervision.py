@@ -217,3 +217,40 @@ def test_incidents_are_told_everywhere(lab):
     lab.kill_daemon()
     lab.up()
     assert json.dumps(newest) in [json.dumps(i) for i in incidents(lab, "prometheus")], "the journal keeps them"
+
+
+# A driver that the GCS counts as running, on a node that is dead, with a placement group that was never placed again.
+LEFT_BEHIND = """
+import os, sys
+import grpc
+from ray.core.generated import gcs_pb2, gcs_service_pb2 as messages, gcs_service_pb2_grpc as services
+channel = grpc.insecure_channel("ray-head:6379")
+call = {"metadata": (("authorization", "Bearer " + os.environ["RAY_AUTH_TOKEN"]),), "timeout": 20}
+job, group = bytes.fromhex("ff0f0000"), bytes.fromhex("ab" * 14 + "ff0f0000")
+jobs, groups = services.JobInfoGcsServiceStub(channel), services.PlacementGroupInfoGcsServiceStub(channel)
+if sys.argv[1] == "leave":
+    nodes = services.NodeInfoGcsServiceStub(channel).GetAllNodeInfo(messages.GetAllNodeInfoRequest(), **call).node_info_list
+    dead = next(node.node_id for node in nodes if node.state == 1)
+    data = gcs_pb2.JobTableData(job_id=job, driver_address={"node_id": dead, "worker_id": b"w" * 28,
+                                "ip_address": "198.18.0.1"})
+    jobs.AddJob(messages.AddJobRequest(data=data), **call)
+    spec = {"placement_group_id": group, "bundles": [{"unit_resources": {"GPU": 99}, "bundle_id": {"placement_group_id": group}}],
+            "creator_job_id": job, "creator_actor_id": b"\\xff" * 16}
+    groups.CreatePlacementGroup(messages.CreatePlacementGroupRequest(placement_group_spec=spec), **call)
+found = [found.is_dead for found in jobs.GetAllJobInfo(messages.GetAllJobInfoRequest(), **call).job_info_list if found.job_id == job]
+states = [found.state for found in groups.GetAllPlacementGroup(messages.GetAllPlacementGroupRequest(), **call).placement_group_table_data
+          if found.placement_group_id == group]
+print(found, [gcs_pb2.PlacementGroupTableData.PlacementGroupState.Name(state) for state in states])
+"""
+
+
+def test_a_driver_that_died_while_the_gcs_was_away_keeps_no_gpu(lab):
+    def gcs(what):
+        return lab.exec("ray-driver", "/opt/ray/bin/python", "-c", LEFT_BEHIND, what).stdout.strip()
+
+    docker("kill", lab.container("ray-worker-1"))  # a node that is dead
+    wait_for("it is back", lambda: lab.service("ray-worker-1")["restarts"] and lab.service("ray-worker-1")["state"] == "ready", 60)
+    assert gcs("leave") == "[False] ['PENDING']"
+    docker("kill", lab.container("ray-head"))
+    lab.wait_ready()
+    wait_for("it is over", lambda: gcs("look") == "[True] ['REMOVED']", 90, every=3)
