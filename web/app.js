@@ -116,6 +116,7 @@ function gpu(g) {
       make('span', { class: 'below mono id' }, g.id)),
     make('td', {}, pill(g.state, GPU_LOOK[g.state])),
     make('td', { class: 'wide' }, g.name, g.simulated ? make('span', { class: 'tag' }, 'simulated') : null,
+      r.asleep ? make('span', { class: 'tag', title: 'not read, since that would wake it' }, 'asleep') : null,
       g.trouble ? make('span', { class: 'below note' }, `${g.trouble.code}: ${g.trouble.meaning}`) : null,
       slow.length ? make('span', { class: 'below note' }, `slowed down: ${slow.join(', ')}`) : null),
     make('td', { class: 'num', 'data-label': 'use' }, say(r.utilisation_percent, '%')),

@@ -14,6 +14,10 @@ use super::{
 };
 use crate::{snapshot::GpuTrouble, time::Timestamp};
 
+/// Step in which amdgpu's counters of memory errors grow from reads of a GPU that slept: each of its counter registers
+/// answers with 16 ones. 16 of them at once were seen on a gfx1201 (an R9700, 1048560 "uncorrectable hardware errors").
+const ALL_ONES: u64 = 0xffff;
+
 /// State of faults, by the GPU's id.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct FaultState {
@@ -69,11 +73,15 @@ impl FaultState {
 
     /// Takes new readings of a GPU. Returns the fault that they newly tell of.
     pub fn reading(&mut self, r: &Reading, at: Timestamp) -> Option<&'static Fault> {
+        if r.asleep {
+            // It says nothing, neither that it is ill nor that it is well again.
+            return None;
+        }
         let before = match r.ecc_uncorrected {
             Some(count) => self.uncorrected.insert(r.id.clone(), count),
             None => None,
         };
-        let grown = before.zip(r.ecc_uncorrected).is_some_and(|(before, now)| now > before);
+        let grown = before.zip(r.ecc_uncorrected).is_some_and(|(before, now)| has_errors(before, now));
         let Some(fault) = sign_of(r, grown).and_then(look_up) else {
             self.said.remove(&r.id);
             return None;
@@ -111,6 +119,11 @@ impl FaultState {
         let mark = self.restarts.get(id)?;
         Some((mark.since, format!("its GPU had {}: {}", mark.code, mark.fault()?.meaning)))
     }
+}
+
+/// Whether a count of memory errors grew by errors.
+const fn has_errors(before: u64, now: u64) -> bool {
+    now > before && !(now - before).is_multiple_of(ALL_ONES)
 }
 
 /// Gravest sign in readings. A GPU under load at its power limit is healthy.
@@ -177,6 +190,27 @@ mod tests {
         let healed = faults::all().find(|f| f.action == Action::Restart).expect("a row");
         assert!(judge.fault("SIM-0", healed, at(5)) && !judge.fault("SIM-0", healed, at(5)));
         assert_eq!(judge.restart("SIM-0").map(|(since, _)| since), Some(at(5)));
+    }
+
+    #[test]
+    fn a_count_that_jumps_by_all_ones_tells_of_no_error() {
+        let mut judge = FaultState::default();
+        let mut grows =
+            |count| judge.reading(&Reading { ecc_uncorrected: Some(count), ..Reading::default() }, at(1)).is_some();
+        assert!(!grows(3), "from before");
+        assert!(!grows(3 + 1_048_560) && !grows(3 + 1_048_560 + 65_535), "a GPU that slept was read");
+        assert!(grows(4 + 1_048_560 + 65_535), "one more");
+    }
+
+    #[test]
+    fn a_gpu_that_sleeps_says_nothing() {
+        let gpu = &simulate::gpus(1, &[])[0];
+        let mut judge = FaultState::default();
+        let pending = Reading { id: "SIM-0".into(), remap_pending: true, ..Reading::default() };
+        assert!(judge.reading(&pending, at(1)).is_some());
+        assert_eq!(judge.reading(&Reading::of_sleeping("SIM-0"), at(2)), None);
+        assert_eq!(judge.reading(&pending, at(3)), None, "the same still");
+        assert_eq!(judge.warning(gpu).map(|t| t.since), Some(at(1)));
     }
 
     #[test]

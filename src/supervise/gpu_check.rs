@@ -26,6 +26,9 @@ const PATIENCE: Patience = Patience { begin: Some(Duration::from_mins(1)), run: 
 /// Script of the check: says that it has begun, opens each device node, then asks NVIDIA's own tool where there is one.
 /// Exit code 3 means that the GPU is gone, with the reason as the last line; every other failure is the check's own.
 ///
+/// A GPU that sleeps is left alone: opening its node, or asking NVIDIA's tool, would wake it at each check. The kernel's
+/// files of the host say so inside a container too; where they do not, the check is made.
+///
 /// Arguments: the UUID that the tool must list, or an empty one, and the nodes; one with a wildcard may match none.
 const LOOK: &str = r#"
 echo looking
@@ -33,9 +36,25 @@ export LC_ALL=C
 uuid=$1
 shift
 gone() { echo "$*"; exit 3; }
+sys=$LABD_SYS_ROOT
+# As `asleep` in labd's crate labd-gpu has it. Its argument: the device's folder.
+sleeps() {
+    read -r status <"$1/power/runtime_status" && case $status in active | unsupported | '') false ;; esac
+} 2>/dev/null
 for pattern do
     for node in $pattern; do
         case $pattern in *'*'*) [ -e "$node" ] || continue ;; esac
+        case $node in
+            */renderD*) sleeps "$sys/sys/class/drm/${node##*/}/device" && continue ;;
+            */nvidia[0-9]*)
+                # The driver says which address has this number.
+                for about in "$sys"/proc/driver/nvidia/gpus/*/information; do
+                    grep -qs "^Device Minor:[[:space:]]*${node##*/nvidia}\$" "$about" || continue
+                    about=${about%/*}
+                    sleeps "$sys/sys/bus/pci/devices/${about##*/}" && uuid= && continue 2
+                done
+                ;;
+        esac
         said=$( { true <"$node"; } 2>&1 ) && continue
         # Somebody has it for himself: it is there.
         case $said in *busy*) continue ;; esac
@@ -167,6 +186,11 @@ mod tests {
 
     /// Runs the check on this machine, with these programs before all others.
     fn look(uuid: &str, nodes: &[&str], tools: &BTreeMap<&str, &str>) -> GpuVisibility {
+        look_below(std::path::Path::new(""), uuid, nodes, tools)
+    }
+
+    /// Likewise; the kernel's files are below `root`.
+    fn look_below(root: &std::path::Path, uuid: &str, nodes: &[&str], tools: &BTreeMap<&str, &str>) -> GpuVisibility {
         use std::os::unix::fs::PermissionsExt as _;
         let dir = tempfile::tempdir().expect("a directory");
         for (name, script) in tools {
@@ -175,7 +199,12 @@ mod tests {
             fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("an executable");
         }
         let path = format!("{}:/usr/bin:/bin", dir.path().display());
-        let done = Command::new("sh").args(["-c", LOOK, "look", uuid]).args(nodes).env("PATH", path).output();
+        let done = Command::new("sh")
+            .args(["-c", LOOK, "look", uuid])
+            .args(nodes)
+            .env("PATH", path)
+            .env("LABD_SYS_ROOT", root)
+            .output();
         let done = done.expect("a shell");
         let output = String::from_utf8_lossy(&done.stdout).into_owned();
         verdict(&Ok(Ran::Ended { code: done.status.code().unwrap_or(-1).into(), output }))
@@ -206,6 +235,36 @@ mod tests {
             gone(&look("GPU-1", &null, &reloaded)),
             ": nvidia-smi exited 255: Failed to initialize NVML: Unknown Error"
         );
+    }
+
+    #[test]
+    fn a_gpu_that_sleeps_is_not_opened() {
+        let root = tempfile::tempdir().expect("a directory");
+        let file = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().expect("it is in a folder")).expect("a folder");
+            fs::write(path, format!("{text}\n")).expect("a file");
+        };
+        let check = |uuid: &str, node: &str| {
+            let tool = BTreeMap::from([("nvidia-smi", "exit 255")]);
+            look_below(root.path(), uuid, &[node], &tool)
+        };
+        // Nodes that cannot be opened: an attempt shows.
+        let (render, nvidia) = ("/dev/nosuch/renderD129", "/dev/nosuch/nvidia3");
+        file("sys/class/drm/renderD128/device/power/runtime_status", "suspended");
+        file("sys/class/drm/renderD129/device/power/runtime_status", "active");
+        file("proc/driver/nvidia/gpus/0000:41:00.0/information", "Model: \t\t H100\nDevice Minor: \t 13");
+        file("proc/driver/nvidia/gpus/0000:42:00.0/information", "Model: \t\t H100\nDevice Minor: \t 3");
+        file("sys/bus/pci/devices/0000:41:00.0/power/runtime_status", "suspended");
+        file("sys/bus/pci/devices/0000:42:00.0/power/runtime_status", "active");
+        for (uuid, node) in [("", render), ("GPU-1", nvidia)] {
+            assert!(matches!(check(uuid, node), GpuVisibility::Gone(_)), "{node} is awake");
+        }
+        file("sys/class/drm/renderD129/device/power/runtime_status", "suspended");
+        file("sys/bus/pci/devices/0000:42:00.0/power/runtime_status", "suspended");
+        for (uuid, node) in [("", render), ("GPU-1", nvidia)] {
+            assert_eq!(check(uuid, node), GpuVisibility::There, "{node} sleeps");
+        }
     }
 
     #[test]

@@ -266,6 +266,20 @@ def test_a_gpu_lost_in_between_is_an_error_and_the_other_goes_on(machine, start)
     assert probe.line("readings", until=lambda r: "error" not in r[1])[1]["utilisation_percent"] == 97.0
 
 
+def test_a_gpu_that_sleeps_is_not_asked_and_the_other_is(machine, start):
+    for i in range(2):
+        machine.gpu(128 + i, f"0000:{0x23 + 0x40 * i:02x}:00.0", 0xA0 + i)
+    status = "sys/bus/pci/devices/0000:63:00.0/power/runtime_status"
+    machine.write("sys/bus/pci/devices/0000:63:00.0/ras/umc_err_count", "ue: 1048560\nce: 1048560")
+    machine.write(status, "suspended")
+    probe = start()
+    awake, asleep = probe.line("readings")
+    assert asleep == {"id": "0x00000000000000a1", "asleep": True, "remap_pending": False, "remap_failed": False}
+    assert awake["utilisation_percent"] == 97.0 and "asleep" not in awake
+    machine.write(status, "active")
+    assert probe.line("readings", until=lambda r: "asleep" not in r[1])[1]["utilisation_percent"] == 97.0
+
+
 def test_what_is_not_supported_is_absent_and_no_error(machine, start):
     machine.gpu(128, "0000:23:00.0", 0xA0)
     probe = start()

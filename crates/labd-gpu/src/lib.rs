@@ -91,6 +91,9 @@ pub struct DeviceNode {
 pub struct Reading {
     /// Id of the GPU ([`Device::id`]).
     pub id: String,
+    /// Whether it sleeps (the kernel's runtime power management): nothing else is read then, since that would wake it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub asleep: bool,
     /// Share of the last second in which something ran on it, 0 to 100.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub utilisation_percent: Option<f32>,
@@ -134,6 +137,13 @@ pub struct Reading {
     /// Error of the vendor's library instead of readings, as its own symbol, such as `NVML_ERROR_GPU_IS_LOST`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+}
+
+impl Reading {
+    /// Reading of a GPU that sleeps.
+    pub fn of_sleeping(id: &str) -> Self {
+        Self { id: id.to_owned(), asleep: true, ..Self::default() }
+    }
 }
 
 /// A process on a GPU.

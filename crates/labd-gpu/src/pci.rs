@@ -45,6 +45,14 @@ pub fn locality(root: &Path, pci: &str) -> (Option<u32>, Option<String>) {
     (node, cpus)
 }
 
+/// Whether the kernel has put a device to sleep (runtime power management). A question to its driver, and many of the
+/// driver's files, wake it; this file is the kernel's own. Not so where the kernel does not say, or where nothing may put
+/// the device to sleep (`unsupported`).
+pub fn asleep(root: &Path, pci: &str) -> bool {
+    files::text(&directory(root, pci).join("power/runtime_status"))
+        .is_some_and(|status| status != "active" && status != "unsupported")
+}
+
 /// Name of the slot that a device is in, as it is printed on the board or the chassis where the firmware says so.
 pub fn slot(root: &Path, pci: &str) -> Option<String> {
     // The file names the device without its function: `0000:41:00`.
@@ -123,6 +131,26 @@ mod tests {
         fs::write(dir.join("numa_node"), "1\n").expect("a file");
         fs::write(dir.join("local_cpulist"), "32-63,96-127\n").expect("a file");
         assert_eq!(locality(root.path(), "0000:41:00.0"), (Some(1), Some("32-63,96-127".into())));
+    }
+
+    #[test]
+    fn a_device_sleeps_only_where_the_kernel_says_so() {
+        let root = tempfile::tempdir().expect("a directory");
+        let power = directory(root.path(), "0000:41:00.0").join("power");
+        assert!(!asleep(root.path(), "0000:41:00.0"), "no such file");
+        fs::create_dir_all(&power).expect("a directory");
+        for (status, want) in [
+            ("active", false),
+            ("unsupported", false),
+            ("", false),
+            ("suspended", true),
+            ("suspending", true),
+            ("resuming", true),
+            ("error", true),
+        ] {
+            fs::write(power.join("runtime_status"), format!("{status}\n")).expect("a file");
+            assert_eq!(asleep(root.path(), "0000:41:00.0"), want, "{status}");
+        }
     }
 
     #[test]

@@ -83,7 +83,8 @@ fn run(root: &Path, to: &mut impl Write) -> io::Result<()> {
             return Ok(());
         }
         let readings = devices.iter().zip(kernel).map(|((device, index), kernel)| {
-            let said = index.map(|index| library.reading(index)).unwrap_or_default();
+            // The library reads the driver's files, which wakes a GPU that sleeps.
+            let said = index.filter(|_| !kernel.asleep).map(|index| library.reading(index)).unwrap_or_default();
             overlay::reading(device, said, kernel)
         });
         Line::Readings(readings.collect()).write(to)

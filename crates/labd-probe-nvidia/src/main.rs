@@ -46,7 +46,8 @@ fn main() -> ExitCode {
     let root = env::var_os(ROOT).map_or_else(|| PathBuf::from("/"), PathBuf::from);
     let driver = nvidia_driver::version(&root);
     let hello = Hello { source: Source::Nvml, driver, library: None };
-    let mut probe = Probe { root, told: Told::new(hello), ended: end_of_input(), inventory: Vec::new() };
+    let mut probe =
+        Probe { root, told: Told::new(hello), ended: end_of_input(), inventory: Vec::new(), bus: BTreeSet::new() };
     match probe.run() {
         Err(End::LibraryMissing | End::Unread) => ExitCode::FAILURE,
         Ok(()) | Err(End::Input) => ExitCode::SUCCESS,
@@ -75,6 +76,8 @@ struct Probe {
     ended: mpsc::Receiver<()>,
     /// Inventory that was printed last.
     inventory: Vec<Device>,
+    /// Addresses that were on the bus then.
+    bus: BTreeSet<String>,
 }
 
 impl Probe {
@@ -104,24 +107,30 @@ impl Probe {
         let mut seen = None;
         loop {
             let start = Instant::now();
-            let slots = match nvml::look(nvml, || self.told.alive())? {
+            let asleep = if self.bus == bus { asleep(&self.inventory, &self.root) } else { Vec::new() };
+            // Indices are those of the inventory as long as there are as many of them.
+            let known = self.inventory.iter().map(|d| d.index).collect::<BTreeSet<_>>().len();
+            let sleeps = |index, count| asleep.contains(&index) && usize::try_from(count) == Ok(known);
+            let slots = match nvml::look(nvml, sleeps, || self.told.alive())? {
                 Ok(slots) => slots,
                 Err(e) => return Ok(Err(e)),
             };
             let sight = sight(&slots);
             if seen.as_ref() != Some(&sight) {
                 self.tell(devices(&slots, &self.inventory, &bus, &self.root))?;
+                self.bus.clone_from(&bus);
                 seen = Some(sight);
             }
             let mut readings = Vec::new();
             for slot in &slots {
+                let known = self.inventory.iter().filter(|d| d.index == slot.index);
                 match &slot.found {
-                    Ok(found) => readings.extend(found.readings()),
-                    Err(e) => {
+                    Some(Ok(found)) => readings.extend(found.readings()),
+                    Some(Err(e)) => {
                         let symbol = convert::symbol(e);
-                        let silent = self.inventory.iter().filter(|d| d.index == slot.index);
-                        readings.extend(silent.map(|d| convert::failed(&d.id, &symbol)));
+                        readings.extend(known.map(|d| convert::failed(&d.id, &symbol)));
                     }
+                    None => readings.extend(known.map(|d| Reading::of_sleeping(&d.id))),
                 }
                 self.told.alive()?;
             }
@@ -176,17 +185,24 @@ fn reopens(open_for: Duration, empty: bool, failing: bool, bus_changed: bool) ->
 }
 
 /// GPUs that there are, to notice a change.
-type Sight = Vec<(u32, Result<(bool, Vec<String>), String>)>;
+type Sight = Vec<(u32, Option<Result<(bool, Vec<String>), String>>)>;
 
 fn sight(slots: &[nvml::Slot<'_>]) -> Sight {
     let of = |found: &nvml::Found<'_>| (found.divided(), found.ids().map(str::to_owned).collect());
-    slots.iter().map(|s| (s.index, s.found.as_ref().map(of).map_err(convert::symbol))).collect()
+    let seen = |answer: &convert::Answer<nvml::Found<'_>>| answer.as_ref().map(of).map_err(convert::symbol);
+    slots.iter().map(|s| (s.index, s.found.as_ref().map(seen))).collect()
 }
 
-/// Inventory. A GPU that does not answer is what it was before; one that never did is known by the PCI address that is
+/// Indices of GPUs that the kernel has put to sleep.
+fn asleep(inventory: &[Device], root: &Path) -> Vec<u32> {
+    let sleeps = |d: &&Device| d.pci.as_deref().is_some_and(|pci| pci::asleep(root, pci));
+    inventory.iter().filter(sleeps).map(|d| d.index).collect()
+}
+
+/// Inventory. A GPU that sleeps or does not answer is what it was before; one that never did is known by the PCI address that is
 /// left over.
 fn devices(slots: &[nvml::Slot<'_>], before: &[Device], bus: &BTreeSet<String>, root: &Path) -> Vec<Device> {
-    let described = |slot: &nvml::Slot<'_>| slot.found.as_ref().ok()?.devices(slot.index, root).ok();
+    let described = |slot: &nvml::Slot<'_>| slot.found.as_ref()?.as_ref().ok()?.devices(slot.index, root).ok();
     let (answering, silent): (Vec<_>, Vec<_>) = slots.iter().map(|s| (s, described(s))).partition(|(_, d)| d.is_some());
     let mut all: Vec<Device> = answering.into_iter().filter_map(|(_, devices)| devices).flatten().collect();
     for (slot, _) in silent {
@@ -195,7 +211,10 @@ fn devices(slots: &[nvml::Slot<'_>], before: &[Device], bus: &BTreeSet<String>, 
         if known.is_empty() {
             let left = bus.iter().find(|pci| !all.iter().any(|d| d.pci.as_ref() == Some(pci)));
             let unseen = nvidia_driver::unseen(root, slot.index, left.cloned());
-            let id = slot.found.as_ref().map_or(unseen.id.clone(), |found| found.id.clone());
+            let id = match &slot.found {
+                Some(Ok(found)) => found.id.clone(),
+                _ => unseen.id.clone(),
+            };
             known.push(Device { id, ..unseen });
         }
         all.extend(known);

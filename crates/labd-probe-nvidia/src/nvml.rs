@@ -61,8 +61,8 @@ pub(crate) fn hello(nvml: &Nvml) -> Hello {
 /// GPU of NVML's, as far as it answers.
 pub(crate) struct Slot<'a> {
     pub(crate) index: u32,
-    /// GPU, followed by its MIG devices; else why there is none.
-    pub(crate) found: Answer<Found<'a>>,
+    /// GPU, followed by its MIG devices; else why there is none. Absent for one that sleeps.
+    pub(crate) found: Option<Answer<Found<'a>>>,
 }
 
 /// GPU that answers.
@@ -74,16 +74,20 @@ pub(crate) struct Found<'a> {
     partitions: Vec<(String, Handle<'a>)>,
 }
 
-/// GPUs by NVML's index. The first call starts each GPU, which takes seconds where nothing keeps them started:
-/// `between` is called after each.
-pub(crate) fn look<E>(nvml: &Nvml, mut between: impl FnMut() -> Result<(), E>) -> Result<Answer<Vec<Slot<'_>>>, E> {
+/// GPUs by NVML's index. The first call starts each GPU, which takes seconds where nothing keeps them started: `between`
+/// is called after each. Those that `sleeps` is true of, by index and number of GPUs, are not asked: it would wake them.
+pub(crate) fn look<'a, E>(
+    nvml: &'a Nvml,
+    sleeps: impl Fn(u32, u32) -> bool,
+    mut between: impl FnMut() -> Result<(), E>,
+) -> Result<Answer<Vec<Slot<'a>>>, E> {
     let count = match nvml.device_count() {
         Ok(count) => count,
         Err(e) => return Ok(Err(e)),
     };
     let mut slots = Vec::new();
     for index in 0..count {
-        slots.push(Slot { index, found: find(nvml, index) });
+        slots.push(Slot { index, found: (!sleeps(index, count)).then(|| find(nvml, index)) });
         between()?;
     }
     Ok(Ok(slots))

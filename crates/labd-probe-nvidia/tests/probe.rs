@@ -123,6 +123,7 @@ fn one_gpu_and_everything_about_it() {
 
     let want = Reading {
         id: "GPU-0".into(),
+        asleep: false,
         utilisation_percent: Some(97.0),
         memory_used_bytes: Some(0),
         temperature_c: Some(40.0),
@@ -264,6 +265,48 @@ fn a_gpu_that_disappears_is_gone_and_one_that_comes_late_is_seen() {
     let gone = probe.readings(|r| r.iter().any(|r| r.error.as_deref() == Some("NVML_ERROR_NOT_FOUND")));
     assert_eq!(errors(&gone), [("GPU-1", Some("NVML_ERROR_NOT_FOUND"))]);
     assert_eq!(ids(&probe.inventory()), ["GPU-0"]);
+}
+
+#[test]
+fn a_gpu_that_sleeps_is_not_asked_and_the_others_are() {
+    let machine = Machine::new();
+    let status = |pci: &str, text: &str| {
+        machine.file(&format!("sys/bus/pci/devices/{pci}/power/runtime_status"), &format!("{text}\n"));
+    };
+    for pci in ["0000:41:00.0", "0000:42:00.0"] {
+        machine.plug_in(pci, "0", "0-7");
+        status(pci, "active");
+    }
+    machine.script(&gpus(2));
+    let probe = machine.start();
+    assert_eq!(ids(&probe.inventory()), ["GPU-0", "GPU-1"]);
+    let asleep = |r: &[Reading]| r.iter().map(|r| r.asleep).collect::<Vec<_>>();
+    probe.readings(|r| asleep(r) == [false, false]);
+    status("0000:42:00.0", "suspended");
+    probe.readings(|r| asleep(r) == [false, true]);
+    // Any question about it ends the probe now.
+    machine.script(&format!("1=abort\n{}", gpus(2)));
+    for _ in 0..3 {
+        let readings = probe.readings(|_| true);
+        assert_eq!((readings.len(), readings[0].temperature_c), (2, Some(40.0)));
+        assert_eq!(readings[1], Reading::of_sleeping("GPU-1"));
+    }
+    status("0000:41:00.0", "suspended");
+    probe.readings(|r| asleep(r) == [true, true]);
+    // Nor is the library opened again, as after 3 s without any GPU.
+    machine.script(&format!("nvmlInit_v2=abort\n0=abort\n1=abort\n{}", gpus(2)));
+    for _ in 0..5 {
+        probe.until(|line| match line {
+            Line::Readings(r) => (asleep(&r) == [true, true]).then_some(()),
+            // Which shows that it lives, on a machine that is slow.
+            Line::Hello(_) => None,
+            other => panic!("{other:?}"),
+        });
+    }
+    machine.script(&gpus(2));
+    status("0000:42:00.0", "active");
+    let awake = probe.readings(|r| asleep(r) == [true, false]);
+    assert_eq!(awake[1].temperature_c, Some(41.0));
 }
 
 #[test]

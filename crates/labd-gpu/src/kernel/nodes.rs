@@ -141,8 +141,9 @@ fn of_one_gpu(root: &Path, gpu: &[Topology], index: u32, taken: &mut BTreeSet<St
     let (numa_node, cpu_list) = pci::locality(root, &first.pci);
     let device_id = u32::try_from(files::number(&dir.join("device")).unwrap_or_else(|| first.get("device_id")));
     let name = files::text(&dir.join("product_name")).unwrap_or_else(|| names::name(device_id.unwrap_or(0)));
-    let mode = files::text(&dir.join("current_compute_partition"));
     let partitions = gpu.len() > 1;
+    // The driver asks the GPU for it, which wakes one that sleeps; what is divided never sleeps.
+    let mode = if partitions { files::text(&dir.join("current_compute_partition")) } else { None };
     gpu.iter()
         .enumerate()
         .map(|(i, node)| {

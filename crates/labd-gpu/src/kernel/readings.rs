@@ -13,18 +13,23 @@ pub const GONE: &str = "ENODEV";
 
 /// Reading of one GPU. A partition reports only what is its own, or what concerns it whatever the cause: the chip's
 /// temperature and memory errors, but not the power and the load of the whole GPU.
+///
+/// Of a GPU that sleeps nothing is read that its driver would have to ask it for. That would wake it each second; and on
+/// some (gfx1201) the counters of errors are rubbish then, which the driver adds up and prints as uncorrectable errors.
 pub(super) fn reading(root: &Path, node: &Node) -> Reading {
     let device = &node.device;
     let dir = pci::directory(root, device.pci.as_deref().unwrap_or_default());
     if !dir.exists() {
         return gone(&device.id);
     }
-    let mut reading = Reading {
-        id: device.id.clone(),
-        temperature_c: temperature(&dir),
-        processes: processes(root, node.gpu_id),
-        ..Reading::default()
-    };
+    let asleep = device.pci.as_deref().is_some_and(|pci| pci::asleep(root, pci));
+    // KFD keeps its processes in memory.
+    let processes = processes(root, node.gpu_id);
+    let mut reading = Reading { id: device.id.clone(), asleep, processes, ..Reading::default() };
+    if asleep {
+        return reading;
+    }
+    reading.temperature_c = temperature(&dir);
     (reading.ecc_corrected, reading.ecc_uncorrected) = memory_errors(&dir);
     if device.parent.is_some() {
         reading.memory_used_bytes = files::number(&node.topology.join("mem_banks/0/used_memory"));

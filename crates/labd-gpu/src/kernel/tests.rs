@@ -98,6 +98,27 @@ fn its_readings_are_those_of_the_drivers_files() {
 }
 
 #[test]
+fn a_gpu_that_sleeps_is_listed_as_before_and_nothing_of_it_is_read_that_would_wake_it() {
+    let root = mi100();
+    let awake = inventory(root.path());
+    let power = root.path().join("sys/bus/pci/devices/0000:c3:00.0/power");
+    fs::create_dir_all(&power).expect("a directory");
+    let status = |text: &str| fs::write(power.join("runtime_status"), text).expect("a file");
+    for asleep in ["suspended\n", "suspending\n"] {
+        status(asleep);
+        assert_eq!(inventory(root.path()), awake);
+        let reading = readings(root.path(), &awake).remove(0);
+        // KFD's own lists are no question to the GPU.
+        let processes = reading.processes.clone();
+        assert_eq!(processes.len(), 2);
+        assert_eq!(reading, Reading { id: awake[0].id.clone(), asleep: true, processes, ..Reading::default() });
+    }
+    status("active\n");
+    let reading = readings(root.path(), &awake).remove(0);
+    assert_eq!((reading.asleep, reading.ecc_uncorrected, reading.temperature_c), (false, Some(1), Some(54.0)));
+}
+
+#[test]
 fn each_die_of_an_mi250_is_a_gpu() {
     let root = tree(include_str!("trees/mi250.tree"));
     let devices = inventory(root.path());
