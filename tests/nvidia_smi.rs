@@ -79,6 +79,38 @@ fn it_tells_gpus_partitions_processes_and_rows() {
 }
 
 #[test]
+fn a_gpu_that_sleeps_is_not_asked_and_none_is_where_all_sleep() {
+    let machine = Machine::new();
+    let status = |pci: &str, text: &str| {
+        let dir = machine.dir.path().join("sys/bus/pci/devices").join(pci);
+        fs::create_dir_all(dir.join("power")).expect("a folder");
+        for (file, text) in [("vendor", "0x10de"), ("class", "0x030200"), ("power/runtime_status", text)] {
+            fs::write(dir.join(file), text).expect("a file");
+        }
+    };
+    status("0000:41:00.0", "active");
+    status("0000:42:00.0", "active");
+    let other = ROW.replace("0, GPU-aa, 00000000:41", "1, GPU-bb, 00000000:42");
+    machine.plays(&gpus(&[ROW, &other]));
+    let probe = machine.start();
+    probe.readings(|r| r.len() == 2);
+    machine.plays(&format!("--query-gpu=*) case \"$*\" in *--id=0000:41:00.0) echo '{ROW}';; *) exit 1;; esac;;"));
+    status("0000:42:00.0", "suspended");
+    let readings = probe.readings(|r| r.len() == 2 && r.iter().any(|r| r.asleep));
+    let seen: Vec<_> = readings.iter().map(|r| (r.id.as_str(), r.asleep, r.temperature_c)).collect();
+    assert_eq!(seen, [("GPU-bb", true, None), ("GPU-aa", false, Some(41.0))]);
+    status("0000:41:00.0", "suspended");
+    probe.readings(|r| r.iter().all(|r| r.asleep));
+    let calls = || fs::read_to_string(machine.dir.path().join("calls")).expect("it was called").lines().count();
+    let before = calls();
+    for _ in 0..3 {
+        probe.readings(|r| r.len() == 2 && r.iter().all(|r| r.asleep));
+    }
+    assert_eq!(calls(), before);
+    assert_eq!(probe.readings(|_| true).len(), 2);
+}
+
+#[test]
 fn one_that_hangs_is_killed_and_told_of_and_asked_again() {
     let machine = Machine::new();
     machine.plays(&gpus(&[ROW]));

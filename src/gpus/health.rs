@@ -3,7 +3,7 @@
 //!
 //! The meaning of each sign is in [`faults`]; here is only what follows from it, and for how long.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use labd_gpu::{Reading, Throttle};
 use serde::{Deserialize, Serialize};
@@ -13,6 +13,16 @@ use super::{
     faults::{self, Action, Fault, Sign, look_up},
 };
 use crate::{snapshot::GpuTrouble, time::Timestamp};
+
+/// Answers about one GPU that say nothing but that it cannot be asked. After some of the driver's own troubles they pass;
+/// where they do not they are the commonest look of a GPU that has fallen off the bus.
+const NO_HANDLE: [&str; 3] = ["NVML_ERROR_UNKNOWN", "NVML_ERROR_NOT_FOUND", "NVML_ERROR_TIMEOUT"];
+/// Time after which such an answer is a fault of the GPU. A reset by hand, or the start of a GPU, takes seconds; the probe
+/// opens the library once more within it.
+const NO_HANDLE_FOR: Duration = Duration::from_secs(60);
+/// Longest time between two such answers that are one trouble. They come once a second, and after 5 s of silence a probe is
+/// killed.
+const NO_HANDLE_GAP: Duration = Duration::from_secs(15);
 
 /// Step in which amdgpu's counters of memory errors grow from reads of a GPU that slept: each of its counter registers
 /// answers with 16 ones. 16 of them at once were seen on a gfx1201 (an R9700, 1048560 "uncorrectable hardware errors").
@@ -33,6 +43,9 @@ pub struct FaultState {
     /// Numbers of uncorrected memory errors in the readings before.
     #[serde(skip)]
     uncorrected: BTreeMap<String, u64>,
+    /// First and newest of the answers in a row that are in [`NO_HANDLE`].
+    #[serde(skip)]
+    no_handle: BTreeMap<String, (Timestamp, Timestamp)>,
 }
 
 /// Fault with its row of the table, and the time at which it was seen.
@@ -82,7 +95,8 @@ impl FaultState {
             None => None,
         };
         let grown = before.zip(r.ecc_uncorrected).is_some_and(|(before, now)| has_errors(before, now));
-        let Some(fault) = sign_of(r, grown).and_then(look_up) else {
+        let sign = if self.has_no_handle(r, at) { Some(Sign::NoHandle) } else { sign_of(r, grown) };
+        let Some(fault) = sign.and_then(look_up) else {
             self.said.remove(&r.id);
             return None;
         };
@@ -93,10 +107,23 @@ impl FaultState {
         self.fault(&r.id, fault, at).then_some(fault)
     }
 
+    /// Whether the GPU could not be asked for as long as [`NO_HANDLE_FOR`].
+    fn has_no_handle(&mut self, r: &Reading, at: Timestamp) -> bool {
+        if !r.error.as_deref().is_some_and(|symbol| NO_HANDLE.contains(&symbol)) {
+            self.no_handle.remove(&r.id);
+            return false;
+        }
+        let in_a_row = |&(_, newest): &(Timestamp, Timestamp)| at >= newest && at.since(newest) <= NO_HANDLE_GAP;
+        let first = self.no_handle.get(&r.id).filter(|known| in_a_row(known)).map_or(at, |&(first, _)| first);
+        self.no_handle.insert(r.id.clone(), (first, at));
+        at.since(first) >= NO_HANDLE_FOR
+    }
+
     /// Lifts a quarantine. Returns false when there was none.
     pub fn release(&mut self, id: &str, now: Timestamp) -> bool {
         // Said again from now on, it counts again.
         self.said.remove(id);
+        self.no_handle.remove(id);
         let lifted = self.quarantined.remove(id).is_some();
         if lifted {
             self.released.insert(id.to_owned(), now);
@@ -190,6 +217,48 @@ mod tests {
         let healed = faults::all().find(|f| f.action == Action::Restart).expect("a row");
         assert!(judge.fault("SIM-0", healed, at(5)) && !judge.fault("SIM-0", healed, at(5)));
         assert_eq!(judge.restart("SIM-0").map(|(since, _)| since), Some(at(5)));
+    }
+
+    #[test]
+    fn a_gpu_that_cannot_be_asked_for_a_minute_is_quarantined_alone() {
+        let (gpu, other) = (&simulate::gpus(2, &[])[0], &simulate::gpus(2, &[])[1]);
+        let reading = |gpu: &Gpu, error: Option<&str>| Reading {
+            id: gpu.id.clone(),
+            error: error.map(str::to_owned),
+            ..Reading::default()
+        };
+        for symbol in ["NVML_ERROR_UNKNOWN", "NVML_ERROR_NOT_FOUND"] {
+            let mut judge = FaultState::default();
+            let mut tell = |gpu: &Gpu, error, s| judge.reading(&reading(gpu, error), at(s)).map(|f| f.code);
+            // Once more, after a minute in which it answered, and after one without any answer at all.
+            for second in (0..50).chain(51..110) {
+                assert_ne!(tell(gpu, Some(symbol), second), Some("nvml-no-handle"), "{symbol}: {second}");
+                tell(other, None, second);
+                if second == 49 {
+                    tell(gpu, None, 50);
+                }
+            }
+            for second in 1000..1060 {
+                assert_ne!(tell(gpu, Some(symbol), second), Some("nvml-no-handle"), "{symbol}: {second}");
+            }
+            assert_eq!(tell(gpu, Some(symbol), 1060), Some("nvml-no-handle"));
+            assert_eq!(tell(gpu, Some(symbol), 1061), None, "told");
+            assert_eq!(judge.quarantine(gpu).map(|t| t.code), Some("nvml-no-handle".to_owned()));
+            assert_eq!(judge.quarantine(other), None);
+            // Whoever releases it has a minute to see it work.
+            assert!(judge.release("SIM-0", at(1070)));
+            for second in 1071..1131 {
+                judge.reading(&reading(gpu, Some(symbol)), at(second));
+                assert_eq!(judge.quarantine(gpu), None);
+            }
+            judge.reading(&reading(gpu, Some(symbol)), at(1131));
+            assert!(judge.quarantine(gpu).is_some());
+        }
+        let mut judge = FaultState::default();
+        for second in 0..200 {
+            judge.reading(&reading(gpu, Some("NVML_ERROR_OPERATING_SYSTEM")), at(second));
+        }
+        assert_eq!(judge.quarantine(gpu), None, "that is not the GPU's fault");
     }
 
     #[test]

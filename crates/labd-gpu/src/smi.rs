@@ -3,10 +3,13 @@
 //!
 //! Its tables are made for people, so only what it prints as CSV (`--query-...`) and as a list (`-L`, for MIG) is read.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use crate::{
-    Device, Process, Reading, Throttle,
+    Device, Process, Reading, Throttle, Vendor,
     line::{LIBRARY_MISSING, Line, Trouble},
     nvidia_driver, pci,
 };
@@ -58,9 +61,9 @@ pub fn trouble(text: &str) -> Trouble {
     Trouble { code: symbol(text).unwrap_or("NVML_ERROR_UNKNOWN").to_owned(), text: format!("nvidia-smi: {line}") }
 }
 
-/// Symbol of NVML for `nvidia-smi`'s words, which are those of `nvmlErrorString`.
+/// Symbol of NVML for `nvidia-smi`'s words, which are those of `nvmlErrorString`; special ones before general ones.
 fn symbol(words: &str) -> Option<&'static str> {
-    const WORDS: [(&str, &str); 10] = [
+    const WORDS: [(&str, &str); 17] = [
         ("gpu is lost", "NVML_ERROR_GPU_IS_LOST"),
         ("requires reset", "NVML_ERROR_RESET_REQUIRED"),
         ("insufficiently powered", "NVML_ERROR_INSUFFICIENT_POWER"),
@@ -70,6 +73,13 @@ fn symbol(words: &str) -> Option<&'static str> {
         ("driver not loaded", "NVML_ERROR_DRIVER_NOT_LOADED"),
         ("libnvidia-ml.so", LIBRARY_MISSING),
         ("insufficient permissions", "NVML_ERROR_NO_PERMISSION"),
+        ("blocked by the operating system", "NVML_ERROR_OPERATING_SYSTEM"),
+        ("function not found", "NVML_ERROR_FUNCTION_NOT_FOUND"),
+        ("gpu not found", "NVML_ERROR_GPU_NOT_FOUND"),
+        ("inforom is corrupted", "NVML_ERROR_CORRUPTED_INFOROM"),
+        ("command not found", LIBRARY_MISSING),
+        ("not found", "NVML_ERROR_NOT_FOUND"),
+        ("timeout", "NVML_ERROR_TIMEOUT"),
         ("unknown error", "NVML_ERROR_UNKNOWN"),
     ];
     let words = words.to_ascii_lowercase();
@@ -82,8 +92,16 @@ pub struct Found {
     /// Version of the driver.
     pub driver: Option<String>,
     rows: Vec<Row>,
-    /// GPUs that it could not open, by PCI address, with the symbol.
-    lost: Vec<(String, String)>,
+    /// GPUs that it could not open.
+    lost: Vec<Lost>,
+}
+
+/// GPU that it could not open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Lost {
+    index: Option<u32>,
+    pci: Option<String>,
+    symbol: String,
 }
 
 #[derive(Debug)]
@@ -131,13 +149,16 @@ impl Found {
 }
 
 /// GPU that could not be opened, out of a line such as `Unable to determine the device handle for GPU 0000:06:00.0:
-/// Unknown Error`, with or without a blank after `GPU`, and in newer versions with its index: `GPU0: 0000:06:00.0:
-/// ...`.
-fn lost(line: &str) -> Option<(String, String)> {
+/// Unknown Error`, with or without a blank after `GPU`; in newer versions with its index, `GPU0: 0000:06:00.0: ...`, or
+/// with nothing else, `GPU0: Unknown Error`. `None` for a line that names no GPU.
+fn lost(line: &str) -> Option<Lost> {
     let (_, rest) = line.split_once("Unable to determine the device handle for ")?;
-    let mut words = rest.split_whitespace().map(|w| w.trim_start_matches(['G', 'P', 'U', 'g', 'p', 'u']));
-    let pci = words.find_map(|word| pci::address(word.trim_end_matches(':')))?;
-    Some((pci, symbol(rest).unwrap_or("NVML_ERROR_UNKNOWN").to_owned()))
+    let words =
+        || rest.split_whitespace().map(|w| w.trim_end_matches(':').trim_start_matches(['G', 'P', 'U', 'g', 'p', 'u']));
+    let pci = words().find_map(pci::address);
+    let index = rest.strip_prefix("GPU").and_then(|_| words().next()?.parse().ok());
+    let symbol = symbol(rest).unwrap_or("NVML_ERROR_UNKNOWN").to_owned();
+    (pci.is_some() || index.is_some()).then_some(Lost { index, pci, symbol })
 }
 
 /// Value of a cell, if it is not one of the ways to report none: `[N/A]`, `[Not Supported]`, `N/A`, `ERR!`, `[Unknown
@@ -313,16 +334,48 @@ pub struct Extra {
 
 /// Devices as they were last told.
 #[derive(Debug, Default)]
-pub struct Known(Option<Vec<Device>>);
+pub struct Known {
+    devices: Option<Vec<Device>>,
+    /// Addresses of NVIDIA's GPUs that were on the bus when all of them were asked.
+    bus: BTreeSet<String>,
+}
+
+/// GPUs that a round asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Asked {
+    /// All of them.
+    All,
+    /// Those at these PCI addresses, separated by commas as `--id` wants them; the others sleep, and a question would wake
+    /// them. Empty where all sleep.
+    Only(String),
+}
 
 impl Known {
-    /// Lines that a round is told with. A GPU that does not answer is what it was before.
-    pub fn lines(&mut self, root: &Path, found: Found, extra: &Extra) -> Vec<Line> {
-        let before = self.0.clone().unwrap_or_default();
+    /// GPUs that the next round asks. All, where one came that was not asked yet.
+    pub fn to_ask(&mut self, root: &Path) -> Asked {
+        let bus = on_bus(root);
+        let addresses: BTreeSet<&str> = self.devices.iter().flatten().filter_map(|d| d.pci.as_deref()).collect();
+        let (asleep, awake): (Vec<&str>, Vec<&str>) = addresses.into_iter().partition(|pci| pci::asleep(root, pci));
+        if asleep.is_empty() || self.bus != bus {
+            self.bus = bus;
+            return Asked::All;
+        }
+        Asked::Only(awake.join(","))
+    }
+
+    /// Lines that a round is told with, for the GPUs that were asked. One that does not answer, or sleeps, is what it was
+    /// before.
+    pub fn lines(&mut self, root: &Path, asked: &Asked, found: Found, extra: &Extra) -> Vec<Line> {
+        let before = self.devices.clone().unwrap_or_default();
+        let sleeps = |d: &&Device| match asked {
+            Asked::All => false,
+            Asked::Only(pcis) => d.pci.as_deref().is_some_and(|pci| pcis.split(',').all(|asked| asked != pci)),
+        };
         // Older ones print nothing else when they cannot open one GPU: then the rest is as it was.
         let silent = found.rows.is_empty() && !found.lost.is_empty();
-        let mut devices: Vec<Device> = if silent { before.clone() } else { Vec::new() };
-        let mut readings = Vec::new();
+        let kept = |d: &&Device| silent || sleeps(d);
+        let mut devices: Vec<Device> = before.iter().filter(kept).cloned().collect();
+        let mut readings: Vec<Reading> = before.iter().filter(sleeps).map(|d| Reading::of_sleeping(&d.id)).collect();
         for row in found.rows {
             let new = row.devices(root, &before, &extra.partitions);
             for device in &new {
@@ -330,12 +383,16 @@ impl Known {
             }
             devices.extend(new);
         }
-        for (pci, symbol) in found.lost {
-            let there = |d: &&Device| d.pci.as_ref() == Some(&pci);
+        for Lost { index, pci, symbol } in found.lost {
+            let there = |d: &&Device| match &pci {
+                Some(pci) => d.pci.as_ref() == Some(pci),
+                None => Some(d.index) == index && !devices.iter().any(|new| !silent && new.id == d.id),
+            };
             let mut lost: Vec<Device> = before.iter().filter(there).cloned().collect();
             if lost.is_empty() {
-                let index = devices.iter().map(|d| d.index.saturating_add(1)).max().unwrap_or(0);
-                lost.push(nvidia_driver::unseen(root, index, Some(pci)));
+                let next = devices.iter().map(|d| d.index.saturating_add(1)).max().unwrap_or(0);
+                let pci = pci.or_else(|| left_over(root, index, &devices));
+                lost.push(nvidia_driver::unseen(root, index.unwrap_or(next), pci));
             }
             readings.extend(lost.iter().map(|d| failed(&d.id, &symbol)));
             devices.extend(lost.into_iter().filter(|d| !silent || !before.contains(d)));
@@ -351,13 +408,29 @@ impl Known {
         if !gone.is_empty() {
             lines.push(Line::Readings(gone));
         }
-        if self.0.as_ref() != Some(&devices) {
+        if self.devices.as_ref() != Some(&devices) {
             lines.push(Line::Inventory(devices.clone()));
         }
-        self.0 = Some(devices);
+        self.devices = Some(devices);
         lines.push(Line::Readings(readings));
         lines
     }
+}
+
+/// Address of a GPU of which only the index is known: the only one on the bus that none of `devices` has; else the one in
+/// its place on the bus, in the order of which GPUs are counted.
+fn left_over(root: &Path, index: Option<u32>, devices: &[Device]) -> Option<String> {
+    let bus = on_bus(root);
+    let left: Vec<&String> = bus.iter().filter(|pci| devices.iter().all(|d| d.pci.as_ref() != Some(pci))).collect();
+    match left[..] {
+        [only] => Some(only.clone()),
+        _ => bus.iter().nth(usize::try_from(index?).ok()?).filter(|pci| left.contains(pci)).cloned(),
+    }
+}
+
+/// Addresses of NVIDIA's GPUs on the bus.
+fn on_bus(root: &Path) -> BTreeSet<String> {
+    pci::gpus(root).into_iter().filter(|(_, vendor)| *vendor == Vendor::Nvidia).map(|(pci, _)| pci).collect()
 }
 
 impl Row {

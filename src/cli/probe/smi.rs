@@ -8,7 +8,7 @@ use std::{env, ffi::OsString, io, path::Path, process::Stdio, time::Duration};
 use labd_gpu::{
     line::{Hello, LIBRARY_MISSING, Line, Source, Trouble},
     nvidia_driver,
-    smi::{self, Extra, FIELDS, FORMAT, Found, Known},
+    smi::{self, Asked, Extra, FIELDS, FORMAT, Found, Known},
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _},
@@ -78,8 +78,22 @@ impl Probe {
         rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             rounds.tick().await;
+            let asked = known.to_ask(root);
+            let ids = match &asked {
+                Asked::All => None,
+                Asked::Only(pcis) => Some(format!("--id={pcis}")),
+            };
+            if matches!(&asked, Asked::Only(pcis) if pcis.is_empty()) {
+                for line in known.lines(root, &asked, Found::default(), &extra) {
+                    self.tell(&line)?;
+                }
+                continue;
+            }
+            let with_ids = |query: &str| -> Vec<String> {
+                [query, FORMAT].into_iter().map(str::to_owned).chain(ids.clone()).collect()
+            };
             let query = format!("--query-gpu={}", fields.join(","));
-            let text = match self.ask(&[&query, FORMAT]).await? {
+            let text = match self.ask(&with_ids(&query)).await? {
                 Said::Text(text) => text,
                 Said::Hung => continue,
                 Said::NotStarted(e) => {
@@ -105,21 +119,21 @@ impl Probe {
             self.driver(found.driver.as_ref())?;
             // What is not answered this time was answered before, or is absent.
             if found.divided()
-                && let Said::Text(text) = self.ask(&["-L"]).await?
+                && let Said::Text(text) = self.ask(&["-L".to_owned()]).await?
                 && text.contains("(UUID: ")
             {
                 extra.partitions = smi::partitions(&text);
             }
-            if let Said::Text(text) = self.ask(&[smi::PROCESSES, FORMAT]).await? {
+            if let Said::Text(text) = self.ask(&with_ids(smi::PROCESSES)).await? {
                 extra.processes = smi::processes(&text);
             }
             if rows_at.is_none_or(|at| at.elapsed() >= ROWS_EVERY) {
                 rows_at = Some(Instant::now());
-                if let Said::Text(text) = self.ask(&[smi::ROWS, FORMAT]).await? {
+                if let Said::Text(text) = self.ask(&with_ids(smi::ROWS)).await? {
                     extra.rows = smi::rows(&text);
                 }
             }
-            for line in known.lines(root, found, &extra) {
+            for line in known.lines(root, &asked, found, &extra) {
                 self.tell(&line)?;
             }
         }
@@ -145,7 +159,7 @@ impl Probe {
 
     /// Runs it once. Meanwhile a line is printed each second: a hello, which changes nothing, and trouble once it is
     /// killed.
-    async fn ask(&mut self, args: &[&str]) -> io::Result<Said> {
+    async fn ask(&mut self, args: &[String]) -> io::Result<Said> {
         let mut command = Command::new(&self.command);
         command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = match command.spawn() {

@@ -100,6 +100,8 @@ pub enum Sign<'a> {
     Missing,
     /// Hang of the source of its readings: a call into the driver does not return.
     Hang,
+    /// Answer that says nothing but that the GPU cannot be asked, for so long that nothing passing explains it.
+    NoHandle,
     /// GPU that is there on the host, and that its worker's container cannot use.
     LostInContainer,
 }
@@ -120,6 +122,7 @@ impl fmt::Display for Sign<'_> {
             Self::RemapFailed => f.write_str("row remapping failed"),
             Self::Missing => f.write_str("missing"),
             Self::Hang => f.write_str("no answer"),
+            Self::NoHandle => f.write_str("no handle for a minute"),
             Self::LostInContainer => f.write_str("lost in its container"),
         }
     }

@@ -3,7 +3,7 @@
 use super::{
     Action::{Nothing, Quarantine, Restart},
     Fault, JOB, PULL, REBOOT,
-    Sign::{Answer, EccUncorrected, Kernel, RemapFailed, RemapPending, Xid},
+    Sign::{Answer, EccUncorrected, Kernel, NoHandle, RemapFailed, RemapPending, Xid},
 };
 
 const RESET: &str = "Reset it with `systemctl stop labd; nvidia-smi --gpu-reset -i <pci>; systemctl start labd` while nothing runs on it, \
@@ -412,11 +412,33 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         remedy: "Run `nvidia-smi -i <pci>` and `dmesg | grep NVRM`; reboot the machine if it stays so.",
     },
     Fault {
+        code: "nvml-no-handle",
+        signs: &[NoHandle],
+        meaning: "the driver cannot open the GPU any more, and does not say why: most often it has fallen off the PCI bus",
+        action: Quarantine,
+        remedy: PULL,
+    },
+    Fault {
         code: "nvml-permission",
-        signs: &[Answer("NVML_ERROR_NO_PERMISSION"), Answer("NVML_ERROR_OPERATING_SYSTEM")],
+        signs: &[Answer("NVML_ERROR_NO_PERMISSION")],
         meaning: "labd may not ask the driver",
         action: Nothing,
         remedy: "Run labd as root, as its unit does (`systemctl cat labd`).",
+    },
+    Fault {
+        code: "nvml-blocked",
+        signs: &[Answer("NVML_ERROR_OPERATING_SYSTEM")],
+        meaning: "the operating system keeps the driver's library from the GPU: rules for devices (cgroup) or a virtual machine do",
+        action: Nothing,
+        remedy: "Look for `DeviceAllow` and `PrivateDevices` in `systemctl cat labd`; in a virtual machine, and in WSL, at what its \
+                 host gives it.",
+    },
+    Fault {
+        code: "nvml-function",
+        signs: &[Answer("NVML_ERROR_FUNCTION_NOT_FOUND")],
+        meaning: "the driver's library lacks what it is asked for: it is older than the driver or its tools",
+        action: Nothing,
+        remedy: "Install library, tools and driver of one version (`dpkg -l | grep -i nvidia`), then reboot the machine.",
     },
     Fault {
         code: "nvml-driver-not-loaded",

@@ -19,7 +19,7 @@ fn nowhere() -> &'static Path {
 
 fn told(known: &mut Known, text: &str, extra: &Extra) -> (Option<Vec<Device>>, Vec<Reading>) {
     let (mut inventory, mut readings) = (None, Vec::new());
-    for line in known.lines(nowhere(), parse(text), extra) {
+    for line in known.lines(nowhere(), &Asked::All, parse(text), extra) {
         match line {
             Line::Inventory(devices) => inventory = Some(devices),
             Line::Readings(r) => readings.extend(r),
@@ -107,6 +107,120 @@ fn when_it_speaks_of_a_lost_gpu_alone_the_others_are_still_there() {
     assert_eq!(inventory.expect("it is new")[0].id, "0000:c1:00.0");
 }
 
+/// Machine with these NVIDIA GPUs on its bus.
+fn bus(addresses: &[&str]) -> tempfile::TempDir {
+    let root = tempfile::tempdir().expect("a directory");
+    for pci in addresses {
+        let dir = root.path().join("sys/bus/pci/devices").join(pci);
+        std::fs::create_dir_all(&dir).expect("a folder");
+        std::fs::write(dir.join("vendor"), "0x10de\n").expect("a file");
+        std::fs::write(dir.join("class"), "0x030200\n").expect("a file");
+    }
+    root
+}
+
+#[test]
+fn a_gpu_without_an_address_is_the_one_that_is_left_over() {
+    let lines = |root: &Path, text: &str| Known::default().lines(root, &Asked::All, parse(text), &Extra::default());
+    let unopened = "Unable to determine the device handle for GPU1: Unknown Error\n";
+    let both = bus(&["0000:41:00.0", "0000:c1:00.0"]);
+    for (root, text, want) in [
+        (both.path(), format!("{H100}{unopened}"), "0000:c1:00.0"),
+        (both.path(), format!("{unopened}No devices were found\n"), "0000:c1:00.0"),
+        // The bus does not say which of two: then the one in its place.
+        (bus(&["0000:41:00.0", "0000:81:00.0", "0000:c1:00.0"]).path(), format!("{H100}{unopened}"), "0000:81:00.0"),
+        (nowhere(), format!("{H100}{unopened}"), "nvidia-1"),
+    ] {
+        let told = lines(root, &text);
+        let [Line::Inventory(devices), Line::Readings(readings)] = &told[..] else { panic!("{told:?}") };
+        let lost = devices.last().expect("it is listed");
+        assert_eq!((lost.id.as_str(), lost.index), (want, 1), "{text}");
+        assert_eq!(errors(readings).last(), Some(&(want, Some("NVML_ERROR_UNKNOWN"))), "{text}");
+    }
+}
+
+/// Outputs that people posted: which GPU is lost, by index, address and symbol.
+#[test]
+fn every_form_in_which_a_gpu_cannot_be_opened_is_read() {
+    let unable = "Unable to determine the device handle for ";
+    let (unknown, power) = ("NVML_ERROR_UNKNOWN", "NVML_ERROR_INSUFFICIENT_POWER");
+    for (text, index, pci, symbol) in [
+        ("GPU0: Unknown Error\nNo devices were found", Some(0), None, unknown),
+        ("GPU2: Unknown Error", Some(2), None, unknown),
+        ("GPU 0000:01:00.0: Not Found", None, Some("0000:01:00.0"), "NVML_ERROR_NOT_FOUND"),
+        (
+            "GPU 0000:02:00.0: GPU is lost.  Reboot the system to recover this GPU",
+            None,
+            Some("0000:02:00.0"),
+            "NVML_ERROR_GPU_IS_LOST",
+        ),
+        ("GPU0000:65:00.0: Unknown Error", None, Some("0000:65:00.0"), unknown),
+        ("GPU1: 0000:44:00.0: Unknown Error", Some(1), Some("0000:44:00.0"), unknown),
+        (
+            "GPU 0000:04:00.0: Unable to communicate with GPU because it is insufficiently powered.\nThis may be because \
+             not all required external power cables are\nattached, or the attached cables are not seated properly.",
+            None,
+            Some("0000:04:00.0"),
+            power,
+        ),
+        (
+            "GPU 0000:05:00.0: GPU access blocked by the operating system",
+            None,
+            Some("0000:05:00.0"),
+            "NVML_ERROR_OPERATING_SYSTEM",
+        ),
+    ] {
+        let found = parse(&format!("{unable}{text}\n"));
+        let want = Lost { index, pci: pci.map(str::to_owned), symbol: symbol.to_owned() };
+        assert_eq!((found.lost, found.rows.len()), (vec![want], 0), "{text}");
+    }
+    assert_eq!(lost(&format!("{unable}the device")), None);
+    // One of eight, asked for less.
+    let fields = ["index", "pci.bus_id", "name"];
+    let rows: String =
+        (0..8).filter(|i| *i != 3).map(|i| format!("{i}, 00000000:0{}:00.0, RTX 3080\n", i + 1)).collect();
+    let found = Found::parse(&fields, &format!("{unable}GPU3: 0000:04:00.0: Unknown Error\n{rows}")).expect("GPUs");
+    assert_eq!((found.rows.len(), found.lost[0].index), (7, Some(3)));
+}
+
+#[test]
+fn a_gpu_that_sleeps_is_not_asked_and_stays_what_it_was() {
+    let (first, second, third) = ("0000:41:00.0", "0000:c1:00.0", "0000:e1:00.0");
+    let root = bus(&[first, second]);
+    let devices = root.path().join("sys/bus/pci/devices");
+    let status = |pci: &str, text: &str| {
+        std::fs::create_dir_all(devices.join(pci).join("power")).expect("a folder");
+        std::fs::write(devices.join(pci).join("power/runtime_status"), text).expect("a file");
+    };
+    status(first, "suspended");
+    let mut known = Known::default();
+    assert_eq!(known.to_ask(root.path()), Asked::All, "nothing is known yet");
+    let both = Found::parse(&FIELDS, &format!("{H100}{V100}")).expect("it has GPUs");
+    assert!(
+        matches!(&known.lines(root.path(), &Asked::All, both, &Extra::default())[0], Line::Inventory(d) if d.len() == 2)
+    );
+    let asked = known.to_ask(root.path());
+    assert_eq!(asked, Asked::Only(second.into()));
+    let lines = known.lines(root.path(), &asked, parse(V100), &Extra::default());
+    let [Line::Readings(readings)] = &lines[..] else { panic!("it is still there: {lines:?}") };
+    assert_eq!(readings[0], Reading::of_sleeping("GPU-aa"));
+    assert_eq!((readings[1].id.as_str(), readings[1].temperature_c), ("GPU-bb", Some(35.0)));
+    // A third one comes: it is known only once all are asked, once.
+    let new = bus(&[third]);
+    std::fs::rename(new.path().join("sys/bus/pci/devices").join(third), devices.join(third)).expect("a folder");
+    assert_eq!(known.to_ask(root.path()), Asked::All);
+    assert_eq!(known.to_ask(root.path()), asked);
+    status(second, "suspended");
+    let asked = known.to_ask(root.path());
+    assert_eq!(asked, Asked::Only(String::new()));
+    let lines = known.lines(root.path(), &asked, Found::default(), &Extra::default());
+    let [Line::Readings(readings)] = &lines[..] else { panic!("they are still there: {lines:?}") };
+    assert!(readings.len() == 2 && readings.iter().all(|r| r.asleep));
+    status(first, "active");
+    status(second, "active");
+    assert_eq!(known.to_ask(root.path()), Asked::All);
+}
+
 #[test]
 fn a_gpu_that_is_gone_has_a_last_word() {
     let mut known = Known::default();
@@ -137,6 +251,10 @@ fn what_it_complains_of_has_nvmls_symbol() {
             "NVML_ERROR_DRIVER_NOT_LOADED",
         ),
         ("NVIDIA-SMI couldn't find libnvidia-ml.so library in your system. Please make sure…\n", LIBRARY_MISSING),
+        ("Failed to initialize NVML: GPU access blocked by the operating system\n", "NVML_ERROR_OPERATING_SYSTEM"),
+        ("Failed to initialize NVML: Function Not Found\n", "NVML_ERROR_FUNCTION_NOT_FOUND"),
+        ("Failed to initialize NVML: Driver Not Loaded\n", "NVML_ERROR_DRIVER_NOT_LOADED"),
+        ("bash: nvidia-smi: command not found\n", LIBRARY_MISSING),
         ("Segmentation fault\n", "NVML_ERROR_UNKNOWN"),
         ("", "NVML_ERROR_UNKNOWN"),
     ] {
@@ -206,7 +324,7 @@ fn its_nodes_and_place_are_the_drivers_and_the_kernels() {
     write("sys/bus/pci/devices/0000:41:00.0/numa_node", "1\n");
     write("dev/nvidia3", "");
     write("dev/nvidiactl", "");
-    let lines = Known::default().lines(root.path(), parse(H100), &Extra::default());
+    let lines = Known::default().lines(root.path(), &Asked::All, parse(H100), &Extra::default());
     let Some(Line::Inventory(devices)) = lines.first() else { panic!("{lines:?}") };
     let nodes: Vec<&str> = devices[0].nodes.iter().map(|n| n.path.as_str()).collect();
     assert_eq!((nodes, devices[0].numa_node), (vec!["/dev/nvidia3", "/dev/nvidiactl"], Some(1)));
