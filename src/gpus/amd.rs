@@ -21,6 +21,9 @@ use crate::spec::Device;
 pub(super) static DEF: VendorDef = VendorDef {
     vendor: Vendor::Amd,
     name: "AMD GPU",
+    driver: "amdgpu",
+    // What is older than Vega, or without PCIe atomics, only shows a picture.
+    computes_on_all: false,
     sources,
     attach,
     owns: |device| match device {

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use labd_gpu::{Device, Reading};
+use labd_gpu::{Device, Reading, pci};
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{mpsc, watch},
@@ -20,6 +20,7 @@ use tokio::{
 use super::{
     Gpu, Inventory, Process, Unit, Vendor,
     attach::{self, EngineDevices},
+    bus::{self, BusCheck},
     faults::{Fault, Sign, look_up},
     handle::{Asked, Gpus, Order},
     health::{self, FaultState},
@@ -118,6 +119,9 @@ pub fn spawn(parts: Parts) -> Gpus {
         said: BTreeMap::new(),
         unplaced: Vec::new(),
         missing_since: BTreeMap::new(),
+        bus: BusCheck::default(),
+        bus_looked: None,
+        on_bus: Vec::new(),
         incidents_heard: Timestamp::now(),
         kernel: None,
         notices: Vec::new(),
@@ -145,6 +149,10 @@ struct GpuManager {
     said: BTreeMap<(String, &'static str), Timestamp>,
     /// Time since which a GPU is missing, by id.
     missing_since: BTreeMap<String, Timestamp>,
+    /// GPUs on the bus that do not answer; when that was last looked at, and what is said of it.
+    bus: BusCheck,
+    bus_looked: Option<Instant>,
+    on_bus: Vec<Notice>,
     /// Time of the newest incident that was handled.
     incidents_heard: Timestamp,
     /// Lines of the kernel about GPUs that are not known yet, oldest first.
@@ -192,6 +200,7 @@ impl GpuManager {
                 self.ask_engine().await;
             }
             self.mind_missing();
+            self.mind_bus();
             self.tell_all(Timestamp::now());
         }
     }
@@ -216,6 +225,30 @@ impl GpuManager {
                 _ => {}
             }
         }
+    }
+
+    /// Compares what is on the bus with what is listed.
+    fn mind_bus(&mut self) {
+        if !self.settled() || self.bus_looked.is_some_and(|at| at.elapsed() < bus::EVERY) {
+            return;
+        }
+        self.bus_looked = Some(Instant::now());
+        let root = &self.parts.root;
+        // Of a vendor in trouble, that says more. A GPU that was there and is gone has a worker that waits for it.
+        let counted = |def: &vendor::VendorDef| {
+            self.probes.iter().any(|(vendor, view)| {
+                let view = view.borrow();
+                let answers = view.inventory_at.is_some() && view.stale_since.is_none() && view.trouble.is_none();
+                *vendor == def.vendor && answers
+            })
+        };
+        let found = self.found();
+        let listed = found.iter().chain(self.remembered.slots.iter().map(|(_, d)| d)).filter_map(|d| d.pci.clone());
+        let new = self.bus.look(&pci::bus(root), &listed.collect(), counted, |a| pci::slot(root, a), Timestamp::now());
+        for notice in new.iter().filter(|n| !self.on_bus.contains(n)) {
+            self.record(None, "unanswered", &notice.text);
+        }
+        self.on_bus = new;
     }
 
     async fn ask_engine(&mut self) {
@@ -500,6 +533,7 @@ impl GpuManager {
             journal.set_memory(MEMORY, text);
         }
         let mut notices = self.notices.clone();
+        notices.extend(self.on_bus.iter().cloned());
         if let Some(reason) = self.kernel.as_ref().filter(|_| self.simulated().is_none()) {
             notices.push(Notice { severity: Severity::Info, text: reason.clone() });
         }

@@ -3,6 +3,7 @@
 //! * [`manager`]: the task that owns it; [`handle`]: how the rest of labd asks it.
 //! * [`vendor`]: what each vendor's definition says; the definitions are in `nvidia` and `amd`.
 //! * [`probe`]: the processes that ask a vendor's library or command.
+//! * [`bus`]: GPUs that are on the PCI bus and do not answer. Pure.
 //! * [`slots`]: which worker has which GPU. Pure.
 //! * [`faults`]: the fault table: sign, meaning, what labd does, what a person must do. Pure.
 //! * [`health`]: which GPU is quarantined for a fault, and whose worker is restarted. Pure.
@@ -13,6 +14,7 @@
 
 mod amd;
 pub mod attach;
+pub mod bus;
 pub mod cdi;
 pub mod faults;
 pub mod handle;

@@ -16,6 +16,8 @@ use crate::spec::Device;
 pub(super) static DEF: VendorDef = VendorDef {
     vendor: Vendor::Nvidia,
     name: "NVIDIA GPU",
+    driver: "nvidia",
+    computes_on_all: true,
     sources,
     attach,
     owns: |device| match device {

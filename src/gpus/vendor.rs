@@ -17,6 +17,10 @@ pub struct VendorDef {
     pub vendor: Vendor,
     /// Name of the vendor for people.
     pub name: &'static str,
+    /// Kernel driver of its GPUs.
+    pub driver: &'static str,
+    /// Whether that driver computes on every GPU that it has.
+    pub computes_on_all: bool,
     /// Ways to ask about its GPUs, best first; absent where it cannot be started now. The root of the file system, and
     /// a folder of labd's own.
     pub(super) sources: fn(&Path, &Path) -> Vec<Option<Launch>>,

@@ -327,6 +327,17 @@ def test_without_the_driver_it_says_so_and_finds_the_gpu_that_comes(machine, sta
     assert probe.line("inventory")[0]["id"] == "0x00000000000000a0"
 
 
+def test_graphics_of_a_cpu_beside_another_vendors_gpu_is_no_trouble(machine, start):
+    machine.board(128, "0000:11:00.0", vendor="0x1002", device="0x164e", **{"class": "0x030000"})
+    machine.write("sys/bus/pci/devices/0000:41:00.0/vendor", "0x10de")
+    machine.write("sys/bus/pci/devices/0000:41:00.0/class", "0x030200")
+    machine.answers()
+    probe = start()
+    assert probe.line("inventory") == []
+    assert probe.line("readings") == []
+    assert probe.errors == []
+
+
 def test_a_library_that_does_not_start_is_tried_again(machine, start):
     machine.gpu(128, "0000:23:00.0", 0xA0)
     probe = start("- init error 8")

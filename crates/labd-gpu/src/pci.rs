@@ -1,7 +1,10 @@
 //! PCI devices as the kernel shows them: addresses, where they are attached, which of them are GPUs. Pure over a root
 //! path, `/` on a real machine.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use crate::{Vendor, files};
 
@@ -9,6 +12,11 @@ use crate::{Vendor, files};
 const NVIDIA: u64 = 0x10de;
 /// PCI vendor id of AMD's (once ATI's) GPUs.
 const AMD: u64 = 0x1002;
+
+/// Class of a VGA controller (PCI's own list of class codes, as `linux/pci_ids.h` has it).
+const VGA: u64 = 0x0300;
+/// Class of an encryption controller, which the security processor of an AMD CPU is.
+const ENCRYPTION: u64 = 0x1080;
 
 /// PCI address as it is written everywhere in labd, such as `0000:41:00.0`, out of any of the ways in which drivers
 /// write it: `PCI:0000:06:00` (NVIDIA's kernel lines), `00000000:41:00.0` (NVML), `0000:C1:00.0`, `18:00.0`. A domain
@@ -63,29 +71,79 @@ pub fn slot(root: &Path, pci: &str) -> Option<String> {
     })
 }
 
+/// GPU on the PCI bus, as the kernel shows it whoever runs it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BusGpu {
+    /// Address, such as `0000:41:00.0`.
+    pub address: String,
+    /// Vendor.
+    pub vendor: Vendor,
+    /// Vendor's number of the model.
+    pub model: u64,
+    /// Whether it is a VGA controller, which a card that only shows a picture is too; Instincts and most of NVIDIA's cards
+    /// for data centres are not.
+    pub vga: bool,
+    /// Kernel driver that has it.
+    pub driver: Option<String>,
+    /// Whether it is part of a CPU: its device also is that CPU's security processor.
+    pub integrated: bool,
+    /// Whether it is a share of another one, made for a virtual machine (SR-IOV).
+    pub share: bool,
+}
+
 /// GPUs on the PCI bus, whether or not a driver runs them, by address: what there is before any vendor's library is
 /// asked, and what is still there when a library says that a GPU is gone.
 pub fn gpus(root: &Path) -> Vec<(String, Vendor)> {
-    let mut found: Vec<(String, Vendor)> = fs::read_dir(root.join("sys/bus/pci/devices"))
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|entry| {
-            let dir = entry.path();
-            // Display controllers (0x03), and processing accelerators (0x12), which is what Instincts are.
-            if !matches!(files::number(&dir.join("class"))? >> 16, 0x03 | 0x12) {
-                return None;
-            }
-            let vendor = match files::number(&dir.join("vendor"))? {
-                NVIDIA => Vendor::Nvidia,
-                AMD => Vendor::Amd,
-                _ => return None,
-            };
-            Some((address(&entry.file_name().to_string_lossy())?, vendor))
-        })
-        .collect();
+    let mut found: Vec<_> = each_gpu(root).map(|(_, address, vendor, _)| (address, vendor)).collect();
     found.sort();
     found
+}
+
+/// GPUs on the PCI bus with what tells which of them should compute, by address.
+pub fn bus(root: &Path) -> Vec<BusGpu> {
+    let mut found: Vec<BusGpu> = each_gpu(root)
+        .map(|(dir, address, vendor, class)| BusGpu {
+            vendor,
+            model: files::number(&dir.join("device")).unwrap_or(0),
+            vga: class >> 8 == VGA,
+            driver: fs::read_link(dir.join("driver"))
+                .ok()
+                .and_then(|d| Some(d.file_name()?.to_string_lossy().into_owned())),
+            integrated: vendor == Vendor::Amd && integrated(root, &address),
+            share: dir.join("physfn").exists(),
+            address,
+        })
+        .collect();
+    found.sort_by(|a, b| a.address.cmp(&b.address));
+    found
+}
+
+/// Directory, address, vendor and class of each GPU on the bus.
+fn each_gpu(root: &Path) -> impl Iterator<Item = (PathBuf, String, Vendor, u64)> {
+    let entries = fs::read_dir(root.join("sys/bus/pci/devices")).into_iter().flatten().flatten();
+    entries.filter_map(|entry| {
+        let dir = entry.path();
+        let class = files::number(&dir.join("class"))?;
+        // Display controllers (0x03), and processing accelerators (0x12), which is what Instincts are.
+        if !matches!(class >> 16, 0x03 | 0x12) {
+            return None;
+        }
+        let vendor = match files::number(&dir.join("vendor"))? {
+            NVIDIA => Vendor::Nvidia,
+            AMD => Vendor::Amd,
+            _ => return None,
+        };
+        let address = address(&entry.file_name().to_string_lossy())?;
+        Some((dir, address, vendor, class))
+    })
+}
+
+/// Whether a GPU is part of a CPU, which shows without its driver: since Ryzen, AMD's processors have graphics, sound and
+/// their security processor as functions of one device.
+fn integrated(root: &Path, address: &str) -> bool {
+    let Some((device, _)) = address.split_once('.') else { return false };
+    let class = |function: u8| files::number(&directory(root, &format!("{device}.{function}")).join("class"));
+    (1..8).any(|function| class(function).is_some_and(|class| class >> 8 == ENCRYPTION))
 }
 
 /// Directory of a device in sysfs.
@@ -117,6 +175,39 @@ mod tests {
         ] {
             assert_eq!(address(text).as_deref(), want, "{text}");
         }
+    }
+
+    #[test]
+    fn the_bus_tells_a_cpus_graphics_and_a_share_from_a_gpu() {
+        let root = tempfile::tempdir().expect("a directory");
+        let device = |pci: &str, vendor: &str, class: &str| {
+            let dir = directory(root.path(), pci);
+            fs::create_dir_all(&dir).expect("a directory");
+            for (name, text) in [("vendor", vendor), ("class", class), ("device", "0x164e")] {
+                fs::write(dir.join(name), format!("{text}\n")).expect("a file");
+            }
+            dir
+        };
+        // A Ryzen's graphics, sound and security processor; a Radeon with a USB controller; an H100 and a share of it.
+        device("0000:11:00.0", "0x1002", "0x030000");
+        device("0000:11:00.1", "0x1002", "0x040300");
+        device("0000:11:00.2", "0x1022", "0x108000");
+        device("0000:03:00.0", "0x1002", "0x030000");
+        device("0000:03:00.2", "0x1002", "0x0c0330");
+        let h100 = device("0000:41:00.0", "0x10de", "0x030200");
+        std::os::unix::fs::symlink("../../drivers/nvidia", h100.join("driver")).expect("a link");
+        fs::create_dir(device("0000:41:00.4", "0x10de", "0x030200").join("physfn")).expect("a directory");
+        let seen: Vec<_> =
+            bus(root.path()).into_iter().map(|g| (g.address, g.vga, g.driver, g.integrated, g.share)).collect();
+        assert_eq!(
+            seen,
+            [
+                ("0000:03:00.0".to_owned(), true, None, false, false),
+                ("0000:11:00.0".to_owned(), true, None, true, false),
+                ("0000:41:00.0".to_owned(), false, Some("nvidia".to_owned()), false, false),
+                ("0000:41:00.4".to_owned(), false, None, false, true),
+            ]
+        );
     }
 
     #[test]

@@ -18,9 +18,10 @@ use std::{
 };
 
 use labd_gpu::{
-    Device, Reading,
+    Device, Reading, Vendor,
     kernel::{self, NO_DRIVER},
     line::{Hello, Line, Source, Trouble},
+    pci,
 };
 
 /// Time between two prints of readings.
@@ -68,7 +69,7 @@ fn run(root: &Path, to: &mut impl Write) -> io::Result<()> {
 
     let cards: Vec<_> = (0..library.count()).map(|index| library.card(index)).collect();
     let devices = overlay::devices(listed.clone(), &cards);
-    if devices.iter().all(|(_, index)| index.is_none()) {
+    if !devices.is_empty() && devices.iter().all(|(_, index)| index.is_none()) {
         let text = "ROCm SMI's GPUs and the kernel's do not match by render node or PCI address";
         return complain(root, to, &listed, &Trouble { code: NO_DEVICE.into(), text: text.into() });
     }
@@ -96,6 +97,10 @@ const NO_DEVICE: &str = "no-device";
 
 /// Reason why there is nothing to read, when the kernel lists `listed` and the library counts `known`.
 fn nothing(root: &Path, listed: &[Device], known: u32) -> Option<Trouble> {
+    if listed.is_empty() && !kernel::lacks_driver(root) && pci::gpus(root).iter().any(|(_, vendor)| *vendor != Vendor::Amd) {
+        // Graphics of a CPU beside another vendor's GPUs.
+        return None;
+    }
     let (code, text) = match (listed.len(), known) {
         (0, 0) if !root.join("sys/module/amdgpu").exists() => {
             (NO_DRIVER, "the kernel's driver `amdgpu` is not loaded; load it with `modprobe amdgpu`".to_owned())

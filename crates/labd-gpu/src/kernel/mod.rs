@@ -52,6 +52,15 @@ pub fn readings(root: &Path, devices: &[Device]) -> Vec<Reading> {
         .collect()
 }
 
+/// Whether an AMD GPU is there that no driver has, and that the lab would use. Beside another vendor's GPU, graphics of a
+/// CPU and cards that may be there for the picture alone are none.
+pub fn lacks_driver(root: &Path) -> bool {
+    let bus = pci::bus(root);
+    let beside = bus.iter().any(|g| g.vendor != Vendor::Amd);
+    let wanted = |g: &pci::BusGpu| g.vendor == Vendor::Amd && (!beside || !(g.integrated || g.vga));
+    bus.iter().any(|g| wanted(g) && g.driver.is_none() && !g.share)
+}
+
 /// Version of the driver: the module's own where it has one (AMD's packaged driver), else the kernel's release.
 fn driver(root: &Path) -> Option<String> {
     files::text(&root.join("sys/module/amdgpu/version"))
@@ -68,7 +77,6 @@ fn run_until(root: &Path, input: impl Read + Send + 'static, out: &mut impl Writ
     let ended = end_of(input);
     Line::Hello(Hello { source: Source::Kernel, driver: driver(root), library: None }).write(out)?;
     let mut told: Option<Vec<Device>> = None;
-    let mut in_trouble = false;
     loop {
         // One look for both: a GPU that goes away in between is told as lost once.
         let nodes = nodes::nodes(root);
@@ -81,13 +89,12 @@ fn run_until(root: &Path, input: impl Read + Send + 'static, out: &mut impl Writ
             }
             Line::Inventory(found.clone()).write(out)?;
         }
-        let no_driver = found.is_empty() && pci::gpus(root).iter().any(|(_, vendor)| *vendor == Vendor::Amd);
-        if no_driver && !in_trouble {
+        Line::Readings(nodes.iter().map(|n| readings::reading(root, n)).collect()).write(out)?;
+        // The last word of each round: readings, even of nothing, would be the end of it.
+        if found.is_empty() && lacks_driver(root) {
             let text = "the kernel runs no AMD GPU that is there; `modprobe amdgpu` loads its driver".to_owned();
             Line::Trouble(Trouble { code: NO_DRIVER.to_owned(), text }).write(out)?;
         }
-        in_trouble = no_driver;
-        Line::Readings(nodes.iter().map(|n| readings::reading(root, n)).collect()).write(out)?;
         told = Some(found);
         if ended.recv_timeout(period) != Err(RecvTimeoutError::Timeout) {
             return Ok(());

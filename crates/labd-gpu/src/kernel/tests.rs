@@ -305,12 +305,37 @@ fn the_probe_tells_what_there_is_until_nobody_reads() {
     let lost = std::iter::repeat_with(next).take(100).find(says_lost);
     assert!(matches!(lost, Some(Line::Readings(r)) if r[0].error.as_deref() == Some(GONE)));
     assert_eq!(next(), Line::Inventory(Vec::new()));
-    assert!(matches!(next(), Line::Trouble(t) if t.code == NO_DRIVER));
-    assert_eq!(next(), Line::Readings(Vec::new()), "still alive, for the watchdog");
+    for _ in 0..2 {
+        assert_eq!(next(), Line::Readings(Vec::new()), "still alive, for the watchdog");
+        assert!(matches!(next(), Line::Trouble(t) if t.code == NO_DRIVER), "the last word of each round");
+    }
     drop(lines);
     let ended = probe.join().expect("no panic");
     assert_eq!(ended.expect_err("nobody reads").kind(), io::ErrorKind::BrokenPipe);
     drop(open);
+}
+
+#[test]
+fn a_driver_is_missed_for_a_gpu_that_the_lab_would_use_and_for_no_other() {
+    let root = tree(include_str!("trees/apu-alone.tree"));
+    let at = |path: &str| root.path().join("sys/bus/pci/devices").join(path);
+    let file = |path: &str, text: &str| {
+        fs::create_dir_all(at(path).parent().expect("it is in a folder")).expect("a folder");
+        fs::write(at(path), text).expect("a file");
+    };
+    assert!(lacks_driver(root.path()), "graphics of a CPU alone is the lab's GPU");
+    unix::symlink("../../drivers/amdgpu", at("0000:0a:00.0/driver")).expect("a link");
+    assert!(!lacks_driver(root.path()));
+    fs::remove_file(at("0000:0a:00.0/driver")).expect("it was there");
+    file("0000:41:00.0/vendor", "0x10de\n");
+    file("0000:41:00.0/class", "0x030200\n");
+    assert!(!lacks_driver(root.path()), "beside an NVIDIA GPU it is not");
+    file("0000:0a:00.0/class", "0x038000\n");
+    file("0000:0a:00.2/class", "0x108000\n");
+    assert!(!lacks_driver(root.path()), "nor where it has no screen");
+    file("0000:c3:00.0/vendor", "0x1002\n");
+    file("0000:c3:00.0/class", "0x120000\n");
+    assert!(lacks_driver(root.path()), "an Instinct is");
 }
 
 #[test]
