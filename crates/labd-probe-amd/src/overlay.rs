@@ -20,9 +20,10 @@ pub(crate) fn devices(kernel: Vec<Device>, cards: &[Card]) -> Vec<(Device, Optio
                 if let Some(name) = &card.name {
                     device.name.clone_from(name);
                 }
-                // A partition's memory is its share, and the library's word is of the whole GPU.
+                // A partition's memory is its share, and the library's word is of the whole GPU. Of a CPU's graphics the
+                // library knows what was set apart, and not the machine's memory that it computes in.
                 if let Some(bytes) = card.memory_bytes.filter(|_| device.parent.is_none()) {
-                    device.memory_bytes = bytes;
+                    device.memory_bytes = device.memory_bytes.max(bytes);
                 }
             }
             (device, index.map(|i| i as u32))
@@ -46,7 +47,8 @@ pub(crate) fn reading(device: &Device, library: Reading, kernel: Reading) -> Rea
     };
     Reading {
         utilisation_percent: library.utilisation_percent.or(kernel.utilisation_percent),
-        memory_used_bytes: library.memory_used_bytes.or(kernel.memory_used_bytes),
+        // The kernel's is more where it counts more than the library does.
+        memory_used_bytes: library.memory_used_bytes.max(kernel.memory_used_bytes),
         temperature_c: library.temperature_c.or(kernel.temperature_c),
         clock_mhz: library.clock_mhz.or(kernel.clock_mhz),
         memory_clock_mhz: library.memory_clock_mhz.or(kernel.memory_clock_mhz),
@@ -116,6 +118,17 @@ mod tests {
         assert_eq!(other, &(kernel[0].clone(), None));
         assert_eq!((told.id.as_str(), told.name.as_str()), ("0x0000000000001234", "Instinct MI100"));
         assert_eq!((told.memory_bytes, told.numa_node), (32 << 30, Some(1)));
+    }
+
+    #[test]
+    fn graphics_of_a_cpu_has_the_memory_that_the_kernel_says_it_computes_in() {
+        let card = Card { render_minor: Some(128), memory_bytes: Some(512 << 20), ..Card::default() };
+        let gpu = Device { memory_bytes: 98 << 30, ..device("0000:c5:00.0", "0000:c5:00.0", 128) };
+        let told = devices(vec![gpu.clone()], &[card]);
+        assert_eq!(told[0].0.memory_bytes, 98 << 30);
+        let library = Reading { memory_used_bytes: Some(1 << 20), ..Reading::default() };
+        let kernel = Reading { memory_used_bytes: Some(1 << 30), ..Reading::default() };
+        assert_eq!(reading(&gpu, library, kernel).memory_used_bytes, Some(1 << 30));
     }
 
     #[test]

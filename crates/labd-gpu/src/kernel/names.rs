@@ -1,7 +1,12 @@
 //! Product names of AMD's GPUs, by PCI device id: for kernels whose `product_name` is empty.
 
 /// Names from the PCI ID repository (pci-ids.ucw.cz), vendor 1002: what labs have.
-const NAMES: [(u32, &str); 35] = [
+const NAMES: [(u32, &str); 40] = [
+    (0x150e, "Radeon 880M/890M (Strix)"),
+    (0x1586, "Radeon 8050S/8060S (Strix Halo)"),
+    (0x15bf, "Radeon 780M (Phoenix)"),
+    (0x1681, "Radeon 680M (Rembrandt)"),
+    (0x1900, "Radeon 780M (Hawk Point)"),
     (0x66a0, "Radeon Instinct"),
     (0x66a1, "Radeon Instinct MI50"),
     (0x66af, "Radeon VII"),

@@ -49,7 +49,7 @@ pub(super) struct Node {
     /// Directory in the topology.
     pub(super) topology: PathBuf,
     /// Whether it is part of a CPU.
-    integrated: bool,
+    pub(super) integrated: bool,
 }
 
 /// Topology node of KFD.
@@ -147,7 +147,11 @@ fn of_one_gpu(root: &Path, gpu: &[Topology], index: u32, taken: &mut BTreeSet<St
     gpu.iter()
         .enumerate()
         .map(|(i, node)| {
+            let integrated = node.integrated(&dir);
             let whole_memory = files::number(&dir.join("mem_info_vram_total")).filter(|_| !partitions);
+            // Since Linux 6.10 a CPU's graphics computes in the machine's memory where little was set apart for it, as on
+            // Strix Halo: then KFD's bank is that, and the driver's number the little.
+            let whole_memory = whole_memory.map(|own| if integrated { own.max(node.memory()) } else { own });
             let device = Device {
                 id: if i == 0 { base.clone() } else { format!("{base}.{i}") },
                 vendor: Vendor::Amd,
@@ -162,7 +166,6 @@ fn of_one_gpu(root: &Path, gpu: &[Topology], index: u32, taken: &mut BTreeSet<St
                 cpu_list: cpu_list.clone(),
                 nodes: device_nodes(root, node),
             };
-            let integrated = node.integrated(&dir);
             Node { device, gpu_id: node.gpu_id, topology: node.dir.clone(), integrated }
         })
         .collect()

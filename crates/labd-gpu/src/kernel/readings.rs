@@ -36,12 +36,21 @@ pub(super) fn reading(root: &Path, node: &Node) -> Reading {
         return reading;
     }
     reading.utilisation_percent = files::number(&dir.join("gpu_busy_percent")).filter(|p| *p <= 100).map(|p| p as f32);
-    reading.memory_used_bytes = files::number(&dir.join("mem_info_vram_used"));
+    reading.memory_used_bytes = memory_used(&dir, node);
     reading.power_w = ["power1_average", "power1_input"].iter().find_map(|file| watts(&dir, file));
     reading.power_limit_w = watts(&dir, "power1_cap");
     reading.clock_mhz = clock(&dir.join("pp_dpm_sclk"));
     reading.memory_clock_mhz = clock(&dir.join("pp_dpm_mclk"));
     reading
+}
+
+/// Memory in use. What a CPU's graphics computes in is the machine's (GTT) where that is what it has.
+fn memory_used(device: &Path, node: &Node) -> Option<u64> {
+    let own = files::number(&device.join("mem_info_vram_used"))?;
+    let set_apart = files::number(&device.join("mem_info_vram_total")).unwrap_or(u64::MAX);
+    let shared = node.integrated && node.device.memory_bytes > set_apart;
+    let gtt = if shared { files::number(&device.join("mem_info_gtt_used")) } else { None };
+    Some(own.saturating_add(gtt.unwrap_or(0)))
 }
 
 /// Reading of a GPU that the kernel no longer has.

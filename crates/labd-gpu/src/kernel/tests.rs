@@ -210,6 +210,28 @@ fn graphics_of_a_cpu_alone_is_the_labs_gpu_unless_another_vendor_has_one() {
 }
 
 #[test]
+fn a_strix_halo_has_a_name_and_the_memory_that_it_computes_in() {
+    let (kfd, pci) = ("sys/class/kfd/kfd/topology/nodes/1", "sys/bus/pci/devices/0000:c5:00.0");
+    // 512 MiB are set apart, and 98 GiB are the driver's limit for computing.
+    let text = format!(
+        "dev/kfd\t\n{kfd}/gpu_id\t7777\n{kfd}/properties\tcpu_cores_count 0\\nsimd_count 80\\ngfx_target_version 110501\\n\
+         device_id 5510\\nlocation_id 50432\\ndomain 0\\ndrm_render_minor 128\\n\n\
+         {kfd}/mem_banks/0/properties\theap_type 1\\nsize_in_bytes 105226698752\\n\n\
+         {pci}/vendor\t0x1002\n{pci}/device\t0x1586\n{pci}/class\t0x038000\n{pci}/mem_info_vram_total\t536870912\n\
+         {pci}/mem_info_vram_used\t104857600\n{pci}/mem_info_gtt_used\t1073741824\n{pci}/gpu_busy_percent\t3\n"
+    );
+    let root = tree(&text);
+    let gpu = only(inventory(root.path()));
+    assert_eq!((gpu.name.as_str(), gpu.memory_bytes), ("AMD Radeon 8050S/8060S (Strix Halo)", 98 << 30));
+    assert_eq!(readings(root.path(), &[gpu])[0].memory_used_bytes, Some(104_857_600 + (1 << 30)));
+    // A kernel that computes in what is set apart.
+    let root = tree(&text.replace("105226698752", "536870912"));
+    let gpu = only(inventory(root.path()));
+    assert_eq!(gpu.memory_bytes, 512 << 20);
+    assert_eq!(readings(root.path(), &[gpu])[0].memory_used_bytes, Some(104_857_600));
+}
+
+#[test]
 fn gpus_are_near_different_cpus_and_an_old_kernels_render_nodes_come_from_the_address() {
     let root = tree(include_str!("trees/two-numa.tree"));
     let devices = inventory(root.path());
