@@ -62,6 +62,13 @@ impl BusCheck {
     }
 }
 
+/// Number of a vendor's GPUs that should compute, as far as the bus tells: what its driver has, and what it should have.
+pub fn computing(bus: &[BusGpu], def: &VendorDef) -> usize {
+    let own = bus.iter().filter(|gpu| gpu.vendor == def.vendor);
+    let (bound, others): (Vec<&BusGpu>, Vec<&BusGpu>) = own.partition(|gpu| gpu.driver.as_deref() == Some(def.driver));
+    bound.len() + others.into_iter().filter(|gpu| should_answer(gpu, def, &bound)).count()
+}
+
 /// Whether a GPU that is not listed should be. `answering` are the listed ones of its vendor.
 ///
 /// Graphics of a CPU, shares and what was given to a virtual machine are not the lab's. What another driver has shows a
@@ -179,6 +186,17 @@ mod tests {
         ] {
             assert_eq!(said(&[one.clone(), other(change)], &[&one]).len(), 1, "{why}");
         }
+    }
+
+    #[test]
+    fn a_display_is_no_gpu_that_should_compute() {
+        let mut display = gpu(Vendor::Nvidia, 0x03, None);
+        (display.vga, display.model) = (true, 0x128b);
+        let mut lost = gpu(Vendor::Nvidia, 0x42, None);
+        lost.vga = true;
+        let count = |bus: &[BusGpu]| computing(bus, vendor::of(Vendor::Nvidia).expect("a vendor"));
+        assert_eq!((count(&[]), count(&[display.clone()]), count(&[display.clone(), h100(0x41)])), (0, 0, 1));
+        assert_eq!(count(&[display, h100(0x41), lost]), 2, "one more of the same");
     }
 
     #[test]

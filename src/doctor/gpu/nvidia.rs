@@ -6,11 +6,13 @@ use std::{
     path::Path,
 };
 
+use labd_gpu::pci;
+
 use super::{COMMAND, KERNEL_LOG, OnDisk, count_of, first_line, module_version, names, read};
 use crate::{
     doctor::{Check, Said, Scene, blocking, count, say},
     engine::docker::Setup,
-    gpus::Vendor,
+    gpus::{Vendor, bus, vendor},
 };
 
 /// Driver, device nodes and toolkit of NVIDIA GPUs; nothing on a machine that has none.
@@ -21,12 +23,16 @@ pub(in crate::doctor) async fn nvidia(scene: &Scene) -> Vec<Check> {
     }
     let root = scene.subject.root.clone();
     let kernel = scene.subject.root == Path::new("/");
-    let (driver, on_disk, smi, setup) = tokio::join!(
+    let place = root.clone();
+    let (driver, computing, on_disk, smi, setup) = tokio::join!(
         blocking(move || NvidiaFiles::read(&root)),
+        blocking(move || vendor::of(Vendor::Nvidia).map_or(0, |def| bus::computing(&pci::bus(&place), def))),
         async { if kernel { module_version("nvidia").await } else { None } },
         say("nvidia-smi", &["--list-gpus"], COMMAND),
         scene.setup(),
     );
+    // A display that its driver does not run is not missed, unless there is nothing else.
+    let gpus = computing.filter(|n| *n > 0).unwrap_or(gpus);
     let Some(files) = driver else {
         return vec![Check::fail("nvidia-driver", "the kernel's files do not answer", KERNEL_LOG)];
     };
