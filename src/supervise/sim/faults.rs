@@ -27,6 +27,11 @@ pub(super) enum Fault {
     Quarantine(String, Duration),
     /// A worker's GPU is missing for a while.
     GpuMissing(String, Duration),
+    /// The driver healed a worker's GPU: what was on it is gone, though its processes go on.
+    GpuHealed(String),
+    /// labd starts anew, as after a boot, and a worker's GPU is found so much later; for half of that time labd does not
+    /// know which GPUs there are.
+    GpuLate(String, Duration),
     /// The token is wrong from now on: the node is out of the cluster and never joins again.
     WrongToken(String),
     /// The head's state is gone when it comes back.
@@ -110,6 +115,8 @@ impl Fault {
             37 | 38 => Self::Works(worker, long * 3),
             39 => Self::Quarantine(worker, long * 2),
             40 => Self::GpuMissing(worker, long),
+            41 => Self::GpuHealed(worker),
+            42 => Self::GpuLate(worker, long),
             _ => Self::Reload,
         }
     }
@@ -160,6 +167,11 @@ impl Fault {
             }
             Self::Quarantine(s, _) => w.set_gpu(s, GpuState::Quarantined),
             Self::GpuMissing(s, _) => w.set_gpu(s, GpuState::Missing),
+            Self::GpuHealed(s) => w.heal_gpu(s),
+            Self::GpuLate(s, d) => {
+                w.set_gpu(s, GpuState::Missing);
+                w.check_gpus_at(now.plus(*d / 2));
+            }
             Self::WrongToken(s) => {
                 w.unregister_by_hand(s, true);
                 if let Some(c) = w.of_mut(s) {
@@ -236,7 +248,9 @@ impl Fault {
             Self::DockerPause(s, d) => Some((*d, Relief::Unpause(s.clone()))),
             Self::DockerRestart(s) => Some((Duration::from_millis(100), Relief::StartWhenStopped(s.clone()))),
             Self::Foreign(s, d) => Some((*d, Relief::RemoveForeign(s.clone()))),
-            Self::Quarantine(s, d) | Self::GpuMissing(s, d) => Some((*d, Relief::GpuBack(s.clone()))),
+            Self::Quarantine(s, d) | Self::GpuMissing(s, d) | Self::GpuLate(s, d) => {
+                Some((*d, Relief::GpuBack(s.clone())))
+            }
             Self::EngineRestart(d) => Some((*d, Relief::EngineEnds)),
             Self::LiveRestore(d) | Self::EngineMute(d) | Self::PowerCut(_, d, _) => Some((*d, Relief::EngineOn)),
             _ => None,

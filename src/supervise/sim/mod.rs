@@ -299,6 +299,10 @@ impl History {
                 self.labd = None;
                 self.labd_back = Some(now.plus(*back));
             }
+            Fault::GpuLate(..) => {
+                self.labd = None;
+                self.labd_back = Some(now.plus(TICK));
+            }
             Fault::LabdStop(s) => {
                 self.outside.lock().touched.insert(s.clone(), now);
                 if self.ask(Command::Stop { service: s.clone() }).await {
@@ -693,6 +697,56 @@ fn a_clock_that_is_set_by_an_hour_makes_nobody_wait_and_no_incident_stay_open() 
             h.outcome(Duration::ZERO)
         });
     }
+}
+
+#[test]
+fn a_worker_waits_for_its_late_or_lost_gpu_and_leaves_a_quarantined_one_and_no_other_is_touched() {
+    let (worker, other) = ("ray-worker-0", "ray-worker-1");
+    let lasts = Duration::from_mins(2);
+    for (fault, state, why) in [
+        (Fault::GpuMissing(worker.into(), lasts), ServiceState::Waiting, "waits for its GPU"),
+        (Fault::GpuLate(worker.into(), lasts), ServiceState::Waiting, "waits for its GPU"),
+        (Fault::Quarantine(worker.into(), lasts), ServiceState::Held, "its GPU is quarantined"),
+    ] {
+        simulate(|| async move {
+            let mut h = History::new(8);
+            h.ready_within(Duration::from_mins(1), "the beginning").await;
+            let id = |h: &History, s: &str| h.outside.lock().of(s).and_then(|c| Some((c.id.clone(), c.running()?)));
+            let before = id(&h, other);
+            h.strike(&fault).await;
+            h.pass(Duration::from_secs(90)).await;
+            let shown = h.labd.as_ref().expect("it lives").snapshot.borrow().clone();
+            let service = shown.services.iter().find(|v| v.name == worker).expect("planned").clone();
+            assert!(service.state == state && service.last_reason.starts_with(why), "{fault:?}: {service:?}");
+            assert_eq!(id(&h, worker), None, "{fault:?}");
+            h.end_faults().await;
+            h.ready_within(BOUND, "its GPU is there").await;
+            assert_eq!(id(&h, other), before, "{fault:?}");
+            assert!(h.outside.lock().violations.is_empty());
+            h.outcome(Duration::ZERO)
+        });
+    }
+}
+
+#[test]
+fn a_worker_whose_gpu_was_healed_is_another_container_once_also_for_the_next_labd() {
+    simulate(|| async {
+        let mut h = History::new(9);
+        h.ready_within(Duration::from_mins(1), "the beginning").await;
+        let id = |h: &History, s: &str| h.outside.lock().of(s).and_then(|c| Some((c.id.clone(), c.running()?)));
+        let before = ["ray-worker-0", "ray-worker-1"].map(|s| id(&h, s));
+        h.strike(&Fault::GpuHealed("ray-worker-0".into())).await;
+        h.pass(Duration::from_secs(5)).await;
+        h.ready_within(BOUND, "the driver healed its GPU").await;
+        let after = ["ray-worker-0", "ray-worker-1"].map(|s| id(&h, s));
+        assert!(after[0].is_some() && after[0] != before[0]);
+        assert_eq!(after[1], before[1], "the other tenant's");
+        h.strike(&Fault::KillLabd(Duration::from_secs(1))).await;
+        h.pass(Duration::from_mins(3)).await;
+        assert_eq!(["ray-worker-0", "ray-worker-1"].map(|s| id(&h, s)), after);
+        assert!(h.outside.lock().violations.is_empty());
+        h.outcome(Duration::ZERO)
+    });
 }
 
 #[test]

@@ -212,6 +212,10 @@ pub(super) struct World {
     /// Workers whose GPU is unusable, with the time since when; and those that got theirs back.
     barred: BTreeMap<String, Timestamp>,
     released: BTreeMap<String, Timestamp>,
+    /// Workers whose GPU the driver healed, with the time of that: they are recreated once.
+    healed: BTreeMap<String, Timestamp>,
+    /// Time in which labd does not know which GPUs there are: from when to when.
+    gpus_unchecked: Option<(Timestamp, Timestamp)>,
     /// Number of next starts that fail, by service.
     pub(super) start_fails: BTreeMap<String, u32>,
     /// Workers that train: from when to when.
@@ -281,6 +285,8 @@ impl World {
             })),
             barred: BTreeMap::new(),
             released: BTreeMap::new(),
+            healed: BTreeMap::new(),
+            gpus_unchecked: None,
             start_fails: BTreeMap::new(),
             works: BTreeMap::new(),
             create_fails: BTreeMap::new(),
@@ -379,6 +385,23 @@ impl World {
             let units = &mut Arc::make_mut(inventory).units;
             units.iter_mut().filter(|unit| Some(unit.gpu.slot) == slot).for_each(|unit| unit.state = state);
         });
+    }
+
+    /// Lets the driver heal a worker's GPU: what was on it is void.
+    pub(super) fn heal_gpu(&mut self, worker: &str) {
+        self.healed.insert(worker.to_owned(), now());
+        let slot = crate::spec::worker_slot(worker);
+        self.gpus.send_modify(|inventory| {
+            let units = &mut Arc::make_mut(inventory).units;
+            let void = Some((Timestamp::now(), "its GPU had xid-94: a memory error hit one program".to_owned()));
+            units.iter_mut().filter(|unit| Some(unit.gpu.slot) == slot).for_each(|unit| unit.restart.clone_from(&void));
+        });
+    }
+
+    /// Lets labd not know which GPUs there are until then.
+    pub(super) fn check_gpus_at(&mut self, at: Timestamp) {
+        self.gpus_unchecked = Some((now(), at));
+        self.gpus.send_modify(|inventory| Arc::make_mut(inventory).settled = false);
     }
 
     /// Sends a signal, as `docker kill` does.
@@ -503,6 +526,9 @@ impl World {
 
     pub(super) fn tick(&mut self) {
         let now = now();
+        if self.gpus_unchecked.take_if(|(_, until)| now >= *until).is_some() {
+            self.gpus.send_modify(|inventory| Arc::make_mut(inventory).settled = true);
+        }
         let services: Vec<String> = self.containers.iter().map(|c| c.service.clone()).collect();
         for service in &services {
             let Some(c) = self.of(service) else { continue };
@@ -730,6 +756,7 @@ impl World {
         let ours = c.ours;
         let lately = |at: Option<&Timestamp>| at.is_some_and(|&at| now.since(at) <= Duration::from_mins(2));
         let barred = self.barred.contains_key(&service) || lately(self.released.get(&service));
+        let barred = barred || lately(self.healed.get(&service));
         let asked = barred || lately(self.restart_asked.get(&service)) || lately(self.touched.get(&service));
         self.say(format_args!("labd: {how} {service}"));
         if !ours {
@@ -760,6 +787,10 @@ impl World {
         }
         if self.barred.get(&service).is_some_and(|&since| now.since(since) >= Duration::from_millis(50)) {
             self.never(format_args!("{service} was started although its GPU is unusable"));
+        }
+        let unchecked = self.gpus_unchecked.is_some_and(|(since, _)| now.since(since) >= Duration::from_millis(50));
+        if unchecked && service.starts_with("ray-worker-") {
+            self.never(format_args!("{service} was started before its GPU was looked for"));
         }
         let down = self.gcs_down_since.filter(|_| !self.gcs_up(now));
         let long_down = down.is_some_and(|at| now.since(at.max(self.gcs_answered)) >= Duration::from_secs(5));
