@@ -152,6 +152,7 @@ fn found(id: &str) -> Found {
         pci: None,
         parent: None,
         partition: None,
+        instance: None,
         divided: false,
         numa_node: None,
         cpu_list: None,

@@ -55,10 +55,19 @@ fn gpus(rows: &[&str]) -> String {
 #[test]
 fn it_tells_gpus_partitions_processes_and_rows() {
     let machine = Machine::new();
+    for (file, text) in [
+        ("proc/driver/nvidia/gpus/0000:42:00.0/information", "Device Minor: 1\n"),
+        ("proc/driver/nvidia/capabilities/gpu1/mig/gi3/ci0/access", "DeviceFileMinor: 31\n"),
+    ] {
+        let path = machine.dir.path().join(file);
+        fs::create_dir_all(path.parent().expect("it is in a folder")).expect("a folder");
+        fs::write(path, text).expect("a file");
+    }
     machine.plays(&format!(
-        "{}\n-L) printf '%s\\n' 'GPU 0: NVIDIA H100 (UUID: GPU-aa)' 'GPU 1: NVIDIA H100 (UUID: GPU-bb)' \
+        "--query-gpu=uuid,gpu_recovery_action) echo 'GPU-aa, Reboot';;\n{}\n-L) printf '%s\\n' 'GPU 0: NVIDIA H100 (UUID: GPU-aa)' 'GPU 1: NVIDIA H100 (UUID: GPU-bb)' \
          '  MIG 1g.10gb     Device  0: (UUID: MIG-1)';;\n--query-compute-apps=*) echo 'MIG-1, 4242, 512';;\n\
-         --query-remapped-rows=*) echo 'GPU-aa, 1, 0, 1, 0';;",
+         -q) printf '%s\\n' 'GPU 00000000:42:00.0' \
+         '    GPU instance ID : 3' '    Compute instance ID : 0' '    Process ID : 4343';;\n--query-remapped-rows=*) echo 'GPU-aa, 1, 0, 1, 0';;",
         gpus(&[ROW, DIVIDED])
     ));
     let mut probe = machine.start();
@@ -68,7 +77,8 @@ fn it_tells_gpus_partitions_processes_and_rows() {
     assert_eq!(ids(&probe.inventory()), ["GPU-aa", "GPU-bb", "MIG-1"]);
     let readings = probe.readings(|_| true);
     assert_eq!((readings[0].temperature_c, readings[0].remap_pending), (Some(41.0), true));
-    assert_eq!(readings[2].processes.iter().map(|p| p.pid).collect::<Vec<_>>(), [4242]);
+    assert_eq!(readings[2].processes.iter().map(|p| p.pid).collect::<Vec<_>>(), [4242, 4343]);
+    assert_eq!((readings[0].recovery_action, readings[1].recovery_action), (Some(2), None));
 
     // A list that cannot be had does not make a partition disappear.
     machine.plays(&gpus(&[ROW, DIVIDED]));

@@ -83,6 +83,7 @@ mod tests {
             pci: None,
             parent: None,
             partition: None,
+            instance: None,
             divided: false,
             numa_node: None,
             cpu_list: None,
@@ -149,6 +150,30 @@ mod tests {
         assert!(said(&gpu, &EngineDevices::default()).starts_with("MIG-1, /dev/nvidia0"));
         gpu.divided = true;
         assert!(container_devices(&gpu, &engine).is_err());
+    }
+
+    #[test]
+    fn a_partition_is_attached_by_cdi_by_the_toolkit_and_by_its_capabilities() {
+        let yaml = |name: &str, nodes: &str| {
+            let nodes: Vec<String> = nodes.split(' ').map(|n| format!("{{path: /dev/{n}}}")).collect();
+            format!("- name: '{name}'\n  containerEdits: {{deviceNodes: [{}]}}\n", nodes.join(", "))
+        };
+        let cap = |n: u32| format!("nvidia0 nvidia-caps/nvidia-cap{n} nvidia-caps/nvidia-cap{}", n + 1);
+        let file = |devices: &[String]| format!("kind: nvidia.com/gpu\ndevices:\n{}", devices.concat());
+        let by_id = file(&[yaml("MIG-1", &cap(12)), yaml("MIG-2", &cap(21))]);
+        let by_index = file(&[yaml("0", "nvidia0"), yaml("0:0", &cap(12)), yaml("0:1", &cap(21))]);
+        let with = |text: &str| engine(&[("var/run/cdi/nvidia.yaml", text)], None);
+        let caps = ["/dev/nvidia-caps/nvidia-cap21", "/dev/nvidia-caps/nvidia-cap22"];
+        let known = found(Vendor::Nvidia, "MIG-2", 0, &[("/dev/nvidia0", 0), (caps[0], 0), (caps[1], 0)]);
+        let unknown = found(Vendor::Nvidia, "MIG-2", 0, &[("/dev/nvidia0", 0)]);
+        assert_eq!(said(&known, &with(&by_id)), "nvidia.com/gpu=MIG-2 [0]");
+        assert_eq!(said(&unknown, &with(&by_id)), "nvidia.com/gpu=MIG-2 [0]", "its own name says enough");
+        assert_eq!(said(&known, &with(&by_index)), "nvidia.com/gpu=0:1 [0]");
+        assert_eq!(said(&unknown, &with(&by_index)), "MIG-2, /dev/nvidia0 [0]", "and never its whole GPU");
+        let none = EngineDevices::default();
+        assert_eq!(said(&known, &none), format!("MIG-2, /dev/nvidia0 [0], {} [0], {} [0]", caps[0], caps[1]));
+        let moved = found(Vendor::Nvidia, "MIG-2", 0, &[("/dev/nvidia1", 0), (caps[0], 0)]);
+        assert!(said(&moved, &with(&by_id)).starts_with("MIG-2, /dev/nvidia1"), "the file is older than the last boot");
     }
 
     #[test]

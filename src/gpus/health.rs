@@ -95,8 +95,14 @@ impl FaultState {
             None => None,
         };
         let grown = before.zip(r.ecc_uncorrected).is_some_and(|(before, now)| has_errors(before, now));
-        let sign = if self.has_no_handle(r, at) { Some(Sign::NoHandle) } else { sign_of(r, grown) };
-        let Some(fault) = sign.and_then(look_up) else {
+        let fault = if self.has_no_handle(r, at) {
+            look_up(Sign::NoHandle)
+        } else {
+            // What is not answered at all says more than what the driver needs.
+            let needs = r.error.is_none().then(|| r.recovery_action.and_then(needed)).flatten();
+            needs.or_else(|| sign_of(r, grown).and_then(look_up))
+        };
+        let Some(fault) = fault else {
             self.said.remove(&r.id);
             return None;
         };
@@ -146,6 +152,22 @@ impl FaultState {
         let mark = self.restarts.get(id)?;
         Some((mark.since, format!("its GPU had {}: {}", mark.code, mark.fault()?.meaning)))
     }
+}
+
+/// Fault of a GPU of which NVIDIA's driver says that it needs this (`nvmlDeviceGpuRecoveryAction_t`). It is that of the
+/// kernel's line about the same change, which labd may have missed: the table has each meaning once. To drain traffic
+/// between GPUs (3) is a thing of the moment, for which the line is enough.
+fn needed(action: u32) -> Option<&'static Fault> {
+    let word = match action {
+        // A reset; also together with a drain, or of the PCI bus.
+        1 | 4 | 6 => "0x1 (GPU Reset Required)",
+        // A reboot, of node or system.
+        2 | 7 => "0x2 (Node Reboot Required)",
+        _ => return None,
+    };
+    look_up(Sign::Kernel(&format!(
+        "NVRM: Xid (PCI:0000:00:00): 154, GPU recovery action changed from 0x0 (None) to {word}"
+    )))
 }
 
 /// Whether a count of memory errors grew by errors.
@@ -259,6 +281,29 @@ mod tests {
             judge.reading(&reading(gpu, Some("NVML_ERROR_OPERATING_SYSTEM")), at(second));
         }
         assert_eq!(judge.quarantine(gpu), None, "that is not the GPU's fault");
+    }
+
+    #[test]
+    fn a_gpu_that_needs_a_reset_or_a_reboot_is_quarantined_by_what_the_driver_says() {
+        let gpu = &simulate::gpus(1, &[])[0];
+        for (action, want) in [
+            (0, None),
+            (1, Some("xid-154")),
+            (2, Some("xid-154-reboot")),
+            (3, None),
+            (4, Some("xid-154")),
+            (5, None),
+            (6, Some("xid-154")),
+            (7, Some("xid-154-reboot")),
+            (4711, None),
+        ] {
+            let mut judge = FaultState::default();
+            let needs = Reading { id: "SIM-0".into(), recovery_action: Some(action), ..Reading::default() };
+            assert_eq!(judge.reading(&needs, at(1)).map(|f| f.code), want, "{action}");
+            assert_eq!(judge.quarantine(gpu).map(|t| t.code).as_deref(), want, "{action}");
+            assert_eq!(judge.reading(&needs, at(2)), None, "told");
+            assert!(judge.restart("SIM-0").is_none());
+        }
     }
 
     #[test]

@@ -21,11 +21,11 @@ use super::{
     Gpu, Inventory, Process, Unit, Vendor,
     attach::{self, EngineDevices},
     bus::{self, BusCheck},
-    faults::{Fault, Sign, look_up},
+    faults::{Action, Fault, Sign, look_up},
     handle::{Asked, Gpus, Order},
     health::{self, FaultState},
     kmsg, simulate,
-    slots::Slots,
+    slots::{self, Slots},
     vendor,
 };
 use crate::{
@@ -122,6 +122,7 @@ pub fn spawn(parts: Parts) -> Gpus {
         bus: BusCheck::default(),
         bus_looked: None,
         on_bus: Vec::new(),
+        undivided: Vec::new(),
         incidents_heard: Timestamp::now(),
         kernel: None,
         notices: Vec::new(),
@@ -153,6 +154,8 @@ struct GpuManager {
     bus: BusCheck,
     bus_looked: Option<Instant>,
     on_bus: Vec<Notice>,
+    /// GPUs that are in MIG mode and have no instance.
+    undivided: Vec<String>,
     /// Time of the newest incident that was handled.
     incidents_heard: Timestamp,
     /// Lines of the kernel about GPUs that are not known yet, oldest first.
@@ -295,7 +298,12 @@ impl GpuManager {
     fn probes_say(&mut self) {
         let now = Timestamp::now();
         let before = self.remembered.slots.clone();
-        self.remembered.slots.update(&self.found());
+        let found = self.found();
+        for change in before.divided_otherwise(&found) {
+            self.record(None, "divided", &format!("{change}; its workers are made for what it has now"));
+        }
+        self.remembered.slots.update(&found);
+        self.undivided = slots::divided_into_nothing(&found).map(|d| d.id.clone()).collect();
         if self.remembered.slots != before {
             // What the engine can hand out of a new one it may say only now.
             self.ask_engine = true;
@@ -343,9 +351,9 @@ impl GpuManager {
     fn of_a_gpu(&mut self, line: &kmsg::KernelLine, told: bool) {
         let (now, fault) = (Timestamp::now(), line.fault);
         let Some(pci) = &line.pci else { return };
-        let at_pci = |d: &Device| d.pci.as_deref().is_some_and(|own| same_slot(own, pci));
-        let ids: Vec<String> =
-            self.remembered.slots.iter().filter(|(_, d)| at_pci(d)).map(|(_, d)| d.id.clone()).collect();
+        let (slots, instance) = (&self.remembered.slots, kmsg::instance(&line.text));
+        let concerned = slots.iter().filter(|(_, d)| concerns(fault, pci, instance, d));
+        let ids: Vec<String> = concerned.map(|(_, d)| d.id.clone()).collect();
         if ids.is_empty() {
             // From before the probes found it, or of no GPU of the lab's.
             self.unplaced.push(line.clone());
@@ -534,6 +542,13 @@ impl GpuManager {
         }
         let mut notices = self.notices.clone();
         notices.extend(self.on_bus.iter().cloned());
+        notices.extend(self.undivided.iter().filter(|_| self.simulated().is_none()).map(|id| Notice {
+            severity: Severity::Warning,
+            text: format!(
+                "GPU {id} is in MIG mode and has no instance, so no worker has it: make some with `nvidia-smi mig -i {id} -cgi \
+                 PROFILES -C`, or end the mode with `nvidia-smi -i {id} -mig 0`"
+            ),
+        }));
         if let Some(reason) = self.kernel.as_ref().filter(|_| self.simulated().is_none()) {
             notices.push(Notice { severity: Severity::Info, text: reason.clone() });
         }
@@ -574,6 +589,7 @@ fn with_parent(id: &str, own: Option<Reading>, parent: Option<Reading>) -> Optio
         remapped_rows: own.remapped_rows.or(parent.remapped_rows),
         remap_pending: own.remap_pending || parent.remap_pending,
         remap_failed: own.remap_failed || parent.remap_failed,
+        recovery_action: own.recovery_action.or(parent.recovery_action),
         error: own.error.or(parent.error),
         ..own
     })
@@ -628,6 +644,14 @@ async fn next(lines: &mut Option<mpsc::Receiver<kmsg::KernelLine>>) -> kmsg::Ker
             None => std::future::pending::<()>().await,
         }
     }
+}
+
+/// Whether a line of the kernel about this address, and about this GPU instance if it names one, concerns a GPU or a
+/// partition. One tenant's fault is the others' only where it needs a reset: that takes all of them along.
+fn concerns(fault: &Fault, pci: &str, instance: Option<u32>, device: &Device) -> bool {
+    let at_pci = device.pci.as_deref().is_some_and(|own| same_slot(own, pci));
+    let others = instance.zip(device.instance).is_some_and(|(named, own)| named != own.gpu);
+    at_pci && (!others || fault.action == Action::Quarantine)
 }
 
 /// Whether two PCI addresses are those of the same card: partitions differ in the function.
@@ -730,15 +754,38 @@ mod tests {
             memory_used_bytes: Some(9),
             temperature_c: Some(60.0),
             remap_pending: true,
+            recovery_action: Some(1),
             error: Some("NVML_ERROR_GPU_IS_LOST".into()),
             ..Reading::default()
         };
         let both = with_parent("MIG-1", Some(own.clone()), Some(whole.clone())).expect("a reading");
         assert_eq!((both.id.as_str(), both.ecc_uncorrected, both.memory_used_bytes), ("MIG-1", Some(0), Some(7)));
         assert_eq!((both.temperature_c, both.remap_pending, both.error.is_some()), (Some(60.0), true, true));
+        assert_eq!(both.recovery_action, Some(1));
         assert_eq!(with_parent("MIG-1", None, Some(whole)).map(|r| r.id), Some("MIG-1".into()));
         assert_eq!(with_parent("MIG-1", Some(own.clone()), None), Some(own));
         assert_eq!(with_parent("MIG-1", None, None), None);
+    }
+
+    #[test]
+    fn one_tenants_fault_concerns_its_own_instance_unless_the_whole_gpu_needs_a_reset() {
+        let instance = |gpu| Some(labd_gpu::Instance { gpu, compute: 0 });
+        let part = |gpu| Device { instance: instance(gpu), ..slots::tests::device("MIG", "0000:3b:00.0") };
+        let (own, other, unknown) = (part(5), part(9), Device { instance: None, ..part(5) });
+        let elsewhere = Device { pci: Some("0000:3c:00.0".into()), ..part(5) };
+        let concerned = |code: &str, text: &str| {
+            let fault = health::by_code(code).expect("a row");
+            let (found, pci) = kmsg::parse(text).expect("a fault");
+            assert_eq!(found.code, code, "{text}");
+            let pci = pci.expect("it names its GPU");
+            [&own, &other, &unknown, &elsewhere].map(|d| concerns(fault, &pci, kmsg::instance(text), d))
+        };
+        let of_one = "NVRM: Xid (PCI:0000:3b:00 GPU-I:05): 94, pid=4321, name=python3, Contained: SM (0x1). RST: No";
+        assert_eq!(concerned("xid-94", of_one), [true, false, true, false]);
+        let of_all = "NVRM: Xid (PCI:0000:3b:00): 94, pid=4321, name=python3, Contained: SM (0x1). RST: No";
+        assert_eq!(concerned("xid-94", of_all), [true, true, true, false]);
+        let reset = "NVRM: Xid (PCI:0000:3b:00 GPU-I:05): 95, pid=4321, name=python3, Uncontained: LTC TAG. RST: Yes";
+        assert_eq!(concerned("xid-95", reset), [true, true, true, false]);
     }
 
     #[test]

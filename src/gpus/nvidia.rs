@@ -45,14 +45,24 @@ fn sources(_: &Path, _: &Path) -> Vec<Option<Launch>> {
 
 fn attach(found: &Found, engine: &EngineDevices) -> Result<Vec<Device>, String> {
     const KIND: &str = "nvidia.com/gpu";
+    let partition = found.id.starts_with("MIG-");
     let own = only(paths(&found.nodes), is_one_nvidia);
     let known = engine.cdi(KIND);
     let same = |nodes: &BTreeSet<String>| only(nodes.iter().map(String::as_str), is_one_nvidia) == own;
     let by_uuid = format!("{KIND}={}", found.id);
     let uuid = known.get_key_value(by_uuid.as_str());
-    // Its own name is believed unless the nodes that come with it are another GPU's.
-    let uuid = uuid.filter(|(_, nodes)| own.is_empty() || nodes.is_none_or(same)).map(|(name, _)| *name);
-    let by_nodes = || known.iter().find(|(_, nodes)| !own.is_empty() && nodes.is_some_and(same)).map(|(name, _)| *name);
+    // Its own name is believed unless the nodes that come with it are another GPU's. Of a partition only its GPU's node is
+    // compared: which capabilities open it may not be known here.
+    let agree = |nodes: &BTreeSet<String>| {
+        let gpus = |paths: BTreeSet<&str>| {
+            paths.into_iter().filter(|p| !is_capability(p)).map(str::to_owned).collect::<Vec<_>>()
+        };
+        same(nodes) || (partition && gpus(only(nodes.iter().map(String::as_str), is_one_nvidia)) == gpus(own.clone()))
+    };
+    let uuid = uuid.filter(|(_, nodes)| own.is_empty() || nodes.is_none_or(agree)).map(|(name, _)| *name);
+    // A partition without capabilities of its own would have its whole GPU's nodes.
+    let tells = if partition { own.iter().any(|p| is_capability(p)) } else { !own.is_empty() };
+    let by_nodes = || known.iter().find(|(_, nodes)| tells && nodes.is_some_and(same)).map(|(name, _)| *name);
     if let Some(name) = uuid.or_else(by_nodes) {
         return Ok(vec![Device::Cdi { name: name.to_owned(), gids: groups(&found.nodes) }]);
     }
@@ -69,9 +79,13 @@ fn attach(found: &Found, engine: &EngineDevices) -> Result<Vec<Device>, String> 
     Ok(all)
 }
 
+/// Whether a node opens one instance of MIG.
+fn is_capability(path: &str) -> bool {
+    path.starts_with("/dev/nvidia-caps/")
+}
+
 /// Whether a node belongs to one NVIDIA GPU or one partition: `/dev/nvidiactl` and the like are everybody's.
 fn is_one_nvidia(path: &str) -> bool {
-    let number = path.strip_prefix("/dev/nvidia").or_else(|| path.strip_prefix("/dev/nvidia-caps/nvidia-cap"));
-    path.starts_with("/dev/nvidia-caps/")
-        || number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+    let number = path.strip_prefix("/dev/nvidia");
+    is_capability(path) || number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
 }

@@ -3,6 +3,8 @@
 //! A worker's number is its slot. A GPU keeps its slot for as long as the lab knows it: one that is late at boot, or falls
 //! off the bus and returns, gets its own worker back, and no other worker is touched by that.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use labd_gpu::Device;
 use serde::{Deserialize, Serialize};
 
@@ -63,11 +65,54 @@ impl Slots {
         self.trim();
     }
 
+    /// GPUs that are divided otherwise in what is found now, in words: what they were divided into, and are.
+    pub fn divided_otherwise(&self, found: &[Device]) -> Vec<String> {
+        let known: Vec<&Device> = self.iter().map(|(_, d)| d).collect();
+        let new: Vec<&Device> = found.iter().filter(|d| !d.divided).collect();
+        let gpus: BTreeSet<&str> = known.iter().chain(&new).filter_map(|d| d.parent.as_deref()).collect();
+        let of = |all: &[&Device], gpu: &str| -> Vec<Device> {
+            let own = all.iter().filter(|d| d.parent.as_deref() == Some(gpu) || (d.parent.is_none() && d.id == gpu));
+            own.map(|&d| d.clone()).collect()
+        };
+        let what =
+            |parts: &[Device]| parts.iter().map(|d| (d.id.clone(), d.partition.clone())).collect::<BTreeSet<_>>();
+        gpus.into_iter()
+            .filter_map(|gpu| {
+                let (before, now) = (of(&known, gpu), of(&new, gpu));
+                // New to the lab, or gone as a whole.
+                let there = found.iter().any(|d| d.id == gpu || d.parent.as_deref() == Some(gpu));
+                let news = !before.is_empty() && there && what(&before) != what(&now);
+                news.then(|| format!("GPU {gpu} is divided otherwise: {} before, {} now", parts(&before), parts(&now)))
+            })
+            .collect()
+    }
+
     fn trim(&mut self) {
         while self.0.last().is_some_and(Option::is_none) {
             self.0.pop();
         }
     }
+}
+
+/// Partitions in words, such as `2 × 1g.10gb, 1 × 3g.40gb`.
+fn parts(devices: &[Device]) -> String {
+    if devices.is_empty() {
+        return "nothing".to_owned();
+    }
+    let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
+    for device in devices {
+        let kind = if device.parent.is_none() { "whole" } else { device.partition.as_deref().unwrap_or("part") };
+        *kinds.entry(kind).or_default() += 1;
+    }
+    let word = |(kind, count): (&&str, &usize)| {
+        if *kind == "whole" { "whole".to_owned() } else { format!("{count} × {kind}") }
+    };
+    kinds.iter().map(word).collect::<Vec<_>>().join(", ")
+}
+
+/// GPUs that are divided into nothing, and therefore have no worker.
+pub fn divided_into_nothing(found: &[Device]) -> impl Iterator<Item = &Device> {
+    found.iter().filter(|d| d.divided && !found.iter().any(|part| part.parent.as_ref() == Some(&d.id)))
 }
 
 /// Whether a GPU that is not found is gone because somebody divided it, or divided its parent in another way.
@@ -97,6 +142,7 @@ pub(super) mod tests {
             pci: Some(pci.to_owned()),
             parent: None,
             partition: None,
+            instance: None,
             divided: false,
             numa_node: None,
             cpu_list: None,
@@ -151,6 +197,34 @@ pub(super) mod tests {
         let other = [whole, part("m3", "a", "01"), b.clone()];
         assert_eq!(ids(&after(&[&[a.clone(), b.clone()], &parts, &other])), [Some("m3"), Some("b")]);
         assert_eq!(ids(&after(&[&[a.clone(), b.clone()], &parts, &[a, b]])), [Some("a"), Some("b")]);
+    }
+
+    #[test]
+    fn a_changed_division_is_told_in_words() {
+        let (a, b) = (device("a", "01"), device("b", "02"));
+        let whole = Device { divided: true, ..a.clone() };
+        let wide = |id: &str| Device { partition: Some("3g.40gb".to_owned()), ..part(id, "a", "01") };
+        let parts = [whole.clone(), part("m1", "a", "01"), part("m2", "a", "01"), b.clone()];
+        let told = |before: &[Device], now: &[Device]| after(&[before]).divided_otherwise(now);
+        let undivided = [a.clone(), b.clone()];
+        assert_eq!(told(&[], &parts), Vec::<String>::new(), "new to the lab");
+        assert_eq!(told(&parts, &parts), Vec::<String>::new());
+        assert_eq!(told(&parts, std::slice::from_ref(&b)), Vec::<String>::new(), "it fell off the bus");
+        assert_eq!(told(&undivided, &parts), ["GPU a is divided otherwise: whole before, 2 × 1g.10gb now"]);
+        assert_eq!(told(&parts, &undivided), ["GPU a is divided otherwise: 2 × 1g.10gb before, whole now"]);
+        let other = [whole.clone(), part("m3", "a", "01"), wide("m4"), b.clone()];
+        assert_eq!(
+            told(&parts, &other),
+            ["GPU a is divided otherwise: 2 × 1g.10gb before, 1 × 1g.10gb, 1 × 3g.40gb now"]
+        );
+        assert_eq!(told(&parts, &[whole.clone(), b]), ["GPU a is divided otherwise: 2 × 1g.10gb before, nothing now"]);
+        let ids = |found: &[Device]| divided_into_nothing(found).map(|d| d.id.clone()).collect::<Vec<_>>();
+        assert_eq!((ids(&parts), ids(&[whole])), (Vec::<String>::new(), vec!["a".to_owned()]));
+        // AMD's first partition has its GPU's id.
+        let amd = |id: &str, mode: &str| Device { partition: Some(mode.to_owned()), ..part(id, "0x1", "05") };
+        let (spx, cpx) = ([device("0x1", "05")], [amd("0x1", "CPX"), amd("0x1.1", "CPX")]);
+        assert_eq!(told(&spx, &cpx), ["GPU 0x1 is divided otherwise: whole before, 2 × CPX now"]);
+        assert_eq!(told(&cpx, &spx), ["GPU 0x1 is divided otherwise: 2 × CPX before, whole now"]);
     }
 
     #[test]

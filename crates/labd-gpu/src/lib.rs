@@ -62,6 +62,9 @@ pub struct Device {
     /// Kind of the partition, such as `1g.10gb` (MIG) or `CPX`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub partition: Option<String>,
+    /// Instance of MIG that the partition is, in the driver's numbers; absent where they cannot be told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<Instance>,
     /// Whether it is divided into partitions: containers are given those, and not the GPU itself.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub divided: bool,
@@ -74,6 +77,15 @@ pub struct Device {
     /// Device nodes that a container needs to use it, and no other GPU's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub nodes: Vec<DeviceNode>,
+}
+
+/// Instance of MIG: part of a GPU's memory and units, in which one or more compute instances share the memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Instance {
+    /// Number of the GPU instance, as in `GPU-I:05` of the kernel's lines.
+    pub gpu: u32,
+    /// Number of the compute instance in it, as in `GPU-CI:00`.
+    pub compute: u32,
 }
 
 /// Device node of the host.
@@ -131,6 +143,10 @@ pub struct Reading {
     pub remap_pending: bool,
     /// Whether rows could not be remapped: the spare ones are used up.
     pub remap_failed: bool,
+    /// What NVIDIA's driver says it needs before it can be used again, in NVML's numbers (`nvmlDeviceGpuRecoveryAction_t`):
+    /// 0 is nothing, 1 a reset, 2 a reboot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recovery_action: Option<u32>,
     /// Processes on it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub processes: Vec<Process>,

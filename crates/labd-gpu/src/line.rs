@@ -112,6 +112,7 @@ mod tests {
             pci: Some("0000:65:00.0".into()),
             parent: None,
             partition: None,
+            instance: None,
             divided: false,
             numa_node: Some(1),
             cpu_list: Some("0-31".into()),

@@ -9,9 +9,10 @@ use std::{
 };
 
 use crate::{
-    Device, Process, Reading, Throttle, Vendor,
+    Device, Instance, Process, Reading, Throttle, Vendor,
     line::{LIBRARY_MISSING, Line, Trouble},
-    nvidia_driver, pci,
+    nvidia_driver::{self, Part},
+    pci,
 };
 
 /// Fields that are asked of each GPU: `--query-gpu=`, joined by commas. `nvidia-smi` refuses all of them when it does
@@ -41,6 +42,12 @@ pub const FIELDS: [&str; 20] = [
 
 /// Argument that asks for all processes that compute: one line each, GPU, process, memory in MiB.
 pub const PROCESSES: &str = "--query-compute-apps=gpu_uuid,pid,used_memory";
+/// Arguments that ask for all processes by the instances they run in: the list above names the whole GPU for those on a
+/// MIG device.
+pub const INSTANCE_PROCESSES: [&str; 3] = ["-q", "-d", "PIDS"];
+/// Argument that asks what each GPU needs before it can be used again. Only newer drivers know; apart from [`FIELDS`],
+/// since it changes as seldom as rows do.
+pub const RECOVERY: &str = "--query-gpu=uuid,gpu_recovery_action";
 /// Argument that asks for remapped rows: one line per GPU, its UUID, rows after corrected and uncorrected errors,
 /// whether some are pending, whether it failed.
 pub const ROWS: &str = "--query-remapped-rows=gpu_uuid,remapped_rows.correctable,remapped_rows.uncorrectable,\
@@ -298,6 +305,69 @@ pub fn processes(text: &str) -> BTreeMap<String, Vec<Process>> {
     all
 }
 
+/// Process on a MIG device, with its GPU's address and its instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InstanceProcess {
+    pci: String,
+    instance: Instance,
+    process: Process,
+}
+
+/// Processes on MIG devices, in the output for [`INSTANCE_PROCESSES`].
+pub fn instance_processes(text: &str) -> Vec<InstanceProcess> {
+    let mut all: Vec<InstanceProcess> = Vec::new();
+    let (mut pci, mut gpu, mut compute) = (None, None, None);
+    for line in text.lines() {
+        if let Some(address) = line.strip_prefix("GPU ") {
+            (pci, gpu, compute) = (pci::address(address), None, None);
+            continue;
+        }
+        let Some((name, value)) = line.split_once(" : ") else { continue };
+        match name.trim().to_ascii_lowercase().as_str() {
+            "gpu instance id" => (gpu, compute) = (number(value.trim()), None),
+            "compute instance id" => compute = number(value.trim()),
+            "process id" => {
+                if let (Some(pci), Some(gpu), Some(compute), Ok(pid)) = (&pci, gpu, compute, value.trim().parse()) {
+                    let process = Process { pid, memory_bytes: None };
+                    all.push(InstanceProcess { pci: pci.clone(), instance: Instance { gpu, compute }, process });
+                }
+            }
+            "used gpu memory" => {
+                // Of the process before; one that is on no instance was left out.
+                if let (Some(last), Some(_)) = (all.last_mut(), gpu) {
+                    last.process.memory_bytes = value.trim().strip_suffix(" MiB").and_then(mebibytes);
+                }
+            }
+            _ => {}
+        }
+    }
+    all
+}
+
+/// What each GPU needs, by UUID and in NVML's numbers, in the output for [`RECOVERY`].
+pub fn recovery(text: &str) -> BTreeMap<String, u32> {
+    const WORDS: [(&str, u32); 11] = [
+        ("none", 0),
+        ("reset", 1),
+        ("gpu reset", 1),
+        ("reboot", 2),
+        ("node reboot", 2),
+        ("drain p2p", 3),
+        ("drain and reset", 4),
+        ("drain p2p and reset", 4),
+        ("recover imex domain", 5),
+        ("bus reset", 6),
+        ("system reboot", 7),
+    ];
+    let row = |line: &str| {
+        let (gpu, word) = line.split_once(',')?;
+        let word = word.trim().to_ascii_lowercase();
+        let (_, number) = WORDS.iter().find(|(known, _)| *known == word)?;
+        Some((gpu.trim().to_owned(), *number))
+    };
+    text.lines().filter_map(row).collect()
+}
+
 /// Remapped rows of one GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rows {
@@ -328,8 +398,12 @@ pub struct Extra {
     pub partitions: Vec<Partition>,
     /// Result of [`processes`].
     pub processes: BTreeMap<String, Vec<Process>>,
+    /// Result of [`instance_processes`].
+    pub instance_processes: Vec<InstanceProcess>,
     /// Result of [`rows`].
     pub rows: BTreeMap<String, Rows>,
+    /// Result of [`recovery`].
+    pub recovery: BTreeMap<String, u32>,
 }
 
 /// Devices as they were last told.
@@ -451,15 +525,17 @@ impl Row {
             nodes: nvidia_driver::nodes(root, minor),
             ..nvidia_driver::unseen(root, self.index, self.pci.clone())
         };
-        let own = partitions.iter().filter(|p| self.divided && p.parent == *uuid).map(|p| Device {
-            id: p.id.clone(),
-            memory_bytes: p.memory_bytes(),
-            parent: Some(uuid.clone()),
-            partition: Some(p.profile.clone()),
-            divided: false,
-            ..gpu.clone()
-        });
-        std::iter::once(gpu.clone()).chain(own).collect()
+        let own = partitions.iter().filter(|p| self.divided && p.parent == *uuid);
+        let own: Vec<Part> = own
+            .map(|p| Part {
+                id: p.id.clone(),
+                profile: p.profile.clone(),
+                memory_bytes: p.memory_bytes(),
+                instance: None,
+            })
+            .collect();
+        let own = nvidia_driver::partitions(root, &gpu, minor, &own);
+        std::iter::once(gpu).chain(own).collect()
     }
 }
 
@@ -471,6 +547,9 @@ fn reading(device: &Device, of_row: &Reading, extra: &Extra) -> Reading {
     let mut reading = if device.parent.is_some() { Reading::default() } else { of_row.clone() };
     reading.id.clone_from(&device.id);
     reading.processes = extra.processes.get(&device.id).cloned().unwrap_or_default();
+    let of_instance = |p: &&InstanceProcess| device.pci.as_ref() == Some(&p.pci) && device.instance == Some(p.instance);
+    reading.processes.extend(extra.instance_processes.iter().filter(of_instance).map(|p| p.process.clone()));
+    reading.recovery_action = extra.recovery.get(&device.id).copied();
     if let Some(rows) = extra.rows.get(&device.id) {
         reading.remapped_rows = Some(rows.count);
         reading.remap_pending = rows.pending;

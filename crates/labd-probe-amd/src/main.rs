@@ -97,7 +97,10 @@ const NO_DEVICE: &str = "no-device";
 
 /// Reason why there is nothing to read, when the kernel lists `listed` and the library counts `known`.
 fn nothing(root: &Path, listed: &[Device], known: u32) -> Option<Trouble> {
-    if listed.is_empty() && !kernel::lacks_driver(root) && pci::gpus(root).iter().any(|(_, vendor)| *vendor != Vendor::Amd) {
+    if listed.is_empty()
+        && !kernel::lacks_driver(root)
+        && pci::gpus(root).iter().any(|(_, vendor)| *vendor != Vendor::Amd)
+    {
         // Graphics of a CPU beside another vendor's GPUs.
         return None;
     }

@@ -85,6 +85,7 @@ mod tests {
             pci: Some(pci.into()),
             parent: None,
             partition: None,
+            instance: None,
             divided: false,
             numa_node: Some(1),
             cpu_list: None,

@@ -1,6 +1,6 @@
 //! Conversion of NVML's answers into labd's values. Pure.
 
-use labd_gpu::{Process, Reading, Throttle, line::LIBRARY_MISSING};
+use labd_gpu::{Instance, Process, Reading, Throttle, line::LIBRARY_MISSING};
 use nvml_wrapper::{
     bitmasks::device::ThrottleReasons, enums::device::UsedGpuMemory, error::NvmlError,
     struct_wrappers::device::ProcessInfo,
@@ -98,6 +98,8 @@ pub(crate) struct Rows {
     pub(crate) retired: [Option<u64>; 2],
     pub(crate) pending: [Option<u64>; 2],
     pub(crate) failed: Option<u64>,
+    /// What the GPU needs before it can be used again, which only newer drivers say.
+    pub(crate) recovery: Option<u64>,
 }
 
 impl Rows {
@@ -139,6 +141,7 @@ pub(crate) fn reading(id: &str, answers: Answers) -> Reading {
         remapped_rows: rows.count(),
         remap_pending: rows.pending.iter().flatten().any(|n| *n > 0),
         remap_failed: rows.failed.is_some_and(|n| n > 0),
+        recovery_action: rows.recovery.and_then(|n| u32::try_from(n).ok()),
         processes: processes(compute.into_iter().chain(graphics).flatten()),
         ..reading
     }
@@ -205,6 +208,11 @@ fn processes(all: impl Iterator<Item = ProcessInfo>) -> Vec<Process> {
         }
     }
     found
+}
+
+/// Instance that processes on a MIG device name, where they do.
+pub(crate) fn instance(processes: &[ProcessInfo]) -> Option<Instance> {
+    processes.iter().find_map(|p| Some(Instance { gpu: p.gpu_instance_id?, compute: p.compute_instance_id? }))
 }
 
 /// Kind of a MIG device, out of its name, such as `1g.10gb` out of `NVIDIA H100 80GB HBM3 MIG 1g.10gb`.
@@ -301,6 +309,16 @@ mod tests {
         let rows = Rows { retired: [Some(4), Some(1)], pending: [None, Some(1)], ..Rows::default() };
         let reading = reading("GPU-1", Answers { rows: Ok(rows), ..answers() });
         assert_eq!((reading.remapped_rows, reading.remap_pending), (Some(5), true));
+    }
+
+    #[test]
+    fn what_the_gpu_needs_and_the_instance_of_a_process_are_passed_on() {
+        let rows = Rows { recovery: Some(2), ..Rows::default() };
+        assert_eq!(reading("GPU-1", Answers { rows: Ok(rows), ..answers() }).recovery_action, Some(2));
+        let somewhere = process(7, UsedGpuMemory::Used(1));
+        let there = ProcessInfo { gpu_instance_id: Some(9), compute_instance_id: Some(0), ..somewhere.clone() };
+        assert_eq!(instance(&[somewhere.clone(), there]), Some(Instance { gpu: 9, compute: 0 }));
+        assert_eq!(instance(&[somewhere]), None);
     }
 
     #[test]

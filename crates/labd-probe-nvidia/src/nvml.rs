@@ -9,7 +9,8 @@ use std::{
 use labd_gpu::{
     Device, Reading,
     line::{Hello, Source},
-    nvidia_driver, pci,
+    nvidia_driver::{self, Part},
+    pci,
 };
 use nvml_wrapper::{
     Device as Handle, Nvml,
@@ -123,26 +124,26 @@ impl Found<'_> {
     /// Device, followed by its partitions. Fails where it does not answer any more.
     pub(crate) fn devices(&self, index: u32, root: &Path) -> Answer<Vec<Device>> {
         let pci = convert::optional(self.handle.pci_info())?.and_then(|info| pci::address(&info.bus_id));
+        let minor = convert::optional(self.handle.minor_number())?;
         let gpu = Device {
             id: self.id.clone(),
             name: self.handle.name()?,
             memory_bytes: memory(&self.handle)?,
             divided: self.divided,
-            nodes: nvidia_driver::nodes(root, convert::optional(self.handle.minor_number())?),
+            nodes: nvidia_driver::nodes(root, minor),
             ..nvidia_driver::unseen(root, index, pci)
         };
-        let mut all = vec![gpu.clone()];
+        let mut parts = Vec::new();
         for (id, handle) in &self.partitions {
-            all.push(Device {
+            parts.push(Part {
                 id: id.clone(),
+                profile: convert::profile(&handle.name()?),
                 memory_bytes: memory(handle)?,
-                parent: Some(gpu.id.clone()),
-                partition: Some(convert::profile(&handle.name()?)),
-                divided: false,
-                ..gpu.clone()
+                instance: handle.running_compute_processes().ok().and_then(|all| convert::instance(&all)),
             });
         }
-        Ok(all)
+        let parts = nvidia_driver::partitions(root, &gpu, minor, &parts);
+        Ok(std::iter::once(gpu).chain(parts).collect())
     }
 
     /// Reading, followed by those of its partitions. NVML answers for a partition what is its own: memory and
@@ -178,7 +179,7 @@ fn ask(handle: &Handle<'_>) -> Answers {
 }
 
 fn rows(handle: &Handle<'_>) -> Answer<Rows> {
-    const FIELDS: [u32; 7] = [
+    const FIELDS: [u32; 8] = [
         field::NVML_FI_DEV_REMAPPED_COR,
         field::NVML_FI_DEV_REMAPPED_UNC,
         field::NVML_FI_DEV_REMAPPED_PENDING,
@@ -186,6 +187,7 @@ fn rows(handle: &Handle<'_>) -> Answer<Rows> {
         field::NVML_FI_DEV_RETIRED_SBE,
         field::NVML_FI_DEV_RETIRED_DBE,
         field::NVML_FI_DEV_RETIRED_PENDING,
+        field::NVML_FI_DEV_GET_GPU_RECOVERY_ACTION,
     ];
     let samples = handle.field_values_for(&FIELDS.map(FieldId))?;
     let mut values = samples.into_iter().map(|sample| match sample.ok()?.value.ok()? {
@@ -196,5 +198,5 @@ fn rows(handle: &Handle<'_>) -> Answer<Rows> {
     });
     let mut next = || values.next().flatten();
     let (remapped, pending, failed) = ([next(), next()], next(), next());
-    Ok(Rows { remapped, failed, retired: [next(), next()], pending: [pending, next()] })
+    Ok(Rows { remapped, failed, retired: [next(), next()], pending: [pending, next()], recovery: next() })
 }

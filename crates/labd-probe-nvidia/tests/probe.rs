@@ -12,7 +12,7 @@ use std::{
 };
 
 use labd_gpu::{
-    Process, Reading, Throttle,
+    Instance, Process, Reading, Throttle,
     line::{Hello, LIBRARY_MISSING, Line, Source},
 };
 use tempfile::TempDir;
@@ -104,7 +104,7 @@ fn one_gpu_and_everything_about_it() {
     }
     machine.script(&format!(
         "{}0.power=312500\n0.limit=700000\n0.clock.1=1980\n0.clock.2=2619\n0.throttle=0x24\n0.ecc.0=3\n0.ecc.1=1\n\
-         0.field.142=1\n0.field.143=2\n0.field.144=1\n0.field.145=1\n0.compute=4242:1073741824,77\n0.graphics=900:4096\n",
+         0.field.142=1\n0.field.143=2\n0.field.144=1\n0.field.145=1\n0.field.230=1\n0.compute=4242:1073741824,77\n0.graphics=900:4096\n",
         gpus(1)
     ));
     let probe = machine.start();
@@ -137,6 +137,7 @@ fn one_gpu_and_everything_about_it() {
         remapped_rows: Some(3),
         remap_pending: true,
         remap_failed: true,
+        recovery_action: Some(1),
         processes: vec![
             Process { pid: 4242, memory_bytes: Some(GIB) },
             Process { pid: 77, memory_bytes: None },
@@ -181,6 +182,11 @@ fn mig_devices_belong_to_their_gpu_and_change_with_it() {
         format!("1.mig.{place}.uuid={id}\n1.mig.{place}.name={name}\n1.mig.{place}.memory={bytes}\n")
     };
     let two = format!("{}1.mig=7\n{}", gpus(2), mig(0, "MIG-a", "1g.10gb", 10) + &mig(3, "MIG-b", "3g.40gb", 40));
+    for (capability, minor) in [("gi1", 12), ("gi1/ci0", 13), ("gi9", 84), ("gi9/ci0", 85)] {
+        let access = format!("proc/driver/nvidia/capabilities/gpu1/mig/{capability}/access");
+        machine.file(&access, &format!("DeviceFileMinor: {minor}\nDeviceFileMode: 292\n"));
+        machine.file(&format!("dev/nvidia-caps/nvidia-cap{minor}"), "");
+    }
     machine.script(&format!("{two}1.mig.3.used={GIB}\n1.mig.3.compute=4242:4096\n"));
     let probe = machine.start();
     let devices = probe.inventory();
@@ -189,6 +195,11 @@ fn mig_devices_belong_to_their_gpu_and_change_with_it() {
     let b = &devices[3];
     assert_eq!((b.parent.as_deref(), b.partition.as_deref()), (Some("GPU-1"), Some("3g.40gb")));
     assert_eq!((b.memory_bytes, b.index, b.pci.as_deref()), (40 * GIB, 1, Some("0000:42:00.0")));
+    // Places are in the order of the instances.
+    let seen: Vec<_> = devices[2..].iter().map(|d| (d.instance, d.nodes.last().map(|n| n.path.as_str()))).collect();
+    let instance = |gpu| Some(Instance { gpu, compute: 0 });
+    let nodes = [Some("/dev/nvidia-caps/nvidia-cap13"), Some("/dev/nvidia-caps/nvidia-cap85")];
+    assert_eq!(seen, [(instance(1), nodes[0]), (instance(9), nodes[1])]);
     let readings = probe.readings(|_| true);
     let b = readings.iter().find(|r| r.id == "MIG-b").expect("it has one");
     assert_eq!((b.memory_used_bytes, b.temperature_c, b.error.as_deref()), (Some(GIB), None, None));

@@ -132,6 +132,13 @@ pub fn parse(text: &str) -> Option<(&'static Fault, Option<String>)> {
     look_up(Sign::Kernel(text)).map(|fault| (fault, address(text)))
 }
 
+/// GPU instance of MIG that a line names, as in `NVRM: Xid (PCI:0000:3b:00 GPU-I:05): 94, ...`. The driver writes it in
+/// decimal, with two digits.
+pub fn instance(text: &str) -> Option<u32> {
+    let (_, rest) = text.split_once("GPU-I:")?;
+    rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
 /// First PCI address in a line.
 fn address(text: &str) -> Option<String> {
     text.split(|c: char| c.is_whitespace() || "()[],;'".contains(c)).find_map(|word| {

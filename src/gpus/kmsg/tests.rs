@@ -285,6 +285,21 @@ fn lines_of_real_faults_map_to_their_rows() {
 }
 
 #[test]
+fn a_line_names_the_instance_that_it_is_about() {
+    for (text, want) in [
+        ("NVRM: Xid (PCI:0000:3b:00 GPU-I:05): 94, pid=4321, name=python3, Contained: SM (0x1). RST: No", Some(5)),
+        ("NVRM: Xid (PCI:0000:3b:00 GPU-I:13 GPU-CI:02): 13, pid=4321, name=python3, Graphics SM Exception", Some(13)),
+        ("NVRM: Xid (PCI:0000:3b:00): 94, pid=4321, name=python3, Contained: SM (0x1). RST: No", None),
+        ("NVRM: Xid (PCI:0000:3b:00 GPU-I:): 94", None),
+        ("NVRM: Xid (PCI:0000:3b:00 GPU-I:99999999999): 94", None),
+    ] {
+        assert_eq!(instance(text), want, "{text}");
+    }
+    let line = "NVRM: Xid (PCI:0000:3b:00 GPU-I:05): 94, pid=4321, name=python3, Contained: SM (0x1)";
+    assert_eq!(parse(line).map(|(fault, pci)| (fault.code, pci)), Some(("xid-94", Some("0000:3b:00.0".to_owned()))));
+}
+
+#[test]
 fn ordinary_lines_tell_of_no_fault() {
     for line in QUIET {
         assert_eq!(parse(line).map(|(fault, _)| fault.code), None, "{line}");

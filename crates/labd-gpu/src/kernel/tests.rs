@@ -64,6 +64,7 @@ fn an_mi100_beside_a_bmc_gets_its_own_render_node_and_no_other() {
             pci: Some("0000:c3:00.0".into()),
             parent: None,
             partition: None,
+            instance: None,
             divided: false,
             numa_node: Some(1),
             cpu_list: Some("32-63,96-127".into()),

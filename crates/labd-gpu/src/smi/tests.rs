@@ -300,6 +300,78 @@ fn mig_devices_are_in_the_list() {
     assert_eq!(readings[1].temperature_c, None);
 }
 
+/// Lines as `nvidia-smi -q -d PIDS` prints them, by NVIDIA's manual and posted output.
+const PIDS: &str = "
+==============NVSMI LOG==============
+
+Timestamp                                 : Fri Nov 20 10:00:00 2026
+Driver Version                            : 590.48.01
+CUDA Version                              : 13.1
+
+Attached GPUs                             : 2
+GPU 00000000:41:00.0
+    Processes
+        GPU instance ID                   : 9
+        Compute instance ID               : 0
+        Process ID                        : 4242
+            Type                          : C
+            Name                          : python3
+            Used GPU Memory               : 512 MiB
+        GPU instance ID                   : 1
+        Compute instance ID               : 0
+        Process ID                        : 4343
+            Type                          : C
+            Name                          : strange : name
+            Used GPU Memory               : Not available in WDDM driver model
+
+GPU 00000000:C1:00.0
+    Processes
+        GPU instance ID                   : N/A
+        Compute instance ID               : N/A
+        Process ID                        : 77
+            Type                          : C
+            Name                          : python3
+            Used GPU Memory               : 100 MiB
+";
+
+#[test]
+fn a_process_on_a_partition_is_told_by_its_instance() {
+    let root = tempfile::tempdir().expect("a directory");
+    let file = |path: &str, text: &str| {
+        let path = root.path().join(path);
+        std::fs::create_dir_all(path.parent().expect("it is in a folder")).expect("a folder");
+        std::fs::write(path, text).expect("a file");
+    };
+    file("proc/driver/nvidia/gpus/0000:41:00.0/information", "Device Minor: 0\n");
+    for instance in ["gi1/ci0", "gi9/ci0"] {
+        file(&format!("proc/driver/nvidia/capabilities/gpu0/mig/{instance}/access"), "DeviceFileMinor: 12\n");
+    }
+    let list = "GPU 0: NVIDIA H100 (UUID: GPU-aa)\n  MIG 3g.40gb Device 0: (UUID: MIG-1)\n  MIG 1g.10gb Device 1: (UUID: MIG-2)\n";
+    let extra = Extra {
+        partitions: partitions(list),
+        processes: processes("GPU-aa, 4242, 512\nGPU-aa, 4343, [N/A]\nGPU-bb, 77, 100\n"),
+        instance_processes: instance_processes(PIDS),
+        ..Extra::default()
+    };
+    let found = parse(&format!("{}{V100}", H100.replace("Disabled", "Enabled")));
+    let lines = Known::default().lines(root.path(), &Asked::All, found, &extra);
+    let Some(Line::Readings(readings)) = lines.last() else { panic!("{lines:?}") };
+    let of = |id: &str| &readings.iter().find(|r| r.id == id).expect("it has one").processes;
+    assert_eq!(*of("MIG-1"), [Process { pid: 4343, memory_bytes: None }]);
+    assert_eq!(*of("MIG-2"), [Process { pid: 4242, memory_bytes: Some(512 << 20) }]);
+    assert_eq!(*of("GPU-bb"), [Process { pid: 77, memory_bytes: Some(100 << 20) }]);
+}
+
+#[test]
+fn what_a_gpu_needs_has_nvmls_number() {
+    let told = recovery("GPU-aa, None\nGPU-bb, Reset\nGPU-cc, Reboot\nGPU-dd, Drain and Reset\nGPU-ee, [N/A]\n");
+    let numbers: Vec<_> = told.iter().map(|(id, number)| (id.as_str(), *number)).collect();
+    assert_eq!(numbers, [("GPU-aa", 0), ("GPU-bb", 1), ("GPU-cc", 2), ("GPU-dd", 4)]);
+    assert_eq!(recovery("Field \"gpu_recovery_action\" is not a valid field to query.\n"), BTreeMap::new());
+    let (_, readings) = self::told(&mut Known::default(), H100, &Extra { recovery: told, ..Extra::default() });
+    assert_eq!(readings[0].recovery_action, Some(0));
+}
+
 #[test]
 fn remapped_rows_are_a_list_of_their_own() {
     let rows = rows("GPU-aa, 1, 2, 1, 0\nGPU-bb, [N/A], [N/A], [N/A], [N/A]\nGPU-cc, 0, 0, No, Yes\n");
@@ -337,5 +409,6 @@ fn a_strange_text_is_no_panic() {
     {
         let _ = Found::parse(&FIELDS, text);
         let _ = (partitions(text), processes(text), rows(text), unknown_field(text));
+        let _ = (instance_processes(text), recovery(text));
     }
 }
