@@ -50,7 +50,7 @@ pub fn kernel(bytes: &[u8]) {
     if let Some(record) = kmsg::Record::read(&text) {
         let _ = kmsg::parse(&record.text);
     }
-    let _ = kmsg::parse(&text);
+    let _ = (kmsg::parse(&text), kmsg::instance(&text));
 }
 
 /// Reads a probe's line, and what `nvidia-smi` prints in its place.
@@ -59,6 +59,7 @@ pub fn probe(bytes: &[u8]) {
     let _ = Line::parse(&text);
     let _ = smi::Found::parse(&smi::FIELDS, &text);
     let _ = (smi::unknown_field(&text), smi::trouble(&text));
+    let _ = (smi::instance_processes(&text), smi::recovery(&text));
 }
 
 #[cfg(test)]

@@ -127,6 +127,8 @@ fn a_gpu_without_an_address_is_the_one_that_is_left_over() {
     for (root, text, want) in [
         (both.path(), format!("{H100}{unopened}"), "0000:c1:00.0"),
         (both.path(), format!("{unopened}No devices were found\n"), "0000:c1:00.0"),
+        // Whatever its number: there is no other.
+        (both.path(), format!("{H100}{}", unopened.replace("GPU1", "GPU5")), "0000:c1:00.0"),
         // The bus does not say which of two: then the one in its place.
         (bus(&["0000:41:00.0", "0000:81:00.0", "0000:c1:00.0"]).path(), format!("{H100}{unopened}"), "0000:81:00.0"),
         (nowhere(), format!("{H100}{unopened}"), "nvidia-1"),
@@ -134,7 +136,7 @@ fn a_gpu_without_an_address_is_the_one_that_is_left_over() {
         let told = lines(root, &text);
         let [Line::Inventory(devices), Line::Readings(readings)] = &told[..] else { panic!("{told:?}") };
         let lost = devices.last().expect("it is listed");
-        assert_eq!((lost.id.as_str(), lost.index), (want, 1), "{text}");
+        assert_eq!((lost.id.as_str(), lost.index), (want, if text.contains("GPU5") { 5 } else { 1 }), "{text}");
         assert_eq!(errors(readings).last(), Some(&(want, Some("NVML_ERROR_UNKNOWN"))), "{text}");
     }
 }
