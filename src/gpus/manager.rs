@@ -93,6 +93,11 @@ struct Remembered {
 
 /// Starts the manager. The task ends with the last [`Gpus`] and receiver of its view.
 pub fn spawn(parts: Parts) -> Gpus {
+    start(parts, Vec::new())
+}
+
+/// Starts it with these probes, and with every vendor's own where there are none.
+fn start(parts: Parts, probes: Vec<(Vendor, watch::Receiver<ProbeView>)>) -> Gpus {
     let told = parts.journal.as_ref().and_then(|j| j.memory(MEMORY));
     let remembered: Remembered = match told.map(|text| serde_json::from_str(&text)) {
         Some(Ok(remembered)) => remembered,
@@ -111,7 +116,7 @@ pub fn spawn(parts: Parts) -> Gpus {
         parts,
         place,
         remembered,
-        probes: Vec::new(),
+        probes,
         expected,
         engine: None,
         ask_engine: true,
@@ -695,6 +700,7 @@ fn exit_code(why: &str) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::time::simulated;
 
     #[test]
     fn what_the_journal_remembers_can_be_read_by_the_next_labd() {
@@ -765,6 +771,86 @@ mod tests {
         assert_eq!(with_parent("MIG-1", None, Some(whole)).map(|r| r.id), Some("MIG-1".into()));
         assert_eq!(with_parent("MIG-1", Some(own.clone()), None), Some(own));
         assert_eq!(with_parent("MIG-1", None, None), None);
+    }
+
+    #[test]
+    fn a_divided_gpu_and_one_that_does_not_answer_are_told_as_they_are() {
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_time().enable_io().start_paused(true).build();
+        runtime.expect("a runtime").block_on(async {
+            simulated::begin(Some(Timestamp::from_millis(1_800_000_000_000)));
+            tell_of_a_divided_gpu().await;
+            simulated::begin(None);
+        });
+    }
+
+    async fn tell_of_a_divided_gpu() {
+        let root = tempfile::tempdir().expect("a directory");
+        let file = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            std::fs::create_dir_all(path.parent().expect("it is in a folder")).expect("a folder");
+            std::fs::write(path, text).expect("a file");
+        };
+        for pci in ["0000:3b:00.0", "0000:3c:00.0"] {
+            file(&format!("sys/bus/pci/devices/{pci}/vendor"), "0x10de\n");
+            file(&format!("sys/bus/pci/devices/{pci}/class"), "0x030200\n");
+        }
+        file("dev/kmsg", "");
+        let config = Config::parse(Path::new("labd.toml"), "").expect("valid");
+        let reachable = EngineView::Reachable { version: "28.2.2".into(), api: "1.50".into() };
+        let parts = Parts {
+            journal: None,
+            config: watch::channel(Arc::new(config)).1,
+            simulate: None,
+            loads: watch::channel(Arc::default()).1,
+            numa: Vec::new(),
+            engine: Box::new(|| Box::pin(std::future::ready(Some(EngineDevices::default())))),
+            engine_view: watch::channel(reachable).1,
+            incidents: watch::channel(Arc::default()).1,
+            root: root.path().to_owned(),
+            dir: root.path().to_owned(),
+        };
+        let part = |id: &str, gpu| Device {
+            parent: Some("GPU-a".into()),
+            partition: Some("1g.10gb".into()),
+            instance: Some(labd_gpu::Instance { gpu, compute: 0 }),
+            ..slots::tests::device(id, "0000:3b:00.0")
+        };
+        let whole = Device { divided: true, ..slots::tests::device("GPU-a", "0000:3b:00.0") };
+        let (tell, view) = watch::channel(ProbeView { present: true, ..ProbeView::default() });
+        let gpus = start(parts, vec![(Vendor::Nvidia, view)]);
+        let find = |devices: Vec<Device>| {
+            tell.send_modify(|view| (view.devices, view.inventory_at) = (devices, Some(Timestamp::now())));
+        };
+        let mut inventory = gpus.watch();
+        let mut until = async |what: &str, is: fn(&Inventory) -> bool| {
+            let seen = tokio::time::timeout(Duration::from_mins(5), inventory.wait_for(|i| is(i))).await;
+            seen.unwrap_or_else(|_| panic!("never: {what}")).expect("it goes on").clone()
+        };
+        let says = |i: &Inventory, text: &str| i.notices.iter().any(|n| n.text.contains(text));
+
+        find(vec![whole.clone(), part("MIG-1", 5), part("MIG-2", 9)]);
+        until("two workers", |i| i.settled && i.units.len() == 2).await;
+        let line = "NVRM: Xid (PCI:0000:3b:00 GPU-I:09): 94, pid=4321, name=python3, Contained: SM (0x1). RST: No";
+        file("dev/kmsg", &format!("3,1,{},-;{line}\n", u64::MAX / 2));
+        let hit = until("a fault", |i| i.units.iter().any(|u| u.restart.is_some())).await;
+        let restarts: Vec<_> = hit.units.iter().map(|u| (u.gpu.id.as_str(), u.restart.is_some())).collect();
+        assert_eq!(restarts, [("MIG-1", false), ("MIG-2", true)], "the other tenant's worker goes on");
+
+        let silent = until("the bus", |i| i.notices.iter().any(|n| n.text.contains("on the PCI bus"))).await;
+        assert!(
+            says(&silent, "2 on the PCI bus, 1 answer: the NVIDIA GPU at 0000:3c:00.0 does not"),
+            "{:?}",
+            silent.notices
+        );
+        let second = slots::tests::device("GPU-b", "0000:3c:00.0");
+        find(vec![whole.clone(), part("MIG-3", 5), second]);
+        let other = until("all answer", |i| i.notices.iter().all(|n| !n.text.contains("on the PCI bus"))).await;
+        let ids: Vec<_> = other.units.iter().map(|u| u.gpu.id.as_str()).collect();
+        assert_eq!(ids, ["MIG-3", "GPU-b"]);
+        find(vec![whole]);
+        until("no instance", |i| i.notices.iter().any(|n| n.text.contains("GPU-a is in MIG mode and has no instance")))
+            .await;
     }
 
     #[test]
