@@ -88,11 +88,11 @@ fn should_answer(gpu: &BusGpu, def: &VendorDef, answering: &[&BusGpu]) -> bool {
 }
 
 fn notice(def: &VendorDef, answering: usize, silent: &[&str], slot: &impl Fn(&str) -> Option<String>) -> Notice {
-    let named = |address: &&str| match slot(address) {
+    let place = |address: &&str| match slot(address) {
         Some(slot) => format!("{address} (slot {slot})"),
         None => (*address).to_owned(),
     };
-    let (total, names) = (answering + silent.len(), silent.iter().map(named).collect::<Vec<_>>().join(", "));
+    let (total, names) = (answering + silent.len(), silent.iter().map(place).collect::<Vec<_>>().join(", "));
     let (them, does, its) = if silent.len() == 1 { ("it", "does", "its") } else { ("them", "do", "their") };
     // Drivers print an address without its function.
     let pattern =

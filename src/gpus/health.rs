@@ -19,7 +19,7 @@ use crate::{snapshot::GpuTrouble, time::Timestamp};
 const NO_HANDLE: [&str; 3] = ["NVML_ERROR_UNKNOWN", "NVML_ERROR_NOT_FOUND", "NVML_ERROR_TIMEOUT"];
 /// Time after which such an answer is a fault of the GPU. A reset by hand, or the start of a GPU, takes seconds; the probe
 /// opens the library once more within it.
-const NO_HANDLE_FOR: Duration = Duration::from_secs(60);
+const NO_HANDLE_FOR: Duration = Duration::from_mins(1);
 /// Longest time between two such answers that are one trouble. They come once a second, and after 5 s of silence a probe is
 /// killed.
 const NO_HANDLE_GAP: Duration = Duration::from_secs(15);

@@ -187,10 +187,13 @@ mod tests {
         root
     }
 
+    /// Id and profile of a partition, and its instance where the source says that.
+    type Listed<'a> = (&'a str, &'a str, Option<(u32, u32)>);
+
     /// Instance and own nodes of each partition.
-    fn told(root: &Path, parts: &[(&str, &str, Option<(u32, u32)>)]) -> Vec<String> {
+    fn told(root: &Path, parts: &[Listed<'_>]) -> Vec<String> {
         let instance = |(gpu, compute)| Instance { gpu, compute };
-        let part = |&(id, profile, told): &(&str, &str, Option<(u32, u32)>)| Part {
+        let part = |&(id, profile, told): &Listed<'_>| Part {
             id: id.to_owned(),
             profile: profile.to_owned(),
             memory_bytes: 1,

@@ -179,8 +179,8 @@ fn every_form_in_which_a_gpu_cannot_be_opened_is_read() {
     assert_eq!(lost(&format!("{unable}the device")), None);
     // One of eight, asked for less.
     let fields = ["index", "pci.bus_id", "name"];
-    let rows: String =
-        (0..8).filter(|i| *i != 3).map(|i| format!("{i}, 00000000:0{}:00.0, RTX 3080\n", i + 1)).collect();
+    let row = |i: u32| format!("{i}, 00000000:0{}:00.0, RTX 3080", i + 1);
+    let rows = (0..8).filter(|i| *i != 3).map(row).collect::<Vec<_>>().join("\n");
     let found = Found::parse(&fields, &format!("{unable}GPU3: 0000:04:00.0: Unknown Error\n{rows}")).expect("GPUs");
     assert_eq!((found.rows.len(), found.lost[0].index), (7, Some(3)));
 }
