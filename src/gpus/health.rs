@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Gpu,
-    faults::{self, Action, Fault, Sign, look_up},
+    faults::{self, Action, Fault, Sign, look_up, repeats::Repeats},
 };
 use crate::{snapshot::GpuTrouble, time::Timestamp};
 
@@ -46,6 +46,9 @@ pub struct FaultState {
     /// First and newest of the answers in a row that are in [`NO_HANDLE`].
     #[serde(skip)]
     no_handle: BTreeMap<String, (Timestamp, Timestamp)>,
+    /// Faults that mean more when they come again. The kernel's lines of this boot are counted again by every labd.
+    #[serde(skip)]
+    repeats: Repeats,
 }
 
 /// Fault with its row of the table, and the time at which it was seen.
@@ -82,6 +85,23 @@ impl FaultState {
             Action::Nothing => {}
         }
         true
+    }
+
+    /// Counts a line of the kernel about a GPU that had this fault; `alone`: there is no other GPU. Returns the fault that
+    /// it is by having come so often, where that is news.
+    pub fn again(
+        &mut self,
+        id: &str,
+        fault: &'static Fault,
+        text: &str,
+        at: Timestamp,
+        alone: bool,
+    ) -> Option<&'static Fault> {
+        if self.released.get(id).is_some_and(|&released| at <= released) {
+            return None;
+        }
+        let fault = self.repeats.count(id, fault, text, at, alone)?;
+        self.fault(id, fault, at).then_some(fault)
     }
 
     /// Takes new readings of a GPU. Returns the fault that they newly tell of.
@@ -130,6 +150,7 @@ impl FaultState {
         // Said again from now on, it counts again.
         self.said.remove(id);
         self.no_handle.remove(id);
+        self.repeats.forget(id);
         let lifted = self.quarantined.remove(id).is_some();
         if lifted {
             self.released.insert(id.to_owned(), now);
@@ -231,6 +252,29 @@ mod tests {
         let mut judge = FaultState::default();
         assert!(judge.fault("SIM-0", look_up(Sign::Xid(31)).expect("a row"), at(1)));
         assert_eq!((judge.quarantine(&simulate::gpus(1, &[])[0]), judge.restart("SIM-0")), (None, None));
+    }
+
+    #[test]
+    fn programs_that_fail_on_one_gpu_again_and_again_quarantine_it_until_a_person_has_looked() {
+        let gpu = &simulate::gpus(1, &[])[0];
+        let mut judge = FaultState::default();
+        let fails = |judge: &mut FaultState, hour: i64| {
+            let text = format!("NVRM: Xid (PCI:0000:c1:00): 31, pid={hour}, name=python3, Ch 00000008");
+            let fault = look_up(Sign::Kernel(&text)).expect("a row");
+            judge.again("SIM-0", fault, &text, at(hour * 3600), false).map(|f| f.code)
+        };
+        for hour in 0..4 {
+            assert_eq!(fails(&mut judge, hour), None);
+        }
+        assert_eq!(fails(&mut judge, 4), Some("app-errors"));
+        assert_eq!(fails(&mut judge, 5), None, "known already");
+        assert_eq!(judge.quarantine(gpu).map(|t| t.code), Some("app-errors".to_owned()));
+        assert!(judge.release("SIM-0", at(6 * 3600)));
+        // The kernel's lines from before, read again by a new labd, and one that came after.
+        for hour in 0..8 {
+            assert_eq!(fails(&mut judge, hour), None);
+        }
+        assert_eq!(judge.quarantine(gpu), None);
     }
 
     #[test]

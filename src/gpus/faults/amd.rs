@@ -1,14 +1,15 @@
 //! Faults of AMD's GPUs.
 
 use super::{
+    AWAIT,
     Action::{Nothing, Quarantine, Restart},
+    Detail::{Block, Deferred, Memory},
     Fault, JOB, PULL, REBOOT,
-    Sign::{Answer, Exit, Kernel},
+    Sign::{Answer, Exit, Kernel, Ras},
 };
 
 const REPLACE_AMD: &str =
     "Have the GPU at <pci> replaced by its vendor; `dmesg` and `amd-smi bad-pages` give what it asks for.";
-const AWAIT: &str = "Nothing yet: the driver tries to heal it, and how that ends is told as a fault of its own.";
 
 /// Rows of the table, special ones before general ones.
 pub(in crate::gpus) const TABLE: &[Fault] = &[
@@ -21,10 +22,47 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
     },
     Fault {
         code: "amdgpu-lost",
-        signs: &[Kernel("amdgpu*device lost from bus"), Answer(labd_gpu::kernel::GONE)],
+        signs: &[
+            Kernel("amdgpu*device lost from bus"),
+            Kernel("amdgpu*PCI error: detected callback*state(3)"),
+            Answer(labd_gpu::kernel::GONE),
+        ],
         meaning: "the GPU has fallen off the PCI bus: it does not answer any more",
         action: Quarantine,
         remedy: PULL,
+    },
+    // States of a PCI connection are those of `pci_channel_io_normal` (1), `..._frozen` (2) and `..._perm_failure` (3).
+    Fault {
+        code: "amdgpu-pci-reset",
+        signs: &[Kernel("amdgpu*PCI error: detected callback*state(2)")],
+        meaning: "the GPU's PCI connection had an error and is started again: what was on the GPU is gone",
+        action: Restart,
+        remedy: "Nothing, unless it comes again: then check the seat and the power cables of the GPU at <pci>.",
+    },
+    Fault {
+        code: "amdgpu-pci-error",
+        signs: &[Kernel("amdgpu*PCI error: detected callback")],
+        meaning: "the GPU's PCI connection had an error, and works",
+        action: Nothing,
+        remedy: "Nothing, unless it comes often: then check the seat and the power cables of the GPU at <pci>.",
+    },
+    Fault {
+        code: "amdgpu-overheat",
+        signs: &[
+            Kernel("amdgpu*over temperature range"),
+            Kernel("amdgpu*shutdown due to GPU SW CTF"),
+            Kernel("amdgpu*shutdown due to GPU HW CTF"),
+        ],
+        meaning: "the GPU is so hot that it, or the machine, is switched off",
+        action: Quarantine,
+        remedy: "Check fans, air flow and the dust on the GPU at <pci>, then `labd gpu release <id>`.",
+    },
+    Fault {
+        code: "amdgpu-throttled",
+        signs: &[Kernel("amdgpu*WARN: GPU is throttled")],
+        meaning: "the GPU is too hot or gets too little power: it runs slower than it could",
+        action: Nothing,
+        remedy: "Check fans, air flow and the machine's power supplies (`ipmitool sensor`).",
     },
     Fault {
         code: "amdgpu-athub",
@@ -41,6 +79,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         signs: &[
             Kernel("amdgpu*bad page*reach*threshold"),
             Kernel("amdgpu*exceed*bad page*threshold"),
+            Kernel("amdgpu*RAS records:* exceed threshold"),
             Kernel("amdgpu*GPU will not be initialized"),
         ],
         meaning: "too much of the GPU's memory is bad",
@@ -49,14 +88,57 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
     },
     Fault {
         code: "amdgpu-ras",
-        signs: &[Kernel("amdgpu*ncorrectable hardware error"), Kernel("amdgpu*poison consumption")],
+        signs: &[Ras(Memory), Kernel("amdgpu*oison is consumed"), Kernel("amdgpu*oison consumption")],
         meaning: "memory of the GPU had an error that could not be corrected: what used it was stopped",
         action: Restart,
         remedy: "Nothing now; have the GPU at <pci> replaced if it comes again.",
     },
     Fault {
+        code: "amdgpu-ras-block",
+        // Texts without a count are from before the driver said which block.
+        signs: &[Ras(Block), Kernel("amdgpu*ncorrectable hardware error"), Kernel("amdgpu*sram_ecc")],
+        meaning: "a part of the GPU had an error that could not be corrected: what used it was stopped",
+        action: Restart,
+        remedy: "Nothing now; have the GPU at <pci> replaced if it comes again.",
+    },
+    Fault {
+        code: "amdgpu-ras-deferred",
+        signs: &[Ras(Deferred), Kernel("amdgpu*oison is created")],
+        meaning: "memory of the GPU had an error that could not be corrected, in data that nothing has used yet",
+        action: Nothing,
+        remedy: AWAIT,
+    },
+    Fault {
+        code: "amdgpu-firmware",
+        // Also the failed start after it: `Assembler` in `kmsg` sees the two together.
+        signs: &[Kernel("Direct firmware load for amdgpu/*failed")],
+        meaning: "a file of the GPU's firmware is not on the machine: the driver does without, or does not start the GPU",
+        action: Nothing,
+        remedy: "If the GPU is not there, install its firmware (`firmware-amd-graphics` or `linux-firmware`), then reboot the \
+                 machine.",
+    },
+    Fault {
+        code: "amdgpu-no-atomics",
+        signs: &[Kernel("amdgpu: skipped device*PCI rejects atomics")],
+        meaning: "ROCm cannot use a GPU: its slot does not do PCIe atomics",
+        action: Nothing,
+        remedy: "Put it into a slot that the processor drives itself, without a switch or a chipset in between.",
+    },
+    Fault {
+        code: "amdgpu-xgmi",
+        signs: &[Kernel("amdgpu*XGMI:*ailure"), Kernel("amdgpu*XGMI:*ailed")],
+        meaning: "the GPU's link to other GPUs (XGMI) could not be set up",
+        action: Quarantine,
+        remedy: REBOOT,
+    },
+    Fault {
         code: "amdgpu-init-failed",
         signs: &[
+            Kernel("amdgpu*hw_init of IP block"),
+            Kernel("amdgpu*sw_init of IP block"),
+            // Until Linux 6.8, and since then.
+            Kernel("amdgpu: probe of*failed with error"),
+            Kernel("amdgpu*probe with driver amdgpu failed with error"),
             Kernel("amdgpu*Fatal error during GPU init"),
             Kernel("amdgpu*GPU init failed"),
             Kernel("amdgpu*PSP load * failed"),
@@ -68,8 +150,32 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         remedy: PULL,
     },
     Fault {
+        code: "amdgpu-resume-failed",
+        signs: &[Kernel("amdgpu*resume of IP block*failed"), Kernel("amdgpu*ip_resume failed")],
+        meaning: "the driver could not start the GPU again after it slept or was reset",
+        action: Quarantine,
+        remedy: REBOOT,
+    },
+    Fault {
+        code: "amdgpu-recovery-disabled",
+        signs: &[Kernel("amdgpu*GPU recovery disabled"), Kernel("[drm] GPU recovery disabled")],
+        meaning: "the GPU hangs, and the driver is told not to reset it (`amdgpu.gpu_recovery=0`)",
+        action: Quarantine,
+        remedy: "Take `gpu_recovery=0` out of the kernel's command line and `/etc/modprobe.d`, reboot the machine, then `labd gpu \
+                 release <id>`.",
+    },
+    Fault {
+        code: "amdgpu-smu-hang",
+        signs: &[Kernel("amdgpu*SMU is in hanged state")],
+        meaning: "the GPU's own controller of power and clocks (SMU) does not answer any more",
+        action: Quarantine,
+        remedy: REBOOT,
+    },
+    Fault {
         code: "amdgpu-reset-failed",
         signs: &[
+            Kernel("amdgpu*ode1 reset failed"),
+            Kernel("amdgpu*ode2 reset failed"),
             Kernel("amdgpu*GPU reset(*) failed"),
             Kernel("amdgpu*GPU reset end with ret = -"),
             Kernel("amdgpu*ASIC reset failed"),
@@ -87,13 +193,27 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         remedy: "Nothing, unless it comes again: then reboot the machine, and look for newer firmware.",
     },
     Fault {
+        code: "amdgpu-soft-recovered",
+        signs: &[Kernel("amdgpu*but soft recovered"), Kernel("amdgpu*Ring * reset succeeded")],
+        meaning: "a program's work hung and was stopped; the GPU goes on",
+        action: Nothing,
+        remedy: JOB,
+    },
+    Fault {
         code: "amdgpu-hang",
         signs: &[
             Kernel("amdgpu*GPU reset begin"),
             Kernel("amdgpu*ring * timeout"),
             Kernel("amdgpu*MES failed to respond"),
+            Kernel("amdgpu*MES(*) failed to respond"),
+            Kernel("amdgpu*MES might be in unrecoverable state"),
+            Kernel("amdgpu*failed to remove hardware queue from MES"),
+            Kernel("amdgpu*IP block:* is hung"),
+            Kernel("amdgpu*suspend of IP block*failed"),
+            Kernel("amdgpu*SMU: I'm not done with your previous command"),
             Kernel("amdgpu*qcm fence wait loop timeout"),
             Kernel("amdgpu*Failed to evict"),
+            Kernel("amdgpu*Failed to quiesce KFD"),
         ],
         meaning: "a program's work hangs on the GPU",
         action: Nothing,
@@ -101,7 +221,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
     },
     Fault {
         code: "amdgpu-page-fault",
-        signs: &[Kernel("amdgpu*hub*page fault")],
+        signs: &[Kernel("amdgpu*hub*page fault"), Kernel("amdgpu*GPU fault detected")],
         meaning: "a program read or wrote memory that is not its own (page fault)",
         action: Nothing,
         remedy: JOB,

@@ -5,7 +5,7 @@ use labd_gpu::Throttle;
 use super::{
     Action::{Nothing, Quarantine, Restart},
     Fault, PULL,
-    Sign::{Answer, Hang, LostInContainer, Missing, Throttled},
+    Sign::{Answer, Hang, Kernel, LostInContainer, Missing, Throttled},
 };
 
 /// Rows of the table, special ones before general ones.
@@ -21,6 +21,33 @@ pub(super) const TABLE: &[Fault] = &[
         code: "missing",
         signs: &[Missing],
         meaning: "the GPU was there and is not any more",
+        action: Quarantine,
+        remedy: PULL,
+    },
+    // What the kernel says of PCI devices, by their driver or by the port that they are at. Errors that were corrected are
+    // ordinary, and told of nowhere.
+    Fault {
+        code: "pcie-nonfatal",
+        signs: &[Kernel("AER: *Uncorrect*(Non-Fatal)"), Kernel("PCIe Bus Error: severity=Uncorrect*(Non-Fatal)")],
+        meaning: "the GPU's PCI connection had an error that could not be corrected, and works",
+        action: Nothing,
+        remedy: "Nothing, unless it comes often: then check the seat and the power cables of the GPU at <pci>.",
+    },
+    Fault {
+        code: "pcie-fatal",
+        signs: &[Kernel("AER: *Uncorrect*(Fatal)"), Kernel("PCIe Bus Error: severity=Uncorrect*(Fatal)")],
+        meaning: "the GPU's PCI connection had a fatal error",
+        action: Quarantine,
+        remedy: PULL,
+    },
+    Fault {
+        code: "pcie-down",
+        signs: &[
+            Kernel("pciehp: Slot(*): Link Down"),
+            Kernel("pciehp: Slot(*): Card not present"),
+            Kernel("DPC: containment event"),
+        ],
+        meaning: "the GPU's PCI connection is down: the machine has cut it off",
         action: Quarantine,
         remedy: PULL,
     },

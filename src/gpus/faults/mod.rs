@@ -1,19 +1,26 @@
 //! The fault table: a sign, what it means, what labd does about it, and what is left to a person. The one place where that
 //! is decided. Pure.
 //!
-//! What NVIDIA's numbers mean and ask for is from its Xid catalog (docs.nvidia.com/deploy/xid-errors, `RESTART_APP`,
-//! `RESET_GPU` and so on), memory errors from its guide to GPU memory error management; what the kernel says of AMD's GPUs
-//! is from the texts of the amdgpu driver, and from lines in public issues (the tests of [`super::kmsg`] name them).
+//! What NVIDIA's numbers mean and ask for is from its Xid catalog (`Xid-Catalog.xlsx` of 2025-10, and
+//! docs.nvidia.com/deploy/xid-errors/analyzing-xid-catalog.html, read on 2026-11-29), numbers that are newer from `nverror.h`
+//! of its open kernel modules 595.45.04 (2026-03-05), memory errors from its guide to GPU memory error management. What the
+//! kernel says of AMD's GPUs is from the texts of the amdgpu driver, from the list of errors that AMD's own node-scraper looks
+//! for (`dmesg_analyzer.py`, 2026-08), and from lines in public issues (`tests/data/kernel` and the tests of [`super::kmsg`]
+//! name them).
 //! Three rules make rows of them:
 //!
 //! * What a program did wrong does nothing to its GPU: the job fails by itself, and the ledger judges it.
 //! * What the driver healed costs the processes on the GPU their contexts: the worker is restarted.
 //! * What needs a reset, a reboot or a hand takes the GPU out of service. labd never resets a GPU: a reset can take others
 //!   on the same links along, and what is on them.
+//!
+//! [`lines`]: what must be read of a line beyond a pattern. [`repeats`]: faults that mean more when they come again.
 
 pub(super) mod amd;
 mod common;
+mod lines;
 pub(super) mod nvidia;
+pub mod repeats;
 
 use std::fmt;
 
@@ -71,9 +78,32 @@ pub struct Fault {
 }
 
 impl Fault {
-    /// Remedy for this very GPU.
+    /// Remedy for this very GPU. What is not known of it is left out: then nothing can be released either.
     pub fn remedy_for(&self, pci: Option<&str>, id: Option<&str>) -> String {
-        self.remedy.replace("<pci>", pci.unwrap_or("its PCI address")).replace("<id>", id.unwrap_or("<id>"))
+        let text = match id {
+            Some(id) => self.remedy.replace("<id>", id),
+            None => RELEASES.iter().fold(self.remedy.to_owned(), |text, release| text.replace(release, "")),
+        };
+        match pci {
+            Some(pci) => text.replace("<pci>", pci),
+            None => text.replace(" at <pci>", "").replace("<pci>", "ADDRESS"),
+        }
+    }
+
+    /// Whether a GPU that answers cannot have it any more: it kept the driver from starting the GPU.
+    pub fn keeps_from_starting(&self) -> bool {
+        ["nvidia-init-failed", "nvidia-unsupported", "amdgpu-init-failed", "amdgpu-firmware", "amdgpu-no-atomics"]
+            .contains(&self.code)
+    }
+
+    /// Whether nothing is left of it a moment later: a program failed, or how it goes on is told as another fault.
+    pub fn passes(&self) -> bool {
+        self.action == Action::Nothing && [JOB, AWAIT].contains(&self.remedy)
+    }
+
+    /// Whether any device of the machine can have it, not a GPU alone.
+    pub fn is_of_any_device(&self) -> bool {
+        self.code.starts_with("pcie-")
     }
 }
 
@@ -84,6 +114,14 @@ pub enum Sign<'a> {
     Kernel(&'a str),
     /// Xid, a number of NVIDIA's driver, out of a kernel's line or an event of its library.
     Xid(u32),
+    /// Xid with what its line says besides, where that decides.
+    XidWith(u32, Detail),
+    /// Recovery action that NVIDIA's driver changed to (Xid 154), by its number in `NV2080_CTRL_GPU_RECOVERY_ACTION`.
+    Recovery(u32),
+    /// Errors that amdgpu counted in a part of the GPU.
+    Ras(Detail),
+    /// Coming again of a fault, in the words of [`repeats`].
+    Repeated(&'static str),
     /// Answer to a probe in place of readings or of an inventory: the library's own symbol, or a probe's code.
     Answer(&'a str),
     /// Exit code of a worker's container or of a process in it.
@@ -106,11 +144,51 @@ pub enum Sign<'a> {
     LostInContainer,
 }
 
+/// Detail of a line that decides what it means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Detail {
+    /// Error that the vendor says to ignore.
+    Ignored,
+    /// Error that follows from another one, which is told by itself.
+    Secondary,
+    /// Error that means the hardware only when it comes again.
+    Passing,
+    /// Error that the hardware handled.
+    Handled,
+    /// Error after which the GPU must be reset.
+    NeedsReset,
+    /// Errors of the GPU's memory that could not be corrected.
+    Memory,
+    /// Errors of another block of the GPU that could not be corrected.
+    Block,
+    /// Errors that could not be corrected, in data that nothing has used yet.
+    Deferred,
+}
+
+impl fmt::Display for Detail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ignored => "to be ignored",
+            Self::Secondary => "after another error",
+            Self::Passing => "once on a link",
+            Self::Handled => "not fatal",
+            Self::NeedsReset => "with a reset",
+            Self::Memory => "uncorrectable errors in its memory",
+            Self::Block => "uncorrectable errors in another block",
+            Self::Deferred => "deferred errors",
+        })
+    }
+}
+
 impl fmt::Display for Sign<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Kernel(line) => write!(f, "`{line}`"),
             Self::Xid(number) => write!(f, "Xid {number}"),
+            Self::XidWith(number, detail) => write!(f, "Xid {number} ({detail})"),
+            Self::Recovery(action) => write!(f, "Xid 154 to 0x{action:x}"),
+            Self::Ras(detail) => write!(f, "{detail}"),
+            Self::Repeated(words) => f.write_str(words),
             Self::Answer(symbol) => f.write_str(symbol),
             Self::Exit(code) => write!(f, "exit {code}"),
             Self::Throttled(Throttle::Thermal) => f.write_str("too hot"),
@@ -128,12 +206,20 @@ impl fmt::Display for Sign<'_> {
     }
 }
 
-use Sign::{Kernel, Xid};
+use Sign::{Kernel, Xid, XidWith};
 
+const AWAIT: &str = "Nothing yet: the driver tries to heal it, and how that ends is told as a fault of its own.";
 const JOB: &str = "Nothing for the GPU: the job's own log (`ray job logs`) says where the program went wrong.";
 const REBOOT: &str = "Reboot the machine (`labd down && reboot`), then `labd gpu release <id>`.";
 const PULL: &str = "Switch the machine off and on again, then `labd gpu release <id>`; if it happens again, pull the GPU at <pci> and \
                     check its seat and its power cables.";
+/// Ways in which a remedy says how a quarantine ends.
+const RELEASES: [&str; 4] = [
+    ", then `labd gpu release <id>`",
+    "; then `labd gpu release <id>`",
+    "; `labd gpu release <id>` if the GPU is in quarantine",
+    "; `labd gpu release <id>` if it passes",
+];
 
 /// All rows. The first one that fits a line of the kernel is the answer.
 pub fn all() -> impl Iterator<Item = &'static Fault> {
@@ -159,22 +245,23 @@ const OTHER_XID: &str = "xid-other";
 pub fn look_up(sign: Sign<'_>) -> Option<&'static Fault> {
     match sign {
         Kernel(line) => {
+            match lines::read(line) {
+                lines::Read::Sign(sign) => return look_up(sign),
+                lines::Read::NoFault => return None,
+                lines::Read::Other => {}
+            }
             let fits = |s: &Sign<'_>| matches!(s, Kernel(pattern) if is_in(pattern, line));
-            all().find(|f| f.signs.iter().any(fits)).or_else(|| look_up(Xid(xid(line)?)))
+            all().find(|f| f.signs.iter().any(fits))
         }
-        other => row(other).or_else(|| matches!(other, Xid(_)).then(|| all().find(|f| f.code == OTHER_XID))?),
+        XidWith(number, _) => row(sign).or_else(|| look_up(Xid(number))),
+        Sign::Recovery(_) => row(sign).or_else(|| look_up(Xid(154))),
+        Xid(_) => row(sign).or_else(|| all().find(|f| f.code == OTHER_XID)),
+        other => row(other),
     }
 }
 
 fn row(sign: Sign<'_>) -> Option<&'static Fault> {
     all().find(|f| f.signs.contains(&sign))
-}
-
-/// Xid in a line such as `NVRM: Xid (PCI:0000:06:00): 79, GPU has fallen off the bus.`.
-fn xid(line: &str) -> Option<u32> {
-    let (_, rest) = line.split_once("NVRM: Xid (")?;
-    let (_, number) = rest.split_once("): ")?;
-    number.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
 /// Whether the parts of `pattern` between its stars are in `line`, one after the other.
@@ -228,6 +315,8 @@ mod tests {
         let rows = rows();
         let row = rows.iter().find(|row| row[0] == "xid-79").expect("a row");
         assert_eq!((row[1].as_str(), row[3].as_str()), ("Xid 79, `NVRM:*fallen off the bus`", "quarantine"));
+        let row = rows.iter().find(|row| row[0] == "nvlink-ignored").expect("a row");
+        assert_eq!(row[1], "Xid 74 (to be ignored), Xid 149 (to be ignored)");
         assert!(rows.iter().flatten().all(|cell| !cell.is_empty()));
     }
 
@@ -285,5 +374,77 @@ mod tests {
             "{text}"
         );
         assert!(!text.contains('<'), "{text}");
+    }
+
+    #[test]
+    fn a_remedy_without_a_gpu_releases_none_and_is_a_sentence_all_the_same() {
+        for fault in all() {
+            let text = fault.remedy_for(None, None);
+            assert!(!text.contains('<') && !text.contains("labd gpu release"), "{}: {text}", fault.code);
+            assert!(
+                !text.contains("  ") && !text.contains(" .") && text.ends_with(['.', '/']),
+                "{}: {text}",
+                fault.code
+            );
+        }
+        let fault = look_up(Kernel("NVRM: RmInitAdapter failed! (0x26:0xffff:1375)")).expect("a row");
+        let text = fault.remedy_for(None, None);
+        assert_eq!(
+            text,
+            "Switch the machine off and on again; if it happens again, pull the GPU and check its seat and its power cables."
+        );
+    }
+
+    /// Xids of which the catalog says something else than labd does, each with the reason.
+    const OTHERWISE: [(u32, &str); 7] = [
+        (45, "follows from another one; where not, it is NVIDIA's fabric manager that is to be restarted"),
+        (78, "virtual GPUs are not labd's"),
+        (94, "a worker's processes on the GPU lost their contexts"),
+        (151, "labd cannot tell the host of a virtual machine"),
+        (159, "CUDA always uses unified memory, so it needs a reset"),
+        (13, "counted"),
+        (31, "counted"),
+    ];
+
+    #[test]
+    fn the_table_follows_nvidias_catalog() {
+        let catalog = include_str!("../../../tests/data/xid-catalog.tsv");
+        let mut rows = 0;
+        for line in catalog.lines().filter(|l| !l.starts_with('#')) {
+            let cells: Vec<&str> = line.split('\t').collect();
+            let [number, name, immediate] = cells[..] else { panic!("{line}") };
+            let number: u32 = number.parse().expect("a number");
+            let fault = look_up(Xid(number)).expect("a row");
+            rows += 1;
+            if OTHERWISE.iter().any(|(other, _)| *other == number) {
+                continue;
+            }
+            let want: &[Action] = match immediate {
+                "RESET_GPU" | "RESTART_BM" | "CHECK_MECHANICALS" => &[Quarantine],
+                // What a program does costs it its job; what the catalog has nothing for is for a person.
+                "IGNORE" | "RESTART_APP" | "CONTACT_SUPPORT" => &[Nothing],
+                // By more than the number, or without a word in the catalog.
+                _ => &[Nothing, Quarantine],
+            };
+            // What this catalog has as unused and a driver of 2026 writes.
+            let newer = number == 1;
+            assert!(want.contains(&fault.action) || newer, "Xid {number} ({name}): {immediate}, {:?}", fault.action);
+            let unused = immediate == "CONTACT_SUPPORT" && ![1, 61, 142].contains(&number);
+            assert_eq!(fault.code == OTHER_XID, unused, "Xid {number} ({name}): {immediate}, {}", fault.code);
+        }
+        assert_eq!(rows, 172);
+    }
+
+    #[test]
+    fn numbers_that_are_newer_than_the_catalog_have_rows() {
+        for (number, code, action) in [
+            (173, "xid-167", Quarantine),
+            (174, "xid-45", Nothing),
+            (175, "xid-175", Quarantine),
+            (176, "xid-141", Nothing),
+            (177, "xid-63", Nothing),
+        ] {
+            assert_eq!(look_up(Xid(number)).map(|f| (f.code, f.action)), Some((code, action)), "{number}");
+        }
     }
 }

@@ -2,53 +2,92 @@
 
 use super::{
     Action::{Nothing, Quarantine, Restart},
+    Detail::{Handled, Ignored, NeedsReset, Passing, Secondary},
     Fault, JOB, PULL, REBOOT,
-    Sign::{Answer, EccUncorrected, Kernel, NoHandle, RemapFailed, RemapPending, Xid},
+    Sign::{Answer, EccUncorrected, Kernel, NoHandle, Recovery, RemapFailed, RemapPending, Repeated, Xid, XidWith},
+    repeats,
 };
 
 const RESET: &str = "Reset it with `systemctl stop labd; nvidia-smi --gpu-reset -i <pci>; systemctl start labd` while nothing runs on it, \
                      or reboot the machine if that fails; then `labd gpu release <id>`.";
+const RESET_FIRST: &str = "Reset it with `systemctl stop labd; nvidia-smi --gpu-reset -i <pci>; systemctl start labd` while nothing \
+                           runs on it, \
+                           then `labd gpu release <id>`; have the GPU at <pci> replaced by its vendor if it comes again.";
+const COLD_RESET: &str = "Switch the machine off, wait a minute and switch it on, then `labd gpu release <id>`: a reset or a \
+                          reboot is not enough; ask the vendor if it comes again.";
+const DIAGNOSE: &str = "Stop labd and run NVIDIA's diagnosis (`systemctl stop labd; dcgmi diag -r 3; systemctl start labd`): have \
+                        the GPU at <pci> replaced if it fails; `labd gpu release <id>` if it passes.";
 const REPLACE: &str = "Have the GPU at <pci> replaced by its vendor; `nvidia-smi -q -i <pci>` and `nvidia-bug-report.sh` give what it asks for.";
 
 /// Rows of the table, special ones before general ones.
 pub(in crate::gpus) const TABLE: &[Fault] = &[
-    // Lines of the kernel that say more than their number, or have none.
+    // Numbers of which the line says more.
     Fault {
         code: "xid-154-none",
-        signs: &[Kernel("NVRM: Xid (*): 154, *to 0x0 (None)")],
+        signs: &[Recovery(0)],
         meaning: "the driver needs no recovery of the GPU any more",
         action: Nothing,
         remedy: "Nothing; `labd gpu release <id>` if the GPU is in quarantine.",
     },
     Fault {
         code: "xid-154-reboot",
-        signs: &[Kernel("NVRM: Xid (*): 154, *to 0x2 (Node Reboot Required)")],
+        // 7 is NVML's number for a reboot of the whole system.
+        signs: &[Recovery(2), Recovery(7)],
         meaning: "the driver says that only a reboot recovers the GPU",
         action: Quarantine,
         remedy: REBOOT,
     },
     Fault {
         code: "xid-154-drain",
-        signs: &[Kernel("NVRM: Xid (*): 154, *to 0x3 (Drain P2P)")],
+        signs: &[Recovery(3)],
         meaning: "the driver wants traffic between GPUs to end before it recovers",
         action: Restart,
         remedy: "Nothing, unless it comes again: then reboot the machine.",
     },
     Fault {
+        code: "xid-154-imex",
+        signs: &[Recovery(5)],
+        meaning: "the memory that machines share over NVLink (their IMEX domain) must be recovered; the GPU itself is well",
+        action: Nothing,
+        remedy: "Restart IMEX on every machine of the domain (`systemctl restart nvidia-imex`).",
+    },
+    Fault {
+        code: "nvlink-ignored",
+        signs: &[XidWith(74, Ignored), XidWith(149, Ignored)],
+        meaning: "an error on an NVLink of a kind that NVIDIA says to ignore",
+        action: Nothing,
+        remedy: "Nothing.",
+    },
+    Fault {
+        code: "nvlink-secondary",
+        signs: &[XidWith(74, Secondary)],
+        meaning: "an error on an NVLink that follows from another one, at this GPU or at the link's other end",
+        action: Nothing,
+        remedy: "Look for the other fault (`labd events`); ask the vendor if there is none.",
+    },
+    Fault {
+        code: "nvlink-passing",
+        signs: &[XidWith(74, Passing)],
+        meaning: "an error on an NVLink that passes, unless it comes again on the same link",
+        action: Restart,
+        remedy: "Nothing now: if it comes again, labd takes the GPU out of service.",
+    },
+    Fault {
         code: "nvlink-nonfatal",
         signs: &[
-            Kernel("NVRM: Xid (*): 144, * Nonfatal "),
-            Kernel("NVRM: Xid (*): 145, * Nonfatal "),
-            Kernel("NVRM: Xid (*): 146, * Nonfatal "),
-            Kernel("NVRM: Xid (*): 147, * Nonfatal "),
-            Kernel("NVRM: Xid (*): 148, * Nonfatal "),
-            Kernel("NVRM: Xid (*): 149, * Nonfatal "),
-            Kernel("NVRM: Xid (*): 150, * Nonfatal "),
+            XidWith(144, Handled),
+            XidWith(145, Handled),
+            XidWith(146, Handled),
+            XidWith(147, Handled),
+            XidWith(148, Handled),
+            XidWith(149, Handled),
+            XidWith(150, Handled),
         ],
-        meaning: "an error on an NVLink that the hardware handled",
+        meaning: "an error on an NVLink that is not fatal: at most the program that used it failed",
         action: Nothing,
         remedy: "Nothing, unless it comes often: then check the links with `nvidia-smi nvlink -e`.",
     },
+    // Lines of the kernel that have no number, or not always.
     Fault {
         code: "xid-79",
         signs: &[Xid(79), Kernel("NVRM:*fallen off the bus")],
@@ -96,10 +135,17 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
     },
     Fault {
         code: "nvswitch-fatal",
-        signs: &[Kernel("SXid (*Fatal")],
+        signs: &[Kernel("SXid (*): *, Fatal")],
         meaning: "a switch between GPUs failed: jobs that use its links hang or fail",
         action: Nothing,
         remedy: "Stop the jobs, then `systemctl restart nvidia-fabricmanager`; reboot the machine if that fails.",
+    },
+    Fault {
+        code: "nvswitch-nonfatal",
+        signs: &[Kernel("SXid (*): *, Non-fatal")],
+        meaning: "an error in a switch between GPUs that it handled",
+        action: Nothing,
+        remedy: "Nothing, unless it comes often: then check the links with `nvidia-smi nvlink -e`.",
     },
     // What programs do.
     Fault {
@@ -108,6 +154,21 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         meaning: "a program's kernel broke a rule, such as an access out of bounds",
         action: Nothing,
         remedy: JOB,
+    },
+    Fault {
+        code: "app-errors",
+        signs: &[Repeated(repeats::APP_ERRORS)],
+        meaning: "programs fail on this GPU again and again, and on no other one: it is likely the GPU",
+        action: Quarantine,
+        remedy: DIAGNOSE,
+    },
+    Fault {
+        code: "app-errors-only-gpu",
+        signs: &[Repeated(repeats::APP_ERRORS_ONLY_GPU)],
+        meaning: "programs fail on the GPU again and again; with one GPU alone that does not tell whose fault it is",
+        action: Nothing,
+        remedy: "Run NVIDIA's diagnosis (`systemctl stop labd; dcgmi diag -r 3; systemctl start labd`), or a program that is \
+                 known to work.",
     },
     Fault {
         code: "xid-31",
@@ -139,7 +200,8 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
     },
     Fault {
         code: "xid-45",
-        signs: &[Xid(45)],
+        // 174 is the same without an error of its own (`KILL_PROCESS_SILENT`).
+        signs: &[Xid(45), Xid(174)],
         meaning: "a program's work was removed, because it ended or after the error before this one",
         action: Nothing,
         remedy: JOB,
@@ -216,7 +278,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
     },
     Fault {
         code: "xid-141",
-        signs: &[Xid(121), Xid(141)],
+        signs: &[Xid(121), Xid(141), Xid(176)],
         meaning: "an error that the hardware handled",
         action: Nothing,
         remedy: "Nothing, unless it comes often: then ask the vendor.",
@@ -231,17 +293,31 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
     },
     Fault {
         code: "xid-63",
-        signs: &[Xid(63), Xid(160)],
+        signs: &[Xid(63), Xid(160), Xid(177)],
         meaning: "a bad row or page of memory was found and will be replaced by a spare one at the next reset",
         action: Nothing,
         remedy: "Reboot the machine when the lab is quiet: until then the bad memory is only avoided.",
     },
     Fault {
         code: "xid-64",
-        signs: &[Xid(64), Xid(157), Xid(161), RemapFailed],
+        signs: &[Xid(64)],
+        meaning: "bad memory could not be replaced by a spare row",
+        action: Quarantine,
+        remedy: RESET_FIRST,
+    },
+    Fault {
+        code: "remap-failed",
+        signs: &[RemapFailed],
         meaning: "bad memory could not be replaced: the spare rows are used up",
         action: Quarantine,
         remedy: REPLACE,
+    },
+    Fault {
+        code: "xid-157",
+        signs: &[Xid(157), Xid(161)],
+        meaning: "there is nothing left to take bad memory out of use with: the GPU works on, and the same error may come again",
+        action: Nothing,
+        remedy: "Ask the vendor.",
     },
     Fault {
         code: "xid-92",
@@ -265,6 +341,13 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         remedy: "Nothing now; reboot the machine when the lab is quiet, so that the bad memory is replaced.",
     },
     Fault {
+        code: "xid-94-reset",
+        signs: &[XidWith(94, NeedsReset)],
+        meaning: "a memory error hit one program, and the GPU must be reset before it is used again",
+        action: Quarantine,
+        remedy: RESET,
+    },
+    Fault {
         code: "xid-95",
         signs: &[Xid(95)],
         meaning: "a memory error could not be kept to one program: nothing on the GPU can be trusted",
@@ -280,10 +363,24 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
     },
     Fault {
         code: "xid-156",
-        signs: &[Xid(156), Xid(168)],
+        signs: &[Xid(156)],
         meaning: "bad memory will be taken out of use at the next reset",
         action: Quarantine,
         remedy: RESET,
+    },
+    Fault {
+        code: "xid-168",
+        signs: &[Xid(168)],
+        meaning: "the GPU has less memory than it should: the driver keeps clear of a bad part, for want of error correction",
+        action: Nothing,
+        remedy: "Switch error correction on (`nvidia-smi -i <pci> -e 1`), then reboot the machine.",
+    },
+    Fault {
+        code: "xid-175",
+        signs: &[Xid(175)],
+        meaning: "the GPU's memory does not answer its own processor (GSP)",
+        action: Quarantine,
+        remedy: RESET_FIRST,
     },
     Fault {
         code: "ecc-uncorrected",
@@ -315,8 +412,16 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         remedy: "Switch the machine off, connect the power cables of the GPU at <pci>, then `labd gpu release <id>`.",
     },
     Fault {
+        code: "xid-61",
+        // The catalog has it as unused; the driver's own text calls it not fatal.
+        signs: &[Xid(61)],
+        meaning: "a controller inside the GPU stopped at a breakpoint, and went on",
+        action: Nothing,
+        remedy: "Nothing, unless the GPU is slow or hangs after it: then reboot the machine.",
+    },
+    Fault {
         code: "xid-62",
-        signs: &[Xid(61), Xid(62), Xid(169)],
+        signs: &[Xid(62), Xid(169)],
         meaning: "a controller inside the GPU halted",
         action: Quarantine,
         remedy: RESET,
@@ -340,12 +445,13 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         signs: &[Xid(110)],
         meaning: "a security check inside the GPU failed",
         action: Quarantine,
-        remedy: RESET,
+        remedy: COLD_RESET,
     },
     Fault {
         code: "xid-119",
-        signs: &[Xid(119), Xid(120)],
-        meaning: "the GPU's own processor (GSP) does not answer",
+        // 1 had another meaning until it was unused; driver 595 writes it when the GSP crashes.
+        signs: &[Xid(1), Xid(119), Xid(120)],
+        meaning: "the GPU's own processor (GSP) crashed or does not answer",
         action: Quarantine,
         remedy: RESET,
     },
@@ -356,7 +462,13 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         action: Quarantine,
         remedy: RESET,
     },
-    Fault { code: "xid-143", signs: &[Xid(143)], meaning: "the GPU did not start", action: Quarantine, remedy: PULL },
+    Fault {
+        code: "xid-143",
+        signs: &[Xid(143)],
+        meaning: "the GPU did not start",
+        action: Quarantine,
+        remedy: RESET_FIRST,
+    },
     Fault {
         code: "nvlink-fatal",
         signs: &[Xid(144), Xid(145), Xid(146), Xid(147), Xid(148), Xid(149), Xid(150), Xid(155)],
@@ -366,17 +478,67 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
     },
     Fault {
         code: "xid-151",
-        signs: &[Xid(151), Xid(167)],
+        signs: &[Xid(151)],
+        meaning: "the keys with which a virtual machine and the GPU talk (confidential computing) could not be changed",
+        action: Quarantine,
+        remedy: "Restart the virtual machine that has the GPU, then `labd gpu release <id>`.",
+    },
+    Fault {
+        code: "xid-159",
+        signs: &[Xid(159)],
+        meaning: "the connection between GPU and processor had an error, under the unified memory that CUDA always uses",
+        action: Quarantine,
+        remedy: RESET,
+    },
+    Fault {
+        code: "xid-162",
+        signs: &[Xid(162), Xid(163)],
+        meaning: "the smoothing of the GPU's power was switched off or on again, as it is when it gets too warm",
+        action: Nothing,
+        remedy: "Nothing; check fans and air flow if it comes often.",
+    },
+    Fault {
+        code: "xid-164",
+        signs: &[Xid(164), Xid(165)],
+        meaning: "the circuit that smooths the GPU's power is at the end of its life; the GPU works on",
+        action: Nothing,
+        remedy: "Nothing, unless the power supplies of the machine need the smoothing: then have the GPU at <pci> replaced.",
+    },
+    Fault {
+        code: "xid-166",
+        signs: &[Xid(166), Xid(170)],
+        meaning: "an NVLink was used before it was encrypted (confidential computing)",
+        action: Nothing,
+        remedy: "Look at what starts first in the virtual machine: links are set up by `nvidia-fabricmanager`.",
+    },
+    Fault {
+        code: "xid-167",
+        signs: &[Xid(167), Xid(173)],
         meaning: "the GPU's connection to the machine broke down",
         action: Quarantine,
         remedy: REBOOT,
     },
     Fault {
         code: "xid-154",
-        signs: &[Xid(154)],
+        // 4 after a drain, which the quarantine is; 6 is NVML's number for one of the bus. Also what is not known.
+        signs: &[Recovery(1), Recovery(4), Recovery(6), Xid(154)],
         meaning: "the driver says that the GPU needs a reset",
         action: Quarantine,
         remedy: RESET,
+    },
+    Fault {
+        code: "xid-78",
+        signs: &[Xid(78)],
+        meaning: "a virtual GPU (vGPU) did not start",
+        action: Nothing,
+        remedy: "Install the guest driver that fits the host's.",
+    },
+    Fault {
+        code: "xid-ignored",
+        signs: &[Xid(14), Xid(106), Xid(107), Xid(152), Xid(153)],
+        meaning: "a message of a kind that NVIDIA says to ignore, such as a test",
+        action: Nothing,
+        remedy: "Nothing.",
     },
     Fault {
         code: super::OTHER_XID,
@@ -399,6 +561,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
             Answer("NVML_ERROR_RESET_REQUIRED"),
             Answer("NVML_ERROR_GPU_NOT_FOUND"),
             Answer("NVML_ERROR_IRQ_ISSUE"),
+            Kernel("NVRM:*[NV_ERR_RESET_REQUIRED]"),
         ],
         meaning: "the GPU cannot be used before it is reset",
         action: Quarantine,

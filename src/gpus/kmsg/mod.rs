@@ -20,7 +20,10 @@ use std::{
 use labd_gpu::pci;
 use tokio::{net::unix::pipe, sync::mpsc};
 
-use super::faults::{Fault, Sign, look_up};
+use super::{
+    faults::{Fault, Sign, look_up},
+    health::by_code,
+};
 use crate::time::Timestamp;
 
 /// Device from which the kernel's messages are read.
@@ -32,6 +35,9 @@ const RECORD: usize = 16 << 10;
 const WAITING: usize = 64;
 /// Number of unfinished messages that are remembered.
 const OPEN: usize = 32;
+/// Time after a file of firmware was not found in which the driver gives up on its GPU for it. It does so within a
+/// second; the rest is for a machine that starts sixteen at once (chosen, not measured).
+const FIRMWARE: Duration = Duration::from_mins(1);
 /// Time between two reads of a plain file, which is what tests have in place of the kernel's.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -139,8 +145,19 @@ pub fn instance(text: &str) -> Option<u32> {
     rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
-/// First PCI address in a line.
+/// PCI address of what a line is about: the first one, or the one of the device whose error a port received.
 fn address(text: &str) -> Option<String> {
+    /// Words of Linux's AER driver before the device; the port is at the beginning of the line.
+    const RECEIVED: [&str; 3] = [" received: ", " received from ", " received from: "];
+    let of_device = text.split_once("AER: ").and_then(|(_, rest)| {
+        let (_, device) = RECEIVED.iter().find_map(|words| rest.split_once(words))?;
+        first_address(device)
+    });
+    of_device.or_else(|| first_address(text))
+}
+
+/// First PCI address in a text.
+fn first_address(text: &str) -> Option<String> {
     text.split(|c: char| c.is_whitespace() || "()[],;'".contains(c)).find_map(|word| {
         let word = word.trim_end_matches([':', '.']);
         let bare = word.strip_prefix("PCI:").unwrap_or(word);
@@ -161,6 +178,8 @@ pub struct Assembler {
     last: VecDeque<Record>,
     /// Messages whose end has not come.
     open: VecDeque<Record>,
+    /// GPUs whose firmware was not found, and when, in microseconds since boot.
+    firmware: VecDeque<(Option<String>, u64)>,
 }
 
 impl Assembler {
@@ -169,9 +188,31 @@ impl Assembler {
         if record.continues {
             return self.go_on(record);
         }
-        let found = self.whole(&record);
+        let found = self.whole(&record).map(|found| self.with_firmware(found, record.usec));
         self.remember(record);
         found
+    }
+
+    /// The same, unless a GPU does not start because its firmware is missing: a card that is not broken.
+    fn with_firmware(
+        &mut self,
+        (fault, pci, text): (&'static Fault, Option<String>, String),
+        usec: u64,
+    ) -> (&'static Fault, Option<String>, String) {
+        /// Rows of a firmware that is missing, and of a GPU that does not start.
+        const ROWS: [&str; 2] = ["amdgpu-firmware", "amdgpu-init-failed"];
+        let recent = |at: u64| Duration::from_micros(usec.saturating_sub(at)) <= FIRMWARE;
+        self.firmware.retain(|(_, at)| recent(*at));
+        if fault.code == ROWS[0] {
+            if self.firmware.len() == OPEN {
+                self.firmware.pop_front();
+            }
+            self.firmware.push_back((pci.clone(), usec));
+        }
+        // Some lines of a failed start name no GPU.
+        let missing = self.firmware.iter().any(|(gpu, _)| pci.is_none() || *gpu == pci);
+        let instead = if fault.code == ROWS[1] && missing { by_code(ROWS[0]) } else { None };
+        (instead.unwrap_or(fault), pci, text)
     }
 
     fn whole(&mut self, record: &Record) -> Option<(&'static Fault, Option<String>, String)> {

@@ -153,7 +153,7 @@ const REAL: [(&str, &str, &str, Option<&str>); 52] = [
         "xid-154-reboot",
         Some("0000:01:00.0"),
     ),
-    ("nvidia's guide", "NVRM: Xid (0000:03:00): 14, Channel 00000001", "xid-other", Some("0000:03:00.0")),
+    ("nvidia's guide", "NVRM: Xid (0000:03:00): 14, Channel 00000001", "xid-ignored", Some("0000:03:00.0")),
     (
         "gpu-operator 1146",
         "NVRM: GPU 0000:0a:00.0: RmInitAdapter failed! (0x24:0x72:1568)",
