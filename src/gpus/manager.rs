@@ -26,6 +26,7 @@ use super::{
     health::{self, FaultState},
     kmsg, simulate,
     slots::{self, Slots},
+    unclaimed::Unclaimed,
     vendor,
 };
 use crate::{
@@ -50,9 +51,6 @@ const ENGINE: Duration = Duration::from_secs(10);
 const TICK: Duration = Duration::from_secs(1);
 /// Time in which the same fault of the same GPU is news only once, whatever happens on the kernel's log.
 const SAID_AGAIN: Duration = Duration::from_mins(10);
-
-/// Number of lines of the kernel about unknown GPUs that are kept.
-const UNPLACED: usize = 64;
 
 /// Parts that the manager is given.
 pub struct Parts {
@@ -122,7 +120,7 @@ fn start(parts: Parts, probes: Vec<(Vendor, watch::Receiver<ProbeView>)>) -> Gpu
         ask_engine: true,
         began: Instant::now(),
         said: BTreeMap::new(),
-        unplaced: Vec::new(),
+        unclaimed: Unclaimed::default(),
         missing_since: BTreeMap::new(),
         bus: BusCheck::default(),
         bus_looked: None,
@@ -163,8 +161,8 @@ struct GpuManager {
     undivided: Vec<String>,
     /// Time of the newest incident that was handled.
     incidents_heard: Timestamp,
-    /// Lines of the kernel about GPUs that are not known yet, oldest first.
-    unplaced: Vec<kmsg::KernelLine>,
+    /// Lines of the kernel about no GPU that is known.
+    unclaimed: Unclaimed,
     /// Reason why the kernel's log is not read.
     kernel: Option<String>,
     /// Notices about the node as a whole.
@@ -209,6 +207,7 @@ impl GpuManager {
             }
             self.mind_missing();
             self.mind_bus();
+            self.mind_unclaimed();
             self.tell_all(Timestamp::now());
         }
     }
@@ -259,6 +258,17 @@ impl GpuManager {
         self.on_bus = new;
     }
 
+    /// Writes down what is told of the node, and forgets what is over.
+    fn mind_unclaimed(&mut self) {
+        self.unclaimed.expire(Timestamp::now());
+        if self.looked() && self.simulated().is_none() {
+            self.unclaimed.looked();
+            for (code, text) in self.unclaimed.unrecorded() {
+                self.record(None, code, &text);
+            }
+        }
+    }
+
     async fn ask_engine(&mut self) {
         if matches!(*self.parts.engine_view.borrow(), EngineView::Reachable { .. })
             && let Ok(Some(devices)) = tokio::time::timeout(ENGINE, (self.parts.engine)()).await
@@ -284,16 +294,18 @@ impl GpuManager {
 
     /// Whether every probe that should has answered, and the engine.
     fn settled(&self) -> bool {
-        if self.simulated().is_some() {
-            return true;
-        }
+        let engine = self.engine.is_some() || self.remembered.slots.iter().next().is_none();
+        self.simulated().is_some() || (self.looked() && engine)
+    }
+
+    /// Whether every probe that should has answered: the first look at the GPUs is over.
+    fn looked(&self) -> bool {
         let patient = self.began.elapsed() < PATIENCE;
-        let spoken = self.probes.iter().all(|(vendor, view)| {
+        self.probes.iter().all(|(vendor, view)| {
             let view = view.borrow();
             let there = view.present || self.expected.contains(vendor);
             !there || view.inventory_at.is_some() || view.trouble.is_some() || !patient
-        });
-        spoken && (self.engine.is_some() || self.remembered.slots.iter().next().is_none())
+        })
     }
 
     fn found(&self) -> Vec<Device> {
@@ -336,7 +348,8 @@ impl GpuManager {
 
     /// Handles again the lines about GPUs that are known only now.
     fn hear_again(&mut self) {
-        for line in std::mem::take(&mut self.unplaced) {
+        let known: Vec<String> = self.remembered.slots.iter().filter_map(|(_, d)| d.pci.clone()).collect();
+        for line in self.unclaimed.claim(|pci| known.iter().any(|own| same_slot(own, pci))) {
             self.of_a_gpu(&line, false);
         }
     }
@@ -345,28 +358,35 @@ impl GpuManager {
         // The lines of this boot are read again by every labd: what they say is known, and was told.
         let told = self.remembered.heard.is_some_and(|heard| line.at <= heard);
         self.remembered.heard = self.remembered.heard.max(Some(line.at));
-        if line.pci.is_some() {
+        if line.fault.is_of_any_device() {
+            let gpus = line.pci.as_deref().map(|pci| gpus_at(&self.parts.root, pci)).unwrap_or_default();
+            for gpu in gpus {
+                self.of_a_gpu(&kmsg::KernelLine { pci: Some(gpu), ..line.clone() }, told);
+            }
+        } else {
             self.of_a_gpu(line, told);
-        } else if !told {
-            self.node_has(line.fault);
         }
     }
 
-    /// Handles a line about the GPU at an address.
+    /// Handles a line about the GPU at an address, or about none in particular.
     fn of_a_gpu(&mut self, line: &kmsg::KernelLine, told: bool) {
         let (now, fault) = (Timestamp::now(), line.fault);
-        let Some(pci) = &line.pci else { return };
         let (slots, instance) = (&self.remembered.slots, kmsg::instance(&line.text));
-        let concerned = slots.iter().filter(|(_, d)| concerns(fault, pci, instance, d));
-        let ids: Vec<String> = concerned.map(|(_, d)| d.id.clone()).collect();
+        let concerned =
+            |d: &Device| line.pci.as_deref().is_some_and(|pci| concerns(fault, pci, instance, d));
+        let ids: Vec<String> = slots.iter().filter(|(_, d)| concerned(d)).map(|(_, d)| d.id.clone()).collect();
         if ids.is_empty() {
             // From before the probes found it, or of no GPU of the lab's.
-            self.unplaced.push(line.clone());
-            let excess = self.unplaced.len().saturating_sub(UNPLACED);
-            self.unplaced.drain(..excess);
+            self.unclaimed.hear(line, self.looked(), told);
         }
+        // Its own partitions are no other GPU.
+        let at_pci = |own: Option<&str>| own.zip(line.pci.as_deref()).is_some_and(|(own, pci)| same_slot(own, pci));
+        let alone = slots.iter().all(|(_, d)| at_pci(d.pci.as_deref()));
         for id in ids {
-            if self.remembered.judge.fault(&id, fault, line.at) && !told {
+            let judge = &mut self.remembered.judge;
+            let first = judge.fault(&id, fault, line.at).then_some(fault);
+            let again = judge.again(&id, fault, &line.text, line.at, alone);
+            for fault in first.into_iter().chain(again).filter(|_| !told) {
                 self.report(&id, fault, now);
             }
         }
@@ -389,15 +409,6 @@ impl GpuManager {
             {
                 self.report(&gpu.id, fault, now);
             }
-        }
-    }
-
-    /// Handles a fault of no GPU in particular.
-    fn node_has(&mut self, fault: &'static Fault) {
-        let text = format!("{} ({}): {}", fault.meaning, fault.code, fault.remedy);
-        if !self.notices.iter().any(|n| n.text == text) {
-            self.record(None, fault.code, &text);
-            self.notices.push(Notice { severity: Severity::Warning, text });
         }
     }
 
@@ -554,6 +565,9 @@ impl GpuManager {
                  PROFILES -C`, or end the mode with `nvidia-smi -i {id} -mig 0`"
             ),
         }));
+        if self.looked() && self.simulated().is_none() {
+            notices.extend(self.unclaimed.notices());
+        }
         if let Some(reason) = self.kernel.as_ref().filter(|_| self.simulated().is_none()) {
             notices.push(Notice { severity: Severity::Info, text: reason.clone() });
         }
@@ -657,6 +671,17 @@ fn concerns(fault: &Fault, pci: &str, instance: Option<u32>, device: &Device) ->
     let at_pci = device.pci.as_deref().is_some_and(|own| same_slot(own, pci));
     let others = instance.zip(device.instance).is_some_and(|(named, own)| named != own.gpu);
     at_pci && (!others || fault.action == Action::Quarantine)
+}
+
+/// GPUs at a PCI address, or behind the port that has it.
+fn gpus_at(root: &Path, address: &str) -> Vec<String> {
+    let devices = root.join("sys/bus/pci/devices");
+    let is_at = |gpu: &str| {
+        // The kernel's folder of a device is in that of the port it is behind.
+        let behind = devices.join(gpu).canonicalize();
+        same_slot(gpu, address) || behind.is_ok_and(|path| path.iter().any(|part| part == address))
+    };
+    pci::gpus(root).into_iter().map(|(gpu, _)| gpu).filter(|gpu| is_at(gpu)).collect()
 }
 
 /// Whether two PCI addresses are those of the same card: partitions differ in the function.
@@ -872,6 +897,27 @@ mod tests {
         assert_eq!(concerned("xid-94", of_all), [true, true, true, false]);
         let reset = "NVRM: Xid (PCI:0000:3b:00 GPU-I:05): 95, pid=4321, name=python3, Uncontained: LTC TAG. RST: Yes";
         assert_eq!(concerned("xid-95", reset), [true, true, true, false]);
+    }
+
+    #[test]
+    fn a_port_that_goes_down_takes_the_gpus_behind_it_along_and_no_others() {
+        let root = tempfile::tempdir().expect("a directory");
+        let (bus, devices) = (root.path().join("sys/bus/pci/devices"), root.path().join("sys/devices/pci0000:00"));
+        std::fs::create_dir_all(&bus).expect("a folder");
+        for (behind, address, class) in [
+            ("0000:00:01.1", "0000:03:00.0", "0x030000"),
+            ("0000:00:01.2", "0000:04:00.0", "0x120000"),
+            ("0000:00:01.1", "0000:03:00.1", "0x040300"),
+        ] {
+            let dir = devices.join(behind).join(address);
+            std::fs::create_dir_all(&dir).expect("a folder");
+            std::fs::write(dir.join("vendor"), "0x1002\n").expect("a file");
+            std::fs::write(dir.join("class"), format!("{class}\n")).expect("a file");
+            std::os::unix::fs::symlink(&dir, bus.join(address)).expect("a link");
+        }
+        assert_eq!(gpus_at(root.path(), "0000:00:01.1"), ["0000:03:00.0"]);
+        assert_eq!(gpus_at(root.path(), "0000:04:00.0"), ["0000:04:00.0"]);
+        assert_eq!(gpus_at(root.path(), "0000:05:00.0"), Vec::<String>::new(), "some network card");
     }
 
     #[test]

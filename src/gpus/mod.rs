@@ -8,6 +8,7 @@
 //! * [`faults`]: the fault table: sign, meaning, what labd does, what a person must do. Pure.
 //! * [`health`]: which GPU is quarantined for a fault, and whose worker is restarted. Pure.
 //! * [`kmsg`]: the kernel's lines about GPUs, as they come.
+//! * `unclaimed`: those that no GPU of the lab claims. Pure.
 //! * [`cdi`]: which devices CDI specifications name, and what comes with them.
 //! * [`attach`]: how a container is given exactly one GPU. Pure.
 //! * [`simulate`]: simulated GPUs, for machines without any.
@@ -25,6 +26,7 @@ mod nvidia;
 pub mod probe;
 pub mod simulate;
 pub mod slots;
+mod unclaimed;
 pub mod vendor;
 
 use labd_gpu::Reading;

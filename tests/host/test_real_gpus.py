@@ -164,6 +164,40 @@ def test_a_gpu_that_falls_off_the_bus_is_quarantined_alone(machine):
     assert events.count("xid-79") == 1, events
 
 
+def notices(machine, part=""):
+    texts = [n["text"] for n in json.loads(machine.labd("status", "--json").stdout)["notices"]]
+    return [t for t in texts if part in t]
+
+
+def test_a_switch_and_a_card_that_did_not_start_are_notices_until_their_cause_is_gone(machine):
+    two_gpus(machine)
+    machine.plug_in("0000:43:00.0")
+    machine.kernel_says("nvidia-nvswitch0: SXid (PCI:0000:a9:00.0): 20034, Fatal, Link 30 LTSSM Fault Up",
+                        "NVRM: GPU 0000:43:00.0: RmInitAdapter failed! (0x62:0x40:2168)",
+                        # Of no GPU: some network card.
+                        "pcieport 0000:00:01.1: AER: Uncorrected (Fatal) error received: 0000:05:00.0")
+    machine.until("the switch is told", lambda: notices(machine, "0000:a9:00.0"))
+    machine.until("the card is told", lambda: notices(machine, "nvidia-init-failed"))
+    assert not notices(machine, "<") and not notices(machine, "pcie-fatal") and not notices(machine, "labd gpu release"), notices(machine)
+    # Somebody installs another driver: the card answers.
+    machine.says(nvidia(3))
+    machine.until("the card is there", lambda: len(machine.gpus()) == 3)
+    machine.until("the notice is gone", lambda: not notices(machine, "nvidia-init-failed"))
+    assert notices(machine, "0000:a9:00.0") and {g["state"] for g in machine.gpus().values()} == {"ok"}
+
+
+def test_programs_that_fail_on_one_gpu_again_and_again_mean_the_gpu(machine):
+    two_gpus(machine)
+    fault = "NVRM: Xid (PCI:0000:41:00): 31, pid={}, name=python3, Ch 00000008, intr 00000000. MMU Fault: ENGINE GRAPHICS"
+    machine.kernel_says(*[fault.format(pid) for pid in range(1, 5)])
+    machine.kernel_says("NVRM: Xid (PCI:0000:42:00): 94, pid=7, name=python3, Contained: SM (0x1). RST: No, D-RST: No")
+    machine.until("the line after is told", lambda: "xid-94" in machine.labd("events", "-n", "100").stdout)
+    assert machine.gpus()["GPU-0"]["state"] == "ok"
+    machine.kernel_says(fault.format(5))
+    machine.until("the first is quarantined", lambda: machine.gpus()["GPU-0"]["state"] == "quarantined")
+    assert machine.gpus()["GPU-0"]["trouble"]["code"] == "app-errors" and machine.gpus()["GPU-1"]["state"] == "ok"
+
+
 def test_a_hanging_library_makes_readings_stale_and_delays_nobody(machine):
     two_gpus(machine)
     answers, ended = [], threading.Event()
