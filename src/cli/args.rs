@@ -93,7 +93,7 @@ pub(super) enum Command {
     /// Show the GPUs, and release a quarantined one
     #[command(
         subcommand,
-        after_help = "Examples:\n  labd gpu list\n  labd gpu release ray-worker-3\n  labd gpu faults          # what labd does about which fault, and what you must do\n  labd gpu drill SIM-0 xid-79    # only with simulated GPUs"
+        after_help = "Examples:\n  labd gpu list\n  labd gpu release ray-worker-3\n  labd gpu faults          # what labd does about which fault, and what you must do\n  dmesg | labd gpu faults --explain\n  labd gpu drill SIM-0 xid-79    # only with simulated GPUs"
     )]
     Gpu(Gpu),
     /// Make the daemon read labd.toml again; a broken one is refused
@@ -294,8 +294,11 @@ pub(super) enum Gpu {
         /// Its id, the beginning of it, or its worker, such as `ray-worker-3`
         gpu: String,
     },
-    /// List the faults labd knows: what they mean, what labd does, what you must do
-    Faults(Json),
+    /// List the faults, or explain lines of the kernel that somebody sends
+    #[command(
+        after_help = "Examples:\n  labd gpu faults\n  labd gpu faults --explain 'NVRM: Xid (PCI:0000:05:00): 79, pid=1234'\n  dmesg | labd gpu faults --explain\n  journalctl -k -b | labd gpu faults --explain --json | jq 'select(.code)'\n\nNeeds no daemon, and no GPU: paste what a colleague sends."
+    )]
+    Faults(Faults),
     /// Give a simulated GPU a fault, to see what happens
     Drill {
         /// Its id or its worker
@@ -303,6 +306,19 @@ pub(super) enum Gpu {
         /// The fault, such as `xid-79`
         fault: String,
     },
+}
+
+#[derive(Debug, Clone, Args)]
+pub(super) struct Faults {
+    /// Explain lines of the kernel, given here or by the standard input
+    #[arg(long)]
+    pub(super) explain: bool,
+    /// Lines, as `dmesg`, the journal or `/dev/kmsg` has them
+    #[arg(value_name = "LINE", requires = "explain")]
+    pub(super) lines: Vec<String>,
+    /// Print JSON; with --explain one object per line, null where unknown
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 #[derive(Debug, Subcommand)]

@@ -1,15 +1,21 @@
 //! `labd gpu`, and the GPUs' table of `labd status`.
 
+use std::io::{self, IsTerminal as _, Read as _};
+
 use super::{
     args,
     client::Client,
     exit::{Exit, Failure},
-    status::{Paint, clean, cut, paint, table, wrap},
+    status::{Paint, clean, cut, hard_wrap, paint, table, wrap},
     text::{Out, Style},
 };
 use crate::{
     config::Bytes,
-    gpus::{faults, health},
+    gpus::{
+        faults::{self, Fault},
+        health,
+        kmsg::{self, Explained},
+    },
     snapshot::{GpuState, GpuView, Snapshot},
     time::{Timestamp, human},
 };
@@ -38,6 +44,16 @@ pub(super) async fn run(client: &Client<'_>, command: args::Gpu, out: &mut Out) 
             }
             tell(client, &gpu, &format!("drill/{fault}"), out).await
         }
+        args::Gpu::Faults(args) if args.explain => {
+            let text = if args.lines.is_empty() { pasted()? } else { args.lines.join("\n") };
+            let explained = kmsg::explain(&text);
+            if args.json {
+                let lines = explained.iter().map(|e| format!("{}\n", explained_json(e)));
+                return out.text(&lines.collect::<String>());
+            }
+            let style = out.style();
+            out.text(&explained.iter().map(|e| render_explained(e, style)).collect::<String>())
+        }
         args::Gpu::Faults(args) => {
             if args.json {
                 return out.json(&faults_json());
@@ -62,6 +78,65 @@ pub(super) async fn run(client: &Client<'_>, command: args::Gpu, out: &mut Out) 
 fn faults_json() -> serde_json::Value {
     let row = |[code, signs, meaning, action, remedy]: [String; 5]| serde_json::json!({ "code": code, "signs": signs, "meaning": meaning, "action": action, "remedy": remedy });
     faults::rows().into_iter().map(row).collect()
+}
+
+/// Longest text that is explained: more than any kernel's log holds.
+const PASTED: u64 = 64 << 20;
+
+/// Lines of the standard input.
+fn pasted() -> Result<String, Failure> {
+    let stdin = io::stdin();
+    if stdin.is_terminal() {
+        let line = "no lines to explain; give them as arguments, or as in `dmesg | labd gpu faults --explain`";
+        return Err(Failure::new(Exit::Usage, line));
+    }
+    let mut bytes = Vec::new();
+    stdin.lock().take(PASTED).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// What is left to a person. Which id the GPU has, only its machine knows.
+fn remedy(explained: &Explained, fault: &Fault) -> String {
+    fault.remedy_for(explained.device.as_deref(), explained.gpu().map(|_| "ID"))
+}
+
+fn explained_json(explained: &Explained) -> serde_json::Value {
+    let fault = explained.fault;
+    serde_json::json!({
+        "line": explained.line,
+        "code": fault.map(|f| f.code),
+        "meaning": fault.map(|f| f.meaning),
+        "gpu": explained.gpu(),
+        "device": explained.device,
+        "action": fault.map(|f| f.action.as_str()),
+        "remedy": fault.map(|f| remedy(explained, f)),
+    })
+}
+
+/// One pasted line for people: what it means, whose it is, and who does what about it.
+fn render_explained(explained: &Explained, style: Style) -> String {
+    let line = clean(&explained.line);
+    let line = line.trim();
+    let Some(fault) = explained.fault else {
+        let unknown = if line.is_empty() { "an empty line" } else { line };
+        return format!("{}\n", cut(&format!("unknown: {unknown}"), style.width));
+    };
+    let does = match (explained.gpu(), &explained.device) {
+        (Some(_), _) => fault.action.words().to_owned(),
+        (None, Some(device)) => format!("a notice of the node, about PCI device {device}"),
+        (None, None) => "a notice of the node: the line names no GPU".to_owned(),
+    };
+    let mut text = format!("{}: {does}\n", paint(fault.code, Paint::Bold, style));
+    let gpu = explained.gpu().unwrap_or("-");
+    for (word, said) in [("line", line), ("gpu", gpu), ("means", fault.meaning), ("do", &remedy(explained, fault))] {
+        let width = style.width - 9;
+        // What somebody pastes can have words of any length.
+        let lines = wrap(said, width).into_iter().flat_map(|l| hard_wrap(&l, width));
+        for (i, line) in lines.enumerate() {
+            text.push_str(&format!("  {:<6} {line}\n", if i == 0 { word } else { "" }));
+        }
+    }
+    text
 }
 
 async fn tell(client: &Client<'_>, gpu: &str, what: &str, out: &mut Out) -> Result<(), Failure> {
@@ -160,6 +235,55 @@ fn details(s: &Snapshot, style: Style) -> String {
 mod tests {
     use super::*;
     use crate::snapshot::{GpuTrouble, Reading};
+
+    /// Lines that a colleague sends: a fault with its GPU, one without, a switch, ordinary ones, and junk.
+    const SENT: &str = "[12345.678901] NVRM: Xid (PCI:0000:05:00): 79, pid='<unknown>', GPU has fallen off the bus.\n\
+                        [drm:amdgpu_job_timedout [amdgpu]] *ERROR* GPU Recovery Failed: -62\n\
+                        nvidia-nvswitch0: SXid (PCI:0000:a9:00.0): 20034, Fatal, Link 30 LTSSM Fault Up\n\
+                        usb 1-1: new high-speed USB device number 2 using xhci_hcd and so on and so on and so on\n\n\
+                        NVRM: Xid (PCI:0000:05:00): 31, \u{1b}[31m\
+                        012345678901234567890123456789012345678901234567890123456789012345678901234567890123456789";
+
+    #[test]
+    fn pasted_lines_are_explained_within_eighty_columns_and_unknown_ones_say_so() {
+        let explained = kmsg::explain(SENT);
+        let style = Style { color: false, width: 80 };
+        let text: String = explained.iter().map(|e| render_explained(e, style)).collect();
+        for line in text.lines() {
+            assert!(line.chars().count() <= 80 && !line.contains('\u{1b}'), "{line}");
+        }
+        let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        for part in [
+            "xid-79: labd keeps it from work",
+            "gpu 0000:05:00.0 means the GPU has fallen off the PCI bus",
+            "then `labd gpu release ID`; if it happens again, pull the GPU at 0000:05:00.0",
+            "amdgpu-reset-failed: a notice of the node: the line names no GPU",
+            "nvswitch-fatal: a notice of the node, about PCI device 0000:a9:00.0",
+            "unknown: usb 1-1: new high-speed",
+            "unknown: an empty line",
+        ] {
+            assert!(words.contains(part), "{part}\n{text}");
+        }
+        assert!(!text.contains("<id>") && !text.contains("<pci>"), "{text}");
+    }
+
+    #[test]
+    fn pasted_lines_are_objects_with_a_null_code_where_they_are_unknown() {
+        let values: Vec<_> = kmsg::explain(SENT).iter().map(explained_json).collect();
+        assert_eq!(values.len(), SENT.lines().count());
+        let lost = &values[0];
+        assert_eq!(
+            (&lost["code"], &lost["gpu"], &lost["action"]),
+            (&"xid-79".into(), &"0000:05:00.0".into(), &"quarantine".into())
+        );
+        assert!(values[1]["gpu"].is_null() && values[1]["code"] == "amdgpu-reset-failed");
+        assert!(values[2]["gpu"].is_null() && values[2]["device"] == "0000:a9:00.0");
+        for unknown in &values[3..5] {
+            for field in ["code", "meaning", "gpu", "action", "remedy"] {
+                assert!(unknown.get(field).is_some_and(serde_json::Value::is_null), "{field}");
+            }
+        }
+    }
 
     #[test]
     fn a_quarantined_gpu_says_what_to_do_and_fits_eighty_columns() {

@@ -198,6 +198,18 @@ def test_programs_that_fail_on_one_gpu_again_and_again_mean_the_gpu(machine):
     assert machine.gpus()["GPU-0"]["trouble"]["code"] == "app-errors" and machine.gpus()["GPU-1"]["state"] == "ok"
 
 
+def test_pasted_lines_are_explained_without_a_daemon():
+    def explain(*argv, text=""):
+        return run(labd_binary(), "gpu", "faults", "--explain", *argv, timeout=60, input=text).stdout
+
+    line = "[12.5] NVRM: Xid (PCI:0000:05:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus."
+    for text in (explain(line, "hello"), explain(text=f"{line}\nhello\n")):
+        assert "xid-79" in text and "0000:05:00.0" in text and "unknown: hello" in text
+        assert max(map(len, text.splitlines())) <= 80, text
+    values = [json.loads(v) for v in explain("--json", text=f"{line}\nhello\n").splitlines()]
+    assert [v["code"] for v in values] == ["xid-79", None] and values[0]["gpu"] == "0000:05:00.0"
+
+
 def test_a_hanging_library_makes_readings_stale_and_delays_nobody(machine):
     two_gpus(machine)
     answers, ended = [], threading.Event()

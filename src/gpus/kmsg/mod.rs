@@ -7,7 +7,10 @@
 //!
 //! * [`Record::read`]: one record. Pure.
 //! * [`Assembler`]: records to faults. Pure.
+//! * [`explain`]: lines that somebody pasted. Pure.
 //! * [`follow`]: the task that reads, from the first record of this boot that the kernel still has.
+
+mod pasted;
 
 use std::{
     collections::VecDeque,
@@ -18,6 +21,7 @@ use std::{
 };
 
 use labd_gpu::pci;
+pub use pasted::{Explained, explain};
 use tokio::{net::unix::pipe, sync::mpsc};
 
 use super::{

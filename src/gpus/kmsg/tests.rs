@@ -284,6 +284,61 @@ fn lines_of_real_faults_map_to_their_rows() {
     assert!(rows.len() >= 20, "{} different faults", rows.len());
 }
 
+/// Lines of `tests/data/kernel`, by file.
+const POSTED: [(&str, &str); 3] = [
+    ("nvidia", include_str!("../../../tests/data/kernel/nvidia.tsv")),
+    ("amd", include_str!("../../../tests/data/kernel/amd.tsv")),
+    ("posted", include_str!("../../../tests/data/kernel/posted.tsv")),
+];
+
+#[test]
+fn every_posted_line_has_its_row_its_gpu_and_its_action() {
+    let mut wrong = Vec::new();
+    for (file, lines) in POSTED {
+        for line in lines.lines().filter(|l| !l.starts_with('#')) {
+            let cells: Vec<&str> = line.split('\t').collect();
+            let [source, text, row, gpu, action] = cells[..] else { panic!("{file}: {line}") };
+            let [explained] = &explain(text)[..] else { panic!("{file}: {line}") };
+            let fault = explained.fault;
+            let is = [fault.map(|f| f.code), explained.gpu(), fault.map(|f| f.action.as_str())]
+                .map(|cell| cell.unwrap_or("-"));
+            if is != [row, gpu, action] {
+                wrong.push(format!("{file}\t{source}\t{text}\t{}", is.join("\t")));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "they are:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn records_of_a_whole_log_have_their_rows_and_gpus() {
+    let explained = explain(include_str!("../../../tests/data/kernel/records.txt"));
+    let told: Vec<String> = explained
+        .iter()
+        .filter_map(|e| {
+            let fault = e.fault?;
+            Some(format!("{} {} {}", fault.code, e.gpu().unwrap_or("-"), fault.action.as_str()))
+        })
+        .collect();
+    assert_eq!(told, RECORDS);
+}
+
+/// What the records tell of, in their order.
+const RECORDS: [&str; 12] = [
+    "nvlink-fatal 0009:01:00.0 quarantine",
+    "xid-154 0009:01:00.0 quarantine",
+    "xid-79 0000:01:00.0 quarantine",
+    "nvidia-unsupported 0000:01:00.0 nothing",
+    "nvswitch-fatal - nothing",
+    "amdgpu-hang 0000:c3:00.0 nothing",
+    "amdgpu-hang - nothing",
+    "amdgpu-reset-failed - quarantine",
+    "amdgpu-hang 0000:19:00.0 nothing",
+    "xid-79 0000:05:00.0 quarantine",
+    "xid-79 0000:05:00.0 quarantine",
+    "amdgpu-reset - restart",
+];
+
 #[test]
 fn a_line_names_the_instance_that_it_is_about() {
     for (text, want) in [
