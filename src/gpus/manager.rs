@@ -111,6 +111,7 @@ fn start(parts: Parts, probes: Vec<(Vendor, watch::Receiver<ProbeView>)>) -> Gpu
     let place = probe::Place { root: parts.root.clone(), dir: parts.dir.clone() };
     let expected = vendor::on_bus(&place.root).into_iter().map(|(def, _)| def.vendor).collect();
     let mut keeper = GpuManager {
+        told_until: remembered.heard,
         parts,
         place,
         remembered,
@@ -161,6 +162,9 @@ struct GpuManager {
     undivided: Vec<String>,
     /// Time of the newest incident that was handled.
     incidents_heard: Timestamp,
+    /// Time of the newest line of the kernel that the labd before heard. Not that of this one's newest: many lines come
+    /// within a millisecond, such as those of several GPUs.
+    told_until: Option<Timestamp>,
     /// Lines of the kernel about no GPU that is known.
     unclaimed: Unclaimed,
     /// Reason why the kernel's log is not read.
@@ -356,7 +360,7 @@ impl GpuManager {
 
     fn kernel_says(&mut self, line: &kmsg::KernelLine) {
         // The lines of this boot are read again by every labd: what they say is known, and was told.
-        let told = self.remembered.heard.is_some_and(|heard| line.at <= heard);
+        let told = self.told_until.is_some_and(|heard| line.at <= heard);
         self.remembered.heard = self.remembered.heard.max(Some(line.at));
         if line.fault.is_of_any_device() {
             let gpus = line.pci.as_deref().map(|pci| gpus_at(&self.parts.root, pci)).unwrap_or_default();
