@@ -53,7 +53,8 @@ fn is_record(line: &str) -> bool {
 /// Record that a line stands for; `None` where it is one that a process wrote.
 fn record(line: &str) -> Option<Record> {
     if is_record(line) {
-        return Record::read(line);
+        // Where somebody quoted it, so are its ends of lines. The kernel itself writes a backslash as `\x5c`.
+        return Record::read(&line.replace("\\n ", "\n "));
     }
     let (mut text, mut usec, mut caller) = (line.trim(), 0, None);
     // The journal and syslog: `Nov 29 06:31:13 host kernel: text`.
@@ -119,6 +120,7 @@ mod tests {
             format!("2026-11-29T06:31:13+0000 gpu-box kernel: [ 12.3] {line}"),
             format!("3,2503,9202,-;{line}"),
             format!("3,2503,9202,-,caller=T812;{line}\n SUBSYSTEM=pci\n DEVICE=+pci:0000:05:00.0"),
+            format!("3,2503,9202,-,caller=T812;{line}\\n SUBSYSTEM=pci\\n DEVICE=+pci:0000:05:00.0"),
         ] {
             assert_eq!(told(&text), [(Some("xid-79"), Some("0000:05:00.0".to_owned()))], "{text}");
             assert_eq!(record(&text).map(|r| r.text).as_deref(), Some(line), "{text}");
@@ -130,6 +132,15 @@ mod tests {
         let text = "[1.0] NVRM: The NVIDIA GPU 0000:18:00.0\n[1.0] NVRM: (PCI ID: 10de:2901) installed in this system has\n\
                     [1.0] NVRM: fallen off the bus and is not responding to commands.";
         assert_eq!(told(text), [(None, None), (None, None), (Some("xid-79"), Some("0000:18:00.0".to_owned()))]);
+    }
+
+    #[test]
+    fn a_quoted_record_names_its_gpu() {
+        let text = "4,2101,5678,-;NVRM: The NVIDIA GPU 0000:01:00.0\\n SUBSYSTEM=pci\\n DEVICE=+pci:0000:01:00.0\n\
+                    4,2103,5680,-;NVRM: fallen off the bus and is not responding to commands.";
+        assert_eq!(told(text), [(None, None), (Some("xid-79"), Some("0000:01:00.0".to_owned()))]);
+        let device = "3,1,1,-;[drm:psp_hw_start [amdgpu]] *ERROR* PSP create ring failed!\\n DEVICE=+pci:0000:c7:00.0";
+        assert_eq!(told(device), [(Some("amdgpu-init-failed"), Some("0000:c7:00.0".to_owned()))]);
     }
 
     #[test]
