@@ -63,10 +63,12 @@ impl Unclaimed {
         self.0.iter_mut().for_each(|e| e.looked = true);
     }
 
-    /// Forgets what has not come again for a while.
+    /// Forgets what has not come again for a while. A GPU that did not start is said once, at boot, and stays so until it
+    /// answers or the machine is started anew.
     pub(super) fn expire(&mut self, now: Timestamp) {
         let long = |e: &Entry| if e.line.fault.passes() { PASSING_FOR } else { TOLD_FOR };
-        self.0.retain(|e| now.since(e.last) <= long(e));
+        let stays = |e: &Entry| e.line.pci.is_some() && e.line.fault.keeps_from_starting();
+        self.0.retain(|e| stays(e) || now.since(e.last) <= long(e));
     }
 
     /// Lines that were not written down yet, each with its words: code and text.
@@ -146,6 +148,16 @@ mod tests {
         unclaimed.expire(at(90_000));
         assert_eq!(unclaimed.notices().len(), 1, "it came again");
         unclaimed.expire(at(170_000));
+        assert_eq!(unclaimed.notices(), []);
+    }
+
+    #[test]
+    fn a_gpu_that_did_not_start_is_told_however_long_ago_the_machine_was_started() {
+        let mut unclaimed = Unclaimed::default();
+        unclaimed.hear(&line(NOT_STARTED, 0), false, true);
+        unclaimed.expire(at(30 * 24 * 3600));
+        assert_eq!(unclaimed.notices().len(), 1, "labd was started, or started again, a month after the machine");
+        assert_eq!(unclaimed.claim(|pci| pci == "0000:0a:00.0").len(), 1);
         assert_eq!(unclaimed.notices(), []);
     }
 
