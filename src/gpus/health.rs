@@ -10,7 +10,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Gpu,
-    faults::{self, Action, Fault, Sign, look_up, repeats::Repeats},
+    faults::{
+        self, Action, Fault, Sign, look_up,
+        repeats::{self, Repeats},
+    },
 };
 use crate::{snapshot::GpuTrouble, time::Timestamp};
 
@@ -49,6 +52,8 @@ pub struct FaultState {
     /// Faults that mean more when they come again. The kernel's lines of this boot are counted again by every labd.
     #[serde(skip)]
     repeats: Repeats,
+    /// Newest of such faults for which a GPU is not held. A person is told for [`repeats::WINDOW`].
+    repeated: BTreeMap<String, ActiveFault>,
 }
 
 /// Fault with its row of the table, and the time at which it was seen.
@@ -87,21 +92,18 @@ impl FaultState {
         true
     }
 
-    /// Counts a line of the kernel about a GPU that had this fault; `alone`: there is no other GPU. Returns the fault that
-    /// it is by having come so often, where that is news.
-    pub fn again(
-        &mut self,
-        id: &str,
-        fault: &'static Fault,
-        text: &str,
-        at: Timestamp,
-        alone: bool,
-    ) -> Option<&'static Fault> {
+    /// Counts a line of the kernel about a GPU that had this fault. Returns the fault that it is by having come so often,
+    /// where that is news.
+    pub fn again(&mut self, id: &str, fault: &'static Fault, text: &str, at: Timestamp) -> Option<&'static Fault> {
         if self.released.get(id).is_some_and(|&released| at <= released) {
             return None;
         }
-        let fault = self.repeats.count(id, fault, text, at, alone)?;
-        self.fault(id, fault, at).then_some(fault)
+        let fault = self.repeats.count(id, fault, text, at)?;
+        if fault.action != Action::Nothing {
+            return self.fault(id, fault, at).then_some(fault);
+        }
+        let mark = ActiveFault { code: fault.code.to_owned(), since: at };
+        self.repeated.insert(id.to_owned(), mark).is_none().then_some(fault)
     }
 
     /// Takes new readings of a GPU. Returns the fault that they newly tell of.
@@ -110,6 +112,7 @@ impl FaultState {
             // It says nothing, neither that it is ill nor that it is well again.
             return None;
         }
+        self.repeated.retain(|_, mark| at.since(mark.since) <= repeats::WINDOW);
         let before = match r.ecc_uncorrected {
             Some(count) => self.uncorrected.insert(r.id.clone(), count),
             None => None,
@@ -151,6 +154,7 @@ impl FaultState {
         self.said.remove(id);
         self.no_handle.remove(id);
         self.repeats.forget(id);
+        self.repeated.remove(id);
         let lifted = self.quarantined.remove(id).is_some();
         if lifted {
             self.released.insert(id.to_owned(), now);
@@ -163,9 +167,9 @@ impl FaultState {
         in_words(self.quarantined.get(&gpu.id)?, gpu)
     }
 
-    /// Fault in the newest readings of a GPU that works all the same.
+    /// Fault of a GPU that works all the same: in its newest readings, or one that comes again and again.
     pub fn warning(&self, gpu: &Gpu) -> Option<GpuTrouble> {
-        in_words(self.said.get(&gpu.id)?, gpu)
+        in_words(self.said.get(&gpu.id).or_else(|| self.repeated.get(&gpu.id))?, gpu)
     }
 
     /// Time since which a GPU's worker must have been started, and why.
@@ -255,25 +259,42 @@ mod tests {
     }
 
     #[test]
-    fn programs_that_fail_on_one_gpu_again_and_again_quarantine_it_until_a_person_has_looked() {
+    fn programs_that_fail_on_one_gpu_again_and_again_are_told_for_a_day_and_hold_nothing() {
         let gpu = &simulate::gpus(1, &[])[0];
         let mut judge = FaultState::default();
         let fails = |judge: &mut FaultState, hour: i64| {
             let text = format!("NVRM: Xid (PCI:0000:c1:00): 31, pid={hour}, name=python3, Ch 00000008");
             let fault = look_up(Sign::Kernel(&text)).expect("a row");
-            judge.again("SIM-0", fault, &text, at(hour * 3600), false).map(|f| f.code)
+            judge.again("SIM-0", fault, &text, at(hour * 3600)).map(|f| f.code)
+        };
+        let told = |judge: &mut FaultState, hour: i64| {
+            judge.reading(&Reading { id: "SIM-0".into(), ..Reading::default() }, at(hour * 3600));
+            judge.warning(gpu).map(|t| t.code)
         };
         for hour in 0..4 {
-            assert_eq!(fails(&mut judge, hour), None);
+            assert_eq!((fails(&mut judge, hour), told(&mut judge, hour)), (None, None));
         }
         assert_eq!(fails(&mut judge, 4), Some("app-errors"));
         assert_eq!(fails(&mut judge, 5), None, "known already");
-        assert_eq!(judge.quarantine(gpu).map(|t| t.code), Some("app-errors".to_owned()));
-        assert!(judge.release("SIM-0", at(6 * 3600)));
+        assert_eq!((judge.quarantine(gpu), told(&mut judge, 29).as_deref()), (None, Some("app-errors")));
+        assert_eq!(told(&mut judge, 30), None, "not since yesterday");
+    }
+
+    #[test]
+    fn a_link_whose_errors_come_again_quarantines_its_gpu_until_a_person_has_looked() {
+        let gpu = &simulate::gpus(1, &[])[0];
+        let mut judge = FaultState::default();
+        let fails = |judge: &mut FaultState, second: i64| {
+            let text = "NVRM: Xid (PCI:0000:c1:00): 74, pid='<unknown>', name=<unknown>, NVLink: fatal error detected on link \
+                        1(0x10, 0x0, 0x0, 0x0, 0x0, 0x0, 0x0)";
+            let fault = look_up(Sign::Kernel(text)).expect("a row");
+            judge.again("SIM-0", fault, text, at(second)).map(|f| f.code)
+        };
+        assert_eq!([0, 1, 2, 3].map(|s| fails(&mut judge, s)), [None, None, Some("xid-74"), None]);
+        assert_eq!(judge.quarantine(gpu).map(|t| t.code), Some("xid-74".to_owned()));
+        assert!(judge.release("SIM-0", at(10)));
         // The kernel's lines from before, read again by a new labd, and one that came after.
-        for hour in 0..8 {
-            assert_eq!(fails(&mut judge, hour), None);
-        }
+        assert_eq!([0, 1, 2, 3, 11].map(|s| fails(&mut judge, s)), [None; 5]);
         assert_eq!(judge.quarantine(gpu), None);
     }
 

@@ -376,20 +376,16 @@ impl GpuManager {
     fn of_a_gpu(&mut self, line: &kmsg::KernelLine, told: bool) {
         let (now, fault) = (Timestamp::now(), line.fault);
         let (slots, instance) = (&self.remembered.slots, kmsg::instance(&line.text));
-        let concerned =
-            |d: &Device| line.pci.as_deref().is_some_and(|pci| concerns(fault, pci, instance, d));
+        let concerned = |d: &Device| line.pci.as_deref().is_some_and(|pci| concerns(fault, pci, instance, d));
         let ids: Vec<String> = slots.iter().filter(|(_, d)| concerned(d)).map(|(_, d)| d.id.clone()).collect();
         if ids.is_empty() {
             // From before the probes found it, or of no GPU of the lab's.
             self.unclaimed.hear(line, self.looked(), told);
         }
-        // Its own partitions are no other GPU.
-        let at_pci = |own: Option<&str>| own.zip(line.pci.as_deref()).is_some_and(|(own, pci)| same_slot(own, pci));
-        let alone = slots.iter().all(|(_, d)| at_pci(d.pci.as_deref()));
         for id in ids {
             let judge = &mut self.remembered.judge;
             let first = judge.fault(&id, fault, line.at).then_some(fault);
-            let again = judge.again(&id, fault, &line.text, line.at, alone);
+            let again = judge.again(&id, fault, &line.text, line.at);
             for fault in first.into_iter().chain(again).filter(|_| !told) {
                 self.report(&id, fault, now);
             }

@@ -158,17 +158,12 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
     Fault {
         code: "app-errors",
         signs: &[Repeated(repeats::APP_ERRORS)],
-        meaning: "programs fail on this GPU again and again, and on no other one: it is likely the GPU",
-        action: Quarantine,
-        remedy: DIAGNOSE,
-    },
-    Fault {
-        code: "app-errors-only-gpu",
-        signs: &[Repeated(repeats::APP_ERRORS_ONLY_GPU)],
-        meaning: "programs fail on the GPU again and again; with one GPU alone that does not tell whose fault it is",
+        meaning: "programs fail on this GPU again and again, and on no other one: it may be the GPU, or one person's program",
+        // No quarantine: whoever writes a wrong program could take a GPU from the others with it.
         action: Nothing,
-        remedy: "Run NVIDIA's diagnosis (`systemctl stop labd; dcgmi diag -r 3; systemctl start labd`), or a program that is \
-                 known to work.",
+        remedy: "Start the program on another GPU: where it fails too, it is the program. If it does not, stop labd and run NVIDIA's \
+                 diagnosis (`systemctl stop labd; dcgmi diag -r 3; systemctl start labd`), and have the GPU at <pci> replaced if \
+                 it fails.",
     },
     Fault {
         code: "xid-31",

@@ -11,10 +11,9 @@ use crate::time::Timestamp;
 
 /// Time within which repetitions are counted. A day, as NVIDIA's own NVSentinel counts Xid 13, 31 and 74
 /// (`docs/designs/014-workflow-XID-13-and-31.md` there).
-const WINDOW: Duration = Duration::from_hours(24);
-/// Number of programs that must fail on a GPU before it is the GPU. NVSentinel asks for a diagnosis after two; labd takes
-/// the GPU out of service, and a program with a mistake that Ray or a student starts again fails three or four times
-/// (chosen, not measured).
+pub const WINDOW: Duration = Duration::from_hours(24);
+/// Number of programs that must fail on a GPU before that is told. NVSentinel asks for a diagnosis after two; a program
+/// with a mistake that Ray or a student starts again fails three or four times (chosen, not measured).
 const PROGRAMS: usize = 5;
 /// Number of passing errors of one link after which it is broken: the catalog says "more than 2 times on the same link".
 const LINK_ERRORS: usize = 3;
@@ -26,8 +25,6 @@ const REMEMBERED: usize = 256;
 
 /// Words for programs that fail on one GPU alone.
 pub const APP_ERRORS: &str = "Xid 13 (in one place) or 31 of 5 programs within a day, on one GPU alone";
-/// Words for programs that fail on the only GPU.
-pub const APP_ERRORS_ONLY_GPU: &str = "the same where there is no other GPU";
 /// Words for a link that has passing errors again and again.
 const LINK: Sign<'static> = Sign::Xid(74);
 
@@ -41,16 +38,16 @@ struct Rule {
     times: usize,
     /// What it is then.
     means: Sign<'static>,
-    /// What it is where no other GPU could show that it is the program; absent where other GPUs say nothing about it.
-    alone: Option<Sign<'static>>,
+    /// Whether it is of programs: then all lines of one are one failure, and where other GPUs have it too it is the program.
+    of_programs: bool,
 }
 
 const RULES: [Rule; 3] = [
-    Rule { of: "xid-13", place: processor, times: PROGRAMS, means: Sign::Repeated(APP_ERRORS), alone: ONLY_GPU },
-    Rule { of: "xid-31", place: |_| None, times: PROGRAMS, means: Sign::Repeated(APP_ERRORS), alone: ONLY_GPU },
-    Rule { of: "nvlink-passing", place: link, times: LINK_ERRORS, means: LINK, alone: None },
+    Rule { of: "xid-13", place: processor, times: PROGRAMS, means: PROGRAM, of_programs: true },
+    Rule { of: "xid-31", place: |_| None, times: PROGRAMS, means: PROGRAM, of_programs: true },
+    Rule { of: "nvlink-passing", place: link, times: LINK_ERRORS, means: LINK, of_programs: false },
 ];
-const ONLY_GPU: Option<Sign<'static>> = Some(Sign::Repeated(APP_ERRORS_ONLY_GPU));
+const PROGRAM: Sign<'static> = Sign::Repeated(APP_ERRORS);
 
 /// Part of the GPU (GPC and TPC) in a line such as `Graphics SM Warp Exception on (GPC 9, TPC 1, SM 1): ...`. Which of the
 /// TPC's processors it was does not matter, by the catalog.
@@ -89,16 +86,8 @@ struct Failure {
 pub struct Repeats(Vec<Failure>);
 
 impl Repeats {
-    /// Counts a line about a GPU. Returns the fault that it is by having come so often. `alone`: whether there is no
-    /// other GPU.
-    pub fn count(
-        &mut self,
-        gpu: &str,
-        fault: &'static Fault,
-        text: &str,
-        at: Timestamp,
-        alone: bool,
-    ) -> Option<&'static Fault> {
+    /// Counts a line about a GPU. Returns the fault that it is by having come so often.
+    pub fn count(&mut self, gpu: &str, fault: &'static Fault, text: &str, at: Timestamp) -> Option<&'static Fault> {
         let rule = RULES.iter().find(|rule| rule.of == fault.code)?;
         self.0.retain(|f| at.since(f.last) <= WINDOW);
         let pid = process(text);
@@ -106,7 +95,7 @@ impl Repeats {
             f.gpu == gpu && f.code == rule.of && f.pid == pid && (pid.is_some() || at.since(f.last) <= BURST)
         };
         // A link's errors are each one of their own: one program meets several.
-        let known = if rule.alone.is_some() { self.0.iter().rposition(same) } else { None };
+        let known = if rule.of_programs { self.0.iter().rposition(same) } else { None };
         let mut failure = known.map_or_else(
             || Failure { gpu: gpu.to_owned(), code: rule.of, pid, places: BTreeSet::new(), last: at },
             |known| self.0.remove(known),
@@ -118,12 +107,11 @@ impl Repeats {
         self.0.drain(..excess);
 
         let of_rule = || self.0.iter().filter(|f| f.code == rule.of);
-        if failure.places.len() > 1 || (rule.alone.is_some() && of_rule().any(|f| f.gpu != gpu)) {
+        if failure.places.len() > 1 || (rule.of_programs && of_rule().any(|f| f.gpu != gpu)) {
             return None;
         }
         let times = of_rule().filter(|f| f.gpu == gpu && f.places == failure.places).count();
-        let sign = rule.alone.filter(|_| alone).unwrap_or(rule.means);
-        if times >= rule.times { look_up(sign) } else { None }
+        if times >= rule.times { look_up(rule.means) } else { None }
     }
 
     /// Forgets what a GPU had: somebody looked at it.
@@ -152,58 +140,44 @@ mod tests {
     }
 
     /// Codes that lines about one GPU come to, each at its second.
-    fn counted(
-        repeats: &mut Repeats,
-        gpu: &str,
-        alone: bool,
-        lines: &[(i64, (&'static Fault, String))],
-    ) -> Vec<&'static str> {
-        let one = |(s, (fault, text)): &(i64, (&'static Fault, String))| repeats.count(gpu, fault, text, at(*s), alone);
+    fn counted(repeats: &mut Repeats, gpu: &str, lines: &[(i64, (&'static Fault, String))]) -> Vec<&'static str> {
+        let one = |(s, (fault, text)): &(i64, (&'static Fault, String))| repeats.count(gpu, fault, text, at(*s));
         lines.iter().map(one).map(|fault| fault.map_or("-", |f| f.code)).collect()
     }
 
     #[test]
-    fn programs_that_fail_on_one_gpu_alone_are_the_gpus_fault() {
+    fn programs_that_fail_on_one_gpu_alone_are_told() {
         let lines: Vec<_> = (0..6).map(|i| (i64::from(i) * HOUR, page_fault(i))).collect();
         let want = ["-", "-", "-", "-", "app-errors", "app-errors"];
-        assert_eq!(counted(&mut Repeats::default(), "GPU-1", false, &lines), want);
+        assert_eq!(counted(&mut Repeats::default(), "GPU-1", &lines), want);
         assert_eq!(want.iter().filter(|code| **code == "-").count() + 1, PROGRAMS);
         assert!(APP_ERRORS.contains(&format!(" {PROGRAMS} programs")));
         // Somebody looked at it.
         let mut repeats = Repeats::default();
-        counted(&mut repeats, "GPU-1", false, &lines);
+        counted(&mut repeats, "GPU-1", &lines);
         repeats.forget("GPU-1");
-        assert_eq!(counted(&mut repeats, "GPU-1", false, &[(7 * HOUR, page_fault(7))]), ["-"]);
-    }
-
-    #[test]
-    fn on_the_only_gpu_it_is_told_and_the_gpu_goes_on() {
-        let lines: Vec<_> = (0..5).map(|i| (i64::from(i) * HOUR, page_fault(i))).collect();
-        assert_eq!(
-            counted(&mut Repeats::default(), "GPU-1", true, &lines),
-            ["-", "-", "-", "-", "app-errors-only-gpu"]
-        );
+        assert_eq!(counted(&mut repeats, "GPU-1", &[(7 * HOUR, page_fault(7))]), ["-"]);
     }
 
     #[test]
     fn what_another_gpu_has_too_is_the_program() {
         let mut repeats = Repeats::default();
-        assert_eq!(counted(&mut repeats, "GPU-2", false, &[(0, page_fault(99))]), ["-"]);
+        assert_eq!(counted(&mut repeats, "GPU-2", &[(0, page_fault(99))]), ["-"]);
         let lines: Vec<_> = (0..9).map(|i| (i64::from(i), page_fault(i))).collect();
-        assert!(counted(&mut repeats, "GPU-1", false, &lines).iter().all(|code| *code == "-"));
+        assert!(counted(&mut repeats, "GPU-1", &lines).iter().all(|code| *code == "-"));
     }
 
     #[test]
     fn one_program_and_one_burst_count_once_and_only_for_a_day() {
         let one: Vec<_> = (0..9).map(|i| (i * HOUR, page_fault(1))).collect();
-        assert!(counted(&mut Repeats::default(), "GPU-1", false, &one).iter().all(|code| *code == "-"), "one program");
+        assert!(counted(&mut Repeats::default(), "GPU-1", &one).iter().all(|code| *code == "-"), "one program");
         let unnamed = |s: i64| (s, line("31, Ch 00000013, engmask 00000101, intr 10000000"));
         let burst: Vec<_> = (0..30).map(unnamed).collect();
-        assert!(counted(&mut Repeats::default(), "GPU-1", false, &burst).iter().all(|code| *code == "-"), "one burst");
+        assert!(counted(&mut Repeats::default(), "GPU-1", &burst).iter().all(|code| *code == "-"), "one burst");
         let bursts: Vec<_> = (0..5).map(|i| unnamed(i * 60)).collect();
-        assert_eq!(counted(&mut Repeats::default(), "GPU-1", false, &bursts).last(), Some(&"app-errors"));
+        assert_eq!(counted(&mut Repeats::default(), "GPU-1", &bursts).last(), Some(&"app-errors"));
         let rare: Vec<_> = (0..9).map(|i| (i64::from(i) * 7 * HOUR, page_fault(i))).collect();
-        assert!(counted(&mut Repeats::default(), "GPU-1", false, &rare).iter().all(|code| *code == "-"), "rare");
+        assert!(counted(&mut Repeats::default(), "GPU-1", &rare).iter().all(|code| *code == "-"), "rare");
     }
 
     #[test]
@@ -212,13 +186,13 @@ mod tests {
             line(&format!("13, pid={pid}, name=python3, Graphics SM Warp Exception on (GPC 9, TPC {tpc}, SM 1): Out"))
         };
         let same: Vec<_> = (0..5).map(|i| (i64::from(i) * HOUR, exception(i, 1))).collect();
-        assert_eq!(counted(&mut Repeats::default(), "GPU-1", false, &same).last(), Some(&"app-errors"));
+        assert_eq!(counted(&mut Repeats::default(), "GPU-1", &same).last(), Some(&"app-errors"));
         let others: Vec<_> = (0..9).map(|i| (i64::from(i) * HOUR, exception(i, i))).collect();
-        assert!(counted(&mut Repeats::default(), "GPU-1", false, &others).iter().all(|code| *code == "-"));
+        assert!(counted(&mut Repeats::default(), "GPU-1", &others).iter().all(|code| *code == "-"));
         // A program that is wrong everywhere, at each of its starts.
         let all: Vec<_> =
             (0..9).flat_map(|i| (0..3).map(move |tpc| (i64::from(i) * HOUR, exception(i, tpc)))).collect();
-        let codes = counted(&mut Repeats::default(), "GPU-1", false, &all);
+        let codes = counted(&mut Repeats::default(), "GPU-1", &all);
         assert!(codes.iter().all(|code| *code == "-"), "{codes:?}");
     }
 
@@ -230,11 +204,11 @@ mod tests {
             ))
         };
         let lines = [(0, error(1)), (1, error(2)), (2, error(1)), (3, error(1))];
-        assert_eq!(counted(&mut Repeats::default(), "GPU-1", false, &lines), ["-", "-", "-", "xid-74"]);
+        assert_eq!(counted(&mut Repeats::default(), "GPU-1", &lines), ["-", "-", "-", "xid-74"]);
         // The other end of the link says the same.
         let mut repeats = Repeats::default();
-        counted(&mut repeats, "GPU-2", false, &lines);
-        assert_eq!(counted(&mut repeats, "GPU-1", false, &lines).last(), Some(&"xid-74"));
+        counted(&mut repeats, "GPU-2", &lines);
+        assert_eq!(counted(&mut repeats, "GPU-1", &lines).last(), Some(&"xid-74"));
     }
 
     #[test]
@@ -242,7 +216,7 @@ mod tests {
         let mut repeats = Repeats::default();
         for i in 0..10_000 {
             let (fault, text) = page_fault(i);
-            repeats.count(&format!("GPU-{}", i % 16), fault, &text, at(i64::from(i)), false);
+            repeats.count(&format!("GPU-{}", i % 16), fault, &text, at(i64::from(i)));
         }
         assert_eq!(repeats.0.len(), REMEMBERED);
     }
