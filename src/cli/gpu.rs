@@ -185,7 +185,10 @@ fn row(g: &GpuView) -> Vec<String> {
         g.worker.clone().unwrap_or_else(|| "-".to_owned()),
         cut(&clean(&g.id), 12),
         cut(&clean(&g.name), 14),
-        say(reading.and_then(|r| r.utilisation_percent), "%"),
+        match reading {
+            Some(r) if r.asleep => "asleep".to_owned(),
+            _ => say(reading.and_then(|r| r.utilisation_percent), "%"),
+        },
         memory,
         say(reading.and_then(|r| r.temperature_c), "°C"),
         say(reading.and_then(|r| r.power_w), "W"),
@@ -201,6 +204,9 @@ fn details(s: &Snapshot, style: Style) -> String {
         parts.extend(g.numa_node.map(|n| format!("NUMA node {n}")));
         parts.extend(g.partition.as_ref().map(|p| format!("partition {}", clean(p))));
         if let Some(r) = &g.reading {
+            if r.asleep {
+                parts.push("asleep: not read, since that would wake it".to_owned());
+            }
             parts.extend(r.clock_mhz.map(|c| format!("{c} MHz")));
             parts.extend(r.power_limit_w.map(|w| format!("at most {w:.0} W")));
             if !r.throttled.is_empty() {
@@ -317,6 +323,8 @@ mod tests {
             processes: Vec::new(),
         };
         let healthy = GpuView { state: GpuState::Ok, trouble: None, reading: None, ..gpu.clone() };
+        let sleeping = GpuView { reading: Some(Reading { asleep: true, ..Reading::default() }), ..healthy.clone() };
+        assert_eq!(row(&sleeping)[3..], ["asleep", "80 GiB", "-", "-"].map(str::to_owned));
         let now = at.plus(std::time::Duration::from_secs(200));
         let text = render(&[gpu, healthy], now, Style { color: false, width: 80 });
         for line in text.lines() {

@@ -240,7 +240,7 @@ impl GpuManager {
 
     /// Compares what is on the bus with what is listed.
     fn mind_bus(&mut self) {
-        if !self.settled() || self.bus_looked.is_some_and(|at| at.elapsed() < bus::EVERY) {
+        if !self.looked() || self.bus_looked.is_some_and(|at| at.elapsed() < bus::EVERY) {
             return;
         }
         self.bus_looked = Some(Instant::now());

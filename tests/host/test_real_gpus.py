@@ -1,10 +1,15 @@
 """GPUs as the daemon sees them, from the vendors' side to the page: its own probes, a stand-in for NVIDIA's library, the files of
 a kernel with AMD's GPUs, and a kernel's log. No engine and no GPU."""
+import collections
+import contextlib
+import ctypes
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
+import struct
 import subprocess
 import tempfile
 import threading
@@ -51,6 +56,19 @@ dashboard = 0
         for name, text in {"vendor": vendor, "class": "0x030200", "numa_node": "0", "local_cpulist": "0-1"}.items():
             self.file(f"sys/bus/pci/devices/{pci}/{name}", text + "\n")
 
+    def is_like(self, tree):
+        """Files of a kernel with AMD's GPUs."""
+        for line in (ROOT / f"crates/labd-gpu/src/kernel/trees/{tree}.tree").read_text().splitlines():
+            if line.startswith("#"):
+                continue
+            path, text = line.split("\t")
+            if text.startswith("-> "):
+                target = self.root / path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.symlink_to(text[3:])
+            else:
+                self.file(path, text.replace("\\n", "\n"))
+
     def says(self, text):
         """From now on NVIDIA's library behaves like this."""
         new = self.dir / "script.new"
@@ -78,6 +96,9 @@ dashboard = 0
     def gpus(self):
         done = self.labd("gpu", "list", "--json", check=False)
         return {g["id"]: g for g in json.loads(done.stdout)["gpus"]} if done.returncode == 0 else {}
+
+    def events(self):
+        return [json.loads(line) for line in self.labd("events", "-n", "100", "--json").stdout.splitlines()]
 
     def sources(self):
         return json.loads(self.labd("gpu", "list", "--json").stdout)["sources"]
@@ -186,6 +207,129 @@ def test_a_switch_and_a_card_that_did_not_start_are_notices_until_their_cause_is
     assert notices(machine, "0000:a9:00.0") and {g["state"] for g in machine.gpus().values()} == {"ok"}
 
 
+def test_a_boot_with_a_card_that_does_not_answer_says_which_and_in_which_slot(machine):
+    machine.plug_in("0000:43:00.0")
+    machine.file("sys/bus/pci/slots/7/address", "0000:43:00\n")
+    two_gpus(machine)
+    machine.until("it is told", lambda: notices(machine, "3 on the PCI bus, 2 answer: the NVIDIA GPU at 0000:43:00.0 (slot 7) does not"), 120)
+    assert {g["state"] for g in machine.gpus().values()} == {"ok"}
+    machine.says(nvidia(3))
+    machine.until("the card is there", lambda: len(machine.gpus()) == 3)
+    machine.until("the notice is gone", lambda: not notices(machine, "on the PCI bus"))
+
+
+def test_one_tenants_fault_on_a_divided_card_is_that_instances_alone(machine):
+    machine.plug_in("0000:41:00.0")
+    for instance, number in ((5, 50), (9, 90)):
+        for capability, node in ((f"gi{instance}", number), (f"gi{instance}/ci0", number + 1)):
+            machine.file(f"proc/driver/nvidia/capabilities/gpu0/mig/{capability}/access", f"DeviceFileMinor: {node}\nDeviceFileMode: 292\n")
+            machine.file(f"dev/nvidia-caps/nvidia-cap{node}", "")
+    mig = "".join(f"0.mig.{i}.uuid={uuid}\n0.mig.{i}.name=NVIDIA H100 80GB HBM3 MIG 1g.10gb\n0.mig.{i}.memory={10 * GIB}\n"
+                  for i, uuid in enumerate(("MIG-a", "MIG-b")))
+    machine.says(f"{nvidia(1)}0.mig=7\n{mig}")
+    machine.start()
+    machine.until("two instances", lambda: set(machine.gpus()) == {"MIG-a", "MIG-b"})
+    line = "NVRM: Xid (PCI:0000:41:00 GPU-I:{:02}): {}, pid=4321, name=python3, {}"
+    machine.kernel_says(line.format(9, 94, "Contained: SM (0x1). RST: No, D-RST: No"))
+    events = machine.until("it is told", lambda: [e for e in machine.events() if "xid-94" in json.dumps(e)])
+    assert "MIG-b" in json.dumps(events) and "MIG-a" not in json.dumps(events), events
+    # What needs a reset takes the other tenants along.
+    machine.kernel_says(line.format(5, 95, "Uncontained: LTC TAG (0x2,0x0). RST: Yes, D-RST: No"))
+    machine.until("both are quarantined", lambda: {g["state"] for g in machine.gpus().values()} == {"quarantined"})
+
+
+class Opened:
+    """Counts how often files of a folder are opened, by name (inotify)."""
+
+    IN_OPEN = 0x20
+
+    def __init__(self):
+        self.libc = ctypes.CDLL(None, use_errno=True)
+        self.fd = self.libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.folders, self.counts = {}, collections.Counter()
+
+    def watch(self, folder):
+        self.folders[self.libc.inotify_add_watch(self.fd, os.fsencode(folder), self.IN_OPEN)] = folder
+
+    def read(self):
+        """The counts up to now."""
+        with contextlib.suppress(BlockingIOError):
+            while events := os.read(self.fd, 65536):
+                while events:
+                    folder, _, _, length = struct.unpack_from("iIII", events)
+                    if name := events[16:16 + length].rstrip(b"\0").decode():
+                        self.counts[self.folders[folder].name + "/" + name] += 1
+                    events = events[16 + length:]
+        return self.counts
+
+
+@pytest.mark.parametrize("looks", [10, pytest.param(600, marks=pytest.mark.slow, id="600-looks-in-10-min")])
+def test_a_card_that_sleeps_is_shown_and_nothing_of_it_is_read_that_would_wake_it(machine, looks):
+    machine.is_like("mi100-bmc")
+    device = (machine.root / "sys/bus/pci/devices/0000:c3:00.0").resolve()
+    (device / "power").mkdir(exist_ok=True)
+    (device / "ras").mkdir(exist_ok=True)
+    (device / "ras/umc_err_count").write_text("ue: 0\nce: 0\n")
+    status = device / "power/runtime_status"
+    status.write_text("suspended\n")
+    opened = Opened()
+    for folder in {status.parent, *(path.parent for path in device.rglob("*") if path.is_file())}:
+        opened.watch(folder)
+    machine.start()
+    asleep = lambda: [g for g in machine.gpus().values() if (g.get("reading") or {}).get("asleep")]
+    machine.until("it is known to sleep", asleep)
+    assert " asleep " in machine.labd("gpu", "list").stdout
+    machine.until("many looks", lambda: opened.read()["power/runtime_status"] >= looks, 20 + 3 * looks)
+    wakes = ("ras/", "hwmon", "gpu_busy_percent", "pp_dpm", "mem_info", "gpu_metrics", "current_compute_partition")
+    woken = {name: n for name, n in opened.read().items() if any(part in name for part in wakes) and "mem_info_vram_total" not in name}
+    assert asleep() and not woken, opened.counts
+    status.write_text("active\n")
+    machine.until("it is read again", lambda: opened.read()["ras/umc_err_count"] and not asleep())
+
+
+def lines_of(vendor):
+    """One line of each row of the table that people posted, with the row and the action: `tests/data/kernel`."""
+    rows = {}
+    for posted in (ROOT / f"tests/data/kernel/{vendor}.tsv").read_text().splitlines():
+        if not posted.startswith("#"):
+            _, text, code, gpu, action = posted.split("\t")
+            if "-" not in (code, gpu):
+                rows.setdefault(code, (text, code, action))
+    return list(rows.values())
+
+
+def at(text, pci):
+    """The line, about the GPU at this address (without its function)."""
+    return re.sub(r"\b[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}", pci, text, flags=re.IGNORECASE)
+
+
+def told_of(machine, gpu):
+    return [e["reason"] for e in machine.events() if gpu in json.dumps(e)]
+
+
+def test_each_row_of_nvidias_table_does_to_its_gpu_what_it_says(machine):
+    rows = lines_of("nvidia")
+    assert len(rows) > 30
+    for first in range(0, len(rows), 16):
+        some = rows[first:first + 16]
+        for i in range(len(some)):
+            machine.plug_in(f"0000:{0x41 + i:02x}:00.0")
+        machine.says(nvidia(len(some)))
+        machine.start()
+        machine.until("its GPUs", lambda: len(machine.gpus()) == len(some))
+        machine.kernel_says(*[at(text, f"0000:{0x41 + i:02x}:00") for i, (text, _, _) in enumerate(some)])
+        machine.until("all are told", lambda: all(code in json.dumps(machine.events()) for _, code, _ in some))
+        gpus = machine.gpus()
+        for i, (text, code, action) in enumerate(some):
+            gpu = gpus[f"GPU-{i}"]
+            assert gpu["state"] == ("quarantined" if action == "quarantine" else "ok"), (text, gpu)
+            assert action != "quarantine" or gpu["trouble"]["code"] == code, (text, gpu)
+        machine.stop()
+        shutil.rmtree(machine.dir / "data")
+        shutil.rmtree(machine.root)
+        machine.file("dev/kmsg", "")
+
+
 def test_programs_that_fail_on_one_gpu_again_and_again_are_told_and_hold_nothing(machine):
     two_gpus(machine)
     fault = "NVRM: Xid (PCI:0000:41:00): 31, pid={}, name=python3, Ch 00000008, intr 00000000. MMU Fault: ENGINE GRAPHICS"
@@ -248,16 +392,7 @@ def test_one_that_goes_is_missing_and_is_itself_again_when_it_returns(machine):
 
 
 def test_a_machine_of_amds_needs_nothing_of_rocm(machine):
-    for line in (ROOT / "crates/labd-gpu/src/kernel/trees/mi100-bmc.tree").read_text().splitlines():
-        if line.startswith("#"):
-            continue
-        path, text = line.split("\t")
-        if text.startswith("-> "):
-            target = machine.root / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.symlink_to(text[3:])
-        else:
-            machine.file(path, text.replace("\\n", "\n"))
+    machine.is_like("mi100-bmc")
     machine.start()
     machine.until("the MI100", lambda: any(g["vendor"] == "amd" for g in machine.gpus().values()))
     (gpu,) = machine.gpus().values()

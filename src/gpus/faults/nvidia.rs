@@ -15,8 +15,6 @@ const RESET_FIRST: &str = "Reset it with `systemctl stop labd; nvidia-smi --gpu-
                            then `labd gpu release <id>`; have the GPU at <pci> replaced by its vendor if it comes again.";
 const COLD_RESET: &str = "Switch the machine off, wait a minute and switch it on, then `labd gpu release <id>`: a reset or a \
                           reboot is not enough; ask the vendor if it comes again.";
-const DIAGNOSE: &str = "Stop labd and run NVIDIA's diagnosis (`systemctl stop labd; dcgmi diag -r 3; systemctl start labd`): have \
-                        the GPU at <pci> replaced if it fails; `labd gpu release <id>` if it passes.";
 const REPLACE: &str = "Have the GPU at <pci> replaced by its vendor; `nvidia-smi -q -i <pci>` and `nvidia-bug-report.sh` give what it asks for.";
 
 /// Rows of the table, special ones before general ones.
