@@ -74,8 +74,9 @@ fn run(root: &Path, to: &mut impl Write) -> io::Result<()> {
         return complain(root, to, &listed, &Trouble { code: NO_DEVICE.into(), text: text.into() });
     }
     Line::Inventory(devices.iter().map(|(device, _)| device.clone()).collect()).write(to)?;
+    let mut reader = kernel::Reader::default();
     every_second(|| {
-        let kernel = kernel::readings(root, &listed).into_iter().zip(&devices);
+        let kernel = reader.readings(root, &listed).into_iter().zip(&devices);
         let kernel = kernel.map(|(reading, (device, _))| Reading { id: device.id.clone(), ..reading });
         if kernel::inventory(root) != listed {
             // The last word on one that is gone.
@@ -129,6 +130,7 @@ fn complain(root: &Path, to: &mut impl Write, listed: &[Device], trouble: &Troub
         Line::Inventory(listed.to_vec()).write(to)?;
     }
     let mut rounds = 0;
+    let mut reader = kernel::Reader::default();
     every_second(|| {
         rounds += 1;
         if kernel::inventory(root) != listed || (rounds > TRY_AGAIN_AFTER && !listed.is_empty()) {
@@ -136,7 +138,7 @@ fn complain(root: &Path, to: &mut impl Write, listed: &[Device], trouble: &Troub
             rounds = 0;
         }
         if !listed.is_empty() {
-            Line::Readings(kernel::readings(root, listed)).write(to)?;
+            Line::Readings(reader.readings(root, listed)).write(to)?;
         }
         // The last word of each second, so that it is not taken for over.
         Line::Trouble(trouble.clone()).write(to)

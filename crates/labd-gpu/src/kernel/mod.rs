@@ -3,10 +3,12 @@
 //!
 //! * `nodes`: which GPUs there are, and which device nodes belong to each.
 //! * `readings`: their present readings.
+//! * `metrics`: whether they are throttled.
 //! * `names`: their product names.
 //!
 //! A driver that hangs makes reads of its files hang too, so [`run`] is a probe of its own like the others.
 
+mod metrics;
 mod names;
 mod nodes;
 mod readings;
@@ -14,6 +16,7 @@ mod readings;
 mod tests;
 
 use std::{
+    collections::BTreeMap,
     io::{self, Read, Write},
     path::Path,
     sync::mpsc::{self, RecvTimeoutError},
@@ -23,7 +26,7 @@ use std::{
 
 pub use self::readings::GONE;
 use crate::{
-    Device, Reading, Vendor, files,
+    Device, Reading, Throttle, Vendor, files,
     line::{Hello, Line, Source, Trouble},
     pci,
 };
@@ -40,16 +43,43 @@ pub fn inventory(root: &Path) -> Vec<Device> {
     nodes::nodes(root).into_iter().map(|n| n.device).collect()
 }
 
-/// Present readings of `devices`, in their order. One that the kernel no longer has says so in its `error` ([`GONE`]).
-pub fn readings(root: &Path, devices: &[Device]) -> Vec<Reading> {
-    let nodes = nodes::nodes(root);
-    devices
-        .iter()
-        .map(|device| match nodes.iter().find(|n| n.device.id == device.id) {
-            Some(node) => readings::reading(root, node),
-            None => readings::gone(&device.id),
-        })
-        .collect()
+/// Reader of GPUs' present values. It remembers counters from one look to the next.
+#[derive(Default)]
+pub struct Reader {
+    throttling: metrics::Throttling,
+}
+
+impl Reader {
+    /// Present readings of `devices`, in their order. One that the kernel no longer has says so in its `error` ([`GONE`]).
+    pub fn readings(&mut self, root: &Path, devices: &[Device]) -> Vec<Reading> {
+        let nodes = nodes::nodes(root);
+        let found: Vec<_> = devices.iter().map(|d| nodes.iter().find(|n| n.device.id == d.id)).collect();
+        let mut known = self.of_nodes(root, found.iter().copied().flatten()).into_iter();
+        devices
+            .iter()
+            .zip(found)
+            .map(|(device, node)| node.and_then(|_| known.next()).unwrap_or_else(|| readings::gone(&device.id)))
+            .collect()
+    }
+
+    fn of_nodes<'a>(&mut self, root: &Path, nodes: impl Iterator<Item = &'a nodes::Node>) -> Vec<Reading> {
+        // What is told of a GPU is told of all its partitions: they are slowed down together.
+        let mut told: BTreeMap<&str, Vec<Throttle>> = BTreeMap::new();
+        let all = nodes
+            .map(|node| {
+                let reading = readings::reading(root, node);
+                let Some(pci) = node.device.pci.as_deref().filter(|_| !reading.asleep && reading.error.is_none())
+                else {
+                    return reading;
+                };
+                let reasons = told.entry(pci);
+                let reasons = reasons.or_insert_with(|| self.throttling.reasons(pci, &pci::directory(root, pci)));
+                Reading { throttled: reasons.clone(), ..reading }
+            })
+            .collect();
+        self.throttling.keep(|pci| told.contains_key(pci));
+        all
+    }
 }
 
 /// Whether an AMD GPU is there that no driver has, and that the lab would use. Beside another vendor's GPU, graphics of a
@@ -77,6 +107,7 @@ fn run_until(root: &Path, input: impl Read + Send + 'static, out: &mut impl Writ
     let ended = end_of(input);
     Line::Hello(Hello { source: Source::Kernel, driver: driver(root), library: None }).write(out)?;
     let mut told: Option<Vec<Device>> = None;
+    let mut reader = Reader::default();
     loop {
         // One look for both: a GPU that goes away in between is told as lost once.
         let nodes = nodes::nodes(root);
@@ -89,7 +120,7 @@ fn run_until(root: &Path, input: impl Read + Send + 'static, out: &mut impl Writ
             }
             Line::Inventory(found.clone()).write(out)?;
         }
-        Line::Readings(nodes.iter().map(|n| readings::reading(root, n)).collect()).write(out)?;
+        Line::Readings(reader.of_nodes(root, nodes.iter())).write(out)?;
         // The last word of each round: readings, even of nothing, would be the end of it.
         if found.is_empty() && lacks_driver(root) {
             let text = "the kernel runs no AMD GPU that is there; `modprobe amdgpu` loads its driver".to_owned();

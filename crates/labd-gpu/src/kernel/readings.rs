@@ -61,7 +61,28 @@ pub(super) fn gone(id: &str) -> Reading {
 /// Temperature at the edge of the chip, as `rocm-smi` shows it; at its hottest place where there is no such sensor
 /// (MI300).
 fn temperature(device: &Path) -> Option<f32> {
-    let sensors: Vec<(String, PathBuf)> = sensors(device)
+    let sensors = thermometers(device);
+    ["edge", "junction"].iter().find_map(|wanted| {
+        let (_, file) = sensors.iter().find(|(label, _)| label == wanted)?;
+        Some(thousandths(file)? as f32 / 1e3)
+    })
+}
+
+/// Distance below its limit, in thousandths of a degree, from which on a place is at it: it is kept there by slowing down.
+const NEAR: u64 = 5_000;
+
+/// Whether this place of the chip is as hot as the driver lets it be (`temp*_crit`).
+pub(super) fn at_limit(device: &Path, wanted: &str) -> bool {
+    thermometers(device).iter().any(|(label, file)| {
+        let limit = file.to_str().and_then(|name| name.strip_suffix("_input")).map(|stem| format!("{stem}_crit"));
+        let limit = limit.and_then(|name| thousandths(Path::new(&name)));
+        label == wanted && thousandths(file).zip(limit).is_some_and(|(now, limit)| now + NEAR >= limit)
+    })
+}
+
+/// Files with its temperatures, each with the place that it is of.
+fn thermometers(device: &Path) -> Vec<(String, PathBuf)> {
+    sensors(device)
         .iter()
         .flat_map(|dir| entries(dir))
         .filter_map(|file| {
@@ -70,12 +91,12 @@ fn temperature(device: &Path) -> Option<f32> {
             // Kernels before 5.3 have one sensor, without a label.
             Some((label.unwrap_or_else(|| "edge".to_owned()), file))
         })
-        .collect();
-    ["edge", "junction"].iter().find_map(|wanted| {
-        let (_, file) = sensors.iter().find(|(label, _)| label == wanted)?;
-        // Thousandths of a degree. A sensor of a GPU that does not answer says 0 or all ones.
-        files::number(file).filter(|t| (1_000..200_000).contains(t)).map(|t| t as f32 / 1e3)
-    })
+        .collect()
+}
+
+/// Temperature in a file, in thousandths of a degree. A sensor of a GPU that does not answer says 0 or all ones.
+fn thousandths(file: &Path) -> Option<u64> {
+    files::number(file).filter(|t| (1_000..200_000).contains(t))
 }
 
 /// Watts in a file in millionths. 0 is not an answer: the second die of an MI250 leaves it to the first.

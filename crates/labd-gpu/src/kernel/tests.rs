@@ -7,8 +7,13 @@ use tempfile::TempDir;
 
 use super::*;
 
+/// Readings of a first look.
+fn readings(root: &Path, devices: &[Device]) -> Vec<Reading> {
+    Reader::default().readings(root, devices)
+}
+
 /// Unpacks a tree into a directory of its own.
-fn tree(text: &str) -> TempDir {
+pub(super) fn tree(text: &str) -> TempDir {
     let root = tempfile::tempdir().expect("a directory");
     for line in text.lines().filter(|l| !l.starts_with('#') && !l.is_empty()) {
         let (path, content) = line.split_once('\t').unwrap_or((line, ""));
