@@ -280,6 +280,18 @@ def test_a_gpu_that_sleeps_is_not_asked_and_the_other_is(machine, start):
     assert probe.line("readings", until=lambda r: "asleep" not in r[1])[1]["utilisation_percent"] == 97.0
 
 
+def test_a_card_that_is_too_hot_says_so_by_the_kernels_file(machine, start):
+    machine.gpu(128, "0000:23:00.0", 0xA0)
+    # gpu_metrics_v1_3: 112 bytes, then the bits of this moment. TEMP_MEM, and then none.
+    told = machine.root / "sys/bus/pci/devices/0000:23:00.0/gpu_metrics"
+    told.write_bytes(b"\x78\x00\x01\x03" + b"\xff" * 108 + (1 << 34).to_bytes(8, "little"))
+    probe = start()
+    (reading,) = probe.line("readings")
+    assert (reading["throttled"], reading["utilisation_percent"]) == (["thermal"], 97.0)
+    told.write_bytes(told.read_bytes()[:112] + bytes(8))
+    probe.line("readings", until=lambda r: "throttled" not in r[0])
+
+
 def test_what_is_not_supported_is_absent_and_no_error(machine, start):
     machine.gpu(128, "0000:23:00.0", 0xA0)
     probe = start()
@@ -402,6 +414,16 @@ def test_without_the_library_the_loader_says_which(machine, start, tmp_path):
     probe = start(LD_LIBRARY_PATH=str(tmp_path))
     assert probe.process.wait(DEADLINE_S) == 127
     wait_for("what the loader says", lambda: any("librocm_smi64.so:" in e for e in probe.errors), DEADLINE_S)
+
+
+def test_with_a_rocm_before_6_it_ends_before_its_first_line_so_that_the_kernels_files_are_asked(machine, start, tmp_path):
+    machine.gpu(128, "0000:23:00.0", 0xA0)
+    library = tmp_path / "librocm_smi64.so"
+    run("cc", "-DBEFORE_6", "-shared", "-fPIC", "-Wl,-soname,librocm_smi64.so.5", "-o", library, CRATE / "tests/rocm_smi.c")
+    probe = start(LD_LIBRARY_PATH=str(tmp_path))
+    assert probe.process.wait(DEADLINE_S) == 127
+    wait_for("what the loader says", lambda: any("undefined symbol: rsmi_dev_revision_get" in e for e in probe.errors), DEADLINE_S)
+    assert probe.lines.get(timeout=DEADLINE_S) is None, "a probe that spoke would be started again and again"
 
 
 def test_no_gpu_is_hidden_by_a_variable(machine, start):

@@ -7,7 +7,7 @@
  *     - init VALUE... | - gpus N | - version A B C | - driver TEXT
  *
  * and instead of a value `error N` is returned as N, `hang` never returns (then there is a file FAKE_RSMI.hangs), and
- * `abort` ends the process. What no line answers is RSMI_STATUS_NOT_SUPPORTED. Types are written out here, so that the real
+ * `abort` ends the process. With BEFORE_6 it lacks what ROCm 5.7 lacks. What no line answers is RSMI_STATUS_NOT_SUPPORTED. Types are written out here, so that the real
  * header need not be there; with REAL_HEADER its types are used, and its declarations must be those of this file. */
 #include <inttypes.h>
 #include <stdbool.h>
@@ -106,16 +106,18 @@ static status number(status s, const char *value, uint64_t *to) {
         return s;                                                              \
     }
 NUMBER(id, uint16_t)
-NUMBER(revision, uint16_t)
 NUMBER(vendor_id, uint16_t)
 NUMBER(subsystem_id, uint16_t)
 NUMBER(subsystem_vendor_id, uint16_t)
-NUMBER(xgmi_physical_id, uint16_t)
 NUMBER(drm_render_minor, uint32_t)
 NUMBER(unique_id, uint64_t)
 NUMBER(pci_id, uint64_t)
 NUMBER(busy_percent, uint32_t)
 NUMBER(memory_busy_percent, uint32_t)
+#ifndef BEFORE_6
+NUMBER(revision, uint16_t)
+NUMBER(xgmi_physical_id, uint16_t)
+#endif
 
 #define TEXT(name, length)                                             \
     status rsmi_dev_##name##_get(uint32_t gpu, char *to, length len) { \
