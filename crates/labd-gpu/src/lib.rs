@@ -3,6 +3,7 @@
 //!
 //! * [`mod@line`]: the lines that a probe prints, one JSON value each.
 //! * [`kernel`]: AMD's GPUs as the kernel's own files have them, where ROCm is not on the host.
+//! * [`rocm`]: ROCm's library on the host.
 //! * [`pci`]: addresses, and where a device is attached.
 //! * [`smi`]: the output of `nvidia-smi`, where NVIDIA's library cannot be asked.
 //! * [`nvidia_driver`]: NVIDIA's kernel driver as the host shows it.
@@ -12,6 +13,7 @@ pub mod kernel;
 pub mod line;
 pub mod nvidia_driver;
 pub mod pci;
+pub mod rocm;
 pub mod smi;
 
 use serde::{Deserialize, Serialize};

@@ -37,7 +37,7 @@ pub struct Hello {
     /// Version of the kernel's driver.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub driver: Option<String>,
-    /// Version of the vendor's library.
+    /// Version of the vendor's library; of one that is there and is not asked, with the reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub library: Option<String>,
 }

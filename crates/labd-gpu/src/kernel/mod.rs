@@ -28,7 +28,7 @@ pub use self::readings::GONE;
 use crate::{
     Device, Reading, Throttle, Vendor, files,
     line::{Hello, Line, Source, Trouble},
-    pci,
+    pci, rocm,
 };
 
 /// Time between two readings.
@@ -97,6 +97,13 @@ fn driver(root: &Path) -> Option<String> {
         .or_else(|| files::text(&root.join("proc/sys/kernel/osrelease")))
 }
 
+/// Library that the host has and that is too old to be asked, in words for a person: why these files are, instead.
+fn not_asked(root: &Path) -> Option<String> {
+    let Some(rocm::Library::TooOld(version)) = rocm::find(root) else { return None };
+    let version = version.map_or_else(|| "ROCm SMI".to_owned(), |version| format!("ROCm {version}"));
+    Some(format!("{version} (not asked: older than 6.0)"))
+}
+
 /// Runs the probe: prints the lines of [`crate::line`] on `out` once a second. Ends without an error when its standard
 /// input ends, and with one when nobody reads any more.
 pub fn run(root: &Path, out: &mut impl Write) -> io::Result<()> {
@@ -105,7 +112,7 @@ pub fn run(root: &Path, out: &mut impl Write) -> io::Result<()> {
 
 fn run_until(root: &Path, input: impl Read + Send + 'static, out: &mut impl Write, period: Duration) -> io::Result<()> {
     let ended = end_of(input);
-    Line::Hello(Hello { source: Source::Kernel, driver: driver(root), library: None }).write(out)?;
+    Line::Hello(Hello { source: Source::Kernel, driver: driver(root), library: not_asked(root) }).write(out)?;
     let mut told: Option<Vec<Device>> = None;
     let mut reader = Reader::default();
     loop {

@@ -344,6 +344,28 @@ fn the_probe_tells_what_there_is_until_nobody_reads() {
 }
 
 #[test]
+fn a_rocm_that_is_too_old_is_named_beside_the_driver_and_any_other_one_is_not() {
+    for (path, text, library) in [
+        ("opt/rocm-5.7.1/lib/librocm_smi64.so.5.0", "", Some("ROCm 5.7.1 (not asked: older than 6.0)")),
+        ("usr/lib64/librocm_smi64.so.1.0", "", Some("ROCm SMI (not asked: older than 6.0)")),
+        ("usr/lib64/librocm_smi64.so.1.0", "\0rsmi_dev_revision_get\0", None),
+        ("opt/rocm-6.0.2/lib/librocm_smi64.so.6.0", "", None),
+    ] {
+        let root = mi100();
+        let file = root.path().join(path);
+        fs::create_dir_all(file.parent().expect("it is in a folder")).expect("a folder");
+        fs::write(file, text).expect("a file");
+        let mut out = Vec::new();
+        run_until(root.path(), io::empty(), &mut out, Duration::from_hours(1)).expect("memory");
+        let text = String::from_utf8(out).expect("UTF-8");
+        let lines: Vec<_> = text.lines().map(|l| Line::parse(l).expect("a line")).collect();
+        let [Line::Hello(hello), Line::Inventory(gpus), Line::Readings(_)] = &lines[..] else { panic!("{lines:?}") };
+        assert_eq!((hello.source, hello.library.as_deref(), gpus.len()), (Source::Kernel, library, 1), "{path}");
+        assert_eq!(hello.driver.as_deref(), Some("6.8.5"));
+    }
+}
+
+#[test]
 fn a_driver_is_missed_for_a_gpu_that_the_lab_would_use_and_for_no_other() {
     let root = tree(include_str!("trees/apu-alone.tree"));
     let at = |path: &str| root.path().join("sys/bus/pci/devices").join(path);
