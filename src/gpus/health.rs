@@ -53,6 +53,7 @@ pub struct FaultState {
     #[serde(skip)]
     repeats: Repeats,
     /// Newest of such faults for which a GPU is not held. A person is told for [`repeats::WINDOW`].
+    #[serde(skip)]
     repeated: BTreeMap<String, ActiveFault>,
 }
 
