@@ -31,6 +31,10 @@ const NO_HANDLE_GAP: Duration = Duration::from_secs(15);
 /// answers with 16 ones. 16 of them at once were seen on a gfx1201 (an R9700, 1048560 "uncorrectable hardware errors").
 const ALL_ONES: u64 = 0xffff;
 
+/// Time after the kernel's line about a fault in which the count of memory errors grows by that same one. Counts are read
+/// each second, and by `nvidia-smi` on a busy machine some seconds later. Within this time a new worker has only begun.
+const TOLD_BY_LINE: Duration = Duration::from_secs(15);
+
 /// State of faults, by the GPU's id.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct FaultState {
@@ -118,7 +122,9 @@ impl FaultState {
             Some(count) => self.uncorrected.insert(r.id.clone(), count),
             None => None,
         };
-        let grown = before.zip(r.ecc_uncorrected).is_some_and(|(before, now)| has_errors(before, now));
+        // Where the worker is recreated for the line already, it is not once more for the count.
+        let told = self.restarts.get(&r.id).is_some_and(|mark| at.since(mark.since) <= TOLD_BY_LINE);
+        let grown = !told && before.zip(r.ecc_uncorrected).is_some_and(|(before, now)| has_errors(before, now));
         let fault = if self.has_no_handle(r, at) {
             look_up(Sign::NoHandle)
         } else {
@@ -380,6 +386,20 @@ mod tests {
         assert!(!grows(3), "from before");
         assert!(!grows(3 + 1_048_560) && !grows(3 + 1_048_560 + 65_535), "a GPU that slept was read");
         assert!(grows(4 + 1_048_560 + 65_535), "one more");
+    }
+
+    #[test]
+    fn a_memory_error_that_the_kernel_told_of_restarts_its_worker_once() {
+        let mut judge = FaultState::default();
+        let mut count = |judge: &mut FaultState, count, s| {
+            let reading = Reading { id: "SIM-0".into(), ecc_uncorrected: Some(count), ..Reading::default() };
+            judge.reading(&reading, at(s)).map(|f| f.code)
+        };
+        assert_eq!(count(&mut judge, 3, 9), None);
+        assert!(judge.fault("SIM-0", fault("xid-94"), at(10)));
+        assert_eq!((count(&mut judge, 4, 12), judge.restart("SIM-0").map(|(since, _)| since)), (None, Some(at(10))));
+        assert_eq!(count(&mut judge, 4, 13), None);
+        assert_eq!(count(&mut judge, 5, 60), Some("ecc-uncorrected"), "another one");
     }
 
     #[test]

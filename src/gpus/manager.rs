@@ -592,7 +592,9 @@ fn with_parent(id: &str, own: Option<Reading>, parent: Option<Reading>) -> Optio
     let (own, parent) = match (own, parent) {
         (None, None) => return None,
         (Some(own), None) => return Some(own),
-        (None, Some(parent)) => return Some(Reading { id: id.to_owned(), processes: Vec::new(), ..parent }),
+        (None, Some(parent)) => {
+            return Some(Reading { id: id.to_owned(), processes: Vec::new(), ecc_uncorrected: None, ..parent });
+        }
         (Some(own), Some(parent)) => (own, parent),
     };
     Some(Reading {
@@ -602,9 +604,9 @@ fn with_parent(id: &str, own: Option<Reading>, parent: Option<Reading>) -> Optio
         clock_mhz: own.clock_mhz.or(parent.clock_mhz),
         memory_clock_mhz: own.memory_clock_mhz.or(parent.memory_clock_mhz),
         throttled: if own.throttled.is_empty() { parent.throttled } else { own.throttled },
-        // One count or the other, always the same one: which is higher would look like new errors.
         ecc_corrected: own.ecc_corrected.or(parent.ecc_corrected),
-        ecc_uncorrected: own.ecc_uncorrected.or(parent.ecc_uncorrected),
+        // Its own or none: the GPU's grows with another tenant's error, and beside its own it would look like new ones.
+        ecc_uncorrected: own.ecc_uncorrected,
         remapped_rows: own.remapped_rows.or(parent.remapped_rows),
         remap_pending: own.remap_pending || parent.remap_pending,
         remap_failed: own.remap_failed || parent.remap_failed,
@@ -793,7 +795,11 @@ mod tests {
         assert_eq!((both.id.as_str(), both.ecc_uncorrected, both.memory_used_bytes), ("MIG-1", Some(0), Some(7)));
         assert_eq!((both.temperature_c, both.remap_pending, both.error.is_some()), (Some(60.0), true, true));
         assert_eq!(both.recovery_action, Some(1));
-        assert_eq!(with_parent("MIG-1", None, Some(whole)).map(|r| r.id), Some("MIG-1".into()));
+        // `nvidia-smi` has no count of an instance, and a library may not answer for it once.
+        let silent = Reading { ecc_uncorrected: None, ..own.clone() };
+        assert_eq!(with_parent("MIG-1", Some(silent), Some(whole.clone())).and_then(|r| r.ecc_uncorrected), None);
+        let of_whole = with_parent("MIG-1", None, Some(whole)).expect("a reading");
+        assert_eq!((of_whole.id.as_str(), of_whole.ecc_uncorrected), ("MIG-1", None));
         assert_eq!(with_parent("MIG-1", Some(own.clone()), None), Some(own));
         assert_eq!(with_parent("MIG-1", None, None), None);
     }
