@@ -391,7 +391,7 @@ mod tests {
     #[test]
     fn a_memory_error_that_the_kernel_told_of_restarts_its_worker_once() {
         let mut judge = FaultState::default();
-        let mut count = |judge: &mut FaultState, count, s| {
+        let count = |judge: &mut FaultState, count, s| {
             let reading = Reading { id: "SIM-0".into(), ecc_uncorrected: Some(count), ..Reading::default() };
             judge.reading(&reading, at(s)).map(|f| f.code)
         };

@@ -64,11 +64,11 @@ impl Unclaimed {
     }
 
     /// Forgets what has not come again for a while. A GPU that did not start is said once, at boot, and stays so until it
-    /// answers or the machine is started anew.
+    /// answers or the machine is started anew. What waits for the first look is kept, however old: its GPU may claim it.
     pub(super) fn expire(&mut self, now: Timestamp) {
         let long = |e: &Entry| if e.line.fault.passes() { PASSING_FOR } else { TOLD_FOR };
         let stays = |e: &Entry| e.line.pci.is_some() && e.line.fault.keeps_from_starting();
-        self.0.retain(|e| stays(e) || now.since(e.last) <= long(e));
+        self.0.retain(|e| !e.looked || stays(e) || now.since(e.last) <= long(e));
     }
 
     /// Lines that were not written down yet, each with its words: code and text.
@@ -173,6 +173,18 @@ mod tests {
         // The look is over, nobody listed it, and later it answers.
         unclaimed.hear(&line(NOT_STARTED, 0), false, false);
         unclaimed.looked();
+        assert_eq!(unclaimed.claim(|_| true), []);
+    }
+
+    #[test]
+    fn an_old_line_waits_for_its_gpu_until_all_were_looked_at() {
+        let mut unclaimed = Unclaimed::default();
+        unclaimed.hear(&line(LOST, 0), false, false);
+        unclaimed.expire(at(30 * 3600));
+        assert_eq!(unclaimed.claim(|pci| pci == "0000:0a:00.0").len(), 1, "labd was started 30 hours later");
+        unclaimed.hear(&line(LOST, 0), false, false);
+        unclaimed.looked();
+        unclaimed.expire(at(30 * 3600));
         assert_eq!(unclaimed.claim(|_| true), []);
     }
 
