@@ -52,6 +52,10 @@ const TICK: Duration = Duration::from_secs(1);
 /// Time in which the same fault of the same GPU is news only once, whatever happens on the kernel's log.
 const SAID_AGAIN: Duration = Duration::from_mins(10);
 
+/// Difference up to which the times of a line are the same, that of a labd that heard it and that of one that reads it
+/// again: the kernel's clock is not corrected, and runs apart by some seconds in months.
+const SAME_LINE: Duration = Duration::from_mins(1);
+
 /// Parts that the manager is given.
 pub struct Parts {
     /// Journal in which it remembers; absent where the inventory is wanted only once.
@@ -363,6 +367,10 @@ impl GpuManager {
         let told = self.told_until.is_some_and(|heard| line.at <= heard);
         self.remembered.heard = self.remembered.heard.max(Some(line.at));
         if line.fault.is_of_any_device() {
+            if told {
+                // Heard when that GPU was there, or was not any more: what is in that place now may be another, and works.
+                return;
+            }
             let gpus = line.pci.as_deref().map(|pci| gpus_at(&self.parts.root, pci)).unwrap_or_default();
             for gpu in gpus {
                 self.of_a_gpu(&kmsg::KernelLine { pci: Some(gpu), ..line.clone() }, told);
@@ -384,9 +392,16 @@ impl GpuManager {
         }
         for id in ids {
             let judge = &mut self.remembered.judge;
+            let restarted = judge.restart(&id).map(|(since, _)| since);
             let first = judge.fault(&id, fault, line.at).then_some(fault);
             let again = judge.again(&id, fault, &line.text, line.at);
-            for fault in first.into_iter().chain(again).filter(|_| !told) {
+            // The labd before may have had no row for the line. What changes the state is news, whoever heard it first.
+            let changes = |fault: &Fault| match fault.action {
+                Action::Quarantine => true,
+                Action::Restart => restarted.is_none_or(|known| line.at.since(known) > SAME_LINE),
+                Action::Nothing => false,
+            };
+            for fault in first.into_iter().chain(again).filter(|fault| !told || changes(fault)) {
                 self.report(&id, fault, now);
             }
         }
