@@ -26,7 +26,7 @@ use super::{
     health::{self, FaultState},
     kmsg, simulate,
     slots::{self, Slots},
-    unclaimed::Unclaimed,
+    unclaimed::{Start, Unclaimed},
     vendor,
 };
 use crate::{
@@ -52,6 +52,9 @@ const TICK: Duration = Duration::from_secs(1);
 /// Time in which the same fault of the same GPU is news only once, whatever happens on the kernel's log.
 const SAID_AGAIN: Duration = Duration::from_mins(10);
 
+/// Time after which readings without an error say that a GPU has started that the kernel said did not: one that was under
+/// way then may still come.
+const STARTED: Duration = Duration::from_secs(5);
 /// Difference up to which the times of a line are the same, that of a labd that heard it and that of one that reads it
 /// again: the kernel's clock is not corrected, and runs apart by some seconds in months.
 const SAME_LINE: Duration = Duration::from_mins(1);
@@ -268,12 +271,46 @@ impl GpuManager {
 
     /// Writes down what is told of the node, and forgets what is over.
     fn mind_unclaimed(&mut self) {
+        let mut unclaimed = std::mem::take(&mut self.unclaimed);
+        let failed = unclaimed.settle(|line, last| self.start(line, last));
+        self.unclaimed = unclaimed;
+        for (line, told) in failed {
+            self.of_known(&line, told);
+        }
         self.unclaimed.expire(Timestamp::now());
         if self.looked() && self.simulated().is_none() {
-            self.unclaimed.looked();
+            self.unclaimed.observed();
             for (code, text) in self.unclaimed.unrecorded() {
                 self.record(None, code, &text);
             }
+        }
+    }
+
+    /// State of the GPU of which the kernel said, `last`ly then, that it did not start.
+    fn start(&self, line: &kmsg::KernelLine, last: Timestamp) -> Start {
+        let Some(pci) = line.pci.as_deref() else { return Start::Unlisted };
+        let here = |d: &Device| d.pci.as_deref().is_some_and(|own| same_slot(own, pci));
+        let fails = if line.fault.action == Action::Quarantine { Start::Fails } else { Start::Unlisted };
+        let listed: Vec<String> = self.found().into_iter().filter(here).map(|d| d.id).collect();
+        if listed.is_empty() {
+            let known = self.remembered.slots.iter().find(|(_, d)| here(d));
+            let missing = known.is_some_and(|(_, d)| self.settled() && self.missing(&d.id));
+            return if missing { fails } else { Start::Unlisted };
+        }
+        // Readings from before the line say nothing about it, nor do those of a GPU that sleeps.
+        let readings = self.probes.iter().flat_map(|(_, view)| {
+            let view = view.borrow();
+            let after = view.stale_since.is_none() && view.read_at.is_some_and(|at| at.since(last) >= STARTED);
+            let own = view.readings.iter().filter(|r| after && listed.contains(&r.id) && !r.asleep);
+            own.cloned().collect::<Vec<_>>()
+        });
+        let readings: Vec<Reading> = readings.collect();
+        match readings[..] {
+            [] => Start::Listed,
+            _ if readings.iter().all(|r| r.error.is_none()) => Start::Answers,
+            // What is no reason to hold it says less than the answer itself.
+            _ if fails == Start::Fails => Start::Fails,
+            _ => Start::Listed,
         }
     }
 
@@ -333,7 +370,7 @@ impl GpuManager {
             // What the engine can hand out of a new one it may say only now.
             self.ask_engine = true;
             self.hand_out();
-            self.hear_again();
+            self.handle_again();
         }
         let slots = self.remembered.slots.iter();
         let readings: Vec<Reading> = slots.filter_map(|(_, d)| self.reading(&d.id, d.parent.as_deref())).collect();
@@ -355,10 +392,10 @@ impl GpuManager {
     }
 
     /// Handles again the lines about GPUs that are known only now.
-    fn hear_again(&mut self) {
-        let known: Vec<String> = self.remembered.slots.iter().filter_map(|(_, d)| d.pci.clone()).collect();
-        for line in self.unclaimed.claim(|pci| known.iter().any(|own| same_slot(own, pci))) {
-            self.of_a_gpu(&line, false);
+    fn handle_again(&mut self) {
+        let slots = &self.remembered.slots;
+        for (line, told) in self.unclaimed.claim(|line| slots.iter().any(|(_, d)| has(line, d))) {
+            self.of_known(&line, told);
         }
     }
 
@@ -382,14 +419,21 @@ impl GpuManager {
 
     /// Handles a line about the GPU at an address, or about none in particular.
     fn of_a_gpu(&mut self, line: &kmsg::KernelLine, told: bool) {
-        let (now, fault) = (Timestamp::now(), line.fault);
-        let (slots, instance) = (&self.remembered.slots, kmsg::instance(&line.text));
-        let concerned = |d: &Device| line.pci.as_deref().is_some_and(|pci| concerns(fault, pci, instance, d));
-        let ids: Vec<String> = slots.iter().filter(|(_, d)| concerned(d)).map(|(_, d)| d.id.clone()).collect();
-        if ids.is_empty() {
+        // Of a GPU that did not start, its readings say whether that is still so.
+        let known = !line.fault.keeps_from_starting() && self.remembered.slots.iter().any(|(_, d)| has(line, d));
+        if known {
+            self.of_known(line, told);
+        } else {
             // From before the probes found it, or of no GPU of the lab's.
-            self.unclaimed.hear(line, self.looked(), told);
+            self.unclaimed.handle(line, self.looked(), told);
         }
+    }
+
+    /// Handles a line about GPUs that are known.
+    fn of_known(&mut self, line: &kmsg::KernelLine, told: bool) {
+        let (now, fault) = (Timestamp::now(), line.fault);
+        let slots = self.remembered.slots.iter();
+        let ids: Vec<String> = slots.filter(|(_, d)| has(line, d)).map(|(_, d)| d.id.clone()).collect();
         for id in ids {
             let judge = &mut self.remembered.judge;
             let restarted = judge.restart(&id).map(|(since, _)| since);
@@ -682,12 +726,12 @@ async fn next(lines: &mut Option<mpsc::Receiver<kmsg::KernelLine>>) -> kmsg::Ker
     }
 }
 
-/// Whether a line of the kernel about this address, and about this GPU instance if it names one, concerns a GPU or a
-/// partition. One tenant's fault is the others' only where it needs a reset: that takes all of them along.
-fn concerns(fault: &Fault, pci: &str, instance: Option<u32>, device: &Device) -> bool {
-    let at_pci = device.pci.as_deref().is_some_and(|own| same_slot(own, pci));
-    let others = instance.zip(device.instance).is_some_and(|(named, own)| named != own.gpu);
-    at_pci && (!others || fault.action == Action::Quarantine)
+/// Whether a line of the kernel, about an address and about a GPU instance if it names one, is about a GPU or a partition.
+/// One tenant's fault is the others' only where it needs a reset: that takes all of them along.
+fn has(line: &kmsg::KernelLine, device: &Device) -> bool {
+    let at_pci = line.pci.as_deref().zip(device.pci.as_deref()).is_some_and(|(pci, own)| same_slot(own, pci));
+    let others = kmsg::instance(&line.text).zip(device.instance).is_some_and(|(named, own)| named != own.gpu);
+    at_pci && (!others || line.fault.action == Action::Quarantine)
 }
 
 /// GPUs at a PCI address, or behind the port that has it.
@@ -909,8 +953,9 @@ mod tests {
             let fault = health::by_code(code).expect("a row");
             let (found, pci) = kmsg::parse(text).expect("a fault");
             assert_eq!(found.code, code, "{text}");
-            let pci = pci.expect("it names its GPU");
-            [&own, &other, &unknown, &elsewhere].map(|d| concerns(fault, &pci, kmsg::instance(text), d))
+            assert!(pci.is_some(), "it names its GPU");
+            let line = kmsg::KernelLine { at: Timestamp::from_millis(0), fault, pci, text: text.to_owned() };
+            [&own, &other, &unknown, &elsewhere].map(|d| has(&line, d))
         };
         let of_one = "NVRM: Xid (PCI:0000:3b:00 GPU-I:05): 94, pid=4321, name=python3, Contained: SM (0x1). RST: No";
         assert_eq!(concerned("xid-94", of_one), [true, false, true, false]);
