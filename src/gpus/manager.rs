@@ -690,7 +690,7 @@ fn source(vendor: Vendor, view: &ProbeView) -> Option<GpuSource> {
         stale_since: view.stale_since,
         trouble: view.trouble.as_ref().map(|t| {
             let known = look_up(Sign::Answer(&t.code));
-            known.map_or_else(|| t.text.clone(), |fault| format!("{}; {}", fault.meaning, fault.remedy))
+            known.map_or_else(|| t.text.clone(), |fault| format!("{}; {}", fault.meaning, fault.remedy_for(None, None)))
         }),
     })
 }
@@ -785,8 +785,10 @@ fn exit_code(why: &str) -> Option<i64> {
 
 #[cfg(test)]
 mod tests {
+    use labd_gpu::line::Trouble;
+
     use super::*;
-    use crate::time::simulated;
+    use crate::{gpus::faults, time::simulated};
 
     #[test]
     fn what_the_journal_remembers_can_be_read_by_the_next_labd() {
@@ -861,6 +863,20 @@ mod tests {
         assert_eq!((of_whole.id.as_str(), of_whole.ecc_uncorrected), ("MIG-1", None));
         assert_eq!(with_parent("MIG-1", Some(own.clone()), None), Some(own));
         assert_eq!(with_parent("MIG-1", None, None), None);
+    }
+
+    #[test]
+    fn what_a_source_answers_is_told_without_places_for_a_gpu() {
+        let answers = faults::all().flat_map(|fault| fault.signs);
+        let codes: Vec<&str> = answers.filter_map(|s| if let Sign::Answer(code) = s { Some(*code) } else { None }).collect();
+        assert!(codes.contains(&"NVML_ERROR_UNKNOWN") && codes.len() > 10);
+        for code in codes {
+            let trouble = Trouble { code: code.to_owned(), text: "words of its own".to_owned() };
+            let view = ProbeView { present: true, trouble: Some(trouble), ..ProbeView::default() };
+            let told = source(Vendor::Nvidia, &view).and_then(|s| s.trouble).expect("it says so");
+            // Nothing can be released where no GPU is meant.
+            assert!(!told.contains('<') && !told.contains("gpu release"), "{told}");
+        }
     }
 
     #[test]
