@@ -37,9 +37,9 @@ uuid=$1
 shift
 gone() { echo "$*"; exit 3; }
 sys=$LABD_SYS_ROOT
-# As `asleep` in labd's crate labd-gpu has it. Its argument: the device's folder.
+# As `power` in labd's crate labd-gpu has it. Its argument: the device's folder.
 sleeps() {
-    read -r status <"$1/power/runtime_status" && case $status in active | unsupported | '') false ;; esac
+    read -r status <"$1/power/runtime_status" && case $status in suspended | suspending | resuming) ;; *) false ;; esac
 } 2>/dev/null
 for pattern do
     for node in $pattern; do
@@ -259,6 +259,12 @@ mod tests {
         file("sys/bus/pci/devices/0000:42:00.0/power/runtime_status", "active");
         for (uuid, node) in [("", render), ("GPU-1", nvidia)] {
             assert!(matches!(check(uuid, node), GpuVisibility::Gone(_)), "{node} is awake");
+        }
+        // It could not be woken.
+        file("sys/class/drm/renderD129/device/power/runtime_status", "error");
+        file("sys/bus/pci/devices/0000:42:00.0/power/runtime_status", "error");
+        for (uuid, node) in [("", render), ("GPU-1", nvidia)] {
+            assert!(matches!(check(uuid, node), GpuVisibility::Gone(_)), "{node} does not sleep");
         }
         file("sys/class/drm/renderD129/device/power/runtime_status", "suspended");
         file("sys/bus/pci/devices/0000:42:00.0/power/runtime_status", "suspended");

@@ -162,6 +162,11 @@ impl Reading {
     pub fn of_sleeping(id: &str) -> Self {
         Self { id: id.to_owned(), asleep: true, ..Self::default() }
     }
+
+    /// Reading of a GPU that cannot be read: it has only this symbol of an error.
+    pub fn of_failed(id: &str, symbol: &str) -> Self {
+        Self { id: id.to_owned(), error: Some(symbol.to_owned()), ..Self::default() }
+    }
 }
 
 /// A process on a GPU.

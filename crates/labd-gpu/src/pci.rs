@@ -53,12 +53,27 @@ pub fn locality(root: &Path, pci: &str) -> (Option<u32>, Option<String>) {
     (node, cpus)
 }
 
-/// Whether the kernel has put a device to sleep (runtime power management). A question to its driver, and many of the
-/// driver's files, wake it; this file is the kernel's own. Not so where the kernel does not say, or where nothing may put
-/// the device to sleep (`unsupported`).
-pub fn asleep(root: &Path, pci: &str) -> bool {
-    files::text(&directory(root, pci).join("power/runtime_status"))
-        .is_some_and(|status| status != "active" && status != "unsupported")
+/// Symbol of [`Reading::error`](crate::Reading::error) for a GPU in [`Power::Failed`].
+pub const POWER_FAILED: &str = "runtime-status-error";
+
+/// State of a device's power, by the kernel's runtime power management.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Power {
+    /// It is on, or the kernel does not say, or nothing may put it to sleep (`unsupported`).
+    On,
+    /// It sleeps, or is about to sleep or to wake. A question to its driver, and many of the driver's files, wake it.
+    Asleep,
+    /// It could not be put to sleep or woken (`error`). Every further try fails, so nothing can open it any more.
+    Failed,
+}
+
+/// State of a device's power. The file is the kernel's own: reading it wakes nothing.
+pub fn power(root: &Path, pci: &str) -> Power {
+    match files::text(&directory(root, pci).join("power/runtime_status")).as_deref() {
+        Some("suspended" | "suspending" | "resuming") => Power::Asleep,
+        Some("error") => Power::Failed,
+        _ => Power::On,
+    }
 }
 
 /// Name of the slot that a device is in, as it is printed on the board or the chassis where the firmware says so.
@@ -227,20 +242,21 @@ mod tests {
     #[test]
     fn a_device_sleeps_only_where_the_kernel_says_so() {
         let root = tempfile::tempdir().expect("a directory");
-        let power = directory(root.path(), "0000:41:00.0").join("power");
-        assert!(!asleep(root.path(), "0000:41:00.0"), "no such file");
-        fs::create_dir_all(&power).expect("a directory");
+        let dir = directory(root.path(), "0000:41:00.0").join("power");
+        assert_eq!(power(root.path(), "0000:41:00.0"), Power::On, "no such file");
+        fs::create_dir_all(&dir).expect("a directory");
         for (status, want) in [
-            ("active", false),
-            ("unsupported", false),
-            ("", false),
-            ("suspended", true),
-            ("suspending", true),
-            ("resuming", true),
-            ("error", true),
+            ("active", Power::On),
+            ("unsupported", Power::On),
+            ("", Power::On),
+            ("of a later kernel", Power::On),
+            ("suspended", Power::Asleep),
+            ("suspending", Power::Asleep),
+            ("resuming", Power::Asleep),
+            ("error", Power::Failed),
         ] {
-            fs::write(power.join("runtime_status"), format!("{status}\n")).expect("a file");
-            assert_eq!(asleep(root.path(), "0000:41:00.0"), want, "{status}");
+            fs::write(dir.join("runtime_status"), format!("{status}\n")).expect("a file");
+            assert_eq!(power(root.path(), "0000:41:00.0"), want, "{status}");
         }
     }
 

@@ -12,7 +12,7 @@ use crate::{
     Device, Instance, Process, Reading, Throttle, Vendor,
     line::{LIBRARY_MISSING, Line, Trouble},
     nvidia_driver::{self, Part},
-    pci,
+    pci::{self, Power},
 };
 
 /// Fields that are asked of each GPU: `--query-gpu=`, joined by commas. `nvidia-smi` refuses all of them when it does
@@ -220,7 +220,7 @@ impl Row {
             name: said(get("name")),
             memory_bytes: mebibytes(get("memory.total")).unwrap_or(0),
             divided: get("mig.mode.current") == "Enabled",
-            reading: error.map_or(reading, |symbol| failed("", symbol)),
+            reading: error.map_or(reading, |symbol| Reading::of_failed("", symbol)),
         })
     }
 }
@@ -229,10 +229,6 @@ impl Row {
 fn broken(cell: &str) -> Option<&'static str> {
     let broken = ["NVML_ERROR_GPU_IS_LOST", "NVML_ERROR_RESET_REQUIRED", "NVML_ERROR_INSUFFICIENT_POWER"];
     symbol(cell).filter(|symbol| broken.contains(symbol))
-}
-
-fn failed(id: &str, symbol: &str) -> Reading {
-    Reading { id: id.to_owned(), error: Some(symbol.to_owned()), ..Reading::default() }
 }
 
 /// Reasons in the bits of `nvmlClocksEventReasons` in `nvml.h`.
@@ -420,7 +416,7 @@ pub enum Asked {
     /// All of them.
     All,
     /// Those at these PCI addresses, separated by commas as `--id` wants them; the others sleep, and a question would wake
-    /// them. Empty where all sleep.
+    /// them, or cannot be woken. Empty where all are so.
     Only(String),
 }
 
@@ -429,12 +425,13 @@ impl Known {
     pub fn to_ask(&mut self, root: &Path) -> Asked {
         let bus = on_bus(root);
         let addresses: BTreeSet<&str> = self.devices.iter().flatten().filter_map(|d| d.pci.as_deref()).collect();
-        let (asleep, awake): (Vec<&str>, Vec<&str>) = addresses.into_iter().partition(|pci| pci::asleep(root, pci));
-        if asleep.is_empty() || self.bus != bus {
+        let (on, off): (Vec<&str>, Vec<&str>) =
+            addresses.into_iter().partition(|pci| pci::power(root, pci) == Power::On);
+        if off.is_empty() || self.bus != bus {
             self.bus = bus;
             return Asked::All;
         }
-        Asked::Only(awake.join(","))
+        Asked::Only(on.join(","))
     }
 
     /// Lines that a round is told with, for the GPUs that were asked. One that does not answer, or sleeps, is what it was
@@ -449,7 +446,11 @@ impl Known {
         let silent = found.rows.is_empty() && !found.lost.is_empty();
         let kept = |d: &&Device| silent || sleeps(d);
         let mut devices: Vec<Device> = before.iter().filter(kept).cloned().collect();
-        let mut readings: Vec<Reading> = before.iter().filter(sleeps).map(|d| Reading::of_sleeping(&d.id)).collect();
+        let unread = |d: &Device| match d.pci.as_deref().map(|pci| pci::power(root, pci)) {
+            Some(Power::Failed) => Reading::of_failed(&d.id, pci::POWER_FAILED),
+            _ => Reading::of_sleeping(&d.id),
+        };
+        let mut readings: Vec<Reading> = before.iter().filter(sleeps).map(unread).collect();
         for row in found.rows {
             let new = row.devices(root, &before, &extra.partitions);
             for device in &new {
@@ -468,7 +469,7 @@ impl Known {
                 let pci = pci.or_else(|| left_over(root, index, &devices));
                 lost.push(nvidia_driver::unseen(root, index.unwrap_or(next), pci));
             }
-            readings.extend(lost.iter().map(|d| failed(&d.id, &symbol)));
+            readings.extend(lost.iter().map(|d| Reading::of_failed(&d.id, &symbol)));
             devices.extend(lost.into_iter().filter(|d| !silent || !before.contains(d)));
         }
         devices.sort_by_key(|d| d.index);
@@ -477,7 +478,7 @@ impl Known {
         let gone: Vec<Reading> = before
             .iter()
             .filter(|d| !devices.iter().any(|new| new.id == d.id))
-            .map(|d| failed(&d.id, "NVML_ERROR_NOT_FOUND"))
+            .map(|d| Reading::of_failed(&d.id, "NVML_ERROR_NOT_FOUND"))
             .collect();
         if !gone.is_empty() {
             lines.push(Line::Readings(gone));
@@ -542,7 +543,7 @@ impl Row {
 /// Reading of a device of a row: a partition has only processes of its own.
 fn reading(device: &Device, of_row: &Reading, extra: &Extra) -> Reading {
     if let Some(symbol) = &of_row.error {
-        return failed(&device.id, symbol);
+        return Reading::of_failed(&device.id, symbol);
     }
     let mut reading = if device.parent.is_some() { Reading::default() } else { of_row.clone() };
     reading.id.clone_from(&device.id);

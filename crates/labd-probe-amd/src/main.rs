@@ -85,8 +85,9 @@ fn run(root: &Path, to: &mut impl Write) -> io::Result<()> {
             return Ok(());
         }
         let readings = devices.iter().zip(kernel).map(|((device, index), kernel)| {
-            // The library reads the driver's files, which wakes a GPU that sleeps.
-            let said = index.filter(|_| !kernel.asleep).map(|index| library.reading(index)).unwrap_or_default();
+            // The library reads the driver's files, which wakes a GPU that sleeps, and one that cannot be woken fails.
+            let off = kernel.asleep || kernel.error.as_deref() == Some(pci::POWER_FAILED);
+            let said = index.filter(|_| !off).map(|index| library.reading(index)).unwrap_or_default();
             overlay::reading(device, said, kernel)
         });
         Line::Readings(readings.collect()).write(to)

@@ -135,7 +135,7 @@ pub(crate) fn reading(id: &str, answers: Answers) -> Reading {
     let rows = all.value(answers.rows).unwrap_or_default();
     let (compute, graphics) = (all.value(answers.compute), all.value(answers.graphics));
     if let Some(symbol) = all.broken.or(blind) {
-        return failed(id, &symbol);
+        return Reading::of_failed(id, &symbol);
     }
     Reading {
         remapped_rows: rows.count(),
@@ -145,11 +145,6 @@ pub(crate) fn reading(id: &str, answers: Answers) -> Reading {
         processes: processes(compute.into_iter().chain(graphics).flatten()),
         ..reading
     }
-}
-
-/// Reading of a device that does not work.
-pub(crate) fn failed(id: &str, symbol: &str) -> Reading {
-    Reading { id: id.to_owned(), error: Some(symbol.to_owned()), ..Reading::default() }
 }
 
 #[derive(Default)]
@@ -274,7 +269,7 @@ mod tests {
             (NvmlError::ResetRequired, "NVML_ERROR_RESET_REQUIRED"),
             (NvmlError::UnexpectedVariant(28), "NVML_ERROR_GPU_NOT_FOUND"),
         ] {
-            assert_eq!(reading("GPU-1", Answers { graphics: Err(error), ..answers() }), failed("GPU-1", want));
+            assert_eq!(reading("GPU-1", Answers { graphics: Err(error), ..answers() }), Reading::of_failed("GPU-1", want));
         }
     }
 

@@ -9,7 +9,7 @@ mod convert;
 mod nvml;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     env,
     io::{self, Read as _},
     path::{Path, PathBuf},
@@ -22,7 +22,8 @@ use std::{
 use labd_gpu::{
     Device, Reading, Vendor,
     line::{Hello, LIBRARY_MISSING, Line, Source, Trouble},
-    nvidia_driver, pci,
+    nvidia_driver,
+    pci::{self, Power},
 };
 use nvml_wrapper::{Nvml, error::NvmlError};
 
@@ -107,10 +108,10 @@ impl Probe {
         let mut seen = None;
         loop {
             let start = Instant::now();
-            let asleep = if self.bus == bus { asleep(&self.inventory, &self.root) } else { Vec::new() };
+            let off = if self.bus == bus { off(&self.inventory, &self.root) } else { BTreeMap::new() };
             // Indices are those of the inventory as long as there are as many of them.
             let known = self.inventory.iter().map(|d| d.index).collect::<BTreeSet<_>>().len();
-            let sleeps = |index, count| asleep.contains(&index) && usize::try_from(count) == Ok(known);
+            let sleeps = |index, count| off.contains_key(&index) && usize::try_from(count) == Ok(known);
             let slots = match nvml::look(nvml, sleeps, || self.told.alive())? {
                 Ok(slots) => slots,
                 Err(e) => return Ok(Err(e)),
@@ -121,20 +122,28 @@ impl Probe {
                 self.bus.clone_from(&bus);
                 seen = Some(sight);
             }
-            let mut readings = Vec::new();
+            let (mut readings, mut failing) = (Vec::new(), false);
             for slot in &slots {
                 let known = self.inventory.iter().filter(|d| d.index == slot.index);
                 match &slot.found {
-                    Some(Ok(found)) => readings.extend(found.readings()),
+                    Some(Ok(found)) => {
+                        let own = found.readings();
+                        failing |= own.iter().any(|r| r.error.is_some());
+                        readings.extend(own);
+                    }
                     Some(Err(e)) => {
                         let symbol = convert::symbol(e);
-                        readings.extend(known.map(|d| convert::failed(&d.id, &symbol)));
+                        failing = true;
+                        readings.extend(known.map(|d| Reading::of_failed(&d.id, &symbol)));
+                    }
+                    // A library that is opened again cannot wake it either.
+                    None if off.get(&slot.index) == Some(&Power::Failed) => {
+                        readings.extend(known.map(|d| Reading::of_failed(&d.id, pci::POWER_FAILED)));
                     }
                     None => readings.extend(known.map(|d| Reading::of_sleeping(&d.id))),
                 }
                 self.told.alive()?;
             }
-            let failing = readings.iter().any(|r| r.error.is_some());
             self.told.line(&Line::Readings(readings))?;
             if failing {
                 // What could not be described is when it answers again.
@@ -150,7 +159,7 @@ impl Probe {
     /// Prints a new inventory, after last readings of the GPUs that are gone.
     fn tell(&mut self, devices: Vec<Device>) -> Result<(), End> {
         let gone = self.inventory.iter().filter(|d| !devices.iter().any(|new| new.id == d.id));
-        let gone: Vec<Reading> = gone.map(|d| convert::failed(&d.id, &convert::symbol(&NvmlError::NotFound))).collect();
+        let gone: Vec<Reading> = gone.map(|d| Reading::of_failed(&d.id, &convert::symbol(&NvmlError::NotFound))).collect();
         if !gone.is_empty() {
             self.told.line(&Line::Readings(gone))?;
         }
@@ -193,10 +202,10 @@ fn sight(slots: &[nvml::Slot<'_>]) -> Sight {
     slots.iter().map(|s| (s.index, s.found.as_ref().map(seen))).collect()
 }
 
-/// Indices of GPUs that the kernel has put to sleep.
-fn asleep(inventory: &[Device], root: &Path) -> Vec<u32> {
-    let sleeps = |d: &&Device| d.pci.as_deref().is_some_and(|pci| pci::asleep(root, pci));
-    inventory.iter().filter(sleeps).map(|d| d.index).collect()
+/// GPUs that are not to be asked, by index: the kernel has put them to sleep, or failed to.
+fn off(inventory: &[Device], root: &Path) -> BTreeMap<u32, Power> {
+    let power = |d: &Device| Some((d.index, pci::power(root, d.pci.as_deref()?)));
+    inventory.iter().filter_map(power).filter(|(_, power)| *power != Power::On).collect()
 }
 
 /// Inventory. A GPU that sleeps or does not answer is what it was before; one that never did is known by the PCI address that is

@@ -314,6 +314,11 @@ fn a_gpu_that_sleeps_is_not_asked_and_the_others_are() {
             other => panic!("{other:?}"),
         });
     }
+    // One that could not be woken is not asked either, and does not sleep.
+    status("0000:41:00.0", "error");
+    let failed = probe.readings(|r| asleep(r) == [false, true]);
+    assert_eq!(errors(&failed), [("GPU-0", Some("runtime-status-error")), ("GPU-1", None)]);
+    status("0000:41:00.0", "suspended");
     machine.script(&gpus(2));
     status("0000:42:00.0", "active");
     let awake = probe.readings(|r| asleep(r) == [true, false]);

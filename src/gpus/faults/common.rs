@@ -4,7 +4,7 @@ use labd_gpu::Throttle;
 
 use super::{
     Action::{Nothing, Quarantine, Restart},
-    Fault, PULL,
+    Fault, PULL, REBOOT,
     Sign::{Answer, Hang, Kernel, LostInContainer, Missing, Throttled},
 };
 
@@ -50,6 +50,13 @@ pub(super) const TABLE: &[Fault] = &[
         meaning: "the GPU's PCI connection is down: the machine has cut it off",
         action: Quarantine,
         remedy: PULL,
+    },
+    Fault {
+        code: "power-failed",
+        signs: &[Answer(labd_gpu::pci::POWER_FAILED)],
+        meaning: "the kernel failed to put the GPU to sleep or to wake it: nothing can open it any more",
+        action: Quarantine,
+        remedy: REBOOT,
     },
     Fault {
         code: "throttled",

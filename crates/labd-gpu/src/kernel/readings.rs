@@ -6,7 +6,10 @@ use std::{
 };
 
 use super::nodes::{Node, entries};
-use crate::{Process, Reading, files, pci};
+use crate::{
+    Process, Reading, files,
+    pci::{self, Power},
+};
 
 /// Value of [`Reading::error`] for a GPU whose PCI device is gone: the kernel's own word for it.
 pub const GONE: &str = "ENODEV";
@@ -22,7 +25,12 @@ pub(super) fn reading(root: &Path, node: &Node) -> Reading {
     if !dir.exists() {
         return gone(&device.id);
     }
-    let asleep = device.pci.as_deref().is_some_and(|pci| pci::asleep(root, pci));
+    let power = device.pci.as_deref().map_or(Power::On, |pci| pci::power(root, pci));
+    if power == Power::Failed {
+        // Its driver would try to wake it for each file.
+        return Reading::of_failed(&device.id, pci::POWER_FAILED);
+    }
+    let asleep = power == Power::Asleep;
     // KFD keeps its processes in memory.
     let processes = processes(root, node.gpu_id);
     let mut reading = Reading { id: device.id.clone(), asleep, processes, ..Reading::default() };
@@ -55,7 +63,7 @@ fn memory_used(device: &Path, node: &Node) -> Option<u64> {
 
 /// Reading of a GPU that the kernel no longer has.
 pub(super) fn gone(id: &str) -> Reading {
-    Reading { id: id.to_owned(), error: Some(GONE.to_owned()), ..Reading::default() }
+    Reading::of_failed(id, GONE)
 }
 
 /// Temperature at the edge of the chip, as `rocm-smi` shows it; at its hottest place where there is no such sensor

@@ -119,6 +119,10 @@ fn a_gpu_that_sleeps_is_listed_as_before_and_nothing_of_it_is_read_that_would_wa
         assert_eq!(processes.len(), 2);
         assert_eq!(reading, Reading { id: awake[0].id.clone(), asleep: true, processes, ..Reading::default() });
     }
+    status("error\n");
+    assert_eq!(inventory(root.path()), awake);
+    let failed = Reading::of_failed(&awake[0].id, pci::POWER_FAILED);
+    assert_eq!(readings(root.path(), &awake), [failed], "it does not sleep: nothing wakes it any more");
     status("active\n");
     let reading = readings(root.path(), &awake).remove(0);
     assert_eq!((reading.asleep, reading.ecc_uncorrected, reading.temperature_c), (false, Some(1), Some(54.0)));

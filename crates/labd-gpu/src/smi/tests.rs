@@ -218,6 +218,12 @@ fn a_gpu_that_sleeps_is_not_asked_and_stays_what_it_was() {
     let lines = known.lines(root.path(), &asked, Found::default(), &Extra::default());
     let [Line::Readings(readings)] = &lines[..] else { panic!("they are still there: {lines:?}") };
     assert!(readings.len() == 2 && readings.iter().all(|r| r.asleep));
+    // One that could not be woken does not sleep.
+    status(first, "error");
+    let asked = known.to_ask(root.path());
+    let lines = known.lines(root.path(), &asked, Found::default(), &Extra::default());
+    let [Line::Readings(readings)] = &lines[..] else { panic!("they are still there: {lines:?}") };
+    assert_eq!(errors(readings), [("GPU-aa", Some(pci::POWER_FAILED)), ("GPU-bb", None)]);
     status(first, "active");
     status(second, "active");
     assert_eq!(known.to_ask(root.path()), Asked::All);
