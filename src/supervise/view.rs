@@ -14,7 +14,7 @@ use crate::{
     ray::RayView,
     services,
     snapshot::{
-        DaemonView, EngineView, GpuProcess, GpuState, GpuView, InstallsView, Link, NodeView, Notice, RunView, SCHEMA,
+        DaemonView, EngineView, GpuProcess, GpuSource, GpuState, GpuView, InstallsView, Link, NodeView, Notice, RunView, SCHEMA,
         ServiceState, ServiceView, Severity, Snapshot,
     },
     spec::worker_name,
@@ -204,9 +204,8 @@ fn notices(k: &Known<'_>, links: &[Link], runs: &[RunView]) -> Vec<Notice> {
         }
     }
     for source in &k.inventory.sources {
-        if let Some(since) = source.stale_since {
-            let why = source.trouble.as_deref().map(|t| format!(": {t}")).unwrap_or_default();
-            say(Severity::Warning, format!("GPU readings stale since {} ({}){why}", since, source.name));
+        if let Some(text) = of_source(source) {
+            say(Severity::Warning, text);
         }
     }
     for notice in &k.inventory.notices {
@@ -236,10 +235,39 @@ fn notices(k: &Known<'_>, links: &[Link], runs: &[RunView]) -> Vec<Notice> {
     notices
 }
 
+/// What a person must know of a source of GPU readings: that it is silent, or what it complains of.
+fn of_source(source: &GpuSource) -> Option<String> {
+    match (source.stale_since, source.trouble.as_deref()) {
+        (Some(since), why) => {
+            let why = why.map(|t| format!(": {t}")).unwrap_or_default();
+            Some(format!("GPU readings stale since {since} ({}){why}", source.name))
+        }
+        (None, Some(trouble)) => Some(format!("GPU readings ({}): {trouble}", source.name)),
+        (None, None) => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::snapshot::DiskView;
+
+    #[test]
+    fn a_source_in_trouble_is_told_also_where_its_readings_are_fresh() {
+        let source = |stale: bool, trouble: Option<&str>| GpuSource {
+            name: "the kernel's files".into(),
+            driver: None,
+            library: None,
+            stale_since: stale.then(|| Timestamp::from_millis(0)),
+            trouble: trouble.map(str::to_owned),
+        };
+        let not_loaded = "the kernel does not run the GPU; load its driver with `modprobe amdgpu`";
+        assert_eq!(of_source(&source(false, None)), None);
+        let told = of_source(&source(false, Some(not_loaded)));
+        assert_eq!(told, Some(format!("GPU readings (the kernel's files): {not_loaded}")));
+        assert!(of_source(&source(true, None)).is_some_and(|t| t.starts_with("GPU readings stale since 1970")));
+        assert!(of_source(&source(true, Some(not_loaded))).is_some_and(|t| t.ends_with(not_loaded)));
+    }
 
     #[test]
     fn the_store_is_on_the_file_system_that_the_engine_names() {

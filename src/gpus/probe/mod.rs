@@ -90,9 +90,12 @@ pub struct ProbeView {
     /// Time since which there are no new readings, where there should be: the probe died or is silent, or has none to
     /// give.
     pub stale_since: Option<Timestamp>,
-    /// Trouble that the probe reports instead of readings, or labd about the probe (code `probe-...`). Ends with the
-    /// next inventory or readings.
+    /// Trouble that the probe reports instead of readings or beside them, or labd about the probe (code `probe-...`). Ends
+    /// with the first round of the probe that does not repeat it.
     pub trouble: Option<Trouble>,
+    /// Whether the probe said so since its last readings: those of its next round do not end it yet.
+    #[serde(skip)]
+    pub trouble_said: bool,
     /// Number of times that a probe had to be started again since labd's start.
     pub restarts: u64,
     /// Number of lines that could not be read since labd's start.
@@ -178,7 +181,11 @@ async fn watch_sources(
                 let started = off_the_loop(move || Process::start(&what, &dir)).await;
                 memory.started(i, clock(), &usable);
                 match started.unwrap_or_else(|| Err("the system has no thread to start it".to_owned())) {
-                    Ok(new) => process = Some(new),
+                    Ok(new) => {
+                        process = Some(new);
+                        // What another one said is none of this one's.
+                        tell.send_if_modified(|view| std::mem::take(&mut view.trouble_said));
+                    }
                     Err(why) => {
                         let end = End::NotStarted(why);
                         let goes_on = memory.ended(&end, clock(), &usable);
@@ -226,7 +233,7 @@ async fn watch_sources(
                         if matches!(parsed, Ok(Line::Readings(_))) {
                             read_at = now;
                         }
-                        tell.send_modify(|view| view.hear(parsed, process.word, Timestamp::now()));
+                        tell.send_modify(|view| view.handle(parsed, process.word, Timestamp::now()));
                     });
                     if too_long.is_err() {
                         memory.line_too_long();
@@ -254,19 +261,23 @@ async fn read(process: &mut Option<Process>) -> Option<Vec<u8>> {
 
 impl ProbeView {
     /// Takes one line. Pure. `word`: whom the probe asks.
-    fn hear(&mut self, line: Result<Line, String>, word: &str, now: Timestamp) {
+    fn handle(&mut self, line: Result<Line, String>, word: &str, now: Timestamp) {
         match line {
             Ok(Line::Hello(hello)) => self.hello = Some(hello),
             Ok(Line::Inventory(devices)) => {
-                (self.devices, self.inventory_at, self.trouble) = (devices, Some(now), None);
+                (self.devices, self.inventory_at) = (devices, Some(now));
+                self.trouble.take_if(|_| !self.trouble_said);
             }
             Ok(Line::Readings(readings)) => {
-                (self.readings, self.read_at) = (readings, Some(now));
-                (self.stale_since, self.trouble) = (None, None);
+                (self.readings, self.read_at, self.stale_since) = (readings, Some(now), None);
+                // One that has trouble beside readings prints both, one after the other: it has not gone in between.
+                self.trouble.take_if(|_| !self.trouble_said);
+                self.trouble_said = false;
             }
-            Ok(Line::Trouble(trouble)) => self.trouble = Some(trouble),
+            Ok(Line::Trouble(trouble)) => (self.trouble, self.trouble_said) = (Some(trouble), true),
             Err(why) => {
                 self.garbled += 1;
+                self.trouble_said = false;
                 tracing::debug!(probe = word, why, "a line of the probe cannot be read");
                 self.trouble = Some(Trouble {
                     code: "probe-garbled".to_owned(),
@@ -310,7 +321,7 @@ fn trouble(tell: &watch::Sender<ProbeView>, code: &str, text: &str) {
             return false;
         }
         tracing::warn!("{text}");
-        view.trouble = Some(new);
+        (view.trouble, view.trouble_said) = (Some(new), false);
         true
     });
 }

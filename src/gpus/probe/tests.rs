@@ -200,6 +200,25 @@ async fn the_next_source_is_asked_where_a_library_is_missing() {
     }
 }
 
+#[test]
+fn trouble_beside_readings_lasts_until_a_round_without_it() {
+    let readings = || Ok(Line::Readings(Vec::new()));
+    let trouble = || Ok(Line::Trouble(Trouble { code: "amdgpu-not-loaded".into(), text: "no driver".into() }));
+    let mut view = ProbeView::default();
+    let mut after = |line| {
+        view.handle(line, "the kernel's files", Timestamp::from_millis(0));
+        (view.trouble.is_some(), view.stale_since.is_some())
+    };
+    after(Ok(Line::Inventory(Vec::new())));
+    assert_eq!(after(readings()), (false, false));
+    for _ in 0..3 {
+        // As the probe for AMD's GPUs prints each second where the driver runs none, and begins anew now and then.
+        assert_eq!([after(trouble()), after(readings())], [(true, false); 2]);
+    }
+    assert_eq!([after(trouble()), after(Ok(Line::Inventory(Vec::new()))), after(readings())], [(true, false); 3]);
+    assert_eq!(after(readings()), (false, false), "somebody loaded it");
+}
+
 #[tokio::test]
 async fn a_probe_of_a_gpu_that_is_not_there_is_never_started() {
     let root = tempfile::tempdir().expect("a directory");
