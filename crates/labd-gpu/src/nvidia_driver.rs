@@ -42,18 +42,23 @@ pub struct Part {
 /// Neither `nvml-wrapper` nor `nvidia-smi -L` reports which instance a MIG device is. UUIDs of drivers before R470 name it
 /// (`MIG-GPU-<uuid>/<GPU instance>/<compute instance>`). Else it follows from the order: NVML counts MIG devices in the
 /// order of their instances' numbers, of which the driver's capabilities have the list. Where the two do not fit together,
-/// the instance is not known.
-pub fn partitions(root: &Path, gpu: &Device, minor: Option<u32>, parts: &[Part]) -> Vec<Device> {
+/// as while an instance is made, it is what it was `before`, as long as the driver has that; else it is not known.
+pub fn partitions(root: &Path, gpu: &Device, minor: Option<u32>, parts: &[Part], before: &[Device]) -> Vec<Device> {
     let capabilities = minor.map(|minor| capabilities(root, minor)).unwrap_or_default();
     let told: Vec<Option<Instance>> =
         parts.iter().map(|part| part.instance.or_else(|| instance_in(&part.id))).collect();
     let in_order = in_order(parts, &told, &capabilities);
+    let known = |id: &str| {
+        let instance = before.iter().find(|d| d.id == id)?.instance?;
+        let there = capabilities.iter().any(|c| c.instance == instance) && !told.contains(&Some(instance));
+        there.then_some(instance)
+    };
+    let of = |(i, part): (usize, &Part)| told[i].or_else(|| in_order.get(i).copied()).or_else(|| known(&part.id));
+    let instances: Vec<Option<Instance>> = parts.iter().enumerate().map(of).collect();
     parts
         .iter()
-        .zip(told)
-        .enumerate()
-        .map(|(i, (part, told))| {
-            let instance = told.or_else(|| in_order.get(i).copied());
+        .zip(instances)
+        .map(|(part, instance)| {
             let own = instance.and_then(|instance| capabilities.iter().find(|c| c.instance == instance));
             let own = own.into_iter().flat_map(|c| c.nodes.clone()).filter_map(|path| node(root, path));
             Device {
@@ -190,8 +195,7 @@ mod tests {
     /// Id and profile of a partition, and its instance where the source says that.
     type Listed<'a> = (&'a str, &'a str, Option<(u32, u32)>);
 
-    /// Instance and own nodes of each partition.
-    fn told(root: &Path, parts: &[Listed<'_>]) -> Vec<String> {
+    fn devices(root: &Path, parts: &[Listed<'_>], before: &[Device]) -> Vec<Device> {
         let instance = |(gpu, compute)| Instance { gpu, compute };
         let part = |&(id, profile, told): &Listed<'_>| Part {
             id: id.to_owned(),
@@ -201,13 +205,42 @@ mod tests {
         };
         let parts: Vec<Part> = parts.iter().map(part).collect();
         let gpu = Device { id: "GPU-a".into(), divided: true, nodes: nodes(root, Some(3)), ..unseen(root, 0, None) };
+        partitions(root, &gpu, Some(3), &parts, before)
+    }
+
+    /// Instance and own nodes of each partition.
+    fn told(root: &Path, parts: &[Listed<'_>]) -> Vec<String> {
+        told_after(root, parts, &[])
+    }
+
+    fn told_after(root: &Path, parts: &[Listed<'_>], before: &[Device]) -> Vec<String> {
         let word = |d: &Device| {
             assert_eq!((d.parent.as_deref(), d.divided), (Some("GPU-a"), false));
             let paths: Vec<&str> = d.nodes.iter().map(|n| n.path.trim_start_matches("/dev/")).collect();
             let instance = d.instance.map_or_else(|| "-".to_owned(), |i| format!("{}/{}", i.gpu, i.compute));
             format!("{instance} {}", paths.join(" ").replace("nvidia-caps/nvidia-", ""))
         };
-        partitions(root, &gpu, Some(3), &parts).iter().map(word).collect()
+        devices(root, parts, before).iter().map(word).collect()
+    }
+
+    #[test]
+    fn a_list_that_is_short_for_a_moment_takes_no_instance_from_the_others() {
+        let root = machine(&[(1, 0), (9, 0), (13, 0)]);
+        let [first, third] = ["1/0 nvidia3 nvidiactl cap10 cap11", "13/0 nvidia3 nvidiactl cap130 cap131"];
+        let whole = [("a", "1g.18gb", None), ("b", "1g.18gb", None), ("c", "1g.18gb", None)];
+        let before = devices(root.path(), &whole, &[]);
+        let after = |parts: &[Listed<'_>]| told_after(root.path(), parts, &before);
+        // The second one's UUID could not be read.
+        assert_eq!(after(&[whole[0], whole[2]]), [first, third]);
+        // The driver makes a fourth one, which is not listed yet, and lists one whose folder is not there yet.
+        for instance in ["gi11", "gi11/ci0"] {
+            file(root.path(), &format!("proc/driver/nvidia/capabilities/gpu3/mig/{instance}/access"), "DeviceFileMinor: 0\n");
+        }
+        assert_eq!(after(&whole)[2], third);
+        assert_eq!(after(&[whole[0], ("d", "1g.18gb", None)]), [first, "- nvidia3 nvidiactl"]);
+        // It was made anew as another.
+        std::fs::remove_dir_all(root.path().join("proc/driver/nvidia/capabilities/gpu3/mig/gi13")).expect("it was there");
+        assert_eq!(after(&[whole[0], whole[2]]), [first, "- nvidia3 nvidiactl"]);
     }
 
     #[test]

@@ -535,7 +535,7 @@ impl Row {
                 instance: None,
             })
             .collect();
-        let own = nvidia_driver::partitions(root, &gpu, minor, &own);
+        let own = nvidia_driver::partitions(root, &gpu, minor, &own, before);
         std::iter::once(gpu).chain(own).collect()
     }
 }

@@ -211,7 +211,8 @@ fn off(inventory: &[Device], root: &Path) -> BTreeMap<u32, Power> {
 /// Inventory. A GPU that sleeps or does not answer is what it was before; one that never did is known by the PCI address that is
 /// left over.
 fn devices(slots: &[nvml::Slot<'_>], before: &[Device], bus: &BTreeSet<String>, root: &Path) -> Vec<Device> {
-    let described = |slot: &nvml::Slot<'_>| slot.found.as_ref()?.as_ref().ok()?.devices(slot.index, root).ok();
+    let described =
+        |slot: &nvml::Slot<'_>| slot.found.as_ref()?.as_ref().ok()?.devices(slot.index, root, before).ok();
     let (answering, silent): (Vec<_>, Vec<_>) = slots.iter().map(|s| (s, described(s))).partition(|(_, d)| d.is_some());
     let mut all: Vec<Device> = answering.into_iter().filter_map(|(_, devices)| devices).flatten().collect();
     for (slot, _) in silent {

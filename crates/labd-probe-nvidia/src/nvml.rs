@@ -121,8 +121,8 @@ impl Found<'_> {
         self.divided
     }
 
-    /// Device, followed by its partitions. Fails where it does not answer any more.
-    pub(crate) fn devices(&self, index: u32, root: &Path) -> Answer<Vec<Device>> {
+    /// Device, followed by its partitions, of which `before` is what was known. Fails where it does not answer any more.
+    pub(crate) fn devices(&self, index: u32, root: &Path, before: &[Device]) -> Answer<Vec<Device>> {
         let pci = convert::optional(self.handle.pci_info())?.and_then(|info| pci::address(&info.bus_id));
         let minor = convert::optional(self.handle.minor_number())?;
         let gpu = Device {
@@ -142,7 +142,7 @@ impl Found<'_> {
                 instance: handle.running_compute_processes().ok().and_then(|all| convert::instance(&all)),
             });
         }
-        let parts = nvidia_driver::partitions(root, &gpu, minor, &parts);
+        let parts = nvidia_driver::partitions(root, &gpu, minor, &parts, before);
         Ok(std::iter::once(gpu).chain(parts).collect())
     }
 
