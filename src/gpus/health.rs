@@ -97,13 +97,20 @@ impl FaultState {
         true
     }
 
-    /// Counts a line of the kernel about a GPU that had this fault. Returns the fault that it is by having come so often,
-    /// where that is news.
-    pub fn again(&mut self, id: &str, fault: &'static Fault, text: &str, at: Timestamp) -> Option<&'static Fault> {
+    /// Counts a line of the kernel about a GPU, or a partition of the GPU `card`, that had this fault. Returns the fault
+    /// that it is by having come so often, where that is news.
+    pub fn again(
+        &mut self,
+        id: &str,
+        card: &str,
+        fault: &'static Fault,
+        text: &str,
+        at: Timestamp,
+    ) -> Option<&'static Fault> {
         if self.released.get(id).is_some_and(|&released| at <= released) {
             return None;
         }
-        let fault = self.repeats.count(id, fault, text, at)?;
+        let fault = self.repeats.count(id, card, fault, text, at)?;
         if fault.action != Action::Nothing {
             return self.fault(id, fault, at).then_some(fault);
         }
@@ -272,7 +279,7 @@ mod tests {
         let fails = |judge: &mut FaultState, hour: i64| {
             let text = format!("NVRM: Xid (PCI:0000:c1:00): 31, pid={hour}, name=python3, Ch 00000008");
             let fault = look_up(Sign::Kernel(&text)).expect("a row");
-            judge.again("SIM-0", fault, &text, at(hour * 3600)).map(|f| f.code)
+            judge.again("SIM-0", "SIM-0", fault, &text, at(hour * 3600)).map(|f| f.code)
         };
         let told = |judge: &mut FaultState, hour: i64| {
             judge.reading(&Reading { id: "SIM-0".into(), ..Reading::default() }, at(hour * 3600));
@@ -295,7 +302,7 @@ mod tests {
             let text = "NVRM: Xid (PCI:0000:c1:00): 74, pid='<unknown>', name=<unknown>, NVLink: fatal error detected on link \
                         1(0x10, 0x0, 0x0, 0x0, 0x0, 0x0, 0x0)";
             let fault = look_up(Sign::Kernel(text)).expect("a row");
-            judge.again("SIM-0", fault, text, at(second)).map(|f| f.code)
+            judge.again("SIM-0", "SIM-0", fault, text, at(second)).map(|f| f.code)
         };
         assert_eq!([0, 1, 2, 3].map(|s| fails(&mut judge, s)), [None, None, Some("xid-74"), None]);
         assert_eq!(judge.quarantine(gpu).map(|t| t.code), Some("xid-74".to_owned()));

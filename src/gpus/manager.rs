@@ -433,12 +433,13 @@ impl GpuManager {
     fn of_known(&mut self, line: &kmsg::KernelLine, told: bool) {
         let (now, fault) = (Timestamp::now(), line.fault);
         let slots = self.remembered.slots.iter();
-        let ids: Vec<String> = slots.filter(|(_, d)| has(line, d)).map(|(_, d)| d.id.clone()).collect();
-        for id in ids {
+        let card = |d: &Device| d.parent.clone().unwrap_or_else(|| d.id.clone());
+        let gpus: Vec<_> = slots.filter(|(_, d)| has(line, d)).map(|(_, d)| (d.id.clone(), card(d))).collect();
+        for (id, card) in gpus {
             let judge = &mut self.remembered.judge;
             let restarted = judge.restart(&id).map(|(since, _)| since);
             let first = judge.fault(&id, fault, line.at).then_some(fault);
-            let again = judge.again(&id, fault, &line.text, line.at);
+            let again = judge.again(&id, &card, fault, &line.text, line.at);
             // The labd before may have had no row for the line. What changes the state is news, whoever heard it first.
             let changes = |fault: &Fault| match fault.action {
                 Action::Quarantine => true,

@@ -72,8 +72,10 @@ fn process(text: &str) -> Option<u32> {
 /// Failure that one or more lines told of.
 #[derive(Debug, Clone, PartialEq)]
 struct Failure {
-    /// GPU, by id.
+    /// GPU or partition, by id.
     gpu: String,
+    /// GPU that it is a partition of, else itself.
+    card: String,
     code: &'static str,
     pid: Option<u32>,
     /// Places that its lines named. A program that is wrong is so in many places at once.
@@ -86,8 +88,15 @@ struct Failure {
 pub struct Repeats(Vec<Failure>);
 
 impl Repeats {
-    /// Counts a line about a GPU. Returns the fault that it is by having come so often.
-    pub fn count(&mut self, gpu: &str, fault: &'static Fault, text: &str, at: Timestamp) -> Option<&'static Fault> {
+    /// Counts a line about a GPU or a partition of the GPU `card`. Returns the fault that it is by having come so often.
+    pub fn count(
+        &mut self,
+        gpu: &str,
+        card: &str,
+        fault: &'static Fault,
+        text: &str,
+        at: Timestamp,
+    ) -> Option<&'static Fault> {
         let rule = RULES.iter().find(|rule| rule.of == fault.code)?;
         self.0.retain(|f| at.since(f.last) <= WINDOW);
         let pid = process(text);
@@ -97,7 +106,14 @@ impl Repeats {
         // A link's errors are each one of their own: one program meets several.
         let known = if rule.of_programs { self.0.iter().rposition(same) } else { None };
         let mut failure = known.map_or_else(
-            || Failure { gpu: gpu.to_owned(), code: rule.of, pid, places: BTreeSet::new(), last: at },
+            || Failure {
+                gpu: gpu.to_owned(),
+                card: card.to_owned(),
+                code: rule.of,
+                pid,
+                places: BTreeSet::new(),
+                last: at,
+            },
             |known| self.0.remove(known),
         );
         failure.places.extend((rule.place)(text));
@@ -107,7 +123,8 @@ impl Repeats {
         self.0.drain(..excess);
 
         let of_rule = || self.0.iter().filter(|f| f.code == rule.of);
-        if failure.places.len() > 1 || (rule.of_programs && of_rule().any(|f| f.gpu != gpu)) {
+        // A line that names no instance counts for each partition: that is no other GPU.
+        if failure.places.len() > 1 || (rule.of_programs && of_rule().any(|f| f.card != card)) {
             return None;
         }
         let times = of_rule().filter(|f| f.gpu == gpu && f.places == failure.places).count();
@@ -141,7 +158,7 @@ mod tests {
 
     /// Codes that lines about one GPU come to, each at its second.
     fn counted(repeats: &mut Repeats, gpu: &str, lines: &[(i64, (&'static Fault, String))]) -> Vec<&'static str> {
-        let one = |(s, (fault, text)): &(i64, (&'static Fault, String))| repeats.count(gpu, fault, text, at(*s));
+        let one = |(s, (fault, text)): &(i64, (&'static Fault, String))| repeats.count(gpu, gpu, fault, text, at(*s));
         lines.iter().map(one).map(|fault| fault.map_or("-", |f| f.code)).collect()
     }
 
@@ -165,6 +182,24 @@ mod tests {
         assert_eq!(counted(&mut repeats, "GPU-2", &[(0, page_fault(99))]), ["-"]);
         let lines: Vec<_> = (0..9).map(|i| (i64::from(i), page_fault(i))).collect();
         assert!(counted(&mut repeats, "GPU-1", &lines).iter().all(|code| *code == "-"));
+    }
+
+    #[test]
+    fn programs_on_a_divided_gpu_are_told_for_each_partition_that_may_have_them() {
+        let mut repeats = Repeats::default();
+        let mut told = Vec::new();
+        for pid in 0..5 {
+            // The line names no instance.
+            let (fault, text) = page_fault(pid);
+            for part in ["MIG-1", "MIG-2"] {
+                told.extend(repeats.count(part, "GPU-1", fault, &text, at(i64::from(pid) * HOUR)).map(|f| (part, f.code)));
+            }
+        }
+        assert_eq!(told, [("MIG-1", "app-errors"), ("MIG-2", "app-errors")]);
+        let (fault, text) = page_fault(9);
+        assert_eq!(repeats.count("MIG-3", "GPU-2", fault, &text, at(5 * HOUR)), None);
+        let (fault, text) = page_fault(10);
+        assert_eq!(repeats.count("MIG-1", "GPU-1", fault, &text, at(5 * HOUR)), None, "another GPU has it too");
     }
 
     #[test]
@@ -216,7 +251,8 @@ mod tests {
         let mut repeats = Repeats::default();
         for i in 0..10_000 {
             let (fault, text) = page_fault(i);
-            repeats.count(&format!("GPU-{}", i % 16), fault, &text, at(i64::from(i)));
+            let gpu = format!("GPU-{}", i % 16);
+            repeats.count(&gpu, &gpu, fault, &text, at(i64::from(i)));
         }
         assert_eq!(repeats.0.len(), REMEMBERED);
     }
