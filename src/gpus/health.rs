@@ -61,6 +61,17 @@ pub struct FaultState {
     repeated: BTreeMap<String, ActiveFault>,
 }
 
+/// What a release ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Released {
+    /// Quarantine.
+    Quarantine,
+    /// Notice of a fault that comes again and again and holds nothing.
+    Notice(&'static Fault),
+    /// Nothing: there was neither.
+    Nothing,
+}
+
 /// Fault with its row of the table, and the time at which it was seen.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct ActiveFault {
@@ -162,18 +173,20 @@ impl FaultState {
         at.since(first) >= NO_HANDLE_FOR
     }
 
-    /// Lifts a quarantine. Returns false when there was none.
-    pub fn release(&mut self, id: &str, now: Timestamp) -> bool {
+    /// Settles what a GPU had, on a person's word: what was seen before does not count any more. Returns what that ended.
+    pub fn release(&mut self, id: &str, now: Timestamp) -> Released {
         // Said again from now on, it counts again.
         self.said.remove(id);
         self.no_handle.remove(id);
         self.repeats.forget(id);
-        self.repeated.remove(id);
-        let lifted = self.quarantined.remove(id).is_some();
-        if lifted {
-            self.released.insert(id.to_owned(), now);
-        }
-        lifted
+        let repeated = self.repeated.remove(id).and_then(|mark| mark.fault());
+        let released = match (self.quarantined.remove(id), repeated) {
+            (Some(_), _) => Released::Quarantine,
+            (None, Some(fault)) => Released::Notice(fault),
+            (None, None) => return Released::Nothing,
+        };
+        self.released.insert(id.to_owned(), now);
+        released
     }
 
     /// Reason why a GPU is quarantined.
@@ -259,7 +272,8 @@ mod tests {
         assert!(!judge.fault("SIM-0", fault("xid-79"), at(11)), "known already");
         let told: FaultState = serde_json::from_str(&serde_json::to_string(&judge).expect("plain")).expect("read back");
         assert_eq!(told.quarantine(gpu).map(|t| (t.code, t.since)), Some(("xid-79".into(), at(10))));
-        assert!(judge.release("SIM-0", at(20)) && !judge.release("SIM-0", at(20)));
+        assert_eq!(judge.release("SIM-0", at(20)), Released::Quarantine);
+        assert_eq!(judge.release("SIM-0", at(20)), Released::Nothing);
         assert!(!judge.fault("SIM-0", fault("xid-79"), at(11)), "the same line, read again by a new labd");
         assert_eq!(judge.quarantine(gpu), None);
         assert!(judge.fault("SIM-0", fault("xid-79"), at(21)), "it has it again");
@@ -292,6 +306,16 @@ mod tests {
         assert_eq!(fails(&mut judge, 5), None, "known already");
         assert_eq!((judge.quarantine(gpu), told(&mut judge, 29).as_deref()), (None, Some("app-errors")));
         assert_eq!(told(&mut judge, 30), None, "not since yesterday");
+        // Somebody looked at it and dismissed it: the next labd reads the same lines.
+        for hour in 40..45 {
+            fails(&mut judge, hour);
+        }
+        let dismissed = judge.release("SIM-0", at(45 * 3600));
+        assert!(matches!(dismissed, Released::Notice(f) if f.code == "app-errors"), "{dismissed:?}");
+        let mut next: FaultState = serde_json::from_str(&serde_json::to_string(&judge).expect("plain")).expect("read back");
+        for hour in 40..46 {
+            assert_eq!((fails(&mut next, hour), told(&mut next, hour)), (None, None), "{hour}");
+        }
     }
 
     #[test]
@@ -306,7 +330,7 @@ mod tests {
         };
         assert_eq!([0, 1, 2, 3].map(|s| fails(&mut judge, s)), [None, None, Some("xid-74"), None]);
         assert_eq!(judge.quarantine(gpu).map(|t| t.code), Some("xid-74".to_owned()));
-        assert!(judge.release("SIM-0", at(10)));
+        assert_eq!(judge.release("SIM-0", at(10)), Released::Quarantine);
         // The kernel's lines from before, read again by a new labd, and one that came after.
         assert_eq!([0, 1, 2, 3, 11].map(|s| fails(&mut judge, s)), [None; 5]);
         assert_eq!(judge.quarantine(gpu), None);
@@ -347,7 +371,7 @@ mod tests {
             assert_eq!(judge.quarantine(gpu).map(|t| t.code), Some("nvml-no-handle".to_owned()));
             assert_eq!(judge.quarantine(other), None);
             // Whoever releases it has a minute to see it work.
-            assert!(judge.release("SIM-0", at(1070)));
+            assert_eq!(judge.release("SIM-0", at(1070)), Released::Quarantine);
             for second in 1071..1131 {
                 judge.reading(&reading(gpu, Some(symbol)), at(second));
                 assert_eq!(judge.quarantine(gpu), None);

@@ -23,7 +23,7 @@ use super::{
     bus::{self, BusCheck},
     faults::{Action, Fault, Sign, look_up},
     handle::{Asked, Gpus, Order},
-    health::{self, FaultState},
+    health::{self, FaultState, Released},
     kmsg, simulate,
     slots::{self, Slots},
     unclaimed::{Start, Unclaimed},
@@ -534,18 +534,7 @@ impl GpuManager {
         let gpu = resolve(&gpus, name).map_err(Refusal::UnknownService)?;
         let (id, worker) = (gpu.id.clone(), worker_name(gpu.slot));
         match order {
-            Order::Release { .. } if self.remembered.judge.release(&id, Timestamp::now()) => {
-                self.said.retain(|(of, _), _| *of != id);
-                self.record(Some(&worker), "released", &format!("GPU {id}: released by hand"));
-                Ok(format!("{id}: is released; {worker} starts"))
-            }
-            Order::Release { .. } if self.missing(&id) => {
-                self.remembered.slots.forget(&id);
-                self.remembered.gpus.retain(|g| g.id != id);
-                self.record(None, "forgotten", &format!("GPU {id}: gone, and forgotten by hand"));
-                Ok(format!("{id}: is forgotten; {worker} is removed"))
-            }
-            Order::Release { .. } => Ok(format!("{id}: is neither quarantined nor gone")),
+            Order::Release { .. } => Ok(self.release(&id, &worker)),
             Order::Drill { .. } if gpu.vendor != Vendor::Simulated => {
                 Err(Refusal::Invalid(format!("{id} is a real GPU; drills are for simulated ones")))
             }
@@ -560,6 +549,31 @@ impl GpuManager {
                 }
                 Ok(format!("{id}: has {} now: {}", fault.code, fault.action.words()))
             }
+        }
+    }
+
+    /// Ends a GPU's quarantine, forgets one that is gone, or dismisses a notice about it, in this order. Returns the answer.
+    fn release(&mut self, id: &str, worker: &str) -> String {
+        let released = self.remembered.judge.release(id, Timestamp::now());
+        if released != Released::Nothing {
+            self.said.retain(|(of, _), _| *of != id);
+        }
+        match released {
+            Released::Quarantine => {
+                self.record(Some(worker), "released", &format!("GPU {id}: released by hand"));
+                format!("{id}: is released; {worker} starts")
+            }
+            _ if self.missing(id) => {
+                self.remembered.slots.forget(id);
+                self.remembered.gpus.retain(|g| g.id != id);
+                self.record(None, "forgotten", &format!("GPU {id}: gone, and forgotten by hand"));
+                format!("{id}: is forgotten; {worker} is removed")
+            }
+            Released::Notice(fault) => {
+                self.record(Some(worker), "dismissed", &format!("GPU {id}: {} dismissed by hand", fault.code));
+                format!("{id}: {} is dismissed until it comes again", fault.code)
+            }
+            Released::Nothing => format!("{id}: is neither quarantined nor gone"),
         }
     }
 
