@@ -59,7 +59,7 @@ pub fn probe(bytes: &[u8]) {
     let _ = Line::parse(&text);
     let _ = smi::Found::parse(&smi::FIELDS, &text);
     let _ = (smi::unknown_field(&text), smi::trouble(&text));
-    let _ = (smi::instance_processes(&text), smi::recovery(&text));
+    let _ = smi::instance_processes(&text);
 }
 
 #[cfg(test)]

@@ -11,9 +11,9 @@ use tempfile::TempDir;
 use self::harness::{Probe, errors, ids};
 
 const ROW: &str = "0, GPU-aa, 00000000:41:00.0, 570.124.06, NVIDIA H100, 81559, 1024, 97, 41, 312, 700, 1980, 2619, 0x4, 3, 0, \
-                   [N/A], [N/A], [N/A], Disabled";
+                   [N/A], [N/A], [N/A], Disabled, Reboot";
 const DIVIDED: &str = "1, GPU-bb, 00000000:42:00.0, 570.124.06, NVIDIA H100, 81559, 0, [N/A], 35, 90, 700, 345, 2619, 0x1, 0, 0, \
-                       [N/A], [N/A], [N/A], Enabled";
+                       [N/A], [N/A], [N/A], Enabled, [N/A]";
 
 struct Machine {
     dir: TempDir,
@@ -64,7 +64,7 @@ fn it_tells_gpus_partitions_processes_and_rows() {
         fs::write(path, text).expect("a file");
     }
     machine.plays(&format!(
-        "--query-gpu=uuid,gpu_recovery_action) echo 'GPU-aa, Reboot';;\n{}\n-L) printf '%s\\n' 'GPU 0: NVIDIA H100 (UUID: GPU-aa)' 'GPU 1: NVIDIA H100 (UUID: GPU-bb)' \
+        "{}\n-L) printf '%s\\n' 'GPU 0: NVIDIA H100 (UUID: GPU-aa)' 'GPU 1: NVIDIA H100 (UUID: GPU-bb)' \
          '  MIG 1g.10gb     Device  0: (UUID: MIG-1)';;\n--query-compute-apps=*) echo 'MIG-1, 4242, 512';;\n\
          -q) printf '%s\\n' 'GPU 00000000:42:00.0' \
          '    GPU instance ID : 3' '    Compute instance ID : 0' '    Process ID : 4343';;\n--query-remapped-rows=*) echo 'GPU-aa, 1, 0, 1, 0';;",
@@ -79,6 +79,11 @@ fn it_tells_gpus_partitions_processes_and_rows() {
     assert_eq!((readings[0].temperature_c, readings[0].remap_pending), (Some(41.0), true));
     assert_eq!(readings[2].processes.iter().map(|p| p.pid).collect::<Vec<_>>(), [4242, 4343]);
     assert_eq!((readings[0].recovery_action, readings[1].recovery_action), (Some(2), None));
+
+    // Somebody reset it by hand, and its quarantine is lifted right after.
+    machine.plays(&gpus(&[&ROW.replace("Reboot", "None"), DIVIDED]));
+    let after = (0..3).map(|_| probe.readings(|_| true)[0].recovery_action).collect::<Vec<_>>();
+    assert_eq!(after.last(), Some(&Some(0)), "{after:?}");
 
     // A list that cannot be had does not make a partition disappear.
     machine.plays(&gpus(&[ROW, DIVIDED]));
@@ -168,7 +173,8 @@ fn what_is_wrong_is_told_until_it_heals() {
 fn an_older_one_is_not_asked_for_what_it_does_not_know() {
     let machine = Machine::new();
     machine.plays(
-        "*mig.mode.current*) echo 'Field \"mig.mode.current\" is not a valid field to query.'; exit 2;;\n\
+        "*gpu_recovery_action*) echo 'Field \"gpu_recovery_action\" is not a valid field to query.'; exit 2;;\n\
+         *mig.mode.current*) echo 'Field \"mig.mode.current\" is not a valid field to query.'; exit 2;;\n\
          *enforced.power.limit*) echo 'Field \"enforced.power.limit\" is not a valid field to query.' >&2; exit 2;;\n\
          --query-gpu=*) echo '0, GPU-aa, 00000000:41:00.0, 450.80, Tesla V100, 32768, 0, 0, 35, 42, 135, 877, 0x1, 0, 0, 0, 0, No';;",
     );

@@ -17,7 +17,7 @@ use crate::{
 
 /// Fields that are asked of each GPU: `--query-gpu=`, joined by commas. `nvidia-smi` refuses all of them when it does
 /// not know one ([`unknown_field`]).
-pub const FIELDS: [&str; 20] = [
+pub const FIELDS: [&str; 21] = [
     "index",
     "uuid",
     "pci.bus_id",
@@ -38,6 +38,7 @@ pub const FIELDS: [&str; 20] = [
     "retired_pages.double_bit.count",
     "retired_pages.pending",
     "mig.mode.current",
+    "gpu_recovery_action",
 ];
 
 /// Argument that asks for all processes that compute: one line each, GPU, process, memory in MiB.
@@ -45,9 +46,6 @@ pub const PROCESSES: &str = "--query-compute-apps=gpu_uuid,pid,used_memory";
 /// Arguments that ask for all processes by the instances they run in: the list above names the whole GPU for those on a
 /// MIG device.
 pub const INSTANCE_PROCESSES: [&str; 3] = ["-q", "-d", "PIDS"];
-/// Argument that asks what each GPU needs before it can be used again. Only newer drivers know; apart from [`FIELDS`],
-/// since it changes as seldom as rows do.
-pub const RECOVERY: &str = "--query-gpu=uuid,gpu_recovery_action";
 /// Argument that asks for remapped rows: one line per GPU, its UUID, rows after corrected and uncorrected errors,
 /// whether some are pending, whether it failed.
 pub const ROWS: &str = "--query-remapped-rows=gpu_uuid,remapped_rows.correctable,remapped_rows.uncorrectable,\
@@ -205,6 +203,7 @@ impl Row {
             ecc_uncorrected: number(get("ecc.errors.uncorrected.volatile.total")),
             remapped_rows: sum("retired_pages.single_bit_ecc.count", "retired_pages.double_bit.count"),
             remap_pending: yes(get("retired_pages.pending")),
+            recovery_action: recovery(get("gpu_recovery_action")),
             ..Reading::default()
         };
         let error = FIELDS.iter().find_map(|field| broken(get(field))).or_else(|| {
@@ -340,8 +339,8 @@ pub fn instance_processes(text: &str) -> Vec<InstanceProcess> {
     all
 }
 
-/// What each GPU needs, by UUID and in NVML's numbers, in the output for [`RECOVERY`].
-pub fn recovery(text: &str) -> BTreeMap<String, u32> {
+/// What a GPU needs before it can be used again, in NVML's numbers. Only newer drivers know.
+fn recovery(cell: &str) -> Option<u32> {
     const WORDS: [(&str, u32); 11] = [
         ("none", 0),
         ("reset", 1),
@@ -355,13 +354,8 @@ pub fn recovery(text: &str) -> BTreeMap<String, u32> {
         ("bus reset", 6),
         ("system reboot", 7),
     ];
-    let row = |line: &str| {
-        let (gpu, word) = line.split_once(',')?;
-        let word = word.trim().to_ascii_lowercase();
-        let (_, number) = WORDS.iter().find(|(known, _)| *known == word)?;
-        Some((gpu.trim().to_owned(), *number))
-    };
-    text.lines().filter_map(row).collect()
+    let word = cell.to_ascii_lowercase();
+    WORDS.iter().find(|(known, _)| *known == word).map(|(_, number)| *number)
 }
 
 /// Remapped rows of one GPU.
@@ -398,8 +392,6 @@ pub struct Extra {
     pub instance_processes: Vec<InstanceProcess>,
     /// Result of [`rows`].
     pub rows: BTreeMap<String, Rows>,
-    /// Result of [`recovery`].
-    pub recovery: BTreeMap<String, u32>,
 }
 
 /// Devices as they were last told.
@@ -550,7 +542,6 @@ fn reading(device: &Device, of_row: &Reading, extra: &Extra) -> Reading {
     reading.processes = extra.processes.get(&device.id).cloned().unwrap_or_default();
     let of_instance = |p: &&InstanceProcess| device.pci.as_ref() == Some(&p.pci) && device.instance == Some(p.instance);
     reading.processes.extend(extra.instance_processes.iter().filter(of_instance).map(|p| p.process.clone()));
-    reading.recovery_action = extra.recovery.get(&device.id).copied();
     if let Some(rows) = extra.rows.get(&device.id) {
         reading.remapped_rows = Some(rows.count);
         reading.remap_pending = rows.pending;

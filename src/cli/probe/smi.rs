@@ -27,7 +27,7 @@ const LIMIT: Duration = Duration::from_secs(4);
 const FIRST_LIMIT: Duration = Duration::from_mins(1);
 /// Time for which its last output is waited for after its death: something that it started may hold the pipe.
 const LAST_WORDS: Duration = Duration::from_millis(200);
-/// Time between two questions for remapped rows, which change once in a GPU's life if ever, and for what a GPU needs.
+/// Time between two questions for remapped rows, which change once in a GPU's life if ever.
 const ROWS_EVERY: Duration = Duration::from_mins(1);
 
 /// Code of [`Trouble`] when it hangs.
@@ -139,9 +139,6 @@ impl Probe {
                 rows_at = Some(Instant::now());
                 if let Said::Text(text) = self.ask(&with_ids(smi::ROWS)).await? {
                     extra.rows = smi::rows(&text);
-                }
-                if let Said::Text(text) = self.ask(&with_ids(smi::RECOVERY)).await? {
-                    extra.recovery = smi::recovery(&text);
                 }
             }
             for line in known.lines(root, &asked, found, &extra) {

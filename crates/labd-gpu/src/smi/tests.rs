@@ -4,9 +4,9 @@
 use super::*;
 
 const H100: &str = "0, GPU-aa, 00000000:41:00.0, 570.124.06, NVIDIA H100 80GB HBM3, 81559, 1024, 97, 41, 312.55, 700.00, 1980, \
-                    2619, 0x0000000000000004, 3, 0, [N/A], [N/A], [N/A], Disabled\n";
+                    2619, 0x0000000000000004, 3, 0, [N/A], [N/A], [N/A], Disabled, None\n";
 const V100: &str = "1, GPU-bb, 00000000:C1:00.0, 570.124.06, Tesla V100-SXM2-32GB, 32768, 0, 0, 35, 42.10, 300.00, 135, 877, \
-                    0x0000000000000001, 0, 0, 2, 1, Yes, [N/A]\n";
+                    0x0000000000000001, 0, 0, 2, 1, Yes, [N/A], [N/A]\n";
 const LOST: &str = "Unable to determine the device handle for GPU 0000:c1:00.0: Unknown Error\n";
 
 fn parse(text: &str) -> Found {
@@ -54,6 +54,7 @@ fn a_row_is_a_gpu_and_what_it_does() {
         throttled: vec![Throttle::PowerCap],
         ecc_corrected: Some(3),
         ecc_uncorrected: Some(0),
+        recovery_action: Some(0),
         ..Reading::default()
     };
     assert_eq!(readings[0], want);
@@ -63,14 +64,14 @@ fn a_row_is_a_gpu_and_what_it_does() {
 #[test]
 fn what_it_does_not_say_is_absent() {
     let geforce = "0, GPU-aa, 00000000:01:00.0, 535.183.01, NVIDIA GeForce RTX 3090, 24576, [Not Supported], [N/A], 50, ERR!, \
-                   [Unknown Error], [N/A], N/A, [N/A], [N/A], [N/A], [N/A], [N/A], [N/A], [N/A]\n";
+                   [Unknown Error], [N/A], N/A, [N/A], [N/A], [N/A], [N/A], [N/A], [N/A], [N/A], [N/A]\n";
     let (_, readings) = told(&mut Known::default(), geforce, &Extra::default());
     assert_eq!(readings, [Reading { id: "GPU-aa".into(), temperature_c: Some(50.0), ..Reading::default() }]);
 }
 
 #[test]
 fn a_lost_gpu_is_what_it_was_and_the_others_go_on() {
-    let row = |cell: &str| format!("1, {cell}, 00000000:C1:00.0{}\n", format!(", {cell}").repeat(17));
+    let row = |cell: &str| format!("1, {cell}, 00000000:C1:00.0{}\n", format!(", {cell}").repeat(FIELDS.len() - 3));
     for (text, symbol) in [
         (format!("{H100}{}", row("[GPU is lost]")), "NVML_ERROR_GPU_IS_LOST"),
         (format!("{H100}{}", row("[GPU requires reset]")), "NVML_ERROR_RESET_REQUIRED"),
@@ -372,12 +373,18 @@ fn a_process_on_a_partition_is_told_by_its_instance() {
 
 #[test]
 fn what_a_gpu_needs_has_nvmls_number() {
-    let told = recovery("GPU-aa, None\nGPU-bb, Reset\nGPU-cc, Reboot\nGPU-dd, Drain and Reset\nGPU-ee, [N/A]\n");
-    let numbers: Vec<_> = told.iter().map(|(id, number)| (id.as_str(), *number)).collect();
-    assert_eq!(numbers, [("GPU-aa", 0), ("GPU-bb", 1), ("GPU-cc", 2), ("GPU-dd", 4)]);
-    assert_eq!(recovery("Field \"gpu_recovery_action\" is not a valid field to query.\n"), BTreeMap::new());
-    let (_, readings) = self::told(&mut Known::default(), H100, &Extra { recovery: told, ..Extra::default() });
-    assert_eq!(readings[0].recovery_action, Some(0));
+    for (word, number) in [
+        ("None", Some(0)),
+        ("Reset", Some(1)),
+        ("Reboot", Some(2)),
+        ("Drain and Reset", Some(4)),
+        ("[N/A]", None),
+        ("of a later driver", None),
+    ] {
+        let text = H100.replace("Disabled, None", &format!("Disabled, {word}"));
+        let (_, readings) = told(&mut Known::default(), &text, &Extra::default());
+        assert_eq!((readings[0].recovery_action, readings[0].error.as_deref()), (number, None), "{word}");
+    }
 }
 
 #[test]
