@@ -2,6 +2,7 @@
 //! machine.
 
 use std::{
+    collections::BTreeSet,
     fs,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
@@ -114,6 +115,12 @@ fn capabilities(root: &Path, minor: u32) -> Vec<Capability> {
     }
     all.sort_by_key(|c| c.instance);
     all
+}
+
+/// Instances of all GPUs, each with its GPU's [`minor`]. Nothing is asked: the files are the driver's own.
+pub fn instances(root: &Path) -> BTreeSet<(u32, Instance)> {
+    let gpus = numbered(&root.join("proc/driver/nvidia/capabilities"), "gpu");
+    gpus.into_iter().flat_map(|(gpu, _)| capabilities(root, gpu).into_iter().map(move |c| (gpu, c.instance))).collect()
 }
 
 /// Folders whose names are `prefix` and a number.

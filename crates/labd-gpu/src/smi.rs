@@ -151,6 +151,11 @@ impl Found {
     pub fn divided(&self) -> bool {
         self.rows.iter().any(|row| row.divided)
     }
+
+    /// Whether each GPU is divided, by UUID.
+    fn modes(&self) -> impl Iterator<Item = (&str, bool)> {
+        self.rows.iter().filter_map(|row| Some((row.uuid.as_deref()?, row.divided)))
+    }
 }
 
 /// GPU that could not be opened, out of a line such as `Unable to determine the device handle for GPU 0000:06:00.0:
@@ -400,6 +405,8 @@ pub struct Known {
     devices: Option<Vec<Device>>,
     /// Addresses of NVIDIA's GPUs that were on the bus when all of them were asked.
     bus: BTreeSet<String>,
+    /// Which GPUs were in MIG mode, by UUID, and which instances there were, when partitions were listed last.
+    listed: (BTreeMap<String, bool>, BTreeSet<(u32, Instance)>),
 }
 
 /// GPUs that a round asks.
@@ -424,6 +431,23 @@ impl Known {
             return Asked::All;
         }
         Asked::Only(on.join(","))
+    }
+
+    /// Whether a round lists partitions (`-L`). That opens every GPU, and would wake those that sleep: beside one it is
+    /// done only where MIG mode or the instances have changed.
+    pub fn lists(&self, root: &Path, asked: &Asked, found: &Found) -> bool {
+        let (modes, instances) = &self.listed;
+        let changed = || {
+            let mut modes = found.modes().filter(|(uuid, divided)| modes.get(*uuid).copied().unwrap_or(false) != *divided);
+            modes.next().is_some() || *instances != nvidia_driver::instances(root)
+        };
+        found.divided() && (*asked == Asked::All || changed())
+    }
+
+    /// Notes that partitions were listed.
+    pub fn listed(&mut self, root: &Path, found: &Found) {
+        self.listed.0.extend(found.modes().map(|(uuid, divided)| (uuid.to_owned(), divided)));
+        self.listed.1 = nvidia_driver::instances(root);
     }
 
     /// Lines that a round is told with, for the GPUs that were asked. One that does not answer, or sleeps, is what it was

@@ -118,11 +118,12 @@ impl Probe {
             self.answered = true;
             self.driver(found.driver.as_ref())?;
             // What is not answered this time was answered before, or is absent.
-            if found.divided()
+            if known.lists(root, &asked, &found)
                 && let Said::Text(text) = self.ask(&["-L".to_owned()]).await?
                 && text.contains("(UUID: ")
             {
                 extra.partitions = smi::partitions(&text);
+                known.listed(root, &found);
             }
             extra.instance_processes.clear();
             if found.divided() {

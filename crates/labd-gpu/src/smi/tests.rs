@@ -231,6 +231,31 @@ fn a_gpu_that_sleeps_is_not_asked_and_stays_what_it_was() {
 }
 
 #[test]
+fn partitions_are_listed_beside_a_gpu_that_sleeps_only_where_they_changed() {
+    let root = tempfile::tempdir().expect("a directory");
+    let instance = |name: &str| {
+        let dir = root.path().join("proc/driver/nvidia/capabilities/gpu0/mig").join(name);
+        std::fs::create_dir_all(dir).expect("a folder");
+    };
+    let (divided, whole) = (parse(&H100.replace("Disabled", "Enabled")), parse(H100));
+    let asked = Asked::Only("0000:41:00.0".into());
+    let mut known = Known::default();
+    let mut lists = |asked: &Asked, found: &Found| {
+        let lists = known.lists(root.path(), asked, found);
+        if lists {
+            known.listed(root.path(), found);
+        }
+        lists
+    };
+    assert!(!lists(&Asked::All, &whole) && !lists(&asked, &whole), "there are none");
+    assert_eq!([(); 3].map(|()| lists(&asked, &divided)), [true, false, false], "somebody has divided it");
+    instance("gi1/ci0");
+    assert_eq!([(); 2].map(|()| lists(&asked, &divided)), [true, false], "and has made an instance");
+    assert_eq!([(); 2].map(|()| lists(&Asked::All, &divided)), [true; 2], "none sleeps");
+    assert!(!lists(&asked, &divided), "it sleeps again");
+}
+
+#[test]
 fn a_gpu_that_is_gone_has_a_last_word() {
     let mut known = Known::default();
     told(&mut known, &format!("{H100}{V100}"), &Extra::default());
