@@ -129,22 +129,11 @@ fn clock(file: &Path) -> Option<u32> {
     value.strip_suffix("mhz")?.trim().parse().ok()
 }
 
-/// Numbers of errors that were corrected and that were not, of all its blocks (`ras/umc_err_count` is its memory).
-/// Absent for GPUs without error correction.
+/// Numbers of errors of its memory (`umc`) that were corrected and that were not. Its other blocks have files of their own:
+/// of their errors the kernel's lines tell, and the memory is well. Absent for GPUs without error correction.
 fn memory_errors(device: &Path) -> (Option<u64>, Option<u64>) {
-    let (mut corrected, mut uncorrected) = (None, None);
-    for file in entries(&device.join("ras")) {
-        if !file.file_name().is_some_and(|n| n.to_string_lossy().ends_with("_err_count")) {
-            continue;
-        }
-        let counts = files::numbers(&file);
-        for (sum, name) in [(&mut corrected, "ce"), (&mut uncorrected, "ue")] {
-            if let Some(count) = counts.get(name) {
-                *sum = Some(sum.unwrap_or(0_u64).saturating_add(*count));
-            }
-        }
-    }
-    (corrected, uncorrected)
+    let counts = files::numbers(&device.join("ras/umc_err_count"));
+    (counts.get("ce").copied(), counts.get("ue").copied())
 }
 
 /// Processes that hold memory or a queue on it. KFD lists a process for every GPU that it can see; only these use it.

@@ -91,8 +91,9 @@ fn its_readings_are_those_of_the_drivers_files() {
         power_limit_w: Some(290.0),
         clock_mhz: Some(1502),
         memory_clock_mhz: Some(1200),
-        ecc_corrected: Some(7),
-        ecc_uncorrected: Some(1),
+        // An error in the block `gfx` is none of the memory's.
+        ecc_corrected: Some(3),
+        ecc_uncorrected: Some(0),
         // 99 sees the GPU and does not use it; 4712 has a queue and no memory.
         processes: vec![
             crate::Process { pid: 4711, memory_bytes: Some(21_474_836_480) },
@@ -125,7 +126,7 @@ fn a_gpu_that_sleeps_is_listed_as_before_and_nothing_of_it_is_read_that_would_wa
     assert_eq!(readings(root.path(), &awake), [failed], "it does not sleep: nothing wakes it any more");
     status("active\n");
     let reading = readings(root.path(), &awake).remove(0);
-    assert_eq!((reading.asleep, reading.ecc_uncorrected, reading.temperature_c), (false, Some(1), Some(54.0)));
+    assert_eq!((reading.asleep, reading.ecc_uncorrected, reading.temperature_c), (false, Some(0), Some(54.0)));
 }
 
 #[test]
