@@ -206,20 +206,18 @@ impl FaultState {
     }
 }
 
-/// Fault of a GPU of which NVIDIA's driver says that it needs this (`nvmlDeviceGpuRecoveryAction_t`). It is that of the
-/// kernel's line about the same change, which labd may have missed: the table has each meaning once. To drain traffic
-/// between GPUs (3) is a thing of the moment, for which the line is enough.
+/// Fault of a GPU of which NVIDIA's driver says that it needs this, in NVML's numbers (`nvmlDeviceGpuRecoveryAction_t`). It is
+/// that of the kernel's line about the same change (Xid 154), which labd may have missed and which has the kernel's numbers:
+/// the table has each meaning once. To drain traffic between GPUs (3) is a thing of the moment, for which the line is enough.
 fn needed(action: u32) -> Option<&'static Fault> {
-    let word = match action {
+    let in_line = match action {
         // A reset; also together with a drain, or of the PCI bus.
-        1 | 4 | 6 => "0x1 (GPU Reset Required)",
+        1 | 4 | 6 => 1,
         // A reboot, of node or system.
-        2 | 7 => "0x2 (Node Reboot Required)",
+        2 | 7 => 2,
         _ => return None,
     };
-    look_up(Sign::Kernel(&format!(
-        "NVRM: Xid (PCI:0000:00:00): 154, GPU recovery action changed from 0x0 (None) to {word}"
-    )))
+    look_up(Sign::Recovery(in_line))
 }
 
 /// Whether a count of memory errors grew by errors.

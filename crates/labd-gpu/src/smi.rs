@@ -565,7 +565,13 @@ fn reading(device: &Device, of_row: &Reading, extra: &Extra) -> Reading {
     reading.id.clone_from(&device.id);
     reading.processes = extra.processes.get(&device.id).cloned().unwrap_or_default();
     let of_instance = |p: &&InstanceProcess| device.pci.as_ref() == Some(&p.pci) && device.instance == Some(p.instance);
-    reading.processes.extend(extra.instance_processes.iter().filter(of_instance).map(|p| p.process.clone()));
+    for InstanceProcess { process, .. } in extra.instance_processes.iter().filter(of_instance) {
+        // Some versions name the MIG device in the list of all processes, too.
+        match reading.processes.iter_mut().find(|p| p.pid == process.pid) {
+            Some(known) => known.memory_bytes = known.memory_bytes.max(process.memory_bytes),
+            None => reading.processes.push(process.clone()),
+        }
+    }
     if let Some(rows) = extra.rows.get(&device.id) {
         reading.remapped_rows = Some(rows.count);
         reading.remap_pending = rows.pending;

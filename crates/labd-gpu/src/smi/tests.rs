@@ -383,7 +383,8 @@ fn a_process_on_a_partition_is_told_by_its_instance() {
     let list = "GPU 0: NVIDIA H100 (UUID: GPU-aa)\n  MIG 3g.40gb Device 0: (UUID: MIG-1)\n  MIG 1g.10gb Device 1: (UUID: MIG-2)\n";
     let extra = Extra {
         partitions: partitions(list),
-        processes: processes("GPU-aa, 4242, 512\nGPU-aa, 4343, [N/A]\nGPU-bb, 77, 100\n"),
+        // Of one process it names the MIG device, of the other the whole GPU.
+        processes: processes("MIG-2, 4242, [N/A]\nGPU-aa, 4343, [N/A]\nGPU-bb, 77, 100\n"),
         instance_processes: instance_processes(PIDS),
         ..Extra::default()
     };
