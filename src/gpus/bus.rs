@@ -87,6 +87,12 @@ fn should_answer(gpu: &BusGpu, def: &VendorDef, answering: &[&BusGpu]) -> bool {
     }
 }
 
+/// Whether two PCI addresses are those of the same card: partitions differ in the function.
+pub(super) fn same_slot(a: &str, b: &str) -> bool {
+    let card = |address: &str| address.split('.').next().unwrap_or_default().to_owned();
+    card(a) == card(b)
+}
+
 fn notice(def: &VendorDef, answering: usize, silent: &[&str], slot: &impl Fn(&str) -> Option<String>) -> Notice {
     let place = |address: &&str| match slot(address) {
         Some(slot) => format!("{address} (slot {slot})"),
@@ -210,5 +216,10 @@ mod tests {
         assert_eq!((look(&one, true, 0), look(&one, true, 60)), (0, 1));
         assert_eq!((look(&both, true, 61), look(&one, true, 62), look(&one, true, 70)), (0, 0, 0));
         assert_eq!((look(&one, true, 92), look(&one, false, 93)), (1, 0), "its driver says what is wrong");
+    }
+
+    #[test]
+    fn partitions_share_a_slot_of_the_bus() {
+        assert!(same_slot("0000:41:00.0", "0000:41:00.1") && !same_slot("0000:41:00.0", "0000:42:00.0"));
     }
 }

@@ -310,7 +310,8 @@ mod tests {
         }
         let dismissed = judge.release("SIM-0", at(45 * 3600));
         assert!(matches!(dismissed, Released::Notice(f) if f.code == "app-errors"), "{dismissed:?}");
-        let mut next: FaultState = serde_json::from_str(&serde_json::to_string(&judge).expect("plain")).expect("read back");
+        let mut next: FaultState =
+            serde_json::from_str(&serde_json::to_string(&judge).expect("plain")).expect("read back");
         for hour in 40..46 {
             assert_eq!((fails(&mut next, hour), told(&mut next, hour)), (None, None), "{hour}");
         }

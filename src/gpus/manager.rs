@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use labd_gpu::{Device, Reading, pci};
+use labd_gpu::{Device, Reading, pci::BusGpu};
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{mpsc, watch},
@@ -20,7 +20,8 @@ use tokio::{
 use super::{
     Gpu, Inventory, Process, Unit, Vendor,
     attach::{self, EngineDevices},
-    bus::{self, BusCheck},
+    bus::{self, BusCheck, same_slot},
+    bus_reads::{Answer, BusReads, Question},
     faults::{Action, Fault, Sign, look_up},
     handle::{Asked, Gpus, Order},
     health::{self, FaultState, Released},
@@ -117,6 +118,7 @@ fn start(parts: Parts, probes: Vec<(Vendor, watch::Receiver<ProbeView>)>) -> Gpu
     let (tell, view) = watch::channel(Arc::new(Inventory::default()));
     let place = probe::Place { root: parts.root.clone(), dir: parts.dir.clone() };
     let expected = vendor::on_bus(&place.root).into_iter().map(|(def, _)| def.vendor).collect();
+    let bus_reads = BusReads::new(&place.root);
     let mut keeper = GpuManager {
         told_until: remembered.heard,
         parts,
@@ -131,7 +133,8 @@ fn start(parts: Parts, probes: Vec<(Vendor, watch::Receiver<ProbeView>)>) -> Gpu
         unclaimed: Unclaimed::default(),
         missing_since: BTreeMap::new(),
         bus: BusCheck::default(),
-        bus_looked: None,
+        bus_reads,
+        bus_asked: None,
         on_bus: Vec::new(),
         undivided: Vec::new(),
         incidents_heard: Timestamp::now(),
@@ -161,9 +164,10 @@ struct GpuManager {
     said: BTreeMap<(String, &'static str), Timestamp>,
     /// Time since which a GPU is missing, by id.
     missing_since: BTreeMap<String, Timestamp>,
-    /// GPUs on the bus that do not answer; when that was last looked at, and what is said of it.
+    /// GPUs on the bus that do not answer; when the bus was last asked for, and what is said of them.
     bus: BusCheck,
-    bus_looked: Option<Instant>,
+    bus_reads: BusReads,
+    bus_asked: Option<Instant>,
     on_bus: Vec<Notice>,
     /// GPUs that are in MIG mode and have no instance.
     undivided: Vec<String>,
@@ -211,6 +215,7 @@ impl GpuManager {
                 Ok(()) = incidents.changed() => self.incidents_say(),
                 line = next(&mut lines) => self.kernel_says(&line),
                 () = changed(&mut self.probes) => self.probes_say(),
+                Some(answer) = self.bus_reads.answer() => self.bus_answers(answer),
                 _ = tick.tick() => {}
             }
             if std::mem::take(&mut self.ask_engine) {
@@ -245,13 +250,27 @@ impl GpuManager {
         }
     }
 
-    /// Compares what is on the bus with what is listed.
+    /// Asks now and then what is on the bus.
     fn mind_bus(&mut self) {
-        if !self.looked() || self.bus_looked.is_some_and(|at| at.elapsed() < bus::EVERY) {
-            return;
+        if self.looked() && self.bus_asked.is_none_or(|at| at.elapsed() >= bus::EVERY) {
+            self.bus_asked = Some(Instant::now());
+            self.bus_reads.ask(Question::Gpus);
         }
-        self.bus_looked = Some(Instant::now());
-        let root = &self.parts.root;
+    }
+
+    fn bus_answers(&mut self, answer: Answer) {
+        match answer {
+            Answer::Gpus(gpus, slots) => self.compare_bus(&gpus, &slots),
+            Answer::Behind(line, gpus) => {
+                for gpu in gpus {
+                    self.of_a_gpu(&kmsg::KernelLine { pci: Some(gpu), ..line.clone() }, false);
+                }
+            }
+        }
+    }
+
+    /// Compares what is on the bus with what is listed. `names` are those of the slots, by address.
+    fn compare_bus(&mut self, gpus: &[BusGpu], names: &BTreeMap<String, String>) {
         // Of a vendor in trouble, that says more. A GPU that was there and is gone has a worker that waits for it.
         let counted = |def: &vendor::VendorDef| {
             self.probes.iter().any(|(vendor, view)| {
@@ -262,7 +281,7 @@ impl GpuManager {
         };
         let found = self.found();
         let listed = found.iter().chain(self.remembered.slots.iter().map(|(_, d)| d)).filter_map(|d| d.pci.clone());
-        let new = self.bus.look(&pci::bus(root), &listed.collect(), counted, |a| pci::slot(root, a), Timestamp::now());
+        let new = self.bus.look(gpus, &listed.collect(), counted, |a| names.get(a).cloned(), Timestamp::now());
         for notice in new.iter().filter(|n| !self.on_bus.contains(n)) {
             self.record(None, "unanswered", &notice.text);
         }
@@ -408,10 +427,7 @@ impl GpuManager {
                 // Heard when that GPU was there, or was not any more: what is in that place now may be another, and works.
                 return;
             }
-            let gpus = line.pci.as_deref().map(|pci| gpus_at(&self.parts.root, pci)).unwrap_or_default();
-            for gpu in gpus {
-                self.of_a_gpu(&kmsg::KernelLine { pci: Some(gpu), ..line.clone() }, told);
-            }
+            self.bus_reads.ask(Question::Behind(line.clone()));
         } else {
             self.of_a_gpu(line, told);
         }
@@ -749,23 +765,6 @@ fn has(line: &kmsg::KernelLine, device: &Device) -> bool {
     at_pci && (!others || line.fault.action == Action::Quarantine)
 }
 
-/// GPUs at a PCI address, or behind the port that has it.
-fn gpus_at(root: &Path, address: &str) -> Vec<String> {
-    let devices = root.join("sys/bus/pci/devices");
-    let is_at = |gpu: &str| {
-        // The kernel's folder of a device is in that of the port it is behind.
-        let behind = devices.join(gpu).canonicalize();
-        same_slot(gpu, address) || behind.is_ok_and(|path| path.iter().any(|part| part == address))
-    };
-    pci::gpus(root).into_iter().map(|(gpu, _)| gpu).filter(|gpu| is_at(gpu)).collect()
-}
-
-/// Whether two PCI addresses are those of the same card: partitions differ in the function.
-fn same_slot(a: &str, b: &str) -> bool {
-    let card = |address: &str| address.split('.').next().unwrap_or_default().to_owned();
-    card(a) == card(b)
-}
-
 /// GPU that a person means: by id, by the beginning of one, or by its worker. The error names those there are.
 fn resolve<'a>(gpus: &'a [Gpu], name: &str) -> Result<&'a Gpu, String> {
     let mut begins = gpus.iter().filter(|g| g.id.starts_with(name));
@@ -883,7 +882,8 @@ mod tests {
     #[test]
     fn what_a_source_answers_is_told_without_places_for_a_gpu() {
         let answers = faults::all().flat_map(|fault| fault.signs);
-        let codes: Vec<&str> = answers.filter_map(|s| if let Sign::Answer(code) = s { Some(*code) } else { None }).collect();
+        let codes: Vec<&str> =
+            answers.filter_map(|s| if let Sign::Answer(code) = s { Some(*code) } else { None }).collect();
         assert!(codes.contains(&"NVML_ERROR_UNKNOWN") && codes.len() > 10);
         for code in codes {
             let trouble = Trouble { code: code.to_owned(), text: "words of its own".to_owned() };
@@ -994,31 +994,5 @@ mod tests {
         assert_eq!(concerned("xid-94", of_all), [true, true, true, false]);
         let reset = "NVRM: Xid (PCI:0000:3b:00 GPU-I:05): 95, pid=4321, name=python3, Uncontained: LTC TAG. RST: Yes";
         assert_eq!(concerned("xid-95", reset), [true, true, true, false]);
-    }
-
-    #[test]
-    fn a_port_that_goes_down_takes_the_gpus_behind_it_along_and_no_others() {
-        let root = tempfile::tempdir().expect("a directory");
-        let (bus, devices) = (root.path().join("sys/bus/pci/devices"), root.path().join("sys/devices/pci0000:00"));
-        std::fs::create_dir_all(&bus).expect("a folder");
-        for (behind, address, class) in [
-            ("0000:00:01.1", "0000:03:00.0", "0x030000"),
-            ("0000:00:01.2", "0000:04:00.0", "0x120000"),
-            ("0000:00:01.1", "0000:03:00.1", "0x040300"),
-        ] {
-            let dir = devices.join(behind).join(address);
-            std::fs::create_dir_all(&dir).expect("a folder");
-            std::fs::write(dir.join("vendor"), "0x1002\n").expect("a file");
-            std::fs::write(dir.join("class"), format!("{class}\n")).expect("a file");
-            std::os::unix::fs::symlink(&dir, bus.join(address)).expect("a link");
-        }
-        assert_eq!(gpus_at(root.path(), "0000:00:01.1"), ["0000:03:00.0"]);
-        assert_eq!(gpus_at(root.path(), "0000:04:00.0"), ["0000:04:00.0"]);
-        assert_eq!(gpus_at(root.path(), "0000:05:00.0"), Vec::<String>::new(), "some network card");
-    }
-
-    #[test]
-    fn partitions_share_a_slot_of_the_bus() {
-        assert!(same_slot("0000:41:00.0", "0000:41:00.1") && !same_slot("0000:41:00.0", "0000:42:00.0"));
     }
 }

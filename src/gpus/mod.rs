@@ -3,7 +3,7 @@
 //! * [`manager`]: the task that owns it; [`handle`]: how the rest of labd asks it.
 //! * [`vendor`]: what each vendor's definition says; the definitions are in `nvidia` and `amd`.
 //! * [`probe`]: the processes that ask a vendor's library or command.
-//! * [`bus`]: GPUs that are on the PCI bus and do not answer. Pure.
+//! * [`bus`]: GPUs that are on the PCI bus and do not answer. Pure. `bus_reads`: what is read of the bus for that.
 //! * [`slots`]: which worker has which GPU. Pure.
 //! * [`faults`]: the fault table: sign, meaning, what labd does, what a person must do. Pure.
 //! * [`health`]: which GPU is quarantined for a fault, and whose worker is restarted. Pure.
@@ -16,6 +16,7 @@
 mod amd;
 pub mod attach;
 pub mod bus;
+mod bus_reads;
 pub mod cdi;
 pub mod faults;
 pub mod handle;

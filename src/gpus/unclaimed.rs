@@ -239,7 +239,10 @@ mod tests {
     #[test]
     fn each_instance_of_a_gpu_has_its_own_line_and_what_nobody_claims_is_written_down_once() {
         let of = |instance: u32| {
-            line(&format!("NVRM: Xid (PCI:0000:0a:00 GPU-I:{instance:02}): 94, pid=1, name=a, Contained: SM. RST: No"), 0)
+            line(
+                &format!("NVRM: Xid (PCI:0000:0a:00 GPU-I:{instance:02}): 94, pid=1, name=a, Contained: SM. RST: No"),
+                0,
+            )
         };
         let mut unclaimed = Unclaimed::default();
         unclaimed.handle(&of(5), false, false);

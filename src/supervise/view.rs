@@ -14,8 +14,8 @@ use crate::{
     ray::RayView,
     services,
     snapshot::{
-        DaemonView, EngineView, GpuProcess, GpuSource, GpuState, GpuView, InstallsView, Link, NodeView, Notice, RunView, SCHEMA,
-        ServiceState, ServiceView, Severity, Snapshot,
+        DaemonView, EngineView, GpuProcess, GpuSource, GpuState, GpuView, InstallsView, Link, NodeView, Notice,
+        RunView, SCHEMA, ServiceState, ServiceView, Severity, Snapshot,
     },
     spec::worker_name,
     time::Timestamp,

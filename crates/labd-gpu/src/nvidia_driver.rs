@@ -241,12 +241,17 @@ mod tests {
         assert_eq!(after(&[whole[0], whole[2]]), [first, third]);
         // The driver makes a fourth one, which is not listed yet, and lists one whose folder is not there yet.
         for instance in ["gi11", "gi11/ci0"] {
-            file(root.path(), &format!("proc/driver/nvidia/capabilities/gpu3/mig/{instance}/access"), "DeviceFileMinor: 0\n");
+            file(
+                root.path(),
+                &format!("proc/driver/nvidia/capabilities/gpu3/mig/{instance}/access"),
+                "DeviceFileMinor: 0\n",
+            );
         }
         assert_eq!(after(&whole)[2], third);
         assert_eq!(after(&[whole[0], ("d", "1g.18gb", None)]), [first, "- nvidia3 nvidiactl"]);
         // It was made anew as another.
-        std::fs::remove_dir_all(root.path().join("proc/driver/nvidia/capabilities/gpu3/mig/gi13")).expect("it was there");
+        std::fs::remove_dir_all(root.path().join("proc/driver/nvidia/capabilities/gpu3/mig/gi13"))
+            .expect("it was there");
         assert_eq!(after(&[whole[0], whole[2]]), [first, "- nvidia3 nvidiactl"]);
     }
 

@@ -438,7 +438,8 @@ impl Known {
     pub fn lists(&self, root: &Path, asked: &Asked, found: &Found) -> bool {
         let (modes, instances) = &self.listed;
         let changed = || {
-            let mut modes = found.modes().filter(|(uuid, divided)| modes.get(*uuid).copied().unwrap_or(false) != *divided);
+            let mut modes =
+                found.modes().filter(|(uuid, divided)| modes.get(*uuid).copied().unwrap_or(false) != *divided);
             modes.next().is_some() || *instances != nvidia_driver::instances(root)
         };
         found.divided() && (*asked == Asked::All || changed())

@@ -269,7 +269,10 @@ mod tests {
             (NvmlError::ResetRequired, "NVML_ERROR_RESET_REQUIRED"),
             (NvmlError::UnexpectedVariant(28), "NVML_ERROR_GPU_NOT_FOUND"),
         ] {
-            assert_eq!(reading("GPU-1", Answers { graphics: Err(error), ..answers() }), Reading::of_failed("GPU-1", want));
+            assert_eq!(
+                reading("GPU-1", Answers { graphics: Err(error), ..answers() }),
+                Reading::of_failed("GPU-1", want)
+            );
         }
     }
 

@@ -159,7 +159,8 @@ impl Probe {
     /// Prints a new inventory, after last readings of the GPUs that are gone.
     fn tell(&mut self, devices: Vec<Device>) -> Result<(), End> {
         let gone = self.inventory.iter().filter(|d| !devices.iter().any(|new| new.id == d.id));
-        let gone: Vec<Reading> = gone.map(|d| Reading::of_failed(&d.id, &convert::symbol(&NvmlError::NotFound))).collect();
+        let gone: Vec<Reading> =
+            gone.map(|d| Reading::of_failed(&d.id, &convert::symbol(&NvmlError::NotFound))).collect();
         if !gone.is_empty() {
             self.told.line(&Line::Readings(gone))?;
         }
@@ -211,8 +212,7 @@ fn off(inventory: &[Device], root: &Path) -> BTreeMap<u32, Power> {
 /// Inventory. A GPU that sleeps or does not answer is what it was before; one that never did is known by the PCI address that is
 /// left over.
 fn devices(slots: &[nvml::Slot<'_>], before: &[Device], bus: &BTreeSet<String>, root: &Path) -> Vec<Device> {
-    let described =
-        |slot: &nvml::Slot<'_>| slot.found.as_ref()?.as_ref().ok()?.devices(slot.index, root, before).ok();
+    let described = |slot: &nvml::Slot<'_>| slot.found.as_ref()?.as_ref().ok()?.devices(slot.index, root, before).ok();
     let (answering, silent): (Vec<_>, Vec<_>) = slots.iter().map(|s| (s, described(s))).partition(|(_, d)| d.is_some());
     let mut all: Vec<Device> = answering.into_iter().filter_map(|(_, devices)| devices).flatten().collect();
     for (slot, _) in silent {

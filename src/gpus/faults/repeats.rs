@@ -192,7 +192,9 @@ mod tests {
             // The line names no instance.
             let (fault, text) = page_fault(pid);
             for part in ["MIG-1", "MIG-2"] {
-                told.extend(repeats.count(part, "GPU-1", fault, &text, at(i64::from(pid) * HOUR)).map(|f| (part, f.code)));
+                told.extend(
+                    repeats.count(part, "GPU-1", fault, &text, at(i64::from(pid) * HOUR)).map(|f| (part, f.code)),
+                );
             }
         }
         assert_eq!(told, [("MIG-1", "app-errors"), ("MIG-2", "app-errors")]);
