@@ -894,43 +894,156 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_divided_gpu_and_one_that_does_not_answer_are_told_as_they_are() {
+    /// Runs a test whose time passes by itself.
+    fn in_its_own_time(test: impl Future<Output = ()>) {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_time().enable_io().start_paused(true).build();
         runtime.expect("a runtime").block_on(async {
             simulated::begin(Some(Timestamp::from_millis(1_800_000_000_000)));
-            tell_of_a_divided_gpu().await;
+            test.await;
             simulated::begin(None);
         });
     }
 
-    async fn tell_of_a_divided_gpu() {
-        let root = tempfile::tempdir().expect("a directory");
-        let file = |path: &str, text: &str| {
-            let path = root.path().join(path);
+    /// Machine with NVIDIA's GPUs at 0000:3b:00.0 and 0000:3c:00.0, of which a test says what the probe says.
+    struct Machine {
+        root: tempfile::TempDir,
+        probe: watch::Sender<ProbeView>,
+        journal: Option<Journal>,
+    }
+
+    impl Machine {
+        fn new() -> Self {
+            let root = tempfile::tempdir().expect("a directory");
+            let probe = watch::channel(ProbeView { present: true, ..ProbeView::default() }).0;
+            let machine = Self { root, probe, journal: None };
+            for pci in ["0000:3b:00.0", "0000:3c:00.0"] {
+                machine.file(&format!("sys/bus/pci/devices/{pci}/vendor"), "0x10de\n");
+                machine.file(&format!("sys/bus/pci/devices/{pci}/class"), "0x030200\n");
+            }
+            machine.file("dev/kmsg", "");
+            machine
+        }
+
+        fn file(&self, path: &str, text: &str) {
+            let path = self.root.path().join(path);
             std::fs::create_dir_all(path.parent().expect("it is in a folder")).expect("a folder");
             std::fs::write(path, text).expect("a file");
-        };
-        for pci in ["0000:3b:00.0", "0000:3c:00.0"] {
-            file(&format!("sys/bus/pci/devices/{pci}/vendor"), "0x10de\n");
-            file(&format!("sys/bus/pci/devices/{pci}/class"), "0x030200\n");
         }
-        file("dev/kmsg", "");
-        let config = Config::parse(Path::new("labd.toml"), "").expect("valid");
-        let reachable = EngineView::Reachable { version: "28.2.2".into(), api: "1.50".into() };
-        let parts = Parts {
-            journal: None,
-            config: watch::channel(Arc::new(config)).1,
-            simulate: None,
-            loads: watch::channel(Arc::default()).1,
-            numa: Vec::new(),
-            engine: Box::new(|| Box::pin(std::future::ready(Some(EngineDevices::default())))),
-            engine_view: watch::channel(reachable).1,
-            incidents: watch::channel(Arc::default()).1,
-            root: root.path().to_owned(),
-            dir: root.path().to_owned(),
-        };
+
+        /// Lines that the kernel printed at boot.
+        fn printed(&self, lines: &[&str]) {
+            let records: Vec<String> = lines.iter().map(|line| format!("3,1,1,-;{line}\n")).collect();
+            self.file("dev/kmsg", &records.concat());
+        }
+
+        fn start(&self) -> Gpus {
+            let config = Config::parse(Path::new("labd.toml"), "").expect("valid");
+            let reachable = EngineView::Reachable { version: "28.2.2".into(), api: "1.50".into() };
+            let parts = Parts {
+                journal: self.journal.clone(),
+                config: watch::channel(Arc::new(config)).1,
+                simulate: None,
+                loads: watch::channel(Arc::default()).1,
+                numa: Vec::new(),
+                engine: Box::new(|| Box::pin(std::future::ready(Some(EngineDevices::default())))),
+                engine_view: watch::channel(reachable).1,
+                incidents: watch::channel(Arc::default()).1,
+                root: self.root.path().to_owned(),
+                dir: self.root.path().to_owned(),
+            };
+            start(parts, vec![(Vendor::Nvidia, self.probe.subscribe())])
+        }
+
+        /// The probe lists these, and reads of each that it is well, or this.
+        fn lists(&self, devices: &[Device], error: Option<&str>) {
+            let reading = |d: &Device| Reading { error: error.map(str::to_owned), ..Reading::of_failed(&d.id, "") };
+            self.probe.send_modify(|view| {
+                (view.devices, view.inventory_at) = (devices.to_vec(), Some(Timestamp::now()));
+                (view.readings, view.read_at) = (devices.iter().map(reading).collect(), Some(Timestamp::now()));
+            });
+        }
+    }
+
+    /// GPUs of that machine.
+    fn both() -> [Device; 2] {
+        [slots::tests::device("GPU-a", "0000:3b:00.0"), slots::tests::device("GPU-b", "0000:3c:00.0")]
+    }
+
+    async fn until(gpus: &Gpus, what: &str, is: impl Fn(&Inventory) -> bool) -> Arc<Inventory> {
+        let mut inventory = gpus.watch();
+        let seen = tokio::time::timeout(Duration::from_mins(5), inventory.wait_for(|i| is(i))).await;
+        seen.unwrap_or_else(|_| panic!("never: {what}")).expect("it goes on").clone()
+    }
+
+    fn troubles(inventory: &Inventory) -> Vec<Option<&str>> {
+        inventory.units.iter().map(|u| u.trouble.as_ref().map(|t| t.code.as_str())).collect()
+    }
+
+    #[test]
+    fn a_start_that_failed_holds_a_gpu_only_while_it_does_not_answer() {
+        // At the first look at all, and where the GPU is known from before.
+        for (known, error, want) in [
+            (false, None, None),
+            (true, None, None),
+            (false, Some("NVML_ERROR_UNKNOWN"), Some("nvidia-init-failed")),
+            (true, Some("NVML_ERROR_UNKNOWN"), Some("nvidia-init-failed")),
+        ] {
+            in_its_own_time(async {
+                let mut machine = Machine::new();
+                machine.printed(&["NVRM: GPU 0000:3b:00.0: RmInitAdapter failed! (0x24:0x72:1568)"]);
+                let journal = Journal::open(&machine.root.path().join("journal.db"), Duration::from_hours(1)).expect("opens");
+                let mut remembered = Remembered::default();
+                if known {
+                    remembered.slots.update(&both());
+                }
+                journal.set_memory(MEMORY, serde_json::to_string(&remembered).expect("plain values"));
+                machine.journal = Some(journal);
+                let gpus = machine.start();
+                machine.lists(&both(), error);
+                let settled = |i: &Inventory| i.settled && i.units.len() == 2 && troubles(i)[0] == want;
+                until(&gpus, "the GPU is as it is", settled).await;
+                tokio::time::sleep(Duration::from_secs(10)).await;
+                let inventory = gpus.watch().borrow().clone();
+                assert_eq!(troubles(&inventory)[0], want, "{known} {error:?}");
+                assert!(inventory.notices.iter().all(|n| !n.text.contains("nvidia-init-failed")), "{:?}", inventory.notices);
+            });
+        }
+    }
+
+    #[test]
+    fn what_an_older_labd_heard_and_did_not_know_is_reported_and_no_old_word_of_a_port_holds_a_card() {
+        in_its_own_time(async {
+            let mut machine = Machine::new();
+            machine.printed(&[
+                "pcieport 0000:3c:00.0: pciehp: Slot(3): Link Down",
+                "NVRM: Xid (PCI:0000:3c:00): 31, pid=1, name=python3, Ch 00000008",
+                "NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus.",
+            ]);
+            let journal = Journal::open(&machine.root.path().join("journal.db"), Duration::from_hours(1)).expect("opens");
+            let mut remembered = Remembered { heard: Some(Timestamp::now()), ..Remembered::default() };
+            remembered.slots.update(&both());
+            journal.set_memory(MEMORY, serde_json::to_string(&remembered).expect("plain values"));
+            let mut events = journal.subscribe();
+            machine.journal = Some(journal.clone());
+            let gpus = machine.start();
+            machine.lists(&both(), None);
+            until(&gpus, "the first is held", |i| i.settled && troubles(i) == [Some("xid-79"), None]).await;
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            assert_eq!(troubles(&gpus.watch().borrow()), [Some("xid-79"), None], "the second works");
+            journal.flush().await;
+            let told: Vec<String> = std::iter::from_fn(|| events.try_recv().ok()).map(|e| e.what).collect();
+            assert_eq!(told, ["xid-79"], "what changes nothing was told before");
+        });
+    }
+
+    #[test]
+    fn a_divided_gpu_and_one_that_does_not_answer_are_told_as_they_are() {
+        in_its_own_time(tell_of_a_divided_gpu());
+    }
+
+    async fn tell_of_a_divided_gpu() {
+        let machine = Machine::new();
         let part = |id: &str, gpu| Device {
             parent: Some("GPU-a".into()),
             partition: Some("1g.10gb".into()),
@@ -938,22 +1051,18 @@ mod tests {
             ..slots::tests::device(id, "0000:3b:00.0")
         };
         let whole = Device { divided: true, ..slots::tests::device("GPU-a", "0000:3b:00.0") };
-        let (tell, view) = watch::channel(ProbeView { present: true, ..ProbeView::default() });
-        let gpus = start(parts, vec![(Vendor::Nvidia, view)]);
+        let gpus = machine.start();
         let find = |devices: Vec<Device>| {
-            tell.send_modify(|view| (view.devices, view.inventory_at) = (devices, Some(Timestamp::now())));
+            let found = |view: &mut ProbeView| (view.devices, view.inventory_at) = (devices, Some(Timestamp::now()));
+            machine.probe.send_modify(found);
         };
-        let mut inventory = gpus.watch();
-        let mut until = async |what: &str, is: fn(&Inventory) -> bool| {
-            let seen = tokio::time::timeout(Duration::from_mins(5), inventory.wait_for(|i| is(i))).await;
-            seen.unwrap_or_else(|_| panic!("never: {what}")).expect("it goes on").clone()
-        };
+        let until = async |what: &str, is: fn(&Inventory) -> bool| until(&gpus, what, is).await;
         let says = |i: &Inventory, text: &str| i.notices.iter().any(|n| n.text.contains(text));
 
         find(vec![whole.clone(), part("MIG-1", 5), part("MIG-2", 9)]);
         until("two workers", |i| i.settled && i.units.len() == 2).await;
         let line = "NVRM: Xid (PCI:0000:3b:00 GPU-I:09): 94, pid=4321, name=python3, Contained: SM (0x1). RST: No";
-        file("dev/kmsg", &format!("3,1,{},-;{line}\n", u64::MAX / 2));
+        machine.file("dev/kmsg", &format!("3,1,{},-;{line}\n", u64::MAX / 2));
         let hit = until("a fault", |i| i.units.iter().any(|u| u.restart.is_some())).await;
         let restarts: Vec<_> = hit.units.iter().map(|u| (u.gpu.id.as_str(), u.restart.is_some())).collect();
         assert_eq!(restarts, [("MIG-1", false), ("MIG-2", true)], "the other tenant's worker goes on");
