@@ -28,7 +28,7 @@ pub struct BusCheck(BTreeMap<String, Timestamp>);
 impl BusCheck {
     /// Takes a look: what is on the bus, the addresses of the GPUs that are listed, and which vendors' GPUs are counted now.
     /// Returns one notice for each vendor of which fewer answer than are there. `slot` names the place of an address.
-    pub fn look(
+    pub fn observe(
         &mut self,
         bus: &[BusGpu],
         listed: &BTreeSet<String>,
@@ -138,10 +138,10 @@ mod tests {
         let listed = listed.iter().map(|gpu| gpu.address.clone()).collect();
         let at = |s: i64| Timestamp::from_millis(s * 1000);
         let mut check = BusCheck::default();
-        let mut look = |s| check.look(bus, &listed, |_| true, |a| a.contains("c1").then(|| "5-1".to_owned()), at(s));
-        assert_eq!(look(0), []);
-        assert_eq!(look(29), [], "GPUs start one after the other");
-        look(30).into_iter().map(|n| n.text).collect()
+        let mut observe = |s| check.observe(bus, &listed, |_| true, |a| a.contains("c1").then(|| "5-1".to_owned()), at(s));
+        assert_eq!(observe(0), []);
+        assert_eq!(observe(29), [], "GPUs start one after the other");
+        observe(30).into_iter().map(|n| n.text).collect()
     }
 
     #[test]
@@ -210,12 +210,12 @@ mod tests {
         let all = [h100(0x41), h100(0x42)];
         let (both, one) = (all.iter().map(|g| g.address.clone()).collect(), BTreeSet::from([all[0].address.clone()]));
         let mut check = BusCheck::default();
-        let mut look = |listed: &BTreeSet<String>, counts: bool, s: i64| {
-            check.look(&all, listed, |_| counts, |_| None, Timestamp::from_millis(s * 1000)).len()
+        let mut observe = |listed: &BTreeSet<String>, counts: bool, s: i64| {
+            check.observe(&all, listed, |_| counts, |_| None, Timestamp::from_millis(s * 1000)).len()
         };
-        assert_eq!((look(&one, true, 0), look(&one, true, 60)), (0, 1));
-        assert_eq!((look(&both, true, 61), look(&one, true, 62), look(&one, true, 70)), (0, 0, 0));
-        assert_eq!((look(&one, true, 92), look(&one, false, 93)), (1, 0), "its driver says what is wrong");
+        assert_eq!((observe(&one, true, 0), observe(&one, true, 60)), (0, 1));
+        assert_eq!((observe(&both, true, 61), observe(&one, true, 62), observe(&one, true, 70)), (0, 0, 0));
+        assert_eq!((observe(&one, true, 92), observe(&one, false, 93)), (1, 0), "its driver says what is wrong");
     }
 
     #[test]

@@ -265,53 +265,53 @@ mod tests {
     #[test]
     fn a_quarantine_lasts_until_a_person_lifts_it_and_old_signs_do_not_bring_it_back() {
         let gpu = &simulate::gpus(1, &[])[0];
-        let mut judge = FaultState::default();
-        assert!(judge.fault("SIM-0", fault("xid-79"), at(10)));
-        assert!(!judge.fault("SIM-0", fault("xid-79"), at(11)), "known already");
-        let told: FaultState = serde_json::from_str(&serde_json::to_string(&judge).expect("plain")).expect("read back");
+        let mut state = FaultState::default();
+        assert!(state.fault("SIM-0", fault("xid-79"), at(10)));
+        assert!(!state.fault("SIM-0", fault("xid-79"), at(11)), "known already");
+        let told: FaultState = serde_json::from_str(&serde_json::to_string(&state).expect("plain")).expect("read back");
         assert_eq!(told.quarantine(gpu).map(|t| (t.code, t.since)), Some(("xid-79".into(), at(10))));
-        assert_eq!(judge.release("SIM-0", at(20)), Released::Quarantine);
-        assert_eq!(judge.release("SIM-0", at(20)), Released::Nothing);
-        assert!(!judge.fault("SIM-0", fault("xid-79"), at(11)), "the same line, read again by a new labd");
-        assert_eq!(judge.quarantine(gpu), None);
-        assert!(judge.fault("SIM-0", fault("xid-79"), at(21)), "it has it again");
+        assert_eq!(state.release("SIM-0", at(20)), Released::Quarantine);
+        assert_eq!(state.release("SIM-0", at(20)), Released::Nothing);
+        assert!(!state.fault("SIM-0", fault("xid-79"), at(11)), "the same line, read again by a new labd");
+        assert_eq!(state.quarantine(gpu), None);
+        assert!(state.fault("SIM-0", fault("xid-79"), at(21)), "it has it again");
     }
 
     #[test]
     fn what_a_program_did_wrong_does_nothing_to_its_gpu() {
-        let mut judge = FaultState::default();
-        assert!(judge.fault("SIM-0", look_up(Sign::Xid(31)).expect("a row"), at(1)));
-        assert_eq!((judge.quarantine(&simulate::gpus(1, &[])[0]), judge.restart("SIM-0")), (None, None));
+        let mut state = FaultState::default();
+        assert!(state.fault("SIM-0", look_up(Sign::Xid(31)).expect("a row"), at(1)));
+        assert_eq!((state.quarantine(&simulate::gpus(1, &[])[0]), state.restart("SIM-0")), (None, None));
     }
 
     #[test]
     fn programs_that_fail_on_one_gpu_again_and_again_are_told_for_a_day_and_hold_nothing() {
         let gpu = &simulate::gpus(1, &[])[0];
-        let mut judge = FaultState::default();
-        let fails = |judge: &mut FaultState, hour: i64| {
+        let mut state = FaultState::default();
+        let fails = |state: &mut FaultState, hour: i64| {
             let text = format!("NVRM: Xid (PCI:0000:c1:00): 31, pid={hour}, name=python3, Ch 00000008");
             let fault = look_up(Sign::Kernel(&text)).expect("a row");
-            judge.again("SIM-0", "SIM-0", fault, &text, at(hour * 3600)).map(|f| f.code)
+            state.again("SIM-0", "SIM-0", fault, &text, at(hour * 3600)).map(|f| f.code)
         };
-        let told = |judge: &mut FaultState, hour: i64| {
-            judge.reading(&Reading { id: "SIM-0".into(), ..Reading::default() }, at(hour * 3600));
-            judge.warning(gpu).map(|t| t.code)
+        let told = |state: &mut FaultState, hour: i64| {
+            state.reading(&Reading { id: "SIM-0".into(), ..Reading::default() }, at(hour * 3600));
+            state.warning(gpu).map(|t| t.code)
         };
         for hour in 0..4 {
-            assert_eq!((fails(&mut judge, hour), told(&mut judge, hour)), (None, None));
+            assert_eq!((fails(&mut state, hour), told(&mut state, hour)), (None, None));
         }
-        assert_eq!(fails(&mut judge, 4), Some("app-errors"));
-        assert_eq!(fails(&mut judge, 5), None, "known already");
-        assert_eq!((judge.quarantine(gpu), told(&mut judge, 29).as_deref()), (None, Some("app-errors")));
-        assert_eq!(told(&mut judge, 30), None, "not since yesterday");
+        assert_eq!(fails(&mut state, 4), Some("app-errors"));
+        assert_eq!(fails(&mut state, 5), None, "known already");
+        assert_eq!((state.quarantine(gpu), told(&mut state, 29).as_deref()), (None, Some("app-errors")));
+        assert_eq!(told(&mut state, 30), None, "not since yesterday");
         // Somebody looked at it and dismissed it: the next labd reads the same lines.
         for hour in 40..45 {
-            fails(&mut judge, hour);
+            fails(&mut state, hour);
         }
-        let dismissed = judge.release("SIM-0", at(45 * 3600));
+        let dismissed = state.release("SIM-0", at(45 * 3600));
         assert!(matches!(dismissed, Released::Notice(f) if f.code == "app-errors"), "{dismissed:?}");
         let mut next: FaultState =
-            serde_json::from_str(&serde_json::to_string(&judge).expect("plain")).expect("read back");
+            serde_json::from_str(&serde_json::to_string(&state).expect("plain")).expect("read back");
         for hour in 40..46 {
             assert_eq!((fails(&mut next, hour), told(&mut next, hour)), (None, None), "{hour}");
         }
@@ -320,27 +320,27 @@ mod tests {
     #[test]
     fn a_link_whose_errors_come_again_quarantines_its_gpu_until_a_person_has_looked() {
         let gpu = &simulate::gpus(1, &[])[0];
-        let mut judge = FaultState::default();
-        let fails = |judge: &mut FaultState, second: i64| {
+        let mut state = FaultState::default();
+        let fails = |state: &mut FaultState, second: i64| {
             let text = "NVRM: Xid (PCI:0000:c1:00): 74, pid='<unknown>', name=<unknown>, NVLink: fatal error detected on link \
                         1(0x10, 0x0, 0x0, 0x0, 0x0, 0x0, 0x0)";
             let fault = look_up(Sign::Kernel(text)).expect("a row");
-            judge.again("SIM-0", "SIM-0", fault, text, at(second)).map(|f| f.code)
+            state.again("SIM-0", "SIM-0", fault, text, at(second)).map(|f| f.code)
         };
-        assert_eq!([0, 1, 2, 3].map(|s| fails(&mut judge, s)), [None, None, Some("xid-74"), None]);
-        assert_eq!(judge.quarantine(gpu).map(|t| t.code), Some("xid-74".to_owned()));
-        assert_eq!(judge.release("SIM-0", at(10)), Released::Quarantine);
+        assert_eq!([0, 1, 2, 3].map(|s| fails(&mut state, s)), [None, None, Some("xid-74"), None]);
+        assert_eq!(state.quarantine(gpu).map(|t| t.code), Some("xid-74".to_owned()));
+        assert_eq!(state.release("SIM-0", at(10)), Released::Quarantine);
         // The kernel's lines from before, read again by a new labd, and one that came after.
-        assert_eq!([0, 1, 2, 3, 11].map(|s| fails(&mut judge, s)), [None; 5]);
-        assert_eq!(judge.quarantine(gpu), None);
+        assert_eq!([0, 1, 2, 3, 11].map(|s| fails(&mut state, s)), [None; 5]);
+        assert_eq!(state.quarantine(gpu), None);
     }
 
     #[test]
     fn a_healed_fault_restarts_the_worker_once() {
-        let mut judge = FaultState::default();
+        let mut state = FaultState::default();
         let healed = faults::all().find(|f| f.action == Action::Restart).expect("a row");
-        assert!(judge.fault("SIM-0", healed, at(5)) && !judge.fault("SIM-0", healed, at(5)));
-        assert_eq!(judge.restart("SIM-0").map(|(since, _)| since), Some(at(5)));
+        assert!(state.fault("SIM-0", healed, at(5)) && !state.fault("SIM-0", healed, at(5)));
+        assert_eq!(state.restart("SIM-0").map(|(since, _)| since), Some(at(5)));
     }
 
     #[test]
@@ -352,8 +352,8 @@ mod tests {
             ..Reading::default()
         };
         for symbol in ["NVML_ERROR_UNKNOWN", "NVML_ERROR_NOT_FOUND"] {
-            let mut judge = FaultState::default();
-            let mut tell = |gpu: &Gpu, error, s| judge.reading(&reading(gpu, error), at(s)).map(|f| f.code);
+            let mut state = FaultState::default();
+            let mut tell = |gpu: &Gpu, error, s| state.reading(&reading(gpu, error), at(s)).map(|f| f.code);
             // Once more, after a minute in which it answered, and after one without any answer at all.
             for second in (0..50).chain(51..110) {
                 assert_ne!(tell(gpu, Some(symbol), second), Some("nvml-no-handle"), "{symbol}: {second}");
@@ -367,22 +367,22 @@ mod tests {
             }
             assert_eq!(tell(gpu, Some(symbol), 1060), Some("nvml-no-handle"));
             assert_eq!(tell(gpu, Some(symbol), 1061), None, "told");
-            assert_eq!(judge.quarantine(gpu).map(|t| t.code), Some("nvml-no-handle".to_owned()));
-            assert_eq!(judge.quarantine(other), None);
+            assert_eq!(state.quarantine(gpu).map(|t| t.code), Some("nvml-no-handle".to_owned()));
+            assert_eq!(state.quarantine(other), None);
             // Whoever releases it has a minute to see it work.
-            assert_eq!(judge.release("SIM-0", at(1070)), Released::Quarantine);
+            assert_eq!(state.release("SIM-0", at(1070)), Released::Quarantine);
             for second in 1071..1131 {
-                judge.reading(&reading(gpu, Some(symbol)), at(second));
-                assert_eq!(judge.quarantine(gpu), None);
+                state.reading(&reading(gpu, Some(symbol)), at(second));
+                assert_eq!(state.quarantine(gpu), None);
             }
-            judge.reading(&reading(gpu, Some(symbol)), at(1131));
-            assert!(judge.quarantine(gpu).is_some());
+            state.reading(&reading(gpu, Some(symbol)), at(1131));
+            assert!(state.quarantine(gpu).is_some());
         }
-        let mut judge = FaultState::default();
+        let mut state = FaultState::default();
         for second in 0..200 {
-            judge.reading(&reading(gpu, Some("NVML_ERROR_OPERATING_SYSTEM")), at(second));
+            state.reading(&reading(gpu, Some("NVML_ERROR_OPERATING_SYSTEM")), at(second));
         }
-        assert_eq!(judge.quarantine(gpu), None, "that is not the GPU's fault");
+        assert_eq!(state.quarantine(gpu), None, "that is not the GPU's fault");
     }
 
     #[test]
@@ -399,20 +399,20 @@ mod tests {
             (7, Some("xid-154-reboot")),
             (4711, None),
         ] {
-            let mut judge = FaultState::default();
+            let mut state = FaultState::default();
             let needs = Reading { id: "SIM-0".into(), recovery_action: Some(action), ..Reading::default() };
-            assert_eq!(judge.reading(&needs, at(1)).map(|f| f.code), want, "{action}");
-            assert_eq!(judge.quarantine(gpu).map(|t| t.code).as_deref(), want, "{action}");
-            assert_eq!(judge.reading(&needs, at(2)), None, "told");
-            assert!(judge.restart("SIM-0").is_none());
+            assert_eq!(state.reading(&needs, at(1)).map(|f| f.code), want, "{action}");
+            assert_eq!(state.quarantine(gpu).map(|t| t.code).as_deref(), want, "{action}");
+            assert_eq!(state.reading(&needs, at(2)), None, "told");
+            assert!(state.restart("SIM-0").is_none());
         }
     }
 
     #[test]
     fn a_count_that_jumps_by_all_ones_tells_of_no_error() {
-        let mut judge = FaultState::default();
+        let mut state = FaultState::default();
         let mut grows =
-            |count| judge.reading(&Reading { ecc_uncorrected: Some(count), ..Reading::default() }, at(1)).is_some();
+            |count| state.reading(&Reading { ecc_uncorrected: Some(count), ..Reading::default() }, at(1)).is_some();
         assert!(!grows(3), "from before");
         assert!(!grows(3 + 1_048_560) && !grows(3 + 1_048_560 + 65_535), "a GPU that slept was read");
         assert!(grows(4 + 1_048_560 + 65_535), "one more");
@@ -420,33 +420,33 @@ mod tests {
 
     #[test]
     fn a_memory_error_that_the_kernel_told_of_restarts_its_worker_once() {
-        let mut judge = FaultState::default();
-        let count = |judge: &mut FaultState, count, s| {
+        let mut state = FaultState::default();
+        let count = |state: &mut FaultState, count, s| {
             let reading = Reading { id: "SIM-0".into(), ecc_uncorrected: Some(count), ..Reading::default() };
-            judge.reading(&reading, at(s)).map(|f| f.code)
+            state.reading(&reading, at(s)).map(|f| f.code)
         };
-        assert_eq!(count(&mut judge, 3, 9), None);
-        assert!(judge.fault("SIM-0", fault("xid-94"), at(10)));
-        assert_eq!((count(&mut judge, 4, 12), judge.restart("SIM-0").map(|(since, _)| since)), (None, Some(at(10))));
-        assert_eq!(count(&mut judge, 4, 13), None);
-        assert_eq!(count(&mut judge, 5, 60), Some("ecc-uncorrected"), "another one");
+        assert_eq!(count(&mut state, 3, 9), None);
+        assert!(state.fault("SIM-0", fault("xid-94"), at(10)));
+        assert_eq!((count(&mut state, 4, 12), state.restart("SIM-0").map(|(since, _)| since)), (None, Some(at(10))));
+        assert_eq!(count(&mut state, 4, 13), None);
+        assert_eq!(count(&mut state, 5, 60), Some("ecc-uncorrected"), "another one");
     }
 
     #[test]
     fn a_gpu_that_sleeps_says_nothing() {
         let gpu = &simulate::gpus(1, &[])[0];
-        let mut judge = FaultState::default();
+        let mut state = FaultState::default();
         let pending = Reading { id: "SIM-0".into(), remap_pending: true, ..Reading::default() };
-        assert!(judge.reading(&pending, at(1)).is_some());
-        assert_eq!(judge.reading(&Reading::of_sleeping("SIM-0"), at(2)), None);
-        assert_eq!(judge.reading(&pending, at(3)), None, "the same still");
-        assert_eq!(judge.warning(gpu).map(|t| t.since), Some(at(1)));
+        assert!(state.reading(&pending, at(1)).is_some());
+        assert_eq!(state.reading(&Reading::of_sleeping("SIM-0"), at(2)), None);
+        assert_eq!(state.reading(&pending, at(3)), None, "the same still");
+        assert_eq!(state.warning(gpu).map(|t| t.since), Some(at(1)));
     }
 
     #[test]
     fn readings_count_when_they_change_and_end_when_they_say_otherwise() {
         let gpu = &simulate::gpus(1, &[])[0];
-        let mut judge = FaultState::default();
+        let mut state = FaultState::default();
         let reading = |ecc, throttled: &[Throttle], error: Option<&str>| Reading {
             id: "SIM-0".into(),
             ecc_uncorrected: Some(ecc),
@@ -454,15 +454,15 @@ mod tests {
             error: error.map(str::to_owned),
             ..Reading::default()
         };
-        assert_eq!(judge.reading(&reading(3, &[], None), at(1)), None, "from before labd looked");
-        assert_eq!(judge.reading(&reading(3, &[Throttle::PowerCap], None), at(2)), None, "ordinary under load");
-        assert!(judge.reading(&reading(3, &[Throttle::Thermal], None), at(3)).is_some());
-        assert_eq!(judge.reading(&reading(3, &[Throttle::Thermal], None), at(4)), None, "said");
-        assert_eq!(judge.warning(gpu).map(|t| t.since), Some(at(3)));
-        assert_eq!(judge.reading(&reading(3, &[], None), at(5)), None);
-        assert_eq!(judge.warning(gpu), None);
-        assert!(judge.reading(&reading(4, &[], None), at(6)).is_some_and(|f| f.signs.contains(&Sign::EccUncorrected)));
-        let lost = judge.reading(&reading(4, &[], Some("NVML_ERROR_GPU_IS_LOST")), at(7));
+        assert_eq!(state.reading(&reading(3, &[], None), at(1)), None, "from before labd looked");
+        assert_eq!(state.reading(&reading(3, &[Throttle::PowerCap], None), at(2)), None, "ordinary under load");
+        assert!(state.reading(&reading(3, &[Throttle::Thermal], None), at(3)).is_some());
+        assert_eq!(state.reading(&reading(3, &[Throttle::Thermal], None), at(4)), None, "said");
+        assert_eq!(state.warning(gpu).map(|t| t.since), Some(at(3)));
+        assert_eq!(state.reading(&reading(3, &[], None), at(5)), None);
+        assert_eq!(state.warning(gpu), None);
+        assert!(state.reading(&reading(4, &[], None), at(6)).is_some_and(|f| f.signs.contains(&Sign::EccUncorrected)));
+        let lost = state.reading(&reading(4, &[], Some("NVML_ERROR_GPU_IS_LOST")), at(7));
         assert!(lost.is_some_and(|f| f.action == Action::Quarantine));
     }
 }

@@ -92,7 +92,8 @@ pub type EngineAnswer = futures_util::future::BoxFuture<'static, Option<EngineDe
 struct Remembered {
     slots: Slots,
     gpus: Vec<Gpu>,
-    judge: FaultState,
+    #[serde(rename = "judge")]
+    state: FaultState,
     /// Time of the newest line of the kernel: older ones were heard by the labd before.
     heard: Option<Timestamp>,
 }
@@ -119,8 +120,8 @@ fn start(parts: Parts, probes: Vec<(Vendor, watch::Receiver<ProbeView>)>) -> Gpu
     let place = probe::Place { root: parts.root.clone(), dir: parts.dir.clone() };
     let expected = vendor::on_bus(&place.root).into_iter().map(|(def, _)| def.vendor).collect();
     let bus_reads = BusReads::new(&place.root);
-    let mut keeper = GpuManager {
-        told_until: remembered.heard,
+    let mut manager = GpuManager {
+        reported_until: remembered.heard,
         parts,
         place,
         remembered,
@@ -142,9 +143,9 @@ fn start(parts: Parts, probes: Vec<(Vendor, watch::Receiver<ProbeView>)>) -> Gpu
         notices: Vec::new(),
         tell,
     };
-    keeper.mind_config();
-    keeper.tell_all(Timestamp::now());
-    tokio::spawn(keeper.run(asked));
+    manager.mind_config();
+    manager.tell_all(Timestamp::now());
+    tokio::spawn(manager.run(asked));
     Gpus { orders, view }
 }
 
@@ -175,7 +176,7 @@ struct GpuManager {
     incidents_heard: Timestamp,
     /// Time of the newest line of the kernel that the labd before heard. Not that of this one's newest: many lines come
     /// within a millisecond, such as those of several GPUs.
-    told_until: Option<Timestamp>,
+    reported_until: Option<Timestamp>,
     /// Lines of the kernel about no GPU that is known.
     unclaimed: Unclaimed,
     /// Reason why the kernel's log is not read.
@@ -252,7 +253,7 @@ impl GpuManager {
 
     /// Asks now and then what is on the bus.
     fn mind_bus(&mut self) {
-        if self.looked() && self.bus_asked.is_none_or(|at| at.elapsed() >= bus::EVERY) {
+        if self.observed() && self.bus_asked.is_none_or(|at| at.elapsed() >= bus::EVERY) {
             self.bus_asked = Some(Instant::now());
             self.bus_reads.ask(Question::Gpus);
         }
@@ -281,7 +282,7 @@ impl GpuManager {
         };
         let found = self.found();
         let listed = found.iter().chain(self.remembered.slots.iter().map(|(_, d)| d)).filter_map(|d| d.pci.clone());
-        let new = self.bus.look(gpus, &listed.collect(), counted, |a| names.get(a).cloned(), Timestamp::now());
+        let new = self.bus.observe(gpus, &listed.collect(), counted, |a| names.get(a).cloned(), Timestamp::now());
         for notice in new.iter().filter(|n| !self.on_bus.contains(n)) {
             self.record(None, "unanswered", &notice.text);
         }
@@ -297,7 +298,7 @@ impl GpuManager {
             self.of_known(&line, told);
         }
         self.unclaimed.expire(Timestamp::now());
-        if self.looked() && self.simulated().is_none() {
+        if self.observed() && self.simulated().is_none() {
             self.unclaimed.observed();
             for (code, text) in self.unclaimed.unrecorded() {
                 self.record(None, code, &text);
@@ -359,11 +360,11 @@ impl GpuManager {
     /// Whether every probe that should has answered, and the engine.
     fn settled(&self) -> bool {
         let engine = self.engine.is_some() || self.remembered.slots.iter().next().is_none();
-        self.simulated().is_some() || (self.looked() && engine)
+        self.simulated().is_some() || (self.observed() && engine)
     }
 
     /// Whether every probe that should has answered: the first look at the GPUs is over.
-    fn looked(&self) -> bool {
+    fn observed(&self) -> bool {
         let patient = self.began.elapsed() < PATIENCE;
         self.probes.iter().all(|(vendor, view)| {
             let view = view.borrow();
@@ -394,7 +395,7 @@ impl GpuManager {
         let slots = self.remembered.slots.iter();
         let readings: Vec<Reading> = slots.filter_map(|(_, d)| self.reading(&d.id, d.parent.as_deref())).collect();
         for reading in readings {
-            if let Some(fault) = self.remembered.judge.reading(&reading, now) {
+            if let Some(fault) = self.remembered.state.reading(&reading, now) {
                 self.report(&reading.id, fault, now);
             }
         }
@@ -420,7 +421,7 @@ impl GpuManager {
 
     fn kernel_says(&mut self, line: &kmsg::KernelLine) {
         // The lines of this boot are read again by every labd: what they say is known, and was told.
-        let told = self.told_until.is_some_and(|heard| line.at <= heard);
+        let told = self.reported_until.is_some_and(|heard| line.at <= heard);
         self.remembered.heard = self.remembered.heard.max(Some(line.at));
         if line.fault.is_of_any_device() {
             if told {
@@ -441,7 +442,7 @@ impl GpuManager {
             self.of_known(line, told);
         } else {
             // From before the probes found it, or of no GPU of the lab's.
-            self.unclaimed.handle(line, self.looked(), told);
+            self.unclaimed.handle(line, self.observed(), told);
         }
     }
 
@@ -452,10 +453,10 @@ impl GpuManager {
         let card = |d: &Device| d.parent.clone().unwrap_or_else(|| d.id.clone());
         let gpus: Vec<_> = slots.filter(|(_, d)| has(line, d)).map(|(_, d)| (d.id.clone(), card(d))).collect();
         for (id, card) in gpus {
-            let judge = &mut self.remembered.judge;
-            let restarted = judge.restart(&id).map(|(since, _)| since);
-            let first = judge.fault(&id, fault, line.at).then_some(fault);
-            let again = judge.again(&id, &card, fault, &line.text, line.at);
+            let state = &mut self.remembered.state;
+            let restarted = state.restart(&id).map(|(since, _)| since);
+            let first = state.fault(&id, fault, line.at).then_some(fault);
+            let again = state.again(&id, &card, fault, &line.text, line.at);
             // The labd before may have had no row for the line. What changes the state is news, whoever heard it first.
             let changes = |fault: &Fault| match fault.action {
                 Action::Quarantine => true,
@@ -481,7 +482,7 @@ impl GpuManager {
             let Some((gpu, code)) = gpu.zip(exit_code(&incident.why)) else { continue };
             if vendor::of(gpu.vendor).is_some_and(|def| def.explains_exits)
                 && let Some(fault) = look_up(Sign::Exit(code))
-                && self.remembered.judge.fault(&gpu.id, fault, incident.died_at)
+                && self.remembered.state.fault(&gpu.id, fault, incident.died_at)
             {
                 self.report(&gpu.id, fault, now);
             }
@@ -560,7 +561,7 @@ impl GpuManager {
                 };
                 let now = Timestamp::now();
                 self.said.retain(|(of, _), _| *of != id);
-                if self.remembered.judge.fault(&id, fault, now) {
+                if self.remembered.state.fault(&id, fault, now) {
                     self.report(&id, fault, now);
                 }
                 Ok(format!("{id}: has {} now: {}", fault.code, fault.action.words()))
@@ -570,7 +571,7 @@ impl GpuManager {
 
     /// Ends a GPU's quarantine, forgets one that is gone, or dismisses a notice about it, in this order. Returns the answer.
     fn release(&mut self, id: &str, worker: &str) -> String {
-        let released = self.remembered.judge.release(id, Timestamp::now());
+        let released = self.remembered.state.release(id, Timestamp::now());
         if released != Released::Nothing {
             self.said.retain(|(of, _), _| *of != id);
         }
@@ -605,19 +606,19 @@ impl GpuManager {
     }
 
     fn unit(&self, gpu: Gpu, now: Timestamp) -> Unit {
-        let judge = &self.remembered.judge;
+        let state = &self.remembered.state;
         let id = gpu.id.clone();
         let mut unit = Unit::new(gpu);
-        if let Some(trouble) = judge.quarantine(&unit.gpu) {
+        if let Some(trouble) = state.quarantine(&unit.gpu) {
             (unit.state, unit.trouble) = (GpuState::Quarantined, Some(trouble));
         } else if self.missing(&id) {
             unit.state = GpuState::Missing;
             let since = self.missing_since.get(&id).copied().unwrap_or(now);
             unit.trouble = look_up(Sign::Missing).map(|fault| health::trouble(fault, &unit.gpu, since));
         } else {
-            unit.trouble = judge.warning(&unit.gpu);
+            unit.trouble = state.warning(&unit.gpu);
         }
-        unit.restart = judge.restart(&id);
+        unit.restart = state.restart(&id);
         if unit.gpu.vendor == Vendor::Simulated {
             let loads = self.parts.loads.borrow();
             let workers = self.simulated().unwrap_or_default() as usize;
@@ -655,7 +656,7 @@ impl GpuManager {
                  PROFILES -C`, or end the mode with `nvidia-smi -i {id} -mig 0`"
             ),
         }));
-        if self.looked() && self.simulated().is_none() {
+        if self.observed() && self.simulated().is_none() {
             notices.extend(self.unclaimed.notices());
         }
         if let Some(reason) = self.kernel.as_ref().filter(|_| self.simulated().is_none()) {
@@ -815,7 +816,7 @@ mod tests {
     fn what_is_remembered_is_read_back() {
         let mut remembered = Remembered { gpus: simulate::gpus(2, &[]), ..Remembered::default() };
         let fault = health::by_code("xid-79").expect("a row");
-        remembered.judge.fault("SIM-0", fault, Timestamp::from_millis(1_000));
+        remembered.state.fault("SIM-0", fault, Timestamp::from_millis(1_000));
         let text = serde_json::to_string(&remembered).expect("plain values");
         assert_eq!(serde_json::from_str::<Remembered>(&text).expect("read back"), remembered);
     }
