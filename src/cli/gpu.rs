@@ -14,7 +14,7 @@ use crate::{
     gpus::{
         faults::{self, Fault},
         health,
-        kmsg::{self, Explained},
+        kmsg::{self, Explained, Is},
     },
     snapshot::{GpuState, GpuView, Snapshot},
     time::{Timestamp, human},
@@ -97,7 +97,7 @@ fn pasted() -> Result<String, Failure> {
 
 /// What is left to a person. Which id the GPU has, only its machine knows.
 fn remedy(explained: &Explained, fault: &Fault) -> String {
-    fault.remedy_for(explained.device.as_deref(), explained.gpu().map(|_| "ID"))
+    fault.remedy_for(explained.gpu(), explained.gpu().map(|_| "ID"))
 }
 
 fn explained_json(explained: &Explained) -> serde_json::Value {
@@ -121,10 +121,14 @@ fn render_explained(explained: &Explained, style: Style) -> String {
         let unknown = if line.is_empty() { "an empty line" } else { line };
         return format!("{}\n", cut(&format!("unknown: {unknown}"), style.width));
     };
-    let does = match (explained.gpu(), &explained.device) {
-        (Some(_), _) => fault.action.words().to_owned(),
-        (None, Some(device)) => format!("a notice of the node, about PCI device {device}"),
-        (None, None) => "a notice of the node: the line names no GPU".to_owned(),
+    let words = fault.action.words();
+    let does = match (&explained.device, explained.is) {
+        (Some(_), Is::Gpu) => words.to_owned(),
+        (Some(port), Is::Port) => format!("{words}, each of the GPUs behind the port {port}"),
+        (Some(device), Is::Other) if fault.is_of_any_device() => format!("nothing: PCI device {device} is no GPU"),
+        (Some(device), Is::Other) => format!("a notice of the node, about PCI device {device}"),
+        (None, _) if fault.is_of_any_device() => "nothing: the line names no PCI device".to_owned(),
+        (None, _) => "a notice of the node: the line names no GPU".to_owned(),
     };
     let mut text = format!("{}: {does}\n", paint(fault.code, Paint::Bold, style));
     let gpu = explained.gpu().unwrap_or("-");
@@ -271,6 +275,24 @@ mod tests {
             assert!(words.contains(part), "{part}\n{text}");
         }
         assert!(!text.contains("<id>") && !text.contains("<pci>"), "{text}");
+    }
+
+    #[test]
+    fn a_ports_line_is_of_the_gpus_behind_it_and_a_disks_of_none() {
+        let style = Style { color: false, width: 200 };
+        let text = |line: &str| render_explained(&kmsg::explain(line)[0], style);
+        let port = text("pcieport 0000:00:01.1: pciehp: Slot(0): Link Down");
+        assert!(
+            port.starts_with("pcie-down: labd keeps it from work, each of the GPUs behind the port 0000:00:01.1\n"),
+            "{port}"
+        );
+        assert!(port.contains("pull the GPU and check") && port.contains("gpu    -"), "{port}");
+        let disk =
+            text("nvme 0000:02:00.0: PCIe Bus Error: severity=Uncorrectable (Non-Fatal), type=Transaction Layer");
+        assert!(disk.starts_with("pcie-nonfatal: nothing: PCI device 0000:02:00.0 is no GPU\n"), "{disk}");
+        for text in [port, disk] {
+            assert!(!text.contains("node") && !text.contains("GPU at 0000"), "{text}");
+        }
     }
 
     #[test]

@@ -4,8 +4,10 @@ use super::{
     AWAIT,
     Action::{Nothing, Quarantine, Restart},
     Detail::{Block, Deferred, Memory},
-    Fault, JOB, PULL, REBOOT,
-    Sign::{Answer, Exit, Kernel, Ras},
+    Fault, JOB,
+    Lasts::{Moment, UntilStart},
+    PULL, REBOOT, ROW,
+    Sign::{Answer, Exit, Kernel, NoFirmware, Ras},
 };
 
 const REPLACE_AMD: &str =
@@ -19,6 +21,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         meaning: "AMD's driver is not loaded, or did not start any GPU",
         action: Nothing,
         remedy: "Load it with `modprobe amdgpu`; if there is still no GPU, read `dmesg | grep amdgpu`.",
+        ..ROW
     },
     Fault {
         code: "amdgpu-lost",
@@ -30,6 +33,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         meaning: "the GPU has fallen off the PCI bus: it does not answer any more",
         action: Quarantine,
         remedy: PULL,
+        ..ROW
     },
     // States of a PCI connection are those of `pci_channel_io_normal` (1), `..._frozen` (2) and `..._perm_failure` (3).
     Fault {
@@ -38,6 +42,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         meaning: "the GPU's PCI connection had an error and is started again: what was on the GPU is gone",
         action: Restart,
         remedy: "Nothing, unless it comes again: then check the seat and the power cables of the GPU at <pci>.",
+        ..ROW
     },
     Fault {
         code: "amdgpu-pci-error",
@@ -45,6 +50,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         meaning: "the GPU's PCI connection had an error, and works",
         action: Nothing,
         remedy: "Nothing, unless it comes often: then check the seat and the power cables of the GPU at <pci>.",
+        ..ROW
     },
     Fault {
         code: "amdgpu-overheat",
@@ -57,6 +63,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         action: Quarantine,
         remedy: "Check fans, air flow and the dust on the GPU at <pci>, then `labd gpu release <id>`.",
     },
+        ..ROW
     Fault {
         code: "amdgpu-throttled",
         signs: &[Kernel("amdgpu*WARN: GPU is throttled")],
@@ -64,6 +71,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         action: Nothing,
         remedy: "Check fans, air flow and the machine's power supplies (`ipmitool sensor`).",
     },
+        ..ROW
     Fault {
         code: "amdgpu-athub",
         signs: &[
@@ -74,6 +82,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         action: Quarantine,
         remedy: REBOOT,
     },
+        ..ROW
     Fault {
         code: "amdgpu-bad-pages",
         signs: &[
@@ -88,6 +97,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
     },
     Fault {
         code: "amdgpu-ras",
+        ..ROW
         signs: &[Ras(Memory), Kernel("amdgpu*oison is consumed"), Kernel("amdgpu*oison consumption")],
         meaning: "memory of the GPU had an error that could not be corrected: what used it was stopped",
         action: Restart,
@@ -95,6 +105,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
     },
     Fault {
         code: "amdgpu-ras-block",
+        ..ROW
         // Texts without a count are from before the driver said which block.
         signs: &[Ras(Block), Kernel("amdgpu*ncorrectable hardware error"), Kernel("amdgpu*sram_ecc")],
         meaning: "a part of the GPU had an error that could not be corrected: what used it was stopped",
@@ -103,6 +114,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
     },
     Fault {
         code: "amdgpu-ras-deferred",
+        ..ROW
         signs: &[Ras(Deferred), Kernel("amdgpu*oison is created")],
         meaning: "memory of the GPU had an error that could not be corrected, in data that nothing has used yet",
         action: Nothing,
@@ -110,12 +122,25 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
     },
     Fault {
         code: "amdgpu-firmware",
-        // Also the failed start after it: `Assembler` in `kmsg` sees the two together.
-        signs: &[Kernel("Direct firmware load for amdgpu/*failed")],
+        lasts: Moment,
+        ..ROW
+        signs: &[Kernel("Direct firmware load for amdgpu/*failed"), Kernel("firmware: failed to load amdgpu/")],
         meaning: "a file of the GPU's firmware is not on the machine: the driver does without, or does not start the GPU",
         action: Nothing,
-        remedy: "If the GPU is not there, install its firmware (`firmware-amd-graphics` or `linux-firmware`), then reboot the \
-                 machine.",
+        remedy: "Nothing where the GPU works; else install its firmware (`firmware-amd-graphics` or `linux-firmware`), then \
+                 reboot the machine.",
+        // A failed start is a fault of its own; files that the driver does without are missing at every boot.
+        lasts: Moment,
+        ..ROW
+    },
+    Fault {
+        code: "amdgpu-no-firmware",
+        signs: &[NoFirmware],
+        meaning: "the driver does not start the GPU, because a file of its firmware is not on the machine",
+        action: Nothing,
+        remedy: "Install its firmware (`firmware-amd-graphics` or `linux-firmware`), then reboot the machine.",
+        lasts: UntilStart,
+        ..ROW
     },
     Fault {
         code: "amdgpu-no-atomics",
@@ -126,6 +151,8 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
     },
     Fault {
         code: "amdgpu-xgmi",
+        lasts: UntilStart,
+        ..ROW
         signs: &[Kernel("amdgpu*XGMI:*ailure"), Kernel("amdgpu*XGMI:*ailed")],
         meaning: "the GPU's link to other GPUs (XGMI) could not be set up",
         action: Quarantine,
@@ -137,6 +164,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
             Kernel("amdgpu*hw_init of IP block"),
             Kernel("amdgpu*sw_init of IP block"),
             // Until Linux 6.8, and since then.
+        ..ROW
             Kernel("amdgpu: probe of*failed with error"),
             Kernel("amdgpu*probe with driver amdgpu failed with error"),
             Kernel("amdgpu*Fatal error during GPU init"),
@@ -158,6 +186,9 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
     },
     Fault {
         code: "amdgpu-recovery-disabled",
+        lasts: UntilStart,
+        without_firmware: Some(NoFirmware),
+        ..ROW
         signs: &[Kernel("amdgpu*GPU recovery disabled"), Kernel("[drm] GPU recovery disabled")],
         meaning: "the GPU hangs, and the driver is told not to reset it (`amdgpu.gpu_recovery=0`)",
         action: Quarantine,
@@ -165,6 +196,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
                  release <id>`.",
     },
     Fault {
+        ..ROW
         code: "amdgpu-smu-hang",
         signs: &[Kernel("amdgpu*SMU is in hanged state")],
         meaning: "the GPU's own controller of power and clocks (SMU) does not answer any more",
@@ -173,6 +205,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
     },
     Fault {
         code: "amdgpu-reset-failed",
+        ..ROW
         signs: &[
             Kernel("amdgpu*ode1 reset failed"),
             Kernel("amdgpu*ode2 reset failed"),
@@ -180,6 +213,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
             Kernel("amdgpu*GPU reset end with ret = -"),
             Kernel("amdgpu*ASIC reset failed"),
             Kernel("amdgpu*GPU Recovery Failed"),
+        ..ROW
         ],
         meaning: "the GPU hung and the driver could not reset it",
         action: Quarantine,
@@ -195,6 +229,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
     Fault {
         code: "amdgpu-soft-recovered",
         signs: &[Kernel("amdgpu*but soft recovered"), Kernel("amdgpu*Ring * reset succeeded")],
+        ..ROW
         meaning: "a program's work hung and was stopped; the GPU goes on",
         action: Nothing,
         remedy: JOB,
@@ -202,6 +237,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
     Fault {
         code: "amdgpu-hang",
         signs: &[
+        ..ROW
             Kernel("amdgpu*GPU reset begin"),
             Kernel("amdgpu*ring * timeout"),
             Kernel("amdgpu*MES failed to respond"),
@@ -209,6 +245,8 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
             Kernel("amdgpu*MES might be in unrecoverable state"),
             Kernel("amdgpu*failed to remove hardware queue from MES"),
             Kernel("amdgpu*IP block:* is hung"),
+        lasts: Moment,
+        ..ROW
             Kernel("amdgpu*suspend of IP block*failed"),
             Kernel("amdgpu*SMU: I'm not done with your previous command"),
             Kernel("amdgpu*qcm fence wait loop timeout"),
@@ -235,3 +273,8 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         remedy: "Read the worker's log (`labd logs`) and `dmesg`; reboot the machine if it comes again on the same GPU.",
     },
 ];
+        lasts: Moment,
+        ..ROW
+        lasts: Moment,
+        ..ROW
+        ..ROW

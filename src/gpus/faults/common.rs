@@ -4,7 +4,8 @@ use labd_gpu::Throttle;
 
 use super::{
     Action::{Nothing, Quarantine, Restart},
-    Fault, PULL, REBOOT,
+    Fault, PULL, REBOOT, ROW,
+    Scope::PciDevice,
     Sign::{Answer, Hang, Kernel, LostInContainer, Missing, Throttled},
 };
 
@@ -16,6 +17,7 @@ pub(super) const TABLE: &[Fault] = &[
         meaning: "the GPU was taken away from its worker's container, as `systemctl daemon-reload` does to those started the old way",
         action: Restart,
         remedy: "Nothing; with CDI (`nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml`) it does not happen.",
+        ..ROW
     },
     Fault {
         code: "missing",
@@ -23,6 +25,7 @@ pub(super) const TABLE: &[Fault] = &[
         meaning: "the GPU was there and is not any more",
         action: Quarantine,
         remedy: PULL,
+        ..ROW
     },
     // What the kernel says of PCI devices, by their driver or by the port that they are at. Errors that were corrected are
     // ordinary, and told of nowhere.
@@ -32,6 +35,8 @@ pub(super) const TABLE: &[Fault] = &[
         meaning: "the GPU's PCI connection had an error that could not be corrected, and works",
         action: Nothing,
         remedy: "Nothing, unless it comes often: then check the seat and the power cables of the GPU at <pci>.",
+        scope: PciDevice,
+        ..ROW
     },
     Fault {
         code: "pcie-fatal",
@@ -39,6 +44,8 @@ pub(super) const TABLE: &[Fault] = &[
         meaning: "the GPU's PCI connection had a fatal error",
         action: Quarantine,
         remedy: PULL,
+        scope: PciDevice,
+        ..ROW
     },
     Fault {
         code: "pcie-down",
@@ -57,9 +64,12 @@ pub(super) const TABLE: &[Fault] = &[
         meaning: "the kernel failed to put the GPU to sleep or to wake it: nothing can open it any more",
         action: Quarantine,
         remedy: REBOOT,
+        ..ROW
     },
     Fault {
         code: "throttled",
+        scope: PciDevice,
+        ..ROW
         signs: &[Throttled(Throttle::Thermal), Throttled(Throttle::PowerBrake), Throttled(Throttle::Hardware)],
         meaning: "the GPU is too hot or gets too little power: it runs slower than it could",
         action: Nothing,
@@ -67,6 +77,7 @@ pub(super) const TABLE: &[Fault] = &[
     },
     Fault {
         code: "hang",
+        ..ROW
         signs: &[Hang],
         meaning: "a call into the GPU's driver does not return: readings are stale, workers go on",
         action: Nothing,
@@ -74,9 +85,11 @@ pub(super) const TABLE: &[Fault] = &[
     },
     Fault {
         code: "library-missing",
+        ..ROW
         signs: &[Answer(labd_gpu::line::LIBRARY_MISSING), Answer("NVML_ERROR_LIBRARY_NOT_FOUND")],
         meaning: "the vendor's library is not installed: something else is asked in its place",
         action: Nothing,
         remedy: "Install the driver's library (`libnvidia-ml1` or `rocm-smi-lib`) if the GPU shows no readings.",
     },
 ];
+        ..ROW

@@ -1,11 +1,48 @@
 //! Lines of the kernel of which more than a pattern must be read: numbers of NVIDIA's driver with what decides beside them,
-//! and AMD's counts of errors. Pure.
+//! AMD's counts of errors, files of firmware, and lines that look like a fault and tell of none. Pure.
 
-use super::{Detail, Sign};
+use super::{Detail, Sign, is_in};
 
 /// Step in which amdgpu's counts of errors grow from reads of a GPU that sleeps: each of its registers answers with 16 ones.
 /// 16 of them at once were posted of an R9700 (1048560 "uncorrectable hardware errors").
 const ALL_ONES: u64 = 0xffff;
+
+/// Lines that tell of no fault, though a pattern of the table fits them.
+const QUIET: [&str; 6] = [
+    // A port that was reset or that recovered by itself; since Linux 6.16 also after a reset of the bus.
+    "pciehp: *ink Down/Up ignored",
+    // Until Linux 4.18: the slot is being switched off or on already.
+    "pciehp*ink Down event ignored",
+    "pciehp*ink Down event queued",
+    // A display at a dock: the GPU computes. At boot the driver gives up, and says so in another line.
+    "late_init of IP block <dm> failed",
+    // Somebody gave the GPU to a virtual machine.
+    "NVRM: *is already bound to vfio-pci",
+    // Beside the count of bad pages: that it may be exceeded.
+    "GPU will be initialized due to bad_page_threshold",
+];
+
+/// Files of AMD's firmware that a driver does without, or has another file for: the camera's, those of virtual functions,
+/// those of a newer layout. Newer kernels do not complain of them. What is missing else keeps a GPU from starting, but for
+/// `vega20_ta.bin` and its like on old kernels.
+const OPTIONAL_FIRMWARE: [&str; 10] = [
+    "amdgpu/isp_",
+    "_cap.bin",
+    "_dmcu.bin",
+    "_uni_mes.bin",
+    "_mes_2.bin",
+    "_pfp_2.bin",
+    "_me_2.bin",
+    "_ce_2.bin",
+    "_mec_2.bin",
+    "_mec2_2.bin",
+];
+
+/// Whether a line says that a file of AMD's firmware is missing that the driver cannot do without.
+pub(in crate::gpus) fn is_needed_firmware(line: &str) -> bool {
+    let missing = ["Direct firmware load for amdgpu/*failed", "firmware: failed to load amdgpu/"];
+    missing.iter().any(|pattern| is_in(pattern, line)) && !OPTIONAL_FIRMWARE.iter().any(|part| line.contains(part))
+}
 
 /// What was read of a line.
 #[derive(Debug, PartialEq, Eq)]
@@ -22,6 +59,7 @@ pub(super) enum Read {
 pub(super) fn read(line: &str) -> Read {
     match xid(line) {
         Some((number, text)) => Read::Sign(of_xid(number, text)),
+        None if QUIET.iter().any(|pattern| is_in(pattern, line)) => Read::NoFault,
         None => ras(line).unwrap_or(Read::Other),
     }
 }

@@ -25,6 +25,7 @@ pub mod repeats;
 use std::fmt;
 
 use labd_gpu::Throttle;
+pub(super) use lines::is_needed_firmware;
 
 use super::vendor;
 
@@ -75,6 +76,46 @@ pub struct Fault {
     /// Remedy for a person, in one sentence with the exact command or deed. `<pci>` and `<id>` stand for the GPU's:
     /// [`Fault::remedy_for`] puts them in.
     pub remedy: &'static str,
+    /// Whose the address is that a line of it names.
+    pub scope: Scope,
+    /// Time for which it is told where nothing says that it is over.
+    pub lasts: Lasts,
+    /// Sign that it is instead where a file of the GPU's firmware is missing: the card is not broken then.
+    pub without_firmware: Option<Sign<'static>>,
+}
+
+/// What most rows have in common.
+const ROW: Fault = Fault {
+    code: "",
+    signs: &[],
+    meaning: "",
+    action: Action::Nothing,
+    remedy: "",
+    scope: Scope::Gpu,
+    lasts: Lasts::Unknown,
+    without_firmware: None,
+};
+
+/// Thing that a fault is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// GPU.
+    Gpu,
+    /// Switch between GPUs, with an address of its own.
+    Switch,
+    /// Any device on the PCI bus: a GPU, the port that GPUs are behind, or one that has nothing to do with GPUs.
+    PciDevice,
+}
+
+/// How long a fault lasts by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lasts {
+    /// Nothing is left of it a moment later: a program failed, or how it goes on is told as another fault.
+    Moment,
+    /// Until the GPU answers: it kept the driver from starting the GPU.
+    UntilStart,
+    /// Nobody knows.
+    Unknown,
 }
 
 impl Fault {
@@ -92,18 +133,17 @@ impl Fault {
 
     /// Whether a GPU that answers cannot have it any more: it kept the driver from starting the GPU.
     pub fn keeps_from_starting(&self) -> bool {
-        ["nvidia-init-failed", "nvidia-unsupported", "amdgpu-init-failed", "amdgpu-firmware", "amdgpu-no-atomics"]
-            .contains(&self.code)
+        self.lasts == Lasts::UntilStart
     }
 
     /// Whether nothing is left of it a moment later: a program failed, or how it goes on is told as another fault.
     pub fn passes(&self) -> bool {
-        self.action == Action::Nothing && [JOB, AWAIT].contains(&self.remedy)
+        self.lasts == Lasts::Moment
     }
 
     /// Whether any device of the machine can have it, not a GPU alone.
     pub fn is_of_any_device(&self) -> bool {
-        self.code.starts_with("pcie-")
+        self.scope == Scope::PciDevice
     }
 }
 
@@ -116,6 +156,8 @@ pub enum Sign<'a> {
     Xid(u32),
     /// Xid with what its line says besides, where that decides.
     XidWith(u32, Detail),
+    /// AMD's GPU that does not start for want of a file of its firmware.
+    NoFirmware,
     /// Recovery action that NVIDIA's driver changed to (Xid 154), by its number in `NV2080_CTRL_GPU_RECOVERY_ACTION`.
     Recovery(u32),
     /// Errors that amdgpu counted in a part of the GPU.
@@ -186,6 +228,7 @@ impl fmt::Display for Sign<'_> {
             Self::Kernel(line) => write!(f, "`{line}`"),
             Self::Xid(number) => write!(f, "Xid {number}"),
             Self::XidWith(number, detail) => write!(f, "Xid {number} ({detail})"),
+            Self::NoFirmware => f.write_str("its firmware is missing and it does not start"),
             Self::Recovery(action) => write!(f, "Xid 154 to 0x{action:x}"),
             Self::Ras(detail) => write!(f, "{detail}"),
             Self::Repeated(words) => f.write_str(words),
@@ -307,6 +350,37 @@ mod tests {
             assert!(!fault.meaning.contains('\n') && !fault.remedy.contains("  "), "{}", fault.code);
             let lifts = ["labd gpu release", "replaced"].iter().any(|way| fault.remedy.contains(way));
             assert!(fault.action != Quarantine || lifts, "{}: nothing says how a quarantine ends", fault.code);
+        }
+    }
+
+    #[test]
+    fn what_is_written_of_the_table_counts_its_rows() {
+        let count = format!("{} faults", all().count());
+        let changelog = include_str!("../../../CHANGELOG.md").split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(changelog.contains(&format!("; {count}, quarantine")), "CHANGELOG.md: {count}");
+        assert!(include_str!("../../../docs/gpus.md").contains(&format!("# {count}:")), "docs/gpus.md: {count}");
+    }
+
+    #[test]
+    fn how_long_a_fault_is_told_and_whose_it_is_fits_the_rest_of_its_row() {
+        for fault in all() {
+            let code = fault.code;
+            let awaited = fault.action == Nothing && [JOB, AWAIT].contains(&fault.remedy);
+            assert!(!awaited || fault.passes(), "{code}: nothing is left of it, and it is told for a day");
+            assert!(!fault.passes() || fault.action == Nothing, "{code}: labd acts on what passes");
+            assert!(fault.scope != Scope::Switch || !fault.remedy.contains('<'), "{code}: a switch has no GPU's id");
+            assert!(fault.without_firmware.is_none_or(|sign| look_up(sign).is_some()), "{code}");
+            assert_eq!(fault.is_of_any_device(), code.starts_with("pcie-"), "{code}");
+        }
+        for (line, keeps) in [
+            ("NVRM: GPU 0000:0a:00.0: RmInitAdapter failed! (0x24:0x72:1568)", true),
+            ("amdgpu 0000:03:00.0: amdgpu: Fatal error during GPU init", true),
+            ("kfd kfd: amdgpu: skipped device 1002:7300, PCI rejects atomics 730<0", true),
+            // The driver does without most files; where it does not, the failed start is a fault of its own.
+            ("amdgpu 0000:c5:00.0: Direct firmware load for amdgpu/isp_4_1_0.bin failed with error -2", false),
+        ] {
+            let fault = look_up(Kernel(line)).expect("a row");
+            assert_eq!((fault.keeps_from_starting(), fault.passes()), (keeps, !keeps), "{line}");
         }
     }
 

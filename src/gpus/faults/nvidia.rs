@@ -3,7 +3,10 @@
 use super::{
     Action::{Nothing, Quarantine, Restart},
     Detail::{Handled, Ignored, NeedsReset, Passing, Secondary},
-    Fault, JOB, PULL, REBOOT,
+    Fault, JOB,
+    Lasts::{Moment, UntilStart},
+    PULL, REBOOT, ROW,
+    Scope::Switch,
     Sign::{Answer, EccUncorrected, Kernel, NoHandle, Recovery, RemapFailed, RemapPending, Repeated, Xid, XidWith},
     repeats,
 };
@@ -26,6 +29,8 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         meaning: "the driver needs no recovery of the GPU any more",
         action: Nothing,
         remedy: "Nothing; `labd gpu release <id>` if the GPU is in quarantine.",
+        lasts: Moment,
+        ..ROW
     },
     Fault {
         code: "xid-154-reboot",
@@ -34,6 +39,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         meaning: "the driver says that only a reboot recovers the GPU",
         action: Quarantine,
         remedy: REBOOT,
+        ..ROW
     },
     Fault {
         code: "xid-154-drain",
@@ -41,6 +47,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         meaning: "the driver wants traffic between GPUs to end before it recovers",
         action: Restart,
         remedy: "Nothing, unless it comes again: then reboot the machine.",
+        ..ROW
     },
     Fault {
         code: "xid-154-imex",
@@ -48,6 +55,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         meaning: "the memory that machines share over NVLink (their IMEX domain) must be recovered; the GPU itself is well",
         action: Nothing,
         remedy: "Restart IMEX on every machine of the domain (`systemctl restart nvidia-imex`).",
+        ..ROW
     },
     Fault {
         code: "nvlink-ignored",
@@ -55,6 +63,8 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         meaning: "an error on an NVLink of a kind that NVIDIA says to ignore",
         action: Nothing,
         remedy: "Nothing.",
+        lasts: Moment,
+        ..ROW
     },
     Fault {
         code: "nvlink-secondary",
@@ -62,6 +72,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         meaning: "an error on an NVLink that follows from another one, at this GPU or at the link's other end",
         action: Nothing,
         remedy: "Look for the other fault (`labd events`); ask the vendor if there is none.",
+        ..ROW
     },
     Fault {
         code: "nvlink-passing",
@@ -69,6 +80,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         meaning: "an error on an NVLink that passes, unless it comes again on the same link",
         action: Restart,
         remedy: "Nothing now: if it comes again, labd takes the GPU out of service.",
+        ..ROW
     },
     Fault {
         code: "nvlink-nonfatal",
@@ -84,6 +96,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         meaning: "an error on an NVLink that is not fatal: at most the program that used it failed",
         action: Nothing,
         remedy: "Nothing, unless it comes often: then check the links with `nvidia-smi nvlink -e`.",
+        ..ROW
     },
     // Lines of the kernel that have no number, or not always.
     Fault {
@@ -92,6 +105,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         meaning: "the GPU has fallen off the PCI bus: it does not answer any more",
         action: Quarantine,
         remedy: PULL,
+        ..ROW
     },
     Fault {
         code: "nvidia-init-failed",
@@ -100,6 +114,8 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         action: Quarantine,
         remedy: PULL,
     },
+        lasts: UntilStart,
+        ..ROW
     Fault {
         code: "nvidia-unsupported",
         signs: &[
@@ -112,6 +128,32 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
     },
     Fault {
         code: "nvidia-probe-failed",
+        lasts: UntilStart,
+        ..ROW
+    },
+    Fault {
+        code: "nvidia-other-driver",
+        signs: &[Kernel("NVRM: GPU *is already bound to")],
+        meaning: "another driver has the GPU, such as `nouveau` or a virtual machine's",
+        action: Nothing,
+        remedy: "Keep that driver from being loaded (`echo blacklist nouveau >/etc/modprobe.d/nouveau.conf; update-initramfs -u`), \
+                 then reboot the machine.",
+        lasts: UntilStart,
+        ..ROW
+    },
+    Fault {
+        code: "nvidia-no-room",
+        // The first line names no GPU, the one after it does.
+        signs: &[
+            Kernel("NVRM:*PCI I/O region assigned to your NVIDIA device is invalid"),
+            Kernel("NVRM: BAR* is *M @ 0x*(PCI:"),
+        ],
+        meaning: "the machine gave the GPU no room for its memory on the PCI bus (a BAR), so the driver cannot start it",
+        action: Nothing,
+        remedy: "Switch `Above 4G Decoding` on in the machine's setup (BIOS), or give the virtual machine a larger PCI window; \
+                 where that does not help, boot with `pci=realloc`.",
+        lasts: UntilStart,
+        ..ROW
         signs: &[Kernel("NVRM:*probe routine failed")],
         meaning: "the driver was loaded and left out a GPU; the lines before say which and why",
         action: Nothing,
@@ -129,6 +171,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         signs: &[Kernel("NVRM:*GPU has been reset")],
         meaning: "somebody reset the GPU: what was on it is gone",
         action: Restart,
+        ..ROW
         remedy: "Nothing.",
     },
     Fault {
@@ -136,6 +179,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         signs: &[Kernel("SXid (*): *, Fatal")],
         meaning: "a switch between GPUs failed: jobs that use its links hang or fail",
         action: Nothing,
+        ..ROW
         remedy: "Stop the jobs, then `systemctl restart nvidia-fabricmanager`; reboot the machine if that fails.",
     },
     Fault {
@@ -143,6 +187,16 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         signs: &[Kernel("SXid (*): *, Non-fatal")],
         meaning: "an error in a switch between GPUs that it handled",
         action: Nothing,
+        ..ROW
+    },
+    Fault {
+        code: "nvidia-uvm-fatal",
+        // Of the driver for unified memory, which all GPUs share.
+        signs: &[Kernel("NVRM:*uvm encountered global fatal error")],
+        meaning: "the memory that CUDA shares between GPUs and processor failed: no program can use any GPU before a reboot",
+        action: Quarantine,
+        remedy: REBOOT,
+        ..ROW
         remedy: "Nothing, unless it comes often: then check the links with `nvidia-smi nvlink -e`.",
     },
     // What programs do.
@@ -150,6 +204,8 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         code: "xid-13",
         signs: &[Xid(13)],
         meaning: "a program's kernel broke a rule, such as an access out of bounds",
+        scope: Switch,
+        ..ROW
         action: Nothing,
         remedy: JOB,
     },
@@ -157,6 +213,8 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         code: "app-errors",
         signs: &[Repeated(repeats::APP_ERRORS)],
         meaning: "programs fail on this GPU again and again, and on no other one: it may be the GPU, or one person's program",
+        scope: Switch,
+        ..ROW
         // No quarantine: whoever writes a wrong program could take a GPU from the others with it.
         action: Nothing,
         remedy: "Start the program on another GPU: where it fails too, it is the program. If it does not, stop labd and run NVIDIA's \
@@ -165,6 +223,8 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
     },
     Fault {
         code: "xid-31",
+        lasts: Moment,
+        ..ROW
         signs: &[Xid(31)],
         meaning: "a program read or wrote memory that is not its own (page fault)",
         action: Nothing,
@@ -175,6 +235,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         signs: &[Xid(11), Xid(25), Xid(32), Xid(80)],
         meaning: "a program sent the GPU a broken stream of commands",
         action: Nothing,
+        ..ROW
         remedy: JOB,
     },
     Fault {
@@ -182,6 +243,8 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         signs: &[Xid(8), Xid(43)],
         meaning: "a program's work was stopped after its own error; the GPU is well",
         action: Nothing,
+        lasts: Moment,
+        ..ROW
         remedy: JOB,
     },
     Fault {
@@ -189,6 +252,8 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         signs: &[Xid(37), Xid(38), Xid(44), Xid(66), Xid(67)],
         meaning: "the driver's firmware complained of an access, and went on",
         action: Nothing,
+        lasts: Moment,
+        ..ROW
         remedy: "Nothing, unless it comes often: then install a newer driver.",
     },
     Fault {
@@ -196,6 +261,8 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         // 174 is the same without an error of its own (`KILL_PROCESS_SILENT`).
         signs: &[Xid(45), Xid(174)],
         meaning: "a program's work was removed, because it ended or after the error before this one",
+        lasts: Moment,
+        ..ROW
         action: Nothing,
         remedy: JOB,
     },
@@ -203,6 +270,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         code: "xid-69",
         signs: &[Xid(69)],
         meaning: "a program used a command that the GPU does not have",
+        ..ROW
         action: Nothing,
         remedy: JOB,
     },
@@ -211,6 +279,8 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         signs: &[
             Xid(60),
             Xid(68),
+        lasts: Moment,
+        ..ROW
             Xid(82),
             Xid(83),
             Xid(84),
@@ -218,6 +288,8 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
             Xid(88),
             Xid(89),
             Xid(96),
+        lasts: Moment,
+        ..ROW
             Xid(97),
             Xid(98),
             Xid(99),
@@ -246,6 +318,8 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
             Xid(75),
             Xid(76),
             Xid(77),
+        lasts: Moment,
+        ..ROW
             Xid(85),
             Xid(126),
             Xid(127),
@@ -274,6 +348,8 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         signs: &[Xid(121), Xid(141), Xid(176)],
         meaning: "an error that the hardware handled",
         action: Nothing,
+        lasts: Moment,
+        ..ROW
         remedy: "Nothing, unless it comes often: then ask the vendor.",
     },
     // Memory.
@@ -281,6 +357,8 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         code: "xid-48",
         signs: &[Xid(48), Xid(171), Xid(172)],
         meaning: "memory of the GPU had an error that could not be corrected: results may be wrong",
+        lasts: Moment,
+        ..ROW
         action: Quarantine,
         remedy: RESET,
     },
@@ -288,6 +366,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         code: "xid-63",
         signs: &[Xid(63), Xid(160), Xid(177)],
         meaning: "a bad row or page of memory was found and will be replaced by a spare one at the next reset",
+        ..ROW
         action: Nothing,
         remedy: "Reboot the machine when the lab is quiet: until then the bad memory is only avoided.",
     },
@@ -296,6 +375,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         signs: &[Xid(64)],
         meaning: "bad memory could not be replaced by a spare row",
         action: Quarantine,
+        ..ROW
         remedy: RESET_FIRST,
     },
     Fault {
@@ -303,6 +383,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         signs: &[RemapFailed],
         meaning: "bad memory could not be replaced: the spare rows are used up",
         action: Quarantine,
+        ..ROW
         remedy: REPLACE,
     },
     Fault {
@@ -310,6 +391,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         signs: &[Xid(157), Xid(161)],
         meaning: "there is nothing left to take bad memory out of use with: the GPU works on, and the same error may come again",
         action: Nothing,
+        ..ROW
         remedy: "Ask the vendor.",
     },
     Fault {
@@ -317,6 +399,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         signs: &[Xid(92)],
         meaning: "many memory errors that were corrected: the memory wears out",
         action: Nothing,
+        ..ROW
         remedy: "Watch `nvidia-smi -q -d ECC -i <pci>`; have the GPU replaced if errors follow that cannot be corrected.",
     },
     Fault {
@@ -324,6 +407,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         signs: &[Xid(93), Answer("NVML_ERROR_CORRUPTED_INFOROM")],
         meaning: "the GPU's own record of its errors is worn out or damaged",
         action: Nothing,
+        ..ROW
         remedy: "Ask the vendor; the GPU works on.",
     },
     Fault {
@@ -331,6 +415,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         signs: &[Xid(94)],
         meaning: "a memory error hit one program, which was stopped; the GPU is well",
         action: Restart,
+        ..ROW
         remedy: "Nothing now; reboot the machine when the lab is quiet, so that the bad memory is replaced.",
     },
     Fault {
@@ -338,6 +423,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         signs: &[XidWith(94, NeedsReset)],
         meaning: "a memory error hit one program, and the GPU must be reset before it is used again",
         action: Quarantine,
+        ..ROW
         remedy: RESET,
     },
     Fault {
@@ -345,6 +431,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         signs: &[Xid(95)],
         meaning: "a memory error could not be kept to one program: nothing on the GPU can be trusted",
         action: Quarantine,
+        ..ROW
         remedy: RESET,
     },
     Fault {
@@ -352,6 +439,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         signs: &[Xid(140)],
         meaning: "a memory error was not caught in time: results may be wrong",
         action: Quarantine,
+        ..ROW
         remedy: RESET,
     },
     Fault {
@@ -359,6 +447,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         signs: &[Xid(156)],
         meaning: "bad memory will be taken out of use at the next reset",
         action: Quarantine,
+        ..ROW
         remedy: RESET,
     },
     Fault {
@@ -366,6 +455,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         signs: &[Xid(168)],
         meaning: "the GPU has less memory than it should: the driver keeps clear of a bad part, for want of error correction",
         action: Nothing,
+        ..ROW
         remedy: "Switch error correction on (`nvidia-smi -i <pci> -e 1`), then reboot the machine.",
     },
     Fault {
@@ -373,6 +463,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         signs: &[Xid(175)],
         meaning: "the GPU's memory does not answer its own processor (GSP)",
         action: Quarantine,
+        ..ROW
         remedy: RESET_FIRST,
     },
     Fault {
@@ -380,6 +471,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         signs: &[EccUncorrected],
         meaning: "memory of the GPU had an error that could not be corrected",
         action: Restart,
+        ..ROW
         remedy: "Nothing now; have the GPU at <pci> replaced if the count goes on growing.",
     },
     Fault {
@@ -387,6 +479,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         signs: &[RemapPending],
         meaning: "bad memory waits to be replaced by a spare row at the next reset",
         action: Nothing,
+        ..ROW
         remedy: "Reboot the machine when the lab is quiet.",
     },
     // The GPU itself, its links, its firmware.
@@ -394,6 +487,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         code: "xid-46",
         signs: &[Xid(46), Xid(158)],
         meaning: "the GPU stopped working",
+        ..ROW
         action: Quarantine,
         remedy: RESET,
     },
@@ -401,6 +495,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         code: "xid-54",
         signs: &[Xid(54), Answer("NVML_ERROR_INSUFFICIENT_POWER")],
         meaning: "the GPU's power cables are not connected",
+        ..ROW
         action: Quarantine,
         remedy: "Switch the machine off, connect the power cables of the GPU at <pci>, then `labd gpu release <id>`.",
     },
@@ -409,6 +504,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         // The catalog has it as unused; the driver's own text calls it not fatal.
         signs: &[Xid(61)],
         meaning: "a controller inside the GPU stopped at a breakpoint, and went on",
+        ..ROW
         action: Nothing,
         remedy: "Nothing, unless the GPU is slow or hangs after it: then reboot the machine.",
     },
@@ -420,6 +516,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         remedy: RESET,
     },
     Fault {
+        ..ROW
         code: "xid-74",
         signs: &[Xid(74)],
         meaning: "an NVLink failed",
@@ -428,6 +525,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
     },
     Fault {
         code: "xid-109",
+        ..ROW
         signs: &[Xid(109)],
         meaning: "the GPU could not switch between programs in time",
         action: Quarantine,
@@ -435,6 +533,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
     },
     Fault {
         code: "xid-110",
+        ..ROW
         signs: &[Xid(110)],
         meaning: "a security check inside the GPU failed",
         action: Quarantine,
@@ -442,6 +541,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
     },
     Fault {
         code: "xid-119",
+        ..ROW
         // 1 had another meaning until it was unused; driver 595 writes it when the GSP crashes.
         signs: &[Xid(1), Xid(119), Xid(120)],
         meaning: "the GPU's own processor (GSP) crashed or does not answer",
@@ -449,6 +549,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         remedy: RESET,
     },
     Fault {
+        ..ROW
         code: "xid-136",
         signs: &[Xid(136)],
         meaning: "an NVLink could not be trained",
@@ -456,6 +557,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         remedy: RESET,
     },
     Fault {
+        ..ROW
         code: "xid-143",
         signs: &[Xid(143)],
         meaning: "the GPU did not start",
@@ -464,6 +566,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
     },
     Fault {
         code: "nvlink-fatal",
+        ..ROW
         signs: &[Xid(144), Xid(145), Xid(146), Xid(147), Xid(148), Xid(149), Xid(150), Xid(155)],
         meaning: "an NVLink of the GPU failed",
         action: Quarantine,
@@ -471,6 +574,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
     },
     Fault {
         code: "xid-151",
+        ..ROW
         signs: &[Xid(151)],
         meaning: "the keys with which a virtual machine and the GPU talk (confidential computing) could not be changed",
         action: Quarantine,
@@ -478,6 +582,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
     },
     Fault {
         code: "xid-159",
+        ..ROW
         signs: &[Xid(159)],
         meaning: "the connection between GPU and processor had an error, under the unified memory that CUDA always uses",
         action: Quarantine,
@@ -485,6 +590,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
     },
     Fault {
         code: "xid-162",
+        ..ROW
         signs: &[Xid(162), Xid(163)],
         meaning: "the smoothing of the GPU's power was switched off or on again, as it is when it gets too warm",
         action: Nothing,
@@ -492,6 +598,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
     },
     Fault {
         code: "xid-164",
+        ..ROW
         signs: &[Xid(164), Xid(165)],
         meaning: "the circuit that smooths the GPU's power is at the end of its life; the GPU works on",
         action: Nothing,
@@ -499,6 +606,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
     },
     Fault {
         code: "xid-166",
+        ..ROW
         signs: &[Xid(166), Xid(170)],
         meaning: "an NVLink was used before it was encrypted (confidential computing)",
         action: Nothing,
@@ -506,6 +614,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
     },
     Fault {
         code: "xid-167",
+        ..ROW
         signs: &[Xid(167), Xid(173)],
         meaning: "the GPU's connection to the machine broke down",
         action: Quarantine,
@@ -513,6 +622,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
     },
     Fault {
         code: "xid-154",
+        ..ROW
         // 4 after a drain, which the quarantine is; 6 is NVML's number for one of the bus. Also what is not known.
         signs: &[Recovery(1), Recovery(4), Recovery(6), Xid(154)],
         meaning: "the driver says that the GPU needs a reset",
@@ -520,6 +630,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         remedy: RESET,
     },
     Fault {
+        ..ROW
         code: "xid-78",
         signs: &[Xid(78)],
         meaning: "a virtual GPU (vGPU) did not start",
@@ -527,6 +638,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         remedy: "Install the guest driver that fits the host's.",
     },
     Fault {
+        ..ROW
         code: "xid-ignored",
         signs: &[Xid(14), Xid(106), Xid(107), Xid(152), Xid(153)],
         meaning: "a message of a kind that NVIDIA says to ignore, such as a test",
@@ -535,6 +647,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
     },
     Fault {
         code: super::OTHER_XID,
+        ..ROW
         signs: &[],
         meaning: "the driver reported something that is not in this table",
         action: Nothing,
@@ -542,6 +655,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
     },
     // What its library answers. A GPU's own answer first.
     Fault {
+        ..ROW
         code: "nvml-gpu-lost",
         signs: &[Answer("NVML_ERROR_GPU_IS_LOST")],
         meaning: "the GPU has fallen off the PCI bus or cannot be reached",
@@ -549,6 +663,8 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         remedy: PULL,
     },
     Fault {
+        lasts: Moment,
+        ..ROW
         code: "nvml-reset-required",
         signs: &[
             Answer("NVML_ERROR_RESET_REQUIRED"),
@@ -556,6 +672,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
             Answer("NVML_ERROR_IRQ_ISSUE"),
             Kernel("NVRM:*[NV_ERR_RESET_REQUIRED]"),
         ],
+        ..ROW
         meaning: "the GPU cannot be used before it is reset",
         action: Quarantine,
         remedy: RESET,
@@ -564,6 +681,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         code: "nvml-unknown",
         signs: &[Answer("NVML_ERROR_UNKNOWN"), Answer("NVML_ERROR_TIMEOUT")],
         meaning: "the driver does not say what is wrong",
+        ..ROW
         action: Nothing,
         remedy: "Run `nvidia-smi -i <pci>` and `dmesg | grep NVRM`; reboot the machine if it stays so.",
     },
@@ -576,6 +694,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
     },
     Fault {
         code: "nvml-permission",
+        ..ROW
         signs: &[Answer("NVML_ERROR_NO_PERMISSION")],
         meaning: "labd may not ask the driver",
         action: Nothing,
@@ -583,13 +702,16 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
     },
     Fault {
         code: "nvml-blocked",
+        ..ROW
         signs: &[Answer("NVML_ERROR_OPERATING_SYSTEM")],
         meaning: "the operating system keeps the driver's library from the GPU: rules for devices (cgroup) or a virtual machine do",
         action: Nothing,
-        remedy: "Look for `DeviceAllow` and `PrivateDevices` in `systemctl cat labd`; in a virtual machine, and in WSL, at what its \
-                 host gives it.",
+        remedy: "Look for `DeviceAllow` and `PrivateDevices` in `systemctl cat labd`; in a virtual machine or WSL, check which \
+                 devices the host passes through.",
+        ..ROW
     },
     Fault {
+        ..ROW
         code: "nvml-function",
         signs: &[Answer("NVML_ERROR_FUNCTION_NOT_FOUND")],
         meaning: "the driver's library lacks what it is asked for: it is older than the driver or its tools",
@@ -597,6 +719,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         remedy: "Install library, tools and driver of one version (`dpkg -l | grep -i nvidia`), then reboot the machine.",
     },
     Fault {
+        ..ROW
         code: "nvml-driver-not-loaded",
         signs: &[Answer("NVML_ERROR_DRIVER_NOT_LOADED")],
         meaning: "NVIDIA's driver is not loaded",
@@ -604,3 +727,5 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         remedy: "Load it with `modprobe nvidia`; if that fails, install the driver for the running kernel.",
     },
 ];
+        ..ROW
+        ..ROW

@@ -21,13 +21,10 @@ use std::{
 };
 
 use labd_gpu::pci;
-pub use pasted::{Explained, explain};
+pub use pasted::{Explained, Is, explain};
 use tokio::{net::unix::pipe, sync::mpsc};
 
-use super::{
-    faults::{Fault, Sign, look_up},
-    health::by_code,
-};
+use super::faults::{Fault, Sign, is_needed_firmware, look_up};
 use crate::time::Timestamp;
 
 /// Device from which the kernel's messages are read.
@@ -149,6 +146,12 @@ pub fn instance(text: &str) -> Option<u32> {
     rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
+/// Error with which a line ends, as a number: 22 of `failed -22`, of `failed (-22).` and of `failed with error -22`.
+fn error_number(text: &str) -> Option<u32> {
+    let (_, end) = text.rsplit_once('-')?;
+    end.trim_end_matches(['.', '!', ')']).parse().ok()
+}
+
 /// PCI address of what a line is about: the first one, or the one of the device whose error a port received.
 fn address(text: &str) -> Option<String> {
     /// Words of Linux's AER driver before the device; the port is at the beginning of the line.
@@ -165,6 +168,8 @@ fn first_address(text: &str) -> Option<String> {
     text.split(|c: char| c.is_whitespace() || "()[],;'".contains(c)).find_map(|word| {
         let word = word.trim_end_matches([':', '.']);
         let bare = word.strip_prefix("PCI:").unwrap_or(word);
+        // A port's service, as in `pciehp 0000:00:01.1:pcie004: ...`.
+        let bare = bare.split_once(":pcie").map_or(bare, |(port, _)| port);
         // Without a function, a domain must be whole: a time such as 12:30:05 is no address.
         let plain = bare.contains('.') || bare.split(':').next().is_some_and(|domain| domain.len() >= 4);
         if plain { pci::address(bare) } else { None }
@@ -203,20 +208,25 @@ impl Assembler {
         (fault, pci, text): (&'static Fault, Option<String>, String),
         usec: u64,
     ) -> (&'static Fault, Option<String>, String) {
-        /// Rows of a firmware that is missing, and of a GPU that does not start.
-        const ROWS: [&str; 2] = ["amdgpu-firmware", "amdgpu-init-failed"];
+        /// Errors with which the driver gives up for want of a file: `ENOENT` and `ENODEV`.
+        const MISSING: [u32; 2] = [2, 19];
         let recent = |at: u64| Duration::from_micros(usec.saturating_sub(at)) <= FIRMWARE;
         self.firmware.retain(|(_, at)| recent(*at));
-        if fault.code == ROWS[0] {
+        if is_needed_firmware(&text) {
             if self.firmware.len() == OPEN {
                 self.firmware.pop_front();
             }
             self.firmware.push_back((pci.clone(), usec));
         }
+        let Some(instead) = fault.without_firmware.and_then(look_up) else { return (fault, pci, text) };
         // Some lines of a failed start name no GPU.
-        let missing = self.firmware.iter().any(|(gpu, _)| pci.is_none() || *gpu == pci);
-        let instead = if fault.code == ROWS[1] && missing { by_code(ROWS[0]) } else { None };
-        (instead.unwrap_or(fault), pci, text)
+        let same = |gpu: &Option<String>| pci.is_none() || *gpu == pci;
+        if error_number(&text).is_some_and(|error| !MISSING.contains(&error)) {
+            // It is something else, also where the next line has no number.
+            self.firmware.retain(|(gpu, _)| !same(gpu));
+        }
+        let missing = self.firmware.iter().any(|(gpu, _)| same(gpu));
+        (if missing { instead } else { fault }, pci, text)
     }
 
     fn whole(&mut self, record: &Record) -> Option<(&'static Fault, Option<String>, String)> {
@@ -302,9 +312,9 @@ fn push(records: &mut VecDeque<Record>, record: Record) {
 pub fn follow(path: &Path) -> Result<mpsc::Receiver<KernelLine>, Unreadable> {
     let source = Source::open(path).map_err(|why| Unreadable { path: path.to_owned(), why })?;
     let up = uptime();
-    let (tell, lines) = mpsc::channel(WAITING);
-    tokio::spawn(pump(source, Clock { now: Timestamp::now, up }, tell));
-    Ok(lines)
+    let (lines_tx, lines_rx) = mpsc::channel(WAITING);
+    tokio::spawn(pump(source, Clock { now: Timestamp::now, up }, lines_tx));
+    Ok(lines_rx)
 }
 
 /// Time since boot; nothing where it cannot be read.
@@ -384,14 +394,14 @@ impl Source {
     }
 }
 
-async fn pump(mut source: Source, clock: Clock, tell: mpsc::Sender<KernelLine>) {
+async fn pump(mut source: Source, clock: Clock, lines_tx: mpsc::Sender<KernelLine>) {
     let boot = clock.boot();
     let mut assembler = Assembler::default();
     let mut buffer = vec![0; RECORD];
     let mut pending = String::new();
     loop {
         let read = tokio::select! {
-            () = tell.closed() => return,
+            () = lines_tx.closed() => return,
             read = source.read(&mut buffer) => read,
         };
         match read {
@@ -408,7 +418,7 @@ async fn pump(mut source: Source, clock: Clock, tell: mpsc::Sender<KernelLine>) 
             let Some(record) = Record::read(&record) else { continue };
             let at = clock.at(boot, record.usec);
             let Some((fault, pci, text)) = assembler.take(record) else { continue };
-            if tell.send(KernelLine { at, fault, pci, text }).await.is_err() {
+            if lines_tx.send(KernelLine { at, fault, pci, text }).await.is_err() {
                 return;
             }
         }

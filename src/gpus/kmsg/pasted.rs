@@ -1,7 +1,13 @@
 //! Lines of the kernel as people paste them: `dmesg` with its times, the journal, a record of `/dev/kmsg`. Pure.
 
-use super::{Assembler, Record};
-use crate::gpus::faults::Fault;
+use super::{Assembler, Record, first_address};
+use crate::gpus::{
+    faults::{Fault, Scope},
+    vendor,
+};
+
+/// Drivers of the ports that PCI devices are behind; until Linux 4.19 those for hot-plugging had a name of their own.
+const PORT_DRIVERS: [&str; 2] = ["pcieport", "pciehp"];
 
 /// One pasted line, and what it tells of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,14 +18,40 @@ pub struct Explained {
     pub fault: Option<&'static Fault>,
     /// PCI address that the message names, in this line or in one before.
     pub device: Option<String>,
+    /// What is at that address.
+    pub is: Is,
+}
+
+/// What is at the address that a line names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Is {
+    /// GPU, as far as the line says.
+    Gpu,
+    /// Port of the machine: the fault is of the GPUs behind it.
+    Port,
+    /// Something else, such as a switch between GPUs or a disk.
+    Other,
 }
 
 impl Explained {
-    /// Address of the GPU: a switch between GPUs and a port of the machine are none.
+    /// Address of the GPU.
     pub fn gpu(&self) -> Option<&str> {
-        let fault = self.fault?;
-        let other = fault.code.starts_with("nvswitch-") || fault.code == "pcie-down";
-        self.device.as_deref().filter(|_| !other)
+        self.device.as_deref().filter(|_| self.is == Is::Gpu)
+    }
+}
+
+/// What the device is that a line about a fault names. Of PCI errors, the driver before the address says so; a device whose
+/// error its port received can be a GPU.
+fn what_is(fault: &Fault, text: &str, device: Option<&str>) -> Is {
+    let (driver, rest) = text.split_once(' ').unwrap_or_default();
+    let own = rest.split_once(' ').and_then(|(own, _)| first_address(own));
+    match fault.scope {
+        Scope::Gpu => Is::Gpu,
+        Scope::Switch => Is::Other,
+        Scope::PciDevice if own.is_some() && own.as_deref() != device => Is::Gpu,
+        Scope::PciDevice if PORT_DRIVERS.contains(&driver) => Is::Port,
+        Scope::PciDevice if vendor::ALL.iter().any(|def| def.driver == driver) => Is::Gpu,
+        Scope::PciDevice => Is::Other,
     }
 }
 
@@ -37,8 +69,9 @@ pub fn explain(text: &str) -> Vec<Explained> {
             }
         }
         let told = record(&whole).and_then(|record| assembler.take(record));
+        let is = told.as_ref().map_or(Is::Other, |(fault, device, text)| what_is(fault, text, device.as_deref()));
         let (fault, device) = told.map_or((None, None), |(fault, device, _)| (Some(fault), device));
-        all.push(Explained { line: line.to_owned(), fault, device });
+        all.push(Explained { line: line.to_owned(), fault, device, is });
     }
     all
 }
@@ -70,18 +103,14 @@ fn record(line: &str) -> Option<Record> {
     {
         text = after.trim_start();
     }
-    // `[   12.345678]`, `[Sun Nov 29 06:31:13 2026]`, and who printed it: `[  T812]`.
+    // Times, and who printed it: `[  T812]`.
     while let Some((inside, after)) = text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         let inside = inside.trim();
-        let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-        if let Some((seconds, fraction)) = inside.split_once('.').filter(|(a, b)| digits(a) && digits(b)) {
-            let micros = format!("{fraction:0<6}").get(..6).and_then(|f| f.parse().ok()).unwrap_or(0);
-            usec = seconds.parse::<u64>().ok().and_then(|s| s.checked_mul(1_000_000)?.checked_add(micros)).unwrap_or(0);
+        if let Some(at) = time(inside) {
+            usec = at.unwrap_or(usec);
         } else if inside.strip_prefix(['T', 'C']).is_some_and(digits) {
             caller = Some(inside.to_owned());
-        } else if !(inside.contains(':')
-            && inside.split(' ').next_back().is_some_and(|year| year.len() == 4 && digits(year)))
-        {
+        } else {
             break;
         }
         text = after.trim_start();
@@ -95,6 +124,33 @@ fn record(line: &str) -> Option<Record> {
         text = after.trim_start();
     }
     Some(Record { usec, continues: false, caller, text: text.to_owned(), device: None })
+}
+
+fn digits(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
+}
+
+/// Time in one of the forms of `dmesg`, in microseconds since boot where it says so: `12.345678`, with `--show-delta`
+/// `12.345678 <    0.000005>`, with `--ctime` `Sun Nov 29 06:31:13 2026`, with `--human` or `--reltime` `Nov29 06:31`, then
+/// `+0.000005`. `None` for anything else in brackets.
+fn time(inside: &str) -> Option<Option<u64>> {
+    let absolute = inside.split_once('<').map_or(inside, |(before, _)| before.trim_end());
+    let number = absolute.strip_prefix('+').unwrap_or(absolute);
+    if let Some((seconds, fraction)) = number.split_once('.').filter(|(a, b)| digits(a) && digits(b)) {
+        let micros = format!("{fraction:0<6}").get(..6).and_then(|f| f.parse().ok()).unwrap_or(0);
+        let usec = seconds.parse::<u64>().ok().and_then(|s| s.checked_mul(1_000_000)?.checked_add(micros));
+        return Some(usec.filter(|_| number == absolute));
+    }
+    let words: Vec<&str> = absolute.split_whitespace().collect();
+    let clock = |word: &str| word.len() >= 5 && word.split(':').all(|part| part.len() == 2 && digits(part));
+    let is_date = match words[..] {
+        [day, at] => clock(at) && day.len() == 5 && day.get(3..).is_some_and(digits),
+        [_, _, _, at, year] => clock(at) && year.len() == 4 && digits(year),
+        // `--show-delta --notime`: only the difference.
+        [] => !inside.is_empty(),
+        _ => false,
+    };
+    is_date.then_some(None)
 }
 
 #[cfg(test)]
@@ -114,6 +170,12 @@ mod tests {
             format!("[    5.123456][  T812] {line}"),
             format!("[Sun Nov 29 06:31:13 2026] {line}"),
             format!("<3>[ 12.3] {line}"),
+            format!("[12345.678901 <    0.000005>] {line}"),
+            format!("[<    0.000005>] {line}"),
+            format!("[Sun Nov 29 06:31:13 2026 <    0.000005>] {line}"),
+            format!("[Nov29 06:31] {line}"),
+            format!("[  +0.000005] {line}"),
+            format!("kern  :err   : [  +0.000005] {line}"),
             format!("kern  :err   : [ 12.345678] {line}"),
             format!("Nov 29 06:31:13 gpu-box kernel: {line}"),
             format!("2026-11-29T06:31:13,123456+00:00 {line}"),
@@ -131,7 +193,47 @@ mod tests {
     fn a_message_of_several_lines_is_told_of_at_its_last_with_the_gpu_of_its_first() {
         let text = "[1.0] NVRM: The NVIDIA GPU 0000:18:00.0\n[1.0] NVRM: (PCI ID: 10de:2901) installed in this system has\n\
                     [1.0] NVRM: fallen off the bus and is not responding to commands.";
-        assert_eq!(told(text), [(None, None), (None, None), (Some("xid-79"), Some("0000:18:00.0".to_owned()))]);
+        let want = [(None, None), (None, None), (Some("xid-79"), Some("0000:18:00.0".to_owned()))];
+        assert_eq!(told(text), want);
+        // `dmesg --human`, and the lines of one record.
+        let text = "[Nov29 06:31] NVRM: The NVIDIA GPU 0000:18:00.0\n\
+                    [  +0.000002] NVRM: (PCI ID: 10de:2901) installed in this system has\n               \
+                    NVRM: fallen off the bus and is not responding to commands.";
+        assert_eq!(told(text), want);
+    }
+
+    #[test]
+    fn what_stands_in_brackets_and_is_no_time_stays() {
+        for text in
+            ["[drm] GPU recovery disabled.", "[drm:a [b]] *ERROR* c", "[gfxhub] page fault", "[1] a", "[] a", "[a b] c"]
+        {
+            assert_eq!(record(text).map(|r| r.text).as_deref(), Some(text));
+        }
+        assert_eq!(record("[12.5 <0.1>] a").map(|r| r.usec), Some(12_500_000));
+    }
+
+    #[test]
+    fn a_pci_error_names_a_gpu_only_where_its_driver_or_its_port_says_so() {
+        let is = |text: &str| {
+            let [explained] = &explain(text)[..] else { panic!("{text}") };
+            (explained.fault.map_or("-", |f| f.code), explained.is, explained.gpu().map(str::to_owned))
+        };
+        let port = |text: &str| is(&format!("pcieport 0000:00:01.1: {text}"));
+        assert_eq!(port("pciehp: Slot(0): Link Down"), ("pcie-down", Is::Port, None));
+        assert_eq!(port("DPC: containment event, status:0x1f01 source:0x0000"), ("pcie-down", Is::Port, None));
+        let fatal = "PCIe Bus Error: severity=Uncorrected (Fatal), type=Transaction Layer, (Receiver ID)";
+        assert_eq!(port(fatal), ("pcie-fatal", Is::Port, None));
+        let own = "AER: Uncorrected (Fatal) error received: 0000:00:01.1";
+        assert_eq!(port(own), ("pcie-fatal", Is::Port, None), "its own error");
+        let received = "AER: Uncorrectable (Fatal) error message received from 0000:03:00.0";
+        assert_eq!(port(received), ("pcie-fatal", Is::Gpu, Some("0000:03:00.0".to_owned())));
+        assert_eq!(
+            is(&format!("nvidia 0000:3b:00.0: {fatal}")),
+            ("pcie-fatal", Is::Gpu, Some("0000:3b:00.0".to_owned()))
+        );
+        let disk = "nvme 0000:02:00.0: PCIe Bus Error: severity=Uncorrectable (Non-Fatal), type=Transaction Layer";
+        assert_eq!(is(disk), ("pcie-nonfatal", Is::Other, None));
+        assert_eq!(is("pciehp 0000:00:01.1:pcie004: Slot(9): Link Down"), ("pcie-down", Is::Port, None), "Linux 4.19");
     }
 
     #[test]
@@ -157,16 +259,37 @@ mod tests {
     #[test]
     fn a_gpu_without_its_firmware_is_not_broken() {
         let missing =
-            "[3.0] amdgpu 0000:03:00.0: amdgpu: Direct firmware load for amdgpu/gc_11_0_0_pfp.bin failed with error -2";
+            "[3.0] amdgpu 0000:03:00.0: Direct firmware load for amdgpu/gc_11_0_0_pfp.bin failed with error -2";
         let failed = |gpu: &str, s: u32| format!("[{s}.0] amdgpu {gpu}: amdgpu: Fatal error during GPU init");
         let codes = |text: &str| told(text).into_iter().map(|(code, _)| code.unwrap_or("-")).collect::<Vec<_>>();
         let both = |second: &str| codes(&format!("{missing}\n{second}"));
-        assert_eq!(both(&failed("0000:03:00.0", 4)), ["amdgpu-firmware", "amdgpu-firmware"]);
+        let excused = ["amdgpu-firmware", "amdgpu-no-firmware"];
+        assert_eq!(both(&failed("0000:03:00.0", 4)), excused);
+        assert_eq!(both("[4.0] [drm:psp_hw_init [amdgpu]] *ERROR* PSP firmware loading failed"), excused);
+        assert_eq!(both("[4.0] amdgpu: probe of 0000:03:00.0 failed with error -19"), excused);
+        let broken = ["amdgpu-firmware", "amdgpu-init-failed"];
+        assert_eq!(both(&failed("0000:04:00.0", 4)), broken, "another GPU");
+        assert_eq!(both(&failed("0000:03:00.0", 400)), broken, "another time");
+        // A file that the driver does without, beside a card that is broken.
+        for file in ["isp_4_1_0.bin", "gc_11_0_1_mes_2.bin", "raven_dmcu.bin"] {
+            let text = format!("{}\n{}", missing.replace("gc_11_0_0_pfp.bin", file), failed("0000:03:00.0", 4));
+            assert_eq!(codes(&text), broken, "{file}");
+        }
+        // A number says that it is something else: an old kernel does without this file.
+        let [file, hardware, end] = [
+            missing.replace("gc_11_0_0_pfp.bin", "vega20_ta.bin"),
+            "[4.0] [drm:amdgpu_device_init [amdgpu]] *ERROR* hw_init of IP block <psp> failed -22".to_owned(),
+            failed("0000:03:00.0", 4),
+        ];
         assert_eq!(
-            both("[4.0] [drm:psp_hw_init [amdgpu]] *ERROR* PSP firmware loading failed"),
-            ["amdgpu-firmware"; 2]
+            codes(&format!("{file}\n{hardware}\n{end}")),
+            ["amdgpu-firmware", "amdgpu-init-failed", "amdgpu-init-failed"]
         );
-        assert_eq!(both(&failed("0000:04:00.0", 4)), ["amdgpu-firmware", "amdgpu-init-failed"], "another GPU");
-        assert_eq!(both(&failed("0000:03:00.0", 400)), ["amdgpu-firmware", "amdgpu-init-failed"], "another time");
+        // Versions can end like the files that there are others for.
+        let needed = missing.replace("gc_11_0_0_pfp.bin", "sdma_4_4_2.bin");
+        let early = "[3.1] [drm:amdgpu_device_init [amdgpu]] *ERROR* early_init of IP block <sdma_v4_4_2> failed -19";
+        assert_eq!(codes(&format!("{needed}\n{early}")), excused);
+        let debian = "[3.0] amdgpu 0000:03:00.0: firmware: failed to load amdgpu/gc_11_0_0_pfp.bin (-2)";
+        assert_eq!(codes(&format!("{debian}\n{}", failed("0000:03:00.0", 4))), excused);
     }
 }
