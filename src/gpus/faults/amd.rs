@@ -56,22 +56,23 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         code: "amdgpu-overheat",
         signs: &[
             Kernel("amdgpu*over temperature range"),
+            Kernel("amdgpu*Critical Temperature Fault"),
             Kernel("amdgpu*shutdown due to GPU SW CTF"),
             Kernel("amdgpu*shutdown due to GPU HW CTF"),
         ],
         meaning: "the GPU is so hot that it, or the machine, is switched off",
         action: Quarantine,
         remedy: "Check fans, air flow and the dust on the GPU at <pci>, then `labd gpu release <id>`.",
-    },
         ..ROW
+    },
     Fault {
         code: "amdgpu-throttled",
         signs: &[Kernel("amdgpu*WARN: GPU is throttled")],
         meaning: "the GPU is too hot or gets too little power: it runs slower than it could",
         action: Nothing,
         remedy: "Check fans, air flow and the machine's power supplies (`ipmitool sensor`).",
-    },
         ..ROW
+    },
     Fault {
         code: "amdgpu-athub",
         signs: &[
@@ -81,8 +82,8 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         meaning: "the GPU had an error that could not be corrected, and stopped",
         action: Quarantine,
         remedy: REBOOT,
-    },
         ..ROW
+    },
     Fault {
         code: "amdgpu-bad-pages",
         signs: &[
@@ -90,40 +91,42 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
             Kernel("amdgpu*exceed*bad page*threshold"),
             Kernel("amdgpu*RAS records:* exceed threshold"),
             Kernel("amdgpu*GPU will not be initialized"),
+            Kernel("amdgpu*GPU is in BAD status"),
+            Kernel("amdgpu*GPU in bad status"),
         ],
         meaning: "too much of the GPU's memory is bad",
         action: Quarantine,
         remedy: REPLACE_AMD,
+        ..ROW
     },
     Fault {
         code: "amdgpu-ras",
-        ..ROW
         signs: &[Ras(Memory), Kernel("amdgpu*oison is consumed"), Kernel("amdgpu*oison consumption")],
         meaning: "memory of the GPU had an error that could not be corrected: what used it was stopped",
         action: Restart,
         remedy: "Nothing now; have the GPU at <pci> replaced if it comes again.",
+        ..ROW
     },
     Fault {
         code: "amdgpu-ras-block",
-        ..ROW
         // Texts without a count are from before the driver said which block.
         signs: &[Ras(Block), Kernel("amdgpu*ncorrectable hardware error"), Kernel("amdgpu*sram_ecc")],
         meaning: "a part of the GPU had an error that could not be corrected: what used it was stopped",
         action: Restart,
         remedy: "Nothing now; have the GPU at <pci> replaced if it comes again.",
+        ..ROW
     },
     Fault {
         code: "amdgpu-ras-deferred",
-        ..ROW
         signs: &[Ras(Deferred), Kernel("amdgpu*oison is created")],
         meaning: "memory of the GPU had an error that could not be corrected, in data that nothing has used yet",
         action: Nothing,
         remedy: AWAIT,
+        lasts: Moment,
+        ..ROW
     },
     Fault {
         code: "amdgpu-firmware",
-        lasts: Moment,
-        ..ROW
         signs: &[Kernel("Direct firmware load for amdgpu/*failed"), Kernel("firmware: failed to load amdgpu/")],
         meaning: "a file of the GPU's firmware is not on the machine: the driver does without, or does not start the GPU",
         action: Nothing,
@@ -148,23 +151,30 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         meaning: "ROCm cannot use a GPU: its slot does not do PCIe atomics",
         action: Nothing,
         remedy: "Put it into a slot that the processor drives itself, without a switch or a chipset in between.",
+        lasts: UntilStart,
+        ..ROW
     },
     Fault {
         code: "amdgpu-xgmi",
-        lasts: UntilStart,
-        ..ROW
-        signs: &[Kernel("amdgpu*XGMI:*ailure"), Kernel("amdgpu*XGMI:*ailed")],
+        signs: &[
+            Kernel("amdgpu*XGMI:*ailure"),
+            Kernel("amdgpu*XGMI:*ailed"),
+            Kernel("amdgpu*XGMI:*can not match hive"),
+        ],
         meaning: "the GPU's link to other GPUs (XGMI) could not be set up",
         action: Quarantine,
         remedy: REBOOT,
+        ..ROW
     },
     Fault {
         code: "amdgpu-init-failed",
         signs: &[
-            Kernel("amdgpu*hw_init of IP block"),
+            Kernel("amdgpu*early_init of IP block*failed"),
             Kernel("amdgpu*sw_init of IP block"),
+            Kernel("amdgpu*hw_init of IP block"),
+            Kernel("amdgpu*late_init of IP block*failed"),
+            Kernel("amdgpu*amdgpu_device_ip_*init failed"),
             // Until Linux 6.8, and since then.
-        ..ROW
             Kernel("amdgpu: probe of*failed with error"),
             Kernel("amdgpu*probe with driver amdgpu failed with error"),
             Kernel("amdgpu*Fatal error during GPU init"),
@@ -176,6 +186,9 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         meaning: "the driver cannot start the GPU",
         action: Quarantine,
         remedy: PULL,
+        lasts: UntilStart,
+        without_firmware: Some(NoFirmware),
+        ..ROW
     },
     Fault {
         code: "amdgpu-resume-failed",
@@ -183,29 +196,27 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         meaning: "the driver could not start the GPU again after it slept or was reset",
         action: Quarantine,
         remedy: REBOOT,
+        ..ROW
     },
     Fault {
         code: "amdgpu-recovery-disabled",
-        lasts: UntilStart,
-        without_firmware: Some(NoFirmware),
-        ..ROW
         signs: &[Kernel("amdgpu*GPU recovery disabled"), Kernel("[drm] GPU recovery disabled")],
         meaning: "the GPU hangs, and the driver is told not to reset it (`amdgpu.gpu_recovery=0`)",
         action: Quarantine,
         remedy: "Take `gpu_recovery=0` out of the kernel's command line and `/etc/modprobe.d`, reboot the machine, then `labd gpu \
                  release <id>`.",
+        ..ROW
     },
     Fault {
-        ..ROW
         code: "amdgpu-smu-hang",
         signs: &[Kernel("amdgpu*SMU is in hanged state")],
         meaning: "the GPU's own controller of power and clocks (SMU) does not answer any more",
         action: Quarantine,
         remedy: REBOOT,
+        ..ROW
     },
     Fault {
         code: "amdgpu-reset-failed",
-        ..ROW
         signs: &[
             Kernel("amdgpu*ode1 reset failed"),
             Kernel("amdgpu*ode2 reset failed"),
@@ -213,11 +224,12 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
             Kernel("amdgpu*GPU reset end with ret = -"),
             Kernel("amdgpu*ASIC reset failed"),
             Kernel("amdgpu*GPU Recovery Failed"),
-        ..ROW
+            Kernel("amdgpu*device wedged, needs recovery"),
         ],
         meaning: "the GPU hung and the driver could not reset it",
         action: Quarantine,
         remedy: REBOOT,
+        ..ROW
     },
     Fault {
         code: "amdgpu-reset",
@@ -225,37 +237,57 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         meaning: "the GPU hung and the driver reset it: what was on it is gone",
         action: Restart,
         remedy: "Nothing, unless it comes again: then reboot the machine, and look for newer firmware.",
+        ..ROW
     },
     Fault {
         code: "amdgpu-soft-recovered",
         signs: &[Kernel("amdgpu*but soft recovered"), Kernel("amdgpu*Ring * reset succeeded")],
-        ..ROW
         meaning: "a program's work hung and was stopped; the GPU goes on",
         action: Nothing,
         remedy: JOB,
+        lasts: Moment,
+        ..ROW
     },
     Fault {
         code: "amdgpu-hang",
         signs: &[
-        ..ROW
             Kernel("amdgpu*GPU reset begin"),
             Kernel("amdgpu*ring * timeout"),
-            Kernel("amdgpu*MES failed to respond"),
-            Kernel("amdgpu*MES(*) failed to respond"),
+            // Before a reset, during one and after one: how that ends is told.
+            Kernel("amdgpu*ring * test failed"),
+            Kernel("amdgpu*IB test failed on"),
+            Kernel("amdgpu*ib ring test failed"),
+            Kernel("amdgpu*Ring * reset failed"),
+            // The scheduler in the GPU (MES). Until Linux 6.8, `MES failed to response msg=3`.
+            Kernel("amdgpu*MES failed to respon"),
+            Kernel("amdgpu*MES(*) failed to respon"),
             Kernel("amdgpu*MES might be in unrecoverable state"),
-            Kernel("amdgpu*failed to remove hardware queue from MES"),
+            Kernel("amdgpu*MES ring buffer is full"),
+            Kernel("amdgpu*failed to add hardware queue"),
+            Kernel("amdgpu*failed to remove hardware queue"),
+            Kernel("amdgpu*failed to suspend gangs from MES"),
+            Kernel("amdgpu*failed to resume gangs from MES"),
+            Kernel("amdgpu*failed to unmap legacy queue"),
             Kernel("amdgpu*IP block:* is hung"),
-        lasts: Moment,
-        ..ROW
             Kernel("amdgpu*suspend of IP block*failed"),
+            // The controller of power and clocks (SMU). All ones are the answer of a GPU that is gone, or asleep.
             Kernel("amdgpu*SMU: I'm not done with your previous command"),
-            Kernel("amdgpu*qcm fence wait loop timeout"),
+            Kernel("amdgpu*SMU: No response"),
+            Kernel("amdgpu*SMU: response:0xFFFFFFFF for"),
+            // Of KFD, which began its lines with nothing, `kfd: ` or `amdgpu: `, and names the GPU since Linux 6.10.
+            Kernel("qcm fence wait loop timeout"),
+            Kernel("cp might be in an unrecoverable state due to an unsuccessful queues preemption"),
+            Kernel("amdgpu*Queue preemption failed"),
             Kernel("amdgpu*Failed to evict"),
+            Kernel("Failed to evict process queue"),
+            Kernel("amdgpu*Failed to restore queue"),
             Kernel("amdgpu*Failed to quiesce KFD"),
         ],
-        meaning: "a program's work hangs on the GPU",
+        meaning: "a program's work hangs on the GPU, or the GPU does",
         action: Nothing,
         remedy: AWAIT,
+        lasts: Moment,
+        ..ROW
     },
     Fault {
         code: "amdgpu-page-fault",
@@ -263,6 +295,8 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         meaning: "a program read or wrote memory that is not its own (page fault)",
         action: Nothing,
         remedy: JOB,
+        lasts: Moment,
+        ..ROW
     },
     Fault {
         code: "exit-134",
@@ -271,10 +305,6 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         meaning: "a process of the worker aborted: AMD's runtime does that after a GPU hang (`HW Exception by GPU node`)",
         action: Restart,
         remedy: "Read the worker's log (`labd logs`) and `dmesg`; reboot the machine if it comes again on the same GPU.",
+        ..ROW
     },
 ];
-        lasts: Moment,
-        ..ROW
-        lasts: Moment,
-        ..ROW
-        ..ROW

@@ -52,11 +52,16 @@ pub(super) const TABLE: &[Fault] = &[
         signs: &[
             Kernel("pciehp: Slot(*): Link Down"),
             Kernel("pciehp: Slot(*): Card not present"),
+            // Until Linux 4.19, with a driver of its own: `pciehp 0000:00:01.1:pcie004: Slot(0): Link Down`.
+            Kernel("pciehp *: Slot(*): Link Down"),
+            Kernel("pciehp *: Slot(*): Card not present"),
             Kernel("DPC: containment event"),
         ],
         meaning: "the GPU's PCI connection is down: the machine has cut it off",
         action: Quarantine,
         remedy: PULL,
+        scope: PciDevice,
+        ..ROW
     },
     Fault {
         code: "power-failed",
@@ -68,28 +73,26 @@ pub(super) const TABLE: &[Fault] = &[
     },
     Fault {
         code: "throttled",
-        scope: PciDevice,
-        ..ROW
         signs: &[Throttled(Throttle::Thermal), Throttled(Throttle::PowerBrake), Throttled(Throttle::Hardware)],
         meaning: "the GPU is too hot or gets too little power: it runs slower than it could",
         action: Nothing,
         remedy: "Check fans, air flow and the machine's power supplies (`ipmitool sensor`).",
+        ..ROW
     },
     Fault {
         code: "hang",
-        ..ROW
         signs: &[Hang],
         meaning: "a call into the GPU's driver does not return: readings are stale, workers go on",
         action: Nothing,
         remedy: "Look for processes in state D (`ps -eo pid,stat,comm | grep ' D'`); reboot the machine if it stays so.",
+        ..ROW
     },
     Fault {
         code: "library-missing",
-        ..ROW
         signs: &[Answer(labd_gpu::line::LIBRARY_MISSING), Answer("NVML_ERROR_LIBRARY_NOT_FOUND")],
         meaning: "the vendor's library is not installed: something else is asked in its place",
         action: Nothing,
         remedy: "Install the driver's library (`libnvidia-ml1` or `rocm-smi-lib`) if the GPU shows no readings.",
+        ..ROW
     },
 ];
-        ..ROW

@@ -136,7 +136,7 @@ impl Fault {
         self.lasts == Lasts::UntilStart
     }
 
-    /// Whether nothing is left of it a moment later: a program failed, or how it goes on is told as another fault.
+    /// Whether nothing is left of it a moment later.
     pub fn passes(&self) -> bool {
         self.lasts == Lasts::Moment
     }
