@@ -294,7 +294,7 @@ pub(super) enum Gpu {
         /// Its id, the beginning of it, or its worker, such as `ray-worker-3`
         gpu: String,
     },
-    /// List the faults, or explain lines of the kernel that somebody sends
+    /// List the faults, or explain kernel log lines that somebody sends
     #[command(
         after_help = "Examples:\n  labd gpu faults\n  labd gpu faults --explain 'NVRM: Xid (PCI:0000:05:00): 79, pid=1234'\n  dmesg | labd gpu faults --explain\n  journalctl -k -b | labd gpu faults --explain --json | jq 'select(.code)'\n\nNeeds no daemon, and no GPU: paste what a colleague sends."
     )]
@@ -310,7 +310,7 @@ pub(super) enum Gpu {
 
 #[derive(Debug, Clone, Args)]
 pub(super) struct Faults {
-    /// Explain lines of the kernel, given here or by the standard input
+    /// Explain kernel log lines, given here or by the standard input
     #[arg(long)]
     pub(super) explain: bool,
     /// Lines, as `dmesg`, the journal or `/dev/kmsg` has them

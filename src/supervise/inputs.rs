@@ -320,19 +320,41 @@ impl<E: Engine> Supervisor<E> {
 
 /// Block on this GPU, if there is one.
 fn bar(unit: &Unit) -> Option<GpuBlock> {
-    let trouble = unit.trouble.as_ref();
-    let said = |text: fn(&GpuTrouble) -> &str| trouble.map_or("", text);
     match unit.state {
         GpuState::Ok => None,
         GpuState::Missing => Some(GpuBlock { quarantine: false, reason: format!("waits for its GPU {}", unit.gpu.id) }),
-        GpuState::Quarantined => Some(GpuBlock {
-            quarantine: true,
-            reason: format!(
-                "its GPU is quarantined: {}; {}; then `labd gpu release {}`",
-                said(|t| &t.meaning),
-                said(|t| &t.remedy),
-                unit.gpu.id
-            ),
-        }),
+        GpuState::Quarantined => {
+            Some(GpuBlock { quarantine: true, reason: quarantined(unit.trouble.as_ref(), &unit.gpu.id) })
+        }
+    }
+}
+
+/// Reason why a worker waits whose GPU is quarantined. How the quarantine ends is said once: most remedies say it.
+fn quarantined(trouble: Option<&GpuTrouble>, id: &str) -> String {
+    let said = |text: fn(&GpuTrouble) -> &str| trouble.map_or("", text);
+    let (meaning, remedy) = (said(|t| &t.meaning), said(|t| &t.remedy));
+    let release = format!("`labd gpu release {id}`");
+    let end = if remedy.contains(&release) { String::new() } else { format!("; then {release}") };
+    format!("its GPU is quarantined: {meaning}; {}{end}", remedy.trim_end_matches('.'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpus::{faults, health};
+
+    #[test]
+    fn how_a_quarantine_ends_is_said_once_whatever_the_remedy() {
+        for fault in faults::all().filter(|fault| fault.action == faults::Action::Quarantine) {
+            let trouble = GpuTrouble {
+                code: fault.code.to_owned(),
+                meaning: fault.meaning.to_owned(),
+                remedy: fault.remedy_for(Some("0000:41:00.0"), Some("GPU-1")),
+                since: Timestamp::from_millis(0),
+            };
+            let reason = quarantined(Some(&trouble), "GPU-1");
+            assert_eq!(reason.matches("labd gpu release").count(), 1, "{reason}");
+            assert!(!reason.contains(".;") && health::by_code(fault.code).is_some(), "{reason}");
+        }
     }
 }
