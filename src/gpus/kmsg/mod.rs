@@ -287,7 +287,8 @@ impl Assembler {
     /// Position of the oldest message that `record` may be a further line of: those begin in the middle of a sentence.
     fn position(&self, record: &Record) -> Option<usize> {
         let text = record.text.strip_prefix("NVRM:")?.trim_start();
-        if !["(PCI ID", "installed in", "fallen off"].iter().any(|middle| text.starts_with(middle)) {
+        if !["(PCI ID", "installed in", "fallen off", "supported through"].iter().any(|middle| text.starts_with(middle))
+        {
             return None;
         }
         self.open.iter().position(|head| head.caller == record.caller)

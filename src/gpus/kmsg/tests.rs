@@ -427,6 +427,21 @@ fn a_message_in_several_records_names_its_gpu_whoever_prints_in_between() {
 }
 
 #[test]
+fn a_legacy_gpu_is_the_one_of_the_first_line() {
+    assert_eq!(
+        told(&[
+            "4,1,1,-;NVRM: The NVIDIA GPU 0000:02:00.0 (PCI ID: 10de:1140)",
+            "4,2,2,-;NVRM: installed in this system is",
+            "4,3,3,-;NVRM:  supported through the NVIDIA 390.xx Legacy drivers. Please",
+            "4,4,4,-;NVRM:  visit http://www.nvidia.com/object/unix.html for more",
+            "4,5,5,-;NVRM:  information.  The 430.14 NVIDIA driver will ignore",
+            "4,6,6,-;NVRM:  this GPU.  Continuing probe...",
+        ]),
+        ["nvidia-unsupported 0000:02:00.0"]
+    );
+}
+
+#[test]
 fn mixed_messages_of_two_gpus_name_both() {
     let mixed = [
         "4,1,1,-;NVRM: The NVIDIA GPU 0000:18:00.0",
