@@ -47,11 +47,10 @@ fn what_is(fault: &Fault, text: &str, device: Option<&str>) -> Is {
     let own = rest.split_once(' ').and_then(|(own, _)| first_address(own));
     match fault.scope {
         Scope::Gpu => Is::Gpu,
-        Scope::Switch => Is::Other,
         Scope::PciDevice if own.is_some() && own.as_deref() != device => Is::Gpu,
         Scope::PciDevice if PORT_DRIVERS.contains(&driver) => Is::Port,
         Scope::PciDevice if vendor::ALL.iter().any(|def| def.driver == driver) => Is::Gpu,
-        Scope::PciDevice => Is::Other,
+        Scope::Switch | Scope::PciDevice => Is::Other,
     }
 }
 
@@ -107,7 +106,7 @@ fn record(line: &str) -> Option<Record> {
     while let Some((inside, after)) = text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         let inside = inside.trim();
         if let Some(at) = time(inside) {
-            usec = at.unwrap_or(usec);
+            usec = usec.max(at);
         } else if inside.strip_prefix(['T', 'C']).is_some_and(digits) {
             caller = Some(inside.to_owned());
         } else {
@@ -130,16 +129,16 @@ fn digits(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
 }
 
-/// Time in one of the forms of `dmesg`, in microseconds since boot where it says so: `12.345678`, with `--show-delta`
+/// Time in one of the forms of `dmesg`, in microseconds since boot, 0 where it does not say so: `12.345678`, with `--show-delta`
 /// `12.345678 <    0.000005>`, with `--ctime` `Sun Nov 29 06:31:13 2026`, with `--human` or `--reltime` `Nov29 06:31`, then
 /// `+0.000005`. `None` for anything else in brackets.
-fn time(inside: &str) -> Option<Option<u64>> {
+fn time(inside: &str) -> Option<u64> {
     let absolute = inside.split_once('<').map_or(inside, |(before, _)| before.trim_end());
     let number = absolute.strip_prefix('+').unwrap_or(absolute);
     if let Some((seconds, fraction)) = number.split_once('.').filter(|(a, b)| digits(a) && digits(b)) {
         let micros = format!("{fraction:0<6}").get(..6).and_then(|f| f.parse().ok()).unwrap_or(0);
         let usec = seconds.parse::<u64>().ok().and_then(|s| s.checked_mul(1_000_000)?.checked_add(micros));
-        return Some(usec.filter(|_| number == absolute));
+        return Some(usec.filter(|_| number == absolute).unwrap_or(0));
     }
     let words: Vec<&str> = absolute.split_whitespace().collect();
     let clock = |word: &str| word.len() >= 5 && word.split(':').all(|part| part.len() == 2 && digits(part));
@@ -150,7 +149,7 @@ fn time(inside: &str) -> Option<Option<u64>> {
         [] => !inside.is_empty(),
         _ => false,
     };
-    is_date.then_some(None)
+    is_date.then_some(0)
 }
 
 #[cfg(test)]
