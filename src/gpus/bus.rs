@@ -138,7 +138,8 @@ mod tests {
         let listed = listed.iter().map(|gpu| gpu.address.clone()).collect();
         let at = |s: i64| Timestamp::from_millis(s * 1000);
         let mut check = BusCheck::default();
-        let mut observe = |s| check.observe(bus, &listed, |_| true, |a| a.contains("c1").then(|| "5-1".to_owned()), at(s));
+        let mut observe =
+            |s| check.observe(bus, &listed, |_| true, |a| a.contains("c1").then(|| "5-1".to_owned()), at(s));
         assert_eq!(observe(0), []);
         assert_eq!(observe(29), [], "GPUs start one after the other");
         observe(30).into_iter().map(|n| n.text).collect()

@@ -993,7 +993,8 @@ mod tests {
             in_its_own_time(async {
                 let mut machine = Machine::new();
                 machine.printed(&["NVRM: GPU 0000:3b:00.0: RmInitAdapter failed! (0x24:0x72:1568)"]);
-                let journal = Journal::open(&machine.root.path().join("journal.db"), Duration::from_hours(1)).expect("opens");
+                let journal =
+                    Journal::open(&machine.root.path().join("journal.db"), Duration::from_hours(1)).expect("opens");
                 let mut remembered = Remembered::default();
                 if known {
                     remembered.slots.update(&both());
@@ -1007,7 +1008,11 @@ mod tests {
                 tokio::time::sleep(Duration::from_secs(10)).await;
                 let inventory = gpus.watch().borrow().clone();
                 assert_eq!(troubles(&inventory)[0], want, "{known} {error:?}");
-                assert!(inventory.notices.iter().all(|n| !n.text.contains("nvidia-init-failed")), "{:?}", inventory.notices);
+                assert!(
+                    inventory.notices.iter().all(|n| !n.text.contains("nvidia-init-failed")),
+                    "{:?}",
+                    inventory.notices
+                );
             });
         }
     }
@@ -1021,7 +1026,8 @@ mod tests {
                 "NVRM: Xid (PCI:0000:3c:00): 31, pid=1, name=python3, Ch 00000008",
                 "NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus.",
             ]);
-            let journal = Journal::open(&machine.root.path().join("journal.db"), Duration::from_hours(1)).expect("opens");
+            let journal =
+                Journal::open(&machine.root.path().join("journal.db"), Duration::from_hours(1)).expect("opens");
             let mut remembered = Remembered { heard: Some(Timestamp::now()), ..Remembered::default() };
             remembered.slots.update(&both());
             journal.set_memory(MEMORY, serde_json::to_string(&remembered).expect("plain values"));

@@ -14,6 +14,7 @@ use super::{
     gcs::{ALIVE, Gcs},
     proto,
 };
+use crate::secret;
 
 /// Time between two checks once the GCS has started. What is left over in two of them is told: Ray itself needs a moment.
 const SOON: Duration = Duration::from_secs(10);
@@ -91,14 +92,14 @@ async fn tell(gcs: &Gcs, before: &Leftovers) -> Result<Leftovers, String> {
     let now = Leftovers::of(&jobs, &groups, &gcs.nodes().await?);
     let lasting = now.and(before);
     for job in lasting.jobs {
-        tracing::info!(job = hex(&job), "Ray is told that a job is over: its driver's node is dead");
+        tracing::info!(job = secret::hex(&job), "Ray is told that a job is over: its driver's node is dead");
         gcs.finish_job(job).await?;
     }
     for (group, actor) in lasting.groups {
         // One that a detached actor made lives as long as that one. No actor is an id of ones.
         let of_driver = actor.iter().all(|&byte| byte == 0xff);
-        if of_driver || !lives(&gcs.actor(actor).await?) {
-            tracing::info!(group = hex(&group), "Ray is told to remove a placement group: its job is over");
+        if of_driver || !lives(gcs.actor(actor).await?.as_ref()) {
+            tracing::info!(group = secret::hex(&group), "Ray is told to remove a placement group: its job is over");
             gcs.remove_placement_group(group).await?;
         }
     }
@@ -106,12 +107,8 @@ async fn tell(gcs: &Gcs, before: &Leftovers) -> Result<Leftovers, String> {
 }
 
 /// Whether an actor is there, or will be: every state but `DEAD`, 4.
-fn lives(actor: &Option<proto::Actor>) -> bool {
-    actor.as_ref().is_some_and(|actor| actor.state <= ALIVE + 1)
-}
-
-fn hex(id: &[u8]) -> String {
-    id.iter().map(|byte| format!("{byte:02x}")).collect()
+fn lives(actor: Option<&proto::Actor>) -> bool {
+    actor.is_some_and(|actor| actor.state <= ALIVE + 1)
 }
 
 #[cfg(test)]
@@ -167,7 +164,7 @@ mod tests {
     #[test]
     fn an_actor_that_restarts_is_there() {
         let actor = |state| Some(proto::Actor { state, ..proto::Actor::default() });
-        assert_eq!([0, 1, 2, 3, 4].map(|state| lives(&actor(state))), [true, true, true, true, false]);
-        assert!(!lives(&None));
+        assert_eq!([0, 1, 2, 3, 4].map(|state| lives(actor(state).as_ref())), [true, true, true, true, false]);
+        assert!(!lives(None));
     }
 }

@@ -77,11 +77,11 @@ pub(crate) struct Found<'a> {
 
 /// GPUs by NVML's index. The first call starts each GPU, which takes seconds where nothing keeps them started: `between`
 /// is called after each. Those that `sleeps` is true of, by index and number of GPUs, are not asked: it would wake them.
-pub(crate) fn look<'a, E>(
-    nvml: &'a Nvml,
+pub(crate) fn look<E>(
+    nvml: &Nvml,
     sleeps: impl Fn(u32, u32) -> bool,
     mut between: impl FnMut() -> Result<(), E>,
-) -> Result<Answer<Vec<Slot<'a>>>, E> {
+) -> Result<Answer<Vec<Slot<'_>>>, E> {
     let count = match nvml.device_count() {
         Ok(count) => count,
         Err(e) => return Ok(Err(e)),
