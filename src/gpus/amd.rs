@@ -1,13 +1,12 @@
 //! AMD's GPUs: everything that is special about them.
 
-use std::{
-    collections::BTreeSet,
-    fs, io,
-    os::unix::fs::DirBuilderExt as _,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeSet, fs, io, os::unix::fs::DirBuilderExt as _, path::Path};
 
-use labd_gpu::{Device as Found, Vendor, line::Source};
+use labd_gpu::{
+    Device as Found, Vendor,
+    line::Source,
+    rocm::{self, Library},
+};
 
 use super::{
     attach::{EngineDevices, groups, nodes, only, paths},
@@ -52,9 +51,6 @@ pub(super) static DEF: VendorDef = VendorDef {
 /// Executable `labd-probe-amd`, likewise.
 const AMD: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/labd-probe-amd"));
 
-/// Library that the AMD probe is linked with. The name with a version differs with each ROCm.
-const ROCM_SMI: &str = "librocm_smi64.so";
-
 /// Device node through which every AMD GPU is computed on.
 const KFD: &str = "/dev/kfd";
 
@@ -89,9 +85,9 @@ fn is_render(path: &str) -> bool {
     path.starts_with("/dev/dri/renderD")
 }
 
-/// Launch of the AMD probe, where its library is.
+/// Launch of the AMD probe, where its library is, and is one that it can ask. A newer one can come while labd runs.
 fn rocm(root: &Path, dir: &Path, program: Option<Program>) -> Option<Launch> {
-    let (program, library) = (program?, rocm_library(root)?);
+    let (Some(program), Some(Library::Usable(library))) = (program, rocm::find(root)) else { return None };
     match link(&dir.join("rocm"), &library) {
         Ok(path) => Some(Launch { env: vec![("LD_LIBRARY_PATH", path.into())], ..launch(Source::RocmSmi, program) }),
         Err(error) => {
@@ -101,41 +97,13 @@ fn rocm(root: &Path, dir: &Path, program: Option<Program>) -> Option<Launch> {
     }
 }
 
-/// Newest ROCm SMI library: AMD's own, of the highest version, before a distribution's.
-fn rocm_library(root: &Path) -> Option<PathBuf> {
-    let entries = |dir: &Path| fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path()).collect::<Vec<_>>();
-    let named = |path: &Path, start: &str| {
-        path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_prefix(start)).map(str::to_owned)
-    };
-    let mut dirs = vec![root.join("usr/lib/x86_64-linux-gnu"), root.join("usr/lib64")];
-    for rocm in entries(&root.join("opt")).into_iter().filter(|p| named(p, "rocm").is_some()) {
-        dirs.extend(entries(&rocm).into_iter().filter(|p| named(p, "lib").is_some()));
-    }
-    // `/opt/rocm` and `librocm_smi64.so` are links to what has a version in its name.
-    let files = dirs.iter().flat_map(|dir| entries(dir)).filter(|p| named(p, ROCM_SMI).is_some());
-    let real = files.filter_map(|file| fs::canonicalize(file).ok()).filter(|file| file.is_file());
-    real.max_by_key(|file| {
-        let text = file.strip_prefix(root).unwrap_or(file).to_string_lossy().into_owned();
-        (text.contains("opt/rocm"), numbers(&text))
-    })
-}
-
-/// Numbers in a path's last folders and name, so that 10 comes after 9. `64` is part of names.
-fn numbers(text: &str) -> Vec<u64> {
-    text.replace("lib64", "lib")
-        .replace("smi64", "smi")
-        .split(|c: char| !c.is_ascii_digit())
-        .filter_map(|n| n.parse().ok())
-        .collect()
-}
-
 /// Makes the folder with the one name that the probe is linked with. Returns the loader's path: that folder, then the
 /// library's own, where what it needs itself lies.
 fn link(dir: &Path, library: &Path) -> io::Result<String> {
-    let name = dir.join(ROCM_SMI);
+    let name = dir.join(rocm::NAME);
     if fs::read_link(&name).ok().as_deref() != Some(library) {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-        let new = dir.join(format!("{ROCM_SMI}.new"));
+        let new = dir.join(format!("{}.new", rocm::NAME));
         let _ = fs::remove_file(&new);
         std::os::unix::fs::symlink(library, &new)?;
         fs::rename(&new, &name)?;
@@ -146,7 +114,7 @@ fn link(dir: &Path, library: &Path) -> io::Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::path::PathBuf;
 
     use super::*;
 
@@ -158,26 +126,12 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_rocm_is_taken_wherever_it_is() {
-        let root = tempfile::tempdir().expect("a directory");
-        let root = &fs::canonicalize(root.path()).expect("it is there");
-        assert_eq!(rocm_library(root), None);
-        let debians = file(root, "usr/lib/x86_64-linux-gnu/librocm_smi64.so.1.0", "");
-        symlink("librocm_smi64.so.1.0", debians.with_file_name("librocm_smi64.so.1")).expect("a link");
-        assert_eq!(rocm_library(root), Some(debians));
-        let nine = file(root, "opt/rocm-6.9.0/lib/librocm_smi64.so.7.9", "");
-        assert_eq!(rocm_library(root), Some(nine));
-        let ten = file(root, "opt/rocm-6.10.0/lib64/librocm_smi64.so.7.8", "");
-        symlink("rocm-6.9.0", root.join("opt/rocm")).expect("a link");
-        symlink("gone", root.join("opt/rocm-6.9.0/lib/librocm_smi64.so.99")).expect("a link");
-        assert_eq!(rocm_library(root), Some(ten));
-    }
-
-    #[test]
     fn the_probe_finds_its_library_by_the_plain_name() {
         let root = tempfile::tempdir().expect("a directory");
         let (dir, found) = (root.path().join("own"), Program::Path("/probe".into()));
         assert_eq!(rocm(root.path(), &dir, Some(found.clone())), None, "no ROCm here");
+        file(root.path(), "opt/rocm-5.7.1/lib/librocm_smi64.so.5", "5.7.1");
+        assert_eq!(rocm(root.path(), &dir, Some(found.clone())), None, "it would not load");
         for version in ["6.2.0", "6.3.0"] {
             let library = file(root.path(), &format!("opt/rocm-{version}/lib/librocm_smi64.so.7"), version);
             let launch = rocm(root.path(), &dir, Some(found.clone())).expect("its library is there");
