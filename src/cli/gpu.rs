@@ -346,7 +346,7 @@ mod tests {
         };
         let healthy = GpuView { state: GpuState::Ok, trouble: None, reading: None, ..gpu.clone() };
         let sleeping = GpuView { reading: Some(Reading { asleep: true, ..Reading::default() }), ..healthy.clone() };
-        assert_eq!(row(&sleeping)[3..], ["asleep", "80 GiB", "-", "-"].map(str::to_owned));
+        assert_eq!(row(&sleeping)[3..], ["asleep", "80.0 GiB", "-", "-"].map(str::to_owned));
         let now = at.plus(std::time::Duration::from_secs(200));
         let text = render(&[gpu, healthy], now, Style { color: false, width: 80 });
         for line in text.lines() {
