@@ -161,6 +161,8 @@ mod tests {
             used_bytes: 2,
             seen,
             sweeps: Vec::new(),
+            from_record: false,
+            carried_over: false,
         };
         StoreView {
             bucket: "ray".to_owned(),

@@ -52,6 +52,10 @@ pub struct StoredRun {
     pub used_bytes: u64,
     /// Jobs that began or resumed it, when it is a Tune sweep; newest first, at most 64.
     pub sweeps: Vec<Sweep>,
+    /// Whether Ray's own record names [`Self::newest`].
+    pub from_record: bool,
+    /// Whether this is what the listing before had, see [`carry_over`].
+    pub carried_over: bool,
 }
 
 /// Use of a Tune sweep by one job, as its driver marked it.
@@ -198,15 +202,35 @@ impl Run<'_> {
             .collect();
         newest_first(&mut seen);
         let latest = record.and_then(|r| r.latest.as_ref());
-        let newest = seen.iter().find(|c| Some(&c.name) == latest).or(seen.first()).cloned();
+        let recorded = seen.iter().find(|c| Some(&c.name) == latest);
+        let from_record = recorded.is_some();
+        let newest = recorded.or(seen.first()).cloned();
         let count = u32::try_from(seen.len()).unwrap_or(u32::MAX);
         seen.truncate(REMEMBERED);
-        StoredRun { prefix: root.to_owned(), seen, newest, count, used_bytes: self.used_bytes, sweeps: Vec::new() }
+        let (prefix, used_bytes) = (root.to_owned(), self.used_bytes);
+        let (sweeps, carried_over) = (Vec::new(), false);
+        StoredRun { prefix, seen, newest, count, used_bytes, sweeps, from_record, carried_over }
     }
 }
 
 fn newest_first(checkpoints: &mut [CheckpointView]) {
     checkpoints.sort_by(|a, b| (b.at, &b.name).cmp(&(a.at, &a.name)));
+}
+
+/// Keeps, once, the runs that a listing has less of than the one before: those that are gone, and those whose newest
+/// checkpoint is an older one, though Ray's record does not say so. A MinIO that stood still for some seconds ends a listing
+/// at one of its pages and calls it whole.
+pub(super) fn carry_over(before: &[StoredRun], now: &mut Vec<StoredRun>) {
+    let newest = |run: &StoredRun| run.newest.as_ref().map(|c| (c.at, c.name.clone()));
+    for old in before.iter().filter(|old| !old.carried_over) {
+        let kept = StoredRun { carried_over: true, ..old.clone() };
+        match now.iter_mut().find(|run| run.prefix == old.prefix) {
+            Some(run) if run.from_record || newest(run) >= newest(old) => {}
+            Some(run) => *run = kept,
+            None => now.push(kept),
+        }
+    }
+    now.sort_by(|a, b| a.prefix.cmp(&b.prefix));
 }
 
 /// Adds what was there before, for a run whose old checkpoints are deleted.
@@ -389,6 +413,30 @@ mod tests {
         let again = one.clone();
         remember(&again, &mut one);
         assert_eq!(one, again, "once each");
+    }
+
+    #[test]
+    fn a_listing_that_ends_too_soon_takes_no_checkpoint_back_and_one_that_says_it_again_is_believed() {
+        let whole = listing(REAL).runs(&records(&[("surv", &[A, B])]));
+        let newest = |runs: &[StoredRun]| runs.iter().find_map(|r| r.newest.as_ref().map(|c| c.name.clone()));
+        for (objects, records, want) in [
+            // The store ended it before its newest checkpoint and its record, or before the run.
+            (&REAL[..4], records(&[]), [Some(B), Some(A)]),
+            (&REAL[..0], records(&[]), [Some(B), None]),
+            // Ray itself went back, and says so.
+            (REAL, records(&[("surv", &[B, A])]), [Some(A), Some(A)]),
+        ] {
+            let mut before = whole.clone();
+            for want in want {
+                let mut now = listing(objects).runs(&records);
+                carry_over(&before, &mut now);
+                assert_eq!(newest(&now).as_deref(), want);
+                before = now;
+            }
+        }
+        let mut more = whole.clone();
+        carry_over(&listing(&REAL[..4]).runs(&records(&[])), &mut more);
+        assert_eq!(more, whole);
     }
 
     #[test]

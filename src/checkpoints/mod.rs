@@ -157,6 +157,9 @@ async fn run(
         };
         pause = rest(&looked, pause, took);
         tell.send_modify(|view| *view = Arc::new(next(view, seen, bucket, at)));
+        if tell.borrow().runs.iter().any(|run| run.carried_over) {
+            pause = pause.min(AWAY);
+        }
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = refresh_now.notified() => {}
@@ -258,6 +261,7 @@ fn next(before: &StoreView, seen: Result<Look, String>, bucket: &str, at: Timest
     match seen {
         Ok(mut look) => {
             if before.bucket == bucket {
+                listing::carry_over(&before.runs, &mut look.runs);
                 listing::remember(&before.runs, &mut look.runs);
             }
             StoreView {

@@ -193,6 +193,8 @@ mod tests {
             newest,
             used_bytes: 20,
             sweeps: Vec::new(),
+            from_record: false,
+            carried_over: false,
         }
     }
 
