@@ -94,7 +94,7 @@ mod tests {
     const PROBE: &[&str] = &[
         r#"{"kind":"reading","id":"GPU-1","utilization":3,"memory_used_bytes":5}"#,
         "0, GPU-1, 00000000:41:00.0, 550.1, NVIDIA A100, 40960, 5, 3, 40, 55.1, 400.0, 1410, 1215, 0x0000000000000001, 0, 0, \
-         0, 0, No, Enabled\n",
+         0, 0, No, Enabled, None\n",
         "Unable to determine the device handle for GPU0000:41:00.0: Unknown Error\nField \"x\" is not a valid field to query.",
     ];
 

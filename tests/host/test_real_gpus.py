@@ -213,9 +213,12 @@ def test_a_boot_with_a_card_that_does_not_answer_says_which_and_in_which_slot(ma
     two_gpus(machine)
     machine.until("it is told", lambda: notices(machine, "3 on the PCI bus, 2 answer: the NVIDIA GPU at 0000:43:00.0 (slot 7) does not"), 120)
     assert {g["state"] for g in machine.gpus().values()} == {"ok"}
+    # Switched off and on again.
+    machine.stop()
     machine.says(nvidia(3))
+    machine.start()
     machine.until("the card is there", lambda: len(machine.gpus()) == 3)
-    machine.until("the notice is gone", lambda: not notices(machine, "on the PCI bus"))
+    assert not notices(machine, "on the PCI bus")
 
 
 def test_one_tenants_fault_on_a_divided_card_is_that_instances_alone(machine):
@@ -287,6 +290,10 @@ def test_a_card_that_sleeps_is_shown_and_nothing_of_it_is_read_that_would_wake_i
     machine.until("it is read again", lambda: opened.read()["ras/umc_err_count"] and not asleep())
 
 
+# Lines about a GPU that answers all the same: its driver was loaded again since.
+DID_NOT_START = {"nvidia-init-failed", "nvidia-other-driver", "nvidia-unsupported", "nvidia-no-room"}
+
+
 def lines_of(vendor):
     """One line of each row of the table that people posted, with the row and the action: `tests/data/kernel`."""
     rows = {}
@@ -303,31 +310,32 @@ def at(text, pci):
     return re.sub(r"\b[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}", pci, text, flags=re.IGNORECASE)
 
 
-def told_of(machine, gpu):
-    return [e["reason"] for e in machine.events() if gpu in json.dumps(e)]
-
-
 def test_each_row_of_nvidias_table_does_to_its_gpu_what_it_says(machine):
     rows = lines_of("nvidia")
     assert len(rows) > 30
     for first in range(0, len(rows), 16):
-        some = rows[first:first + 16]
-        for i in range(len(some)):
-            machine.plug_in(f"0000:{0x41 + i:02x}:00.0")
-        machine.says(nvidia(len(some)))
-        machine.start()
-        machine.until("its GPUs", lambda: len(machine.gpus()) == len(some))
-        machine.kernel_says(*[at(text, f"0000:{0x41 + i:02x}:00") for i, (text, _, _) in enumerate(some)])
-        machine.until("all are told", lambda: all(code in json.dumps(machine.events()) for _, code, _ in some))
-        gpus = machine.gpus()
-        for i, (text, code, action) in enumerate(some):
-            gpu = gpus[f"GPU-{i}"]
-            assert gpu["state"] == ("quarantined" if action == "quarantine" else "ok"), (text, gpu)
-            assert action != "quarantine" or gpu["trouble"]["code"] == code, (text, gpu)
+        has_its_faults(machine, rows[first:first + 16])
         machine.stop()
         shutil.rmtree(machine.dir / "data")
         shutil.rmtree(machine.root)
         machine.file("dev/kmsg", "")
+
+
+def has_its_faults(machine, rows):
+    """Starts a machine on which each GPU has one of these faults."""
+    for i in range(len(rows)):
+        machine.plug_in(f"0000:{0x41 + i:02x}:00.0")
+    machine.says(nvidia(len(rows)))
+    machine.start()
+    machine.until("its GPUs", lambda: len(machine.gpus()) == len(rows))
+    machine.kernel_says(*[at(text, f"0000:{0x41 + i:02x}:00") for i, (text, _, _) in enumerate(rows)])
+    told = [code for _, code, _ in rows if code not in DID_NOT_START]
+    machine.until("all are told", lambda: all(code in json.dumps(machine.events()) for code in told))
+    gpus = machine.gpus()
+    for i, (text, code, action) in enumerate(rows):
+        gpu, holds = gpus[f"GPU-{i}"], action == "quarantine" and code in told
+        assert gpu["state"] == ("quarantined" if holds else "ok"), (text, gpu)
+        assert not holds or gpu["trouble"]["code"] == code, (text, gpu)
 
 
 def test_programs_that_fail_on_one_gpu_again_and_again_are_told_and_hold_nothing(machine):
