@@ -113,13 +113,6 @@ impl Gcs {
         Ok(reply.jobs)
     }
 
-    /// Declares a driver ended.
-    pub(super) async fn finish_job(&self, job: Vec<u8>) -> Result<(), String> {
-        let request = proto::JobFinishedRequest { job };
-        let reply: proto::DoneReply = self.call("/ray.rpc.JobInfoGcsService/MarkJobFinished", request, ANSWER).await?;
-        accepted(reply.status.as_ref())
-    }
-
     /// Placement groups, removed ones included.
     pub(super) async fn placement_groups(&self) -> Result<Vec<proto::PlacementGroup>, String> {
         let path = "/ray.rpc.PlacementGroupInfoGcsService/GetAllPlacementGroup";

@@ -1,9 +1,11 @@
-//! Leftovers of drivers that the GCS counts as running, though their nodes are dead: their jobs, and the placement groups
-//! of these.
+//! Leftovers of drivers that the GCS counts as running, though their nodes are dead: the placement groups of their jobs.
 //!
 //! A driver that dies while the GCS restarts is one: the GCS writes down that its node is dead, ends before it has written
 //! that its job is, and never looks again. The job's placement groups then hold GPUs for nobody, or the GCS tries to place
 //! them some thousand times a second, which takes a core from the lab for as long as it runs (Ray 2.60).
+//!
+//! The job itself stays as the GCS has it: when a job ends, the GCS deletes the working directory that only it still holds,
+//! and that may be the one with which the next attempt has just been submitted.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -25,47 +27,33 @@ const LATER: Duration = Duration::from_mins(5);
 /// State `PlacementGroupTableData.REMOVED`.
 const REMOVED: i32 = 3;
 
-/// Things that the GCS still keeps, by Ray's ids.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-struct Leftovers {
-    /// Jobs whose drivers cannot be alive.
-    jobs: BTreeSet<Vec<u8>>,
-    /// Placement groups that nobody will use, each with the actor that made it; ones, or nothing, for a driver's own.
-    groups: BTreeSet<(Vec<u8>, Vec<u8>)>,
-}
+/// Placement groups that nobody will use, by Ray's ids, each with the actor that made it; ones, or nothing, for a driver's
+/// own.
+type Groups = BTreeSet<(Vec<u8>, Vec<u8>)>;
 
-impl Leftovers {
-    /// Leftovers in what the GCS keeps; `nodes` asked for last, so that every job's node is among them unless Ray has
-    /// forgotten it. Groups of actors that live on are still among them. Pure.
-    fn of(jobs: &[proto::GcsJob], groups: &[proto::PlacementGroup], nodes: &[proto::Node]) -> Self {
-        let alive: BTreeSet<&[u8]> = nodes.iter().filter(|n| n.state == 0).map(|n| n.id.as_slice()).collect();
-        let node = |job: &proto::GcsJob| job.driver.as_ref().map(|driver| driver.node.clone()).unwrap_or_default();
-        let left = |job: &&proto::GcsJob| {
-            let node = node(job);
-            !job.is_dead && !node.is_empty() && !alive.contains(node.as_slice())
-        };
-        // No node at all is a cluster that is just coming up.
-        let left: BTreeSet<Vec<u8>> =
-            if alive.is_empty() { BTreeSet::new() } else { jobs.iter().filter(left).map(|j| j.id.clone()).collect() };
-        let over = |id: &Vec<u8>| left.contains(id) || jobs.iter().any(|job| job.id == *id && job.is_dead);
-        let groups = groups.iter().filter(|g| g.state != REMOVED && !g.is_detached && over(&g.job));
-        Self { groups: groups.map(|g| (g.id.clone(), g.actor.clone())).collect(), jobs: left }
+/// Placement groups that are left over in what the GCS keeps; `nodes` asked for last, so that every driver's node is among
+/// them unless Ray has forgotten it. Those of actors that live on are still among them. Pure.
+fn leftovers(jobs: &[proto::GcsJob], groups: &[proto::PlacementGroup], nodes: &[proto::Node]) -> Groups {
+    let alive: BTreeSet<&[u8]> = nodes.iter().filter(|n| n.state == 0).map(|n| n.id.as_slice()).collect();
+    // No node at all is a cluster that is just coming up.
+    if alive.is_empty() {
+        return Groups::new();
     }
-
-    /// Those that are in both.
-    fn and(&self, other: &Self) -> Self {
-        Self { jobs: &self.jobs & &other.jobs, groups: &self.groups & &other.groups }
-    }
+    let gone = |driver: &proto::Address| !driver.node.is_empty() && !alive.contains(driver.node.as_slice());
+    let is_over = |job: &&proto::GcsJob| job.is_dead || job.driver.as_ref().is_some_and(gone);
+    let over: BTreeSet<&[u8]> = jobs.iter().filter(is_over).map(|job| job.id.as_slice()).collect();
+    let left = groups.iter().filter(|g| g.state != REMOVED && !g.is_detached && over.contains(g.job.as_slice()));
+    left.map(|g| (g.id.clone(), g.actor.clone())).collect()
 }
 
 /// Looks for leftovers, more often after each start of the GCS. Ends with the last handle on the watcher.
 pub(super) async fn watch(mut set_endpoint: watch::Receiver<Option<Endpoint>>) {
-    let mut before = Leftovers::default();
+    let mut before = Groups::new();
     let (mut client, mut since) = (None, Instant::now());
     loop {
         if client.is_none() || set_endpoint.has_changed().unwrap_or(true) {
             client = set_endpoint.borrow_and_update().as_ref().map(Gcs::connect);
-            (before, since) = (Leftovers::default(), Instant::now());
+            (before, since) = (Groups::new(), Instant::now());
         }
         if let Some(gcs) = &client {
             match tell(gcs, &before).await {
@@ -86,16 +74,11 @@ pub(super) async fn watch(mut set_endpoint: watch::Receiver<Option<Endpoint>>) {
     }
 }
 
-/// Tells the GCS of the leftovers that were there `before` too. Returns all that are there now.
-async fn tell(gcs: &Gcs, before: &Leftovers) -> Result<Leftovers, String> {
+/// Removes the leftovers that were there `before` too. Returns all that are there now.
+async fn tell(gcs: &Gcs, before: &Groups) -> Result<Groups, String> {
     let (jobs, groups) = (gcs.jobs().await?, gcs.placement_groups().await?);
-    let now = Leftovers::of(&jobs, &groups, &gcs.nodes().await?);
-    let lasting = now.and(before);
-    for job in lasting.jobs {
-        tracing::info!(job = secret::hex(&job), "Ray is told that a job is over: its driver's node is dead");
-        gcs.finish_job(job).await?;
-    }
-    for (group, actor) in lasting.groups {
+    let now = leftovers(&jobs, &groups, &gcs.nodes().await?);
+    for (group, actor) in now.intersection(before).cloned() {
         // One that a detached actor made lives as long as that one. No actor is an id of ones.
         let of_driver = actor.iter().all(|&byte| byte == 0xff);
         if of_driver || !lives(gcs.actor(actor).await?.as_ref()) {
@@ -128,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_is_left_over_whose_drivers_node_is_dead_and_a_group_whose_job_is_over() {
+    fn a_group_is_left_over_whose_job_is_over_or_has_its_driver_on_a_dead_node() {
         let nodes = [node(1, 0), node(2, 1)];
         let jobs = [
             job(1, &[1], false),
@@ -144,21 +127,12 @@ mod tests {
             group(3, 3, 2, false),
             group(4, 3, 2, true),
             group(5, 3, REMOVED, false),
+            group(6, 4, 2, false),
+            group(7, 5, 2, false),
         ];
-        let found = Leftovers::of(&jobs, &groups, &nodes);
-        assert_eq!(found.jobs, [vec![2], vec![5]].into());
-        assert_eq!(found.groups, [(vec![2], vec![102]), (vec![3], vec![103])].into());
-        assert_eq!(Leftovers::of(&jobs[..1], &groups[..1], &nodes), Leftovers::default());
-    }
-
-    #[test]
-    fn nothing_is_left_over_in_a_cluster_that_comes_up_or_that_was_not_twice() {
-        let (jobs, groups) = ([job(2, &[2], false)], [group(2, 2, 4, false)]);
-        assert_eq!(Leftovers::of(&jobs, &groups, &[node(2, 1)]), Leftovers::default());
-        assert_eq!(Leftovers::of(&jobs, &groups, &[]), Leftovers::default());
-        let found = Leftovers::of(&jobs, &groups, &[node(1, 0), node(2, 1)]);
-        assert_eq!(found.and(&Leftovers::default()), Leftovers::default());
-        assert_eq!(found.and(&found), found);
+        let found: Vec<u8> = leftovers(&jobs, &groups, &nodes).iter().map(|(id, _)| id[0]).collect();
+        assert_eq!(found, [2, 3, 7]);
+        assert_eq!(leftovers(&jobs, &groups, &[node(2, 1)]), Groups::new(), "a cluster that comes up");
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Ray as labd sees it: nodes from the GCS, jobs from the job API, and what labd tells Ray: that a node, or a driver, is dead.
+//! Ray as labd sees it: nodes from the GCS, jobs from the job API, and what labd tells Ray: that a node is dead, and
+//! whose placement groups nobody needs.
 //!
 //! * [`proto`]: the messages.
 //! * [`gcs`]: the calls.

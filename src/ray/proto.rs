@@ -164,13 +164,6 @@ pub(super) struct Address {
     pub(super) node: Vec<u8>,
 }
 
-/// Message `MarkJobFinishedRequest`.
-#[derive(Clone, PartialEq, Message)]
-pub(super) struct JobFinishedRequest {
-    #[prost(bytes = "vec", tag = "1")]
-    pub(super) job: Vec<u8>,
-}
-
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct PlacementGroupsRequest {}
 

@@ -253,4 +253,4 @@ def test_a_driver_that_died_while_the_gcs_was_away_keeps_no_gpu(lab):
     assert gcs("leave") == "[False] ['PENDING']"
     docker("kill", lab.container("ray-head"))
     lab.wait_ready()
-    wait_for("it is over", lambda: gcs("look") == "[True] ['REMOVED']", 90, every=3)
+    wait_for("it is over", lambda: gcs("look") == "[False] ['REMOVED']", 90, every=3)
