@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Gpu,
     faults::{
-        self, Action, Fault, Sign, look_up,
+        self, ALL_ONES, Action, Fault, Sign, look_up,
         repeats::{self, Repeats},
     },
 };
@@ -26,10 +26,6 @@ const NO_HANDLE_FOR: Duration = Duration::from_mins(1);
 /// Longest time between two such answers that are one trouble. They come once a second, and after 5 s of silence a probe is
 /// killed.
 const NO_HANDLE_GAP: Duration = Duration::from_secs(15);
-
-/// Step in which amdgpu's counters of memory errors grow from reads of a GPU that slept: each of its counter registers
-/// answers with 16 ones. 16 of them at once were seen on a gfx1201 (an R9700, 1048560 "uncorrectable hardware errors").
-const ALL_ONES: u64 = 0xffff;
 
 /// Time after the kernel's line about a fault in which the count of memory errors grows by that same one. Counts are read
 /// each second, and by `nvidia-smi` on a busy machine some seconds later. Within this time a new worker has only begun.

@@ -80,7 +80,7 @@ impl Gcs {
         let death = proto::Death { reason: UNEXPECTED_TERMINATION, message: message.to_owned() };
         let request = proto::UnregisterRequest { node_id, death: Some(death) };
         let path = "/ray.rpc.NodeInfoGcsService/UnregisterNode";
-        match tokio::time::timeout(UNREGISTER, self.call::<_, proto::UnregisterReply>(path, request, ANSWER)).await {
+        match tokio::time::timeout(UNREGISTER, self.call::<_, proto::DoneReply>(path, request, ANSWER)).await {
             Ok(reply) => accepted(reply?.status.as_ref()),
             // It was dead already.
             Err(_) => Ok(()),
@@ -100,7 +100,7 @@ impl Gcs {
             return Ok(());
         };
         let request = proto::KillActorRequest { actor_id: actor.id, force: true, no_restart: true };
-        let reply: proto::KillActorReply =
+        let reply: proto::DoneReply =
             self.call("/ray.rpc.ActorInfoGcsService/KillActorViaGcs", request, ANSWER).await?;
         accepted(reply.status.as_ref())
     }

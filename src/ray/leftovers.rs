@@ -11,11 +11,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use tokio::{sync::watch, time::Instant};
 
-use super::{
-    Endpoint,
-    gcs::{ALIVE, Gcs},
-    proto,
-};
+use super::{Endpoint, gcs::Gcs, proto};
 use crate::secret;
 
 /// Time between two checks once the GCS has started. What is left over in two of them is told: Ray itself needs a moment.
@@ -26,6 +22,8 @@ const AFTER_START: Duration = Duration::from_mins(3);
 const LATER: Duration = Duration::from_mins(5);
 /// State `PlacementGroupTableData.REMOVED`.
 const REMOVED: i32 = 3;
+/// State `ActorTableData.DEAD`: in every other one an actor is there, or will be.
+const DEAD: i32 = 4;
 
 /// Placement groups that nobody will use, by Ray's ids, each with the actor that made it; ones, or nothing, for a driver's
 /// own.
@@ -34,7 +32,7 @@ type Groups = BTreeSet<(Vec<u8>, Vec<u8>)>;
 /// Placement groups that are left over in what the GCS keeps; `nodes` asked for last, so that every driver's node is among
 /// them unless Ray has forgotten it. Those of actors that live on are still among them. Pure.
 fn leftovers(jobs: &[proto::GcsJob], groups: &[proto::PlacementGroup], nodes: &[proto::Node]) -> Groups {
-    let alive: BTreeSet<&[u8]> = nodes.iter().filter(|n| n.state == 0).map(|n| n.id.as_slice()).collect();
+    let alive: BTreeSet<&[u8]> = nodes.iter().filter(|n| n.is_alive()).map(|n| n.id.as_slice()).collect();
     // No node at all is a cluster that is just coming up.
     if alive.is_empty() {
         return Groups::new();
@@ -89,9 +87,9 @@ async fn tell(gcs: &Gcs, before: &Groups) -> Result<Groups, String> {
     Ok(now)
 }
 
-/// Whether an actor is there, or will be: every state but `DEAD`, 4.
+/// Whether an actor is there, or will be.
 fn lives(actor: Option<&proto::Actor>) -> bool {
-    actor.is_some_and(|actor| actor.state <= ALIVE + 1)
+    actor.is_some_and(|actor| actor.state != DEAD)
 }
 
 #[cfg(test)]

@@ -420,11 +420,12 @@ fn update(tell: &watch::Sender<Arc<RayView>>, change: impl FnOnce(&mut RayView))
 }
 
 fn convert(node: proto::Node) -> RayNode {
+    let alive = node.is_alive();
     RayNode {
         id: node.id,
         address: node.address.parse().unwrap_or(Ipv4Addr::UNSPECIFIED),
         port: u16::try_from(node.port).unwrap_or_default(),
-        alive: node.state == 0,
+        alive,
         is_head: node.is_head,
         started_at: Timestamp::told(i64::try_from(node.start_time_ms).unwrap_or(i64::MAX)),
         name: node.name,

@@ -49,6 +49,13 @@ pub(super) struct Node {
     pub(super) labels: HashMap<String, String>,
 }
 
+impl Node {
+    /// Whether the GCS counts it as ALIVE.
+    pub(super) const fn is_alive(&self) -> bool {
+        self.state == 0
+    }
+}
+
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct UnregisterRequest {
     #[prost(bytes = "vec", tag = "1")]
@@ -65,12 +72,6 @@ pub(super) struct Death {
     pub(super) reason: i32,
     #[prost(string, tag = "2")]
     pub(super) message: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-pub(super) struct UnregisterReply {
-    #[prost(message, optional, tag = "1")]
-    pub(super) status: Option<Status>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -306,10 +307,4 @@ pub(super) struct KillActorRequest {
     pub(super) force: bool,
     #[prost(bool, tag = "3")]
     pub(super) no_restart: bool,
-}
-
-#[derive(Clone, PartialEq, Message)]
-pub(super) struct KillActorReply {
-    #[prost(message, optional, tag = "1")]
-    pub(super) status: Option<Status>,
 }

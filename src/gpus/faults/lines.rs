@@ -3,9 +3,10 @@
 
 use super::{Detail, Sign, is_in};
 
-/// Step in which amdgpu's counts of errors grow from reads of a GPU that sleeps: each of its registers answers with 16 ones.
-/// 16 of them at once were posted of an R9700 (1048560 "uncorrectable hardware errors").
-const ALL_ONES: u64 = 0xffff;
+/// Step in which amdgpu's counts of errors grow from reads of a GPU that sleeps, in its lines as in its files: each of its
+/// registers answers with 16 ones. 16 of them at once were posted of an R9700 (a gfx1201: 1048560 "uncorrectable hardware
+/// errors").
+pub(in crate::gpus) const ALL_ONES: u64 = 0xffff;
 
 /// Lines that tell of no fault, though a pattern of the table fits them.
 const QUIET: [&str; 6] = [

@@ -25,7 +25,7 @@ pub mod repeats;
 use std::fmt;
 
 use labd_gpu::Throttle;
-pub(super) use lines::is_needed_firmware;
+pub(super) use lines::{ALL_ONES, is_needed_firmware};
 
 use super::vendor;
 
