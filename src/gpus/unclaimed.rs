@@ -17,8 +17,6 @@ use crate::{
 const TOLD_FOR: Duration = Duration::from_hours(24);
 /// The same for what passes by itself, such as a program's work that hung (chosen, not measured).
 const PASSING_FOR: Duration = Duration::from_hours(1);
-/// Row of firmware that the driver did not find.
-const FIRMWARE: &str = "amdgpu-firmware";
 /// Number of faults that are kept: 16 GPUs and 6 switches with some kinds each.
 const KEPT: usize = 64;
 
@@ -35,14 +33,6 @@ struct Entry {
     recorded: bool,
     /// Whether a probe lists its GPU: then it is the GPU's as soon as that says how it is, and not the node's.
     listed: bool,
-}
-
-impl Entry {
-    /// Whether it is said once, when the driver starts the GPU, and stays so until the GPU answers or the machine is started
-    /// anew. Firmware is not: files that a GPU can do without miss at each start, too.
-    fn stays(&self) -> bool {
-        self.line.fault.keeps_from_starting() && self.line.fault.code != FIRMWARE
-    }
 }
 
 /// State of a GPU that the kernel said did not start.
@@ -106,11 +96,12 @@ impl Unclaimed {
         self.0.iter_mut().for_each(|e| e.observed = true);
     }
 
-    /// Forgets what has not come again for a while. What waits for the first look is kept, however old: its GPU may claim
+    /// Forgets what has not come again for a while. What the driver says once, when it starts a GPU, stays until that GPU
+    /// answers or the machine is started anew. What waits for the first look is kept, however old: its GPU may claim
     /// it.
     pub(super) fn expire(&mut self, now: Timestamp) {
         let long = |e: &Entry| if e.line.fault.passes() { PASSING_FOR } else { TOLD_FOR };
-        self.0.retain(|e| !e.observed || e.stays() || now.since(e.last) <= long(e));
+        self.0.retain(|e| !e.observed || e.line.fault.keeps_from_starting() || now.since(e.last) <= long(e));
     }
 
     /// Lines that were not written down yet, each with its words: code and text.
@@ -215,7 +206,11 @@ mod tests {
         }
         // A GPU can do without some files, and then nothing ends it.
         let mut unclaimed = Unclaimed::default();
-        unclaimed.handle(&KernelLine { fault: by_code(FIRMWARE).expect("a row"), ..line(NOT_STARTED, 0) }, true, false);
+        unclaimed.handle(
+            &KernelLine { fault: by_code("amdgpu-firmware").expect("a row"), ..line(NOT_STARTED, 0) },
+            true,
+            false,
+        );
         unclaimed.expire(at(30 * 24 * 3600));
         assert_eq!(unclaimed.notices(), []);
     }
