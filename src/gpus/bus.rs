@@ -104,8 +104,9 @@ fn notice(def: &VendorDef, answering: usize, silent: &[&str], slot: &impl Fn(&st
     let pattern =
         silent.iter().map(|a| format!("-e {}", a.split('.').next().unwrap_or(a))).collect::<Vec<_>>().join(" ");
     let text = format!(
-        "{total} on the PCI bus, {answering} answer: the {name} at {names} {does} not; read `dmesg | grep -i {pattern}`, then \
+        "{total} on the PCI bus, {answering} {answer}: the {name} at {names} {does} not; read `dmesg | grep -i {pattern}`, then \
          switch the machine off and on again; if that does not bring {them} back, check {its} seat and power cables",
+        answer = if answering == 1 { "answers" } else { "answer" },
         name = if silent.len() == 1 { def.name.to_owned() } else { format!("{}s", def.name) },
     );
     Notice { severity: Severity::Error, text }

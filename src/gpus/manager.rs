@@ -1076,7 +1076,7 @@ mod tests {
 
         let silent = until("the bus", |i| i.notices.iter().any(|n| n.text.contains("on the PCI bus"))).await;
         assert!(
-            says(&silent, "2 on the PCI bus, 1 answer: the NVIDIA GPU at 0000:3c:00.0 does not"),
+            says(&silent, "2 on the PCI bus, 1 answers: the NVIDIA GPU at 0000:3c:00.0 does not"),
             "{:?}",
             silent.notices
         );

@@ -129,7 +129,7 @@ impl Unclaimed {
 fn words(line: &KernelLine) -> String {
     let (fault, pci) = (line.fault, line.pci.as_deref());
     let whose = pci.map(|pci| format!("PCI device {pci}: ")).unwrap_or_default();
-    format!("{whose}{} ({}); {}", fault.meaning, fault.code, fault.remedy_for(pci, None))
+    format!("{whose}{} ({}): {}", fault.meaning, fault.code, fault.remedy_for(pci, None))
 }
 
 #[cfg(test)]
