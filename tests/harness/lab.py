@@ -221,6 +221,13 @@ tensorboard = 0
         """A crash that the engine was not asked for. Nothing happens to a container that does not run."""
         kill_first_process(self.container(service))
 
+    def crash(self, service):
+        """A crash, and the way back to ready."""
+        before = self.service(service)["restarts"]
+        self.sigkill(service)
+        wait_for(f"{service} was restarted", lambda: self.service(service)["restarts"] > before, 30)
+        self.wait_ready(service)
+
     def processes(self, service):
         """pid -> arguments, of one container."""
         lines = self.exec(service, "ps", "-eo", "pid=,args=").stdout.splitlines()
