@@ -480,7 +480,7 @@ fn judge(job: &Job, handed: &Submitted, world: &ClusterView<'_>, now: Timestamp)
         JobStatus::Succeeded => Verdict::Ended(Outcome::Succeeded),
         JobStatus::Stopped => Verdict::Ended(Outcome::Stopped),
         JobStatus::Failed if handed.stop_asked => Verdict::Ended(Outcome::Stopped),
-        JobStatus::Failed => failed(told, &known, life, world, now),
+        JobStatus::Failed => failed(job, told, &known, life, world, now),
         JobStatus::Pending | JobStatus::Running => going(job, told, known, life, world, now),
     }
 }
@@ -531,7 +531,7 @@ fn going(
 }
 
 /// Outcome of a job that Ray reports as failed, which need not be by its own error.
-fn failed(told: &RayJob, known: &Submitted, life: Life, world: &ClusterView<'_>, now: Timestamp) -> Verdict {
+fn failed(job: &Job, told: &RayJob, known: &Submitted, life: Life, world: &ClusterView<'_>, now: Timestamp) -> Verdict {
     // By the clock as it is now: it may have been set back since.
     let heard = now.minus(world.failed_for.get(&told.submission_id).copied().unwrap_or_default());
     let ended = if life.ended <= now { life.ended } else { heard };
@@ -553,7 +553,7 @@ fn failed(told: &RayJob, known: &Submitted, life: Life, world: &ClusterView<'_>,
     };
     let ended = |i: &Incident| i.cause != Cause::Asked && i.cause.ends();
     let driver_died = world.incidents.iter().any(|i| life.saw_begin(i) && ended(i) && on_driver(i));
-    let short = || memory_of_ray(&told.message, world);
+    let short = || memory_of_ray(&told.message, world).or_else(|| package_of_ray(&told.message, &job.submission));
     match told.error {
         Some(ErrorType::JobSupervisorActorDied) => Verdict::Lost {
             why: near(&any).or_else(short).unwrap_or_else(|| "the process that watches its driver died".to_owned()),
@@ -690,6 +690,16 @@ fn memory_of_ray(message: &str, world: &ClusterView<'_>) -> Option<String> {
         Some((name, setting)) => format!("{name}: {OOM_INSIDE} by Ray; raise `{setting}` in labd.toml"),
         None => format!("{OOM_INSIDE} by Ray"),
     })
+}
+
+/// Report of Ray's environment agent that a package of the job was no longer in the GCS, which deletes it when what it has
+/// counted of who refers to it says so: no script can do that. `Failed to download runtime_env file package gcs://... from
+/// the GCS to the Ray worker node. The package may have prematurely been deleted from the GCS due to ...`.
+fn package_of_ray(message: &str, submission: &Submission) -> Option<String> {
+    let mut missing = message.split("Failed to download runtime_env file package gcs://").skip(1);
+    let is_own =
+        |told: &str| submission.packages().iter().any(|name| told.starts_with(&format!("{name} from the GCS")));
+    missing.any(is_own).then(|| "Ray deleted its uploaded files too early".to_owned())
 }
 
 /// Ray's reason in one line: the end of a traceback says what happened, and its beginning in what.
@@ -1005,6 +1015,23 @@ mod tests {
         let why = "runtime_env setup failed: ERROR: No matching distribution found for emoji==0.0.0.1";
         assert_eq!(failed(message).outcome(), Some(Outcome::Failed { why: why.into() }));
         assert_eq!(failed("no node\ntook it").outcome(), Some(Outcome::Failed { why: "no node".into() }));
+    }
+
+    #[test]
+    fn a_job_whose_package_ray_deleted_is_lost_and_one_that_speaks_of_another_package_is_not() {
+        let failed = |error, package: &str| {
+            let message = format!(
+                "OSError: Failed to download runtime_env file package gcs://{package} from the GCS to the Ray worker node. \
+                 The package may have prematurely been deleted from the GCS due to a long upload time\nx"
+            );
+            let mut case = Case::new(vec![told(JobStatus::Failed, Some(error), Some(900), &message)], vec![]);
+            case.job = job("food11", json!({"runtime_env": {"working_dir": "gcs://_ray_pkg_1.zip"}}));
+            case.lost()
+        };
+        for error in [ErrorType::JobEntrypointCommandError, ErrorType::RuntimeEnvSetupFailure] {
+            assert_eq!(failed(error, "_ray_pkg_1.zip").as_deref(), Some("Ray deleted its uploaded files too early"));
+            assert_eq!(failed(error, "_ray_pkg_12.zip"), None);
+        }
     }
 
     #[test]

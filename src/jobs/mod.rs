@@ -52,7 +52,7 @@ use crate::{
     time::{Moment, Now, Timestamp},
 };
 use decide::{ClusterView, Job, Next, Outcome, Policy, Present, Silence, State, Submitted, Transition};
-use packages::Packages;
+use packages::{ASK_AGAIN, Packages};
 use past::{End, Past};
 use store::{Found, LedgerError, Store};
 use submission::{Named, Submission};
@@ -67,6 +67,9 @@ const LONGEST_RETRY: Duration = Duration::from_secs(10);
 const TRIES: u32 = 30;
 /// Time between two tries to write what could not be written, and between two requests to stop the same job.
 const AGAIN: Duration = Duration::from_secs(10);
+/// Number of tries to have the GCS keep a package, before the next round; the last waits for as long as the dashboard may
+/// take to come up after the GCS.
+const PROVIDE_TRIES: u32 = 7;
 /// Time for which it is remembered that a service did not answer: no failure is judged later.
 const REMEMBERED: Duration = Duration::from_mins(10);
 /// Time between two sweeps of packages.
@@ -242,6 +245,7 @@ fn start<A: JobApi>(opened: Opened, parts: Parts<A>) -> (Ledger, AbortHandle) {
         removed: BTreeSet::new(),
         save_again: Instant::now(),
         sweep_at: Instant::now(),
+        provide_at: Instant::now(),
         bytes: 0,
         silences: Vec::new(),
         failed: BTreeMap::new(),
@@ -289,6 +293,8 @@ struct LedgerTask<A> {
     removed: BTreeSet<String>,
     save_again: Instant,
     sweep_at: Instant,
+    /// Time at which the GCS is next asked for packages.
+    provide_at: Instant,
     /// Recent times in which services did not answer.
     silences: Vec<Silence>,
     /// Moment since which Ray is known to call a job failed that has not ended for labd.
@@ -309,6 +315,7 @@ impl<A: JobApi> LedgerTask<A> {
         let mut wake = tokio::time::Instant::now();
         let mut settled = false;
         loop {
+            self.provide_packages();
             if !settled {
                 if self.settle().await {
                     // What takes a lost one's place is submitted at once, even if nothing else happens for a while.
@@ -553,6 +560,33 @@ impl<A: JobApi> LedgerTask<A> {
             return;
         }
         tokio::task::spawn_blocking(move || packages.sweep(&needed, SystemTime::now()));
+    }
+
+    /// Has the GCS keep the packages of the jobs that it has, every few minutes and as soon as it is there again.
+    fn provide_packages(&mut self) {
+        let is_there = self.parts.ray.borrow().gcs == Gcs::Reachable;
+        if !is_there {
+            self.provide_at = Instant::now();
+        }
+        let Some(api) = (self.parts.api)().filter(|_| is_there && Instant::now() >= self.provide_at) else { return };
+        self.provide_at = Instant::now() + ASK_AGAIN;
+        let submitted = self.book.values().filter(|job| matches!(job.state, State::Submitted(_)));
+        let needed: BTreeSet<String> = submitted.flat_map(|job| job.submission.packages()).collect();
+        let (packages, ray) = (self.packages.clone(), self.parts.ray.clone());
+        tokio::spawn(async move {
+            for name in needed {
+                // The next start of the GCS has its own.
+                for tries in (0..PROVIDE_TRIES).take_while(|_| ray.borrow().gcs == Gcs::Reachable) {
+                    let reason = match packages.provide(&api, &name).await {
+                        Ok(None) => break,
+                        Ok(Some(refusal)) => last_line(&refusal.body),
+                        Err(reason) => reason,
+                    };
+                    tracing::debug!(package = name, reason, "not kept in the GCS");
+                    tokio::time::sleep(RETRY * (1 << tries)).await;
+                }
+            }
+        });
     }
 
     /// Forgets ended jobs that are too many or too large.
@@ -960,13 +994,8 @@ async fn submit<A: JobApi>(
         stop_waiting(api, old).await;
     }
     for name in job.submission.packages() {
-        if let Some(file) = packages.find(&name)
-            && !api.has_package(&name).await?
-        {
-            let reply = api.put_package(&name, &file).await?;
-            if !reply.is_success() {
-                return Ok(reply);
-            }
+        if let Some(refusal) = packages.provide(api, &name).await? {
+            return Ok(refusal);
         }
     }
     if !wanted.load(Ordering::Acquire) {

@@ -11,6 +11,7 @@ use std::{
 use tokio::io::AsyncWriteExt as _;
 
 use super::submission::is_package_name;
+use crate::ray::{JobApi, Reply};
 
 /// Time for which a package is kept that no unfinished job refers to: its job may be submitted again without a new
 /// upload.
@@ -18,6 +19,11 @@ const KEPT: Duration = Duration::from_hours(7 * 24);
 
 /// Largest size of all packages together, in bytes: one has at most 500 MiB, which is Ray's own limit.
 const MOST: u64 = 10 << 30;
+
+/// Time between two questions for the packages of jobs that Ray has: half of the time for which the GCS keeps one then. What
+/// it counts of who refers to a package is lost when it restarts, and it deletes the package with the first job that ends of
+/// those that were counted since (Ray 2.60).
+pub(super) const ASK_AGAIN: Duration = Duration::from_mins(5);
 
 /// The folder of packages.
 #[derive(Debug, Clone)]
@@ -76,6 +82,17 @@ impl Packages {
         let to = self.path(name)?;
         let part = self.0.join(format!("{name}.{:08x}.part", rand::random::<u32>()));
         Some(tokio::fs::File::create(&part).await.map(|file| Incoming { file, part, to, done: false }))
+    }
+
+    /// Has the GCS keep a package for a while, and uploads it where the GCS does not have it; one that is not here is left
+    /// as it is. Returns the dashboard's refusal, if it refuses it. The error means that the head is away.
+    pub(super) async fn provide<A: JobApi>(&self, api: &A, name: &str) -> Result<Option<Reply>, String> {
+        let Some(file) = self.find(name) else { return Ok(None) };
+        if api.has_package(name).await? {
+            return Ok(None);
+        }
+        let reply = api.put_package(name, &file).await?;
+        Ok((!reply.is_success()).then_some(reply))
     }
 
     /// Removes packages that no unfinished job refers to and that are old, or too much; the oldest first.

@@ -366,9 +366,30 @@ async fn nothing_is_submitted_beside_an_attempt_that_may_run_or_without_its_pack
     assert_eq!((api.asked(), reply.status), (vec!["stop before".to_owned(), put.clone()], 409));
 }
 
+#[tokio::test]
+async fn the_gcs_is_asked_to_keep_the_packages_of_its_jobs_whenever_it_has_started() {
+    let rig = Rig::new(Fake::default(), false);
+    let name = "_ray_pkg_0123456789abcdef.zip";
+    let mut incoming = rig.packages.receive(name).await.expect("a name").expect("a file");
+    incoming.write(b"PK").await.expect("written");
+    incoming.finish().await.expect("finished");
+    let sent =
+        json!({"entrypoint": "x", "submission_id": "a", "runtime_env": {"working_dir": format!("gcs://{name}")}});
+    let sent = Submission::parse(sent.to_string().as_bytes()).expect("a submission");
+    assert!(rig.ledger.submit(sent).await.expect("answered").is_success());
+    let put = format!("put {name}");
+    assert_eq!(rig.api.asked(), [&put, "submit"]);
+    rig.ray.send_modify(|view| Arc::make_mut(view).gcs = Gcs::Unreachable { reason: "it restarts".into() });
+    assert!(rig.submit_as("b", "").await.is_success());
+    rig.until(|rig| rig.message() == "kept until the Ray head is back").await;
+    rig.ray.send_modify(|view| Arc::make_mut(view).gcs = Gcs::Reachable);
+    rig.until(|rig| rig.api.asked().iter().filter(|&asked| *asked == put).count() == 2).await;
+}
+
 /// Ledger's task over a fake API, and all that it hears.
 struct Rig {
     ledger: super::Ledger,
+    packages: Packages,
     api: Fake,
     ray: watch::Sender<Arc<RayView>>,
     snapshot: watch::Sender<Arc<Snapshot>>,
@@ -411,8 +432,8 @@ impl Rig {
             journal: crate::journal::Journal::open(&dir.path().join("journal.db"), std::time::Duration::from_hours(1))
                 .expect("opens"),
         };
-        let ledger = super::spawn(super::Opened { store, found, packages }, parts);
-        Self { ledger, api, ray, snapshot, _alive: Box::new((incidents, config, dir)) }
+        let ledger = super::spawn(super::Opened { store, found, packages: packages.clone() }, parts);
+        Self { ledger, packages, api, ray, snapshot, _alive: Box::new((incidents, config, dir)) }
     }
 
     async fn submit(&self) -> Reply {

@@ -117,7 +117,8 @@ pub trait JobApi: Clone + Send + Sync + 'static {
     /// Ends a job whose driver waits for resources or packages, which Ray's own stop does not: that is queued until the
     /// driver's place is there. One that runs is left alone.
     fn stop_waiting(&self, submission_id: &str) -> impl Future<Output = Result<(), String>> + Send;
-    /// Whether the GCS has a package.
+    /// Whether the GCS has a package. It keeps one for 10 min more that it was asked for, whoever else refers to it, unless it
+    /// restarts (`RAY_RUNTIME_ENV_TEMPORARY_REFERENCE_EXPIRATION_S`).
     fn has_package(&self, name: &str) -> impl Future<Output = Result<bool, String>> + Send;
     /// Uploads a package from a file.
     fn put_package(&self, name: &str, file: &Path) -> impl Future<Output = Result<Reply, String>> + Send;

@@ -95,6 +95,41 @@ def test_a_killed_head_costs_no_step_at_all(lab):
     assert "resumed" not in lab.logs("headless")
 
 
+# Has an actor on each GPU say whether the uploaded files are there, once it is told to go on.
+LATER = """
+import os, time, ray
+ray.init(log_to_driver=False)
+@ray.remote(num_gpus=1)
+class Worker:
+    def has_files(self):
+        return os.path.exists("train.py")
+print("waits")
+while not os.path.exists("/tmp/go-on"):
+    time.sleep(0.2)
+workers = [Worker.remote() for _ in range(2)]
+print("found", ray.get([worker.has_files.remote() for worker in workers]))
+"""
+
+
+def test_uploaded_files_stay_until_the_last_job_that_uses_them_has_ended_also_when_the_head_died(lab):
+    """Ray forgets who uses them when its head dies, and would delete them with the first job that ends."""
+    lab.wait_ready()
+    lab.submit("later", "python", "-uc", LATER)
+    lab.submit("brief", "sh", "-c", "echo waits; while ! test -e /tmp/end; do sleep 0.2; done; python -c 'import ray; ray.init()'")
+    for job in ("later", "brief"):
+        wait_for("it waits", lambda job=job: lab.job(job)["status"] == "RUNNING" and "waits\n" in lab.logs(job), 60)
+    lab.crash("ray-head")
+    lab.wait_ready()
+    # Ray counts this one as the only one that uses the files.
+    lab.exec("ray-driver", "touch", "/tmp/end")
+    lab.wait_job("brief")
+    lab.crash("ray-worker-0")
+    lab.crash("ray-worker-1")
+    lab.exec("ray-driver", "touch", "/tmp/go-on")
+    only, = ends(lab, "later")
+    assert only["outcome"] == "succeeded" and "found [True, True]" in lab.logs("later")
+
+
 def test_a_power_cut_is_survived_unattended(lab):
     lab.wait_ready()
     lab.submit("unplugged", *PLAIN, "16")
