@@ -140,9 +140,10 @@ pub fn parse(text: &str) -> Option<(&'static Fault, Option<String>)> {
 }
 
 /// GPU instance of MIG that a line names, as in `NVRM: Xid (PCI:0000:3b:00 GPU-I:05): 94, ...`. The driver writes it in
-/// decimal, with two digits.
+/// decimal, with two digits. What follows the place can be a process's own name.
 pub fn instance(text: &str) -> Option<u32> {
-    let (_, rest) = text.split_once("GPU-I:")?;
+    let (place, _) = text.split_once("): ")?;
+    let (_, rest) = place.split_once("GPU-I:")?;
     rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 

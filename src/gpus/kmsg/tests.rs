@@ -345,6 +345,8 @@ fn a_line_names_the_instance_that_it_is_about() {
         ("NVRM: Xid (PCI:0000:3b:00 GPU-I:05): 94, pid=4321, name=python3, Contained: SM (0x1). RST: No", Some(5)),
         ("NVRM: Xid (PCI:0000:3b:00 GPU-I:13 GPU-CI:02): 13, pid=4321, name=python3, Graphics SM Exception", Some(13)),
         ("NVRM: Xid (PCI:0000:3b:00): 94, pid=4321, name=python3, Contained: SM (0x1). RST: No", None),
+        // A process may call itself what it likes.
+        ("NVRM: Xid (PCI:0000:3b:00): 94, pid=4321, name=GPU-I:05, Contained: SM (0x1). RST: No", None),
         ("NVRM: Xid (PCI:0000:3b:00 GPU-I:): 94", None),
         ("NVRM: Xid (PCI:0000:3b:00 GPU-I:99999999999): 94", None),
     ] {
