@@ -107,6 +107,7 @@ fn explained_json(explained: &Explained) -> serde_json::Value {
         "code": fault.map(|f| f.code),
         "meaning": fault.map(|f| f.meaning),
         "gpu": explained.gpu(),
+        "instance": explained.instance,
         "device": explained.device,
         "action": fault.map(|f| f.action.as_str()),
         "remedy": fault.map(|f| remedy(explained, f)),
@@ -131,8 +132,11 @@ fn render_explained(explained: &Explained, style: Style) -> String {
         (None, _) => "a notice of the node: the line names no GPU".to_owned(),
     };
     let mut text = format!("{}: {does}\n", paint(fault.code, Paint::Bold, style));
-    let gpu = explained.gpu().unwrap_or("-");
-    for (word, said) in [("line", line), ("gpu", gpu), ("means", fault.meaning), ("do", &remedy(explained, fault))] {
+    let gpu = match (explained.gpu(), explained.instance) {
+        (Some(gpu), Some(instance)) => format!("{gpu}, MIG instance {instance}"),
+        (gpu, _) => gpu.unwrap_or("-").to_owned(),
+    };
+    for (word, said) in [("line", line), ("gpu", &gpu), ("means", fault.meaning), ("do", &remedy(explained, fault))] {
         let width = style.width - 9;
         // What somebody pastes can have words of any length.
         let lines = wrap(said, width).into_iter().flat_map(|l| hard_wrap(&l, width));
@@ -296,6 +300,27 @@ mod tests {
     }
 
     #[test]
+    fn a_line_about_an_instance_names_it() {
+        let style = Style { color: false, width: 200 };
+        let line = "NVRM: Xid (PCI:0000:3b:00 GPU-I:05): 94, pid=4321, name=python3, Contained: SM (0x1). RST: No";
+        for (line, told, number) in [
+            (line.to_owned(), "  gpu    0000:3b:00.0, MIG instance 5\n", serde_json::json!(5)),
+            (line.replace(" GPU-I:05", ""), "  gpu    0000:3b:00.0\n", serde_json::Value::Null),
+            // Whatever a process calls itself.
+            (
+                line.replace(" GPU-I:05", "").replace("python3", "GPU-I:09"),
+                "  gpu    0000:3b:00.0\n",
+                serde_json::Value::Null,
+            ),
+        ] {
+            let [explained] = &kmsg::explain(&line)[..] else { panic!("{line}") };
+            let text = render_explained(explained, style);
+            assert!(text.contains(told), "{text}");
+            assert_eq!(explained_json(explained).get("instance"), Some(&number), "{line}");
+        }
+    }
+
+    #[test]
     fn pasted_lines_are_objects_with_a_null_code_where_they_are_unknown() {
         let values: Vec<_> = kmsg::explain(SENT).iter().map(explained_json).collect();
         assert_eq!(values.len(), SENT.lines().count());
@@ -307,7 +332,7 @@ mod tests {
         assert!(values[1]["gpu"].is_null() && values[1]["code"] == "amdgpu-reset-failed");
         assert!(values[2]["gpu"].is_null() && values[2]["device"] == "0000:a9:00.0");
         for unknown in &values[3..5] {
-            for field in ["code", "meaning", "gpu", "action", "remedy"] {
+            for field in ["code", "meaning", "gpu", "instance", "action", "remedy"] {
                 assert!(unknown.get(field).is_some_and(serde_json::Value::is_null), "{field}");
             }
         }

@@ -1,6 +1,6 @@
 //! Lines of the kernel as people paste them: `dmesg` with its times, the journal, a record of `/dev/kmsg`. Pure.
 
-use super::{Assembler, Record, first_address};
+use super::{Assembler, Record, first_address, instance};
 use crate::gpus::{
     faults::{Fault, Scope},
     vendor,
@@ -18,6 +18,8 @@ pub struct Explained {
     pub fault: Option<&'static Fault>,
     /// PCI address that the message names, in this line or in one before.
     pub device: Option<String>,
+    /// GPU instance of MIG that the message names.
+    pub instance: Option<u32>,
     /// What is at that address.
     pub is: Is,
 }
@@ -69,8 +71,9 @@ pub fn explain(text: &str) -> Vec<Explained> {
         }
         let told = record(&whole).and_then(|record| assembler.take(record));
         let is = told.as_ref().map_or(Is::Other, |(fault, device, text)| what_is(fault, text, device.as_deref()));
+        let instance = told.as_ref().and_then(|(_, _, text)| instance(text));
         let (fault, device) = told.map_or((None, None), |(fault, device, _)| (Some(fault), device));
-        all.push(Explained { line: line.to_owned(), fault, device, is });
+        all.push(Explained { line: line.to_owned(), fault, device, instance, is });
     }
     all
 }
