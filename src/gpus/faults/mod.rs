@@ -26,6 +26,7 @@ use std::fmt;
 
 use labd_gpu::Throttle;
 pub(super) use lines::{ALL_ONES, is_needed_firmware};
+use repeats::Counted;
 
 use super::vendor;
 
@@ -82,6 +83,8 @@ pub struct Fault {
     pub lasts: Lasts,
     /// Sign that it is instead where a file of the GPU's firmware is missing: the card is not broken then.
     pub without_firmware: Option<Sign<'static>>,
+    /// Way in which it is counted, where it means more when it comes again.
+    pub counted: Option<Counted>,
 }
 
 /// What most rows have in common.
@@ -94,6 +97,7 @@ const ROW: Fault = Fault {
     scope: Scope::Gpu,
     lasts: Lasts::Unknown,
     without_firmware: None,
+    counted: None,
 };
 
 /// Thing that a fault is of.

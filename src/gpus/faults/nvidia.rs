@@ -8,7 +8,10 @@ use super::{
     PULL, REBOOT, ROW,
     Scope::Switch,
     Sign::{Answer, EccUncorrected, Kernel, NoHandle, Recovery, RemapFailed, RemapPending, Repeated, Xid, XidWith},
-    repeats,
+    repeats::{
+        APP_ERRORS,
+        Counted::{Links, Programs, ProgramsInOnePart},
+    },
 };
 
 const RESET: &str = "Reset it with `systemctl stop labd; nvidia-smi --gpu-reset -i <pci>; systemctl start labd` while nothing runs on it, \
@@ -80,6 +83,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         meaning: "an error on an NVLink that passes, unless it comes again on the same link",
         action: Restart,
         remedy: "Nothing now: if it comes again, labd takes the GPU out of service.",
+        counted: Some(Links),
         ..ROW
     },
     Fault {
@@ -224,11 +228,12 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         action: Nothing,
         remedy: JOB,
         lasts: Moment,
+        counted: Some(ProgramsInOnePart),
         ..ROW
     },
     Fault {
         code: "app-errors",
-        signs: &[Repeated(repeats::APP_ERRORS)],
+        signs: &[Repeated(APP_ERRORS)],
         meaning: "programs fail on this GPU again and again, and on no other one: it may be the GPU, or one person's program",
         // No quarantine: whoever writes a wrong program could take a GPU from the others with it.
         action: Nothing,
@@ -244,6 +249,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
         action: Nothing,
         remedy: JOB,
         lasts: Moment,
+        counted: Some(Programs),
         ..ROW
     },
     Fault {

@@ -25,29 +25,41 @@ const REMEMBERED: usize = 256;
 
 /// Words for programs that fail on one GPU alone.
 pub const APP_ERRORS: &str = "Xid 13 (in one place) or 31 of 5 programs within a day, on one GPU alone";
-/// Words for a link that has passing errors again and again.
-const LINK: Sign<'static> = Sign::Xid(74);
 
-/// Rule about a fault that is counted.
-struct Rule {
-    /// Code of its row.
-    of: &'static str,
-    /// Place in the GPU that its line names.
-    place: fn(&str) -> Option<String>,
-    /// Number of times that mean something else.
-    times: usize,
-    /// What it is then.
-    means: Sign<'static>,
-    /// Whether it is of programs: then all lines of one are one failure, and where other GPUs have it too it is the program.
-    of_programs: bool,
+/// Way in which a row of the table is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Counted {
+    /// By program, wherever on the GPU it failed.
+    Programs,
+    /// By program, where all failed in one part of the GPU.
+    ProgramsInOnePart,
+    /// By link between GPUs.
+    Links,
 }
 
-const RULES: [Rule; 3] = [
-    Rule { of: "xid-13", place: processor, times: PROGRAMS, means: PROGRAM, of_programs: true },
-    Rule { of: "xid-31", place: |_| None, times: PROGRAMS, means: PROGRAM, of_programs: true },
-    Rule { of: "nvlink-passing", place: link, times: LINK_ERRORS, means: LINK, of_programs: false },
-];
-const PROGRAM: Sign<'static> = Sign::Repeated(APP_ERRORS);
+impl Counted {
+    /// Place in the GPU that a line names.
+    fn place(self, text: &str) -> Option<String> {
+        match self {
+            Self::Programs => None,
+            Self::ProgramsInOnePart => processor(text),
+            Self::Links => link(text),
+        }
+    }
+
+    /// Whether it is of programs: then all lines of one are one failure, and where other GPUs have it too it is the program.
+    fn of_programs(self) -> bool {
+        self != Self::Links
+    }
+
+    /// Number of times that mean something else, and what it is then.
+    const fn means(self) -> (usize, Sign<'static>) {
+        match self {
+            Self::Programs | Self::ProgramsInOnePart => (PROGRAMS, Sign::Repeated(APP_ERRORS)),
+            Self::Links => (LINK_ERRORS, Sign::Xid(74)),
+        }
+    }
+}
 
 /// Part of the GPU (GPC and TPC) in a line such as `Graphics SM Warp Exception on (GPC 9, TPC 1, SM 1): ...`. Which of the
 /// TPC's processors it was does not matter, by the catalog.
@@ -97,38 +109,39 @@ impl Repeats {
         text: &str,
         at: Timestamp,
     ) -> Option<&'static Fault> {
-        let rule = RULES.iter().find(|rule| rule.of == fault.code)?;
+        let counted = fault.counted?;
         self.0.retain(|f| at.since(f.last) <= WINDOW);
         let pid = process(text);
         let same = |f: &Failure| {
-            f.gpu == gpu && f.code == rule.of && f.pid == pid && (pid.is_some() || at.since(f.last) <= BURST)
+            f.gpu == gpu && f.code == fault.code && f.pid == pid && (pid.is_some() || at.since(f.last) <= BURST)
         };
         // A link's errors are each one of their own: one program meets several.
-        let known = if rule.of_programs { self.0.iter().rposition(same) } else { None };
+        let known = if counted.of_programs() { self.0.iter().rposition(same) } else { None };
         let mut failure = known.map_or_else(
             || Failure {
                 gpu: gpu.to_owned(),
                 card: card.to_owned(),
-                code: rule.of,
+                code: fault.code,
                 pid,
                 places: BTreeSet::new(),
                 last: at,
             },
             |known| self.0.remove(known),
         );
-        failure.places.extend((rule.place)(text));
+        failure.places.extend(counted.place(text));
         failure.last = failure.last.max(at);
         self.0.push(failure.clone());
         let excess = self.0.len().saturating_sub(REMEMBERED);
         self.0.drain(..excess);
 
-        let of_rule = || self.0.iter().filter(|f| f.code == rule.of);
+        let alike = || self.0.iter().filter(|f| f.code == fault.code);
         // A line that names no instance counts for each partition: that is no other GPU.
-        if failure.places.len() > 1 || (rule.of_programs && of_rule().any(|f| f.card != card)) {
+        if failure.places.len() > 1 || (counted.of_programs() && alike().any(|f| f.card != card)) {
             return None;
         }
-        let times = of_rule().filter(|f| f.gpu == gpu && f.places == failure.places).count();
-        if times >= rule.times { look_up(rule.means) } else { None }
+        let times = alike().filter(|f| f.gpu == gpu && f.places == failure.places).count();
+        let (enough, means) = counted.means();
+        if times >= enough { look_up(means) } else { None }
     }
 
     /// Forgets what a GPU had: somebody looked at it.
@@ -140,6 +153,7 @@ impl Repeats {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpus::faults::all;
 
     const HOUR: i64 = 3_600;
 
@@ -246,6 +260,20 @@ mod tests {
         let mut repeats = Repeats::default();
         counted(&mut repeats, "GPU-2", &lines);
         assert_eq!(counted(&mut repeats, "GPU-1", &lines).last(), Some(&"xid-74"));
+    }
+
+    #[test]
+    fn a_row_that_is_counted_means_another_one_in_the_end() {
+        let counted: Vec<_> = all().filter_map(|fault| Some((fault.code, fault.counted?))).collect();
+        let rows =
+            [("nvlink-passing", Counted::Links), ("xid-13", Counted::ProgramsInOnePart), ("xid-31", Counted::Programs)];
+        assert_eq!(counted, rows);
+        for (code, counted) in rows {
+            assert!(
+                look_up(counted.means().1).is_some_and(|fault| fault.code != code && fault.counted.is_none()),
+                "{code}"
+            );
+        }
     }
 
     #[test]
