@@ -202,18 +202,11 @@ impl FaultState {
     }
 }
 
-/// Fault of a GPU of which NVIDIA's driver says that it needs this, in NVML's numbers (`nvmlDeviceGpuRecoveryAction_t`). It is
-/// that of the kernel's line about the same change (Xid 154), which labd may have missed and which has the kernel's numbers:
-/// the table has each meaning once. To drain traffic between GPUs (3) is a thing of the moment, for which the line is enough.
+/// Fault of a GPU of which NVIDIA's driver says that it needs this (`nvmlDeviceGpuRecoveryAction_t`). It is that of the
+/// kernel's line about the same change (Xid 154), which labd may have missed, and has the same number there. To drain traffic
+/// between GPUs (3) is a thing of the moment, for which the line is enough; the domain of IMEX (5) is no GPU's.
 fn needed(action: u32) -> Option<&'static Fault> {
-    let in_line = match action {
-        // A reset; also together with a drain, or of the PCI bus.
-        1 | 4 | 6 => 1,
-        // A reboot, of node or system.
-        2 | 7 => 2,
-        _ => return None,
-    };
-    look_up(Sign::Recovery(in_line))
+    matches!(action, 1 | 2 | 4 | 6 | 7).then(|| look_up(Sign::Recovery(action))).flatten()
 }
 
 /// Whether a count of memory errors grew by errors.

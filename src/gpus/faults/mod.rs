@@ -162,7 +162,8 @@ pub enum Sign<'a> {
     XidWith(u32, Detail),
     /// AMD's GPU that does not start for want of a file of its firmware.
     NoFirmware,
-    /// Recovery action that NVIDIA's driver changed to (Xid 154), by its number in `NV2080_CTRL_GPU_RECOVERY_ACTION`.
+    /// Recovery action that NVIDIA's driver changed to (Xid 154), by its number in `NV2080_CTRL_GPU_RECOVERY_ACTION`: that of
+    /// NVML's `nvmlDeviceGpuRecoveryAction_t`.
     Recovery(u32),
     /// Errors that amdgpu counted in a part of the GPU.
     Ras(Detail),

@@ -37,7 +37,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
     },
     Fault {
         code: "xid-154-reboot",
-        // 7 is NVML's number for a reboot of the whole system.
+        // 7 is one of the whole system, since NVML 615: driver 610 says `OS Reboot` for 2.
         signs: &[Recovery(2), Recovery(7)],
         meaning: "the driver says that only a reboot recovers the GPU",
         action: Quarantine,
@@ -648,7 +648,7 @@ pub(in crate::gpus) const TABLE: &[Fault] = &[
     },
     Fault {
         code: "xid-154",
-        // 4 after a drain, which the quarantine is; 6 is NVML's number for one of the bus. Also what is not known.
+        // 4 after a drain, which the quarantine is; 6 is one of the bus, since NVML 615. Also what is not known.
         signs: &[Recovery(1), Recovery(4), Recovery(6), Xid(154)],
         meaning: "the driver says that the GPU needs a reset",
         action: Quarantine,
