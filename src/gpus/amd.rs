@@ -23,6 +23,8 @@ pub(super) static DEF: VendorDef = VendorDef {
     driver: "amdgpu",
     // What is older than Vega, or without PCIe atomics, only shows a picture.
     computes_on_all: false,
+    // What it does not know is so old that the kernel has another driver for it.
+    takes_all: true,
     sources,
     attach,
     owns: |device| match device {

@@ -73,7 +73,7 @@ pub fn computing(bus: &[BusGpu], def: &VendorDef) -> usize {
 ///
 /// Graphics of a CPU, shares and what was given to a virtual machine are not the lab's. What another driver has shows a
 /// picture. A VGA controller without a driver, or with one that computes on others and not on it, may be there for the
-/// picture alone, unless it is one more of a model that computes here.
+/// picture alone, unless it is one more of a model that computes here, or its driver is there and would have it all the same.
 fn should_answer(gpu: &BusGpu, def: &VendorDef, answering: &[&BusGpu]) -> bool {
     if gpu.integrated || gpu.share {
         return false;
@@ -83,7 +83,7 @@ fn should_answer(gpu: &BusGpu, def: &VendorDef, answering: &[&BusGpu]) -> bool {
         Some(driver) if GIVEN_AWAY.contains(&driver) => false,
         Some(driver) if driver == def.driver => one_more || !gpu.vga || def.computes_on_all,
         Some(_) => false,
-        None => one_more || !gpu.vga,
+        None => one_more || !gpu.vga || (def.takes_all && !answering.is_empty()),
     }
 }
 
@@ -194,6 +194,19 @@ mod tests {
         ] {
             assert_eq!(said(&[one.clone(), other(change)], &[&one]).len(), 1, "{why}");
         }
+    }
+
+    #[test]
+    fn a_radeon_without_a_driver_beside_one_that_computes_did_not_start() {
+        let instinct = gpu(Vendor::Amd, 0x41, Some("amdgpu"));
+        let mut radeon = gpu(Vendor::Amd, 0x42, None);
+        (radeon.vga, radeon.model) = (true, 0x744c);
+        let text = said(&[instinct.clone(), radeon.clone()], &[&instinct]).concat();
+        assert!(text.starts_with("2 on the PCI bus, 1 answers: the AMD GPU at 0000:42:00.0 does not"), "{text}");
+        // Its driver is not loaded: it may be there for the picture.
+        assert_eq!(said(&[h100(0x41), radeon.clone()], &[&h100(0x41)]), Vec::<String>::new());
+        radeon.driver = Some("radeon".into());
+        assert_eq!(said(&[instinct.clone(), radeon], &[&instinct]), Vec::<String>::new(), "an old one");
     }
 
     #[test]

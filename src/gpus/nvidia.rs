@@ -18,6 +18,8 @@ pub(super) static DEF: VendorDef = VendorDef {
     name: "NVIDIA GPU",
     driver: "nvidia",
     computes_on_all: true,
+    // It leaves out what is too old for it.
+    takes_all: false,
     sources,
     attach,
     owns: |device| match device {

@@ -21,6 +21,9 @@ pub struct VendorDef {
     pub driver: &'static str,
     /// Whether that driver computes on every GPU that it has.
     pub computes_on_all: bool,
+    /// Whether that driver takes every GPU of the vendor, also one that only shows a picture: beside one that it has, one
+    /// without a driver did not start.
+    pub takes_all: bool,
     /// Ways to ask about its GPUs, best first; absent where it cannot be started now. The root of the file system, and
     /// a folder of labd's own.
     pub(super) sources: fn(&Path, &Path) -> Vec<Option<Launch>>,
