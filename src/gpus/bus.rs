@@ -71,20 +71,24 @@ pub fn computing(bus: &[BusGpu], def: &VendorDef) -> usize {
 
 /// Whether a GPU that is not listed should be. `answering` are the listed ones of its vendor.
 ///
-/// Graphics of a CPU, shares and what was given to a virtual machine are not the lab's. What another driver has shows a
-/// picture. A VGA controller without a driver, or with one that computes on others and not on it, may be there for the
-/// picture alone, unless it is one more of a model that computes here, or its driver is there and would have it all the same.
+/// What another driver has shows a picture. A VGA controller without a driver, or with one that computes on others and not on
+/// it, may be there for the picture alone, unless it is one more of a model that computes here, or its driver is there and
+/// would have it all the same.
 fn should_answer(gpu: &BusGpu, def: &VendorDef, answering: &[&BusGpu]) -> bool {
-    if gpu.integrated || gpu.share {
+    if !may_be_the_labs(gpu) {
         return false;
     }
     let one_more = answering.iter().any(|other| other.model == gpu.model);
     match gpu.driver.as_deref() {
-        Some(driver) if GIVEN_AWAY.contains(&driver) => false,
-        Some(driver) if driver == def.driver => one_more || !gpu.vga || def.computes_on_all,
-        Some(_) => false,
-        None => one_more || !gpu.vga || (def.takes_all && !answering.is_empty()),
+        Some(driver) => driver == def.driver && (one_more || !gpu.vga || def.computes_on_all),
+        None => gpu.lacks_driver(one_more || (def.takes_all && !answering.is_empty())),
     }
+}
+
+/// Whether a GPU can be the lab's: graphics of a CPU, a share and what was given to a virtual machine cannot.
+fn may_be_the_labs(gpu: &BusGpu) -> bool {
+    let given_away = gpu.driver.as_deref().is_some_and(|driver| GIVEN_AWAY.contains(&driver));
+    !(gpu.integrated || gpu.share || given_away)
 }
 
 /// Whether two PCI addresses are those of the same card: partitions differ in the function.

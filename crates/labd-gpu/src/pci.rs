@@ -106,6 +106,14 @@ pub struct BusGpu {
     pub share: bool,
 }
 
+impl BusGpu {
+    /// Whether it has no driver and should have one. Graphics of a CPU, and a VGA controller, which may be there for the
+    /// picture alone, should where something says so (`wanted`); a share is a virtual machine's.
+    pub fn lacks_driver(&self, wanted: bool) -> bool {
+        self.driver.is_none() && !self.share && (wanted || !(self.integrated || self.vga))
+    }
+}
+
 /// GPUs on the PCI bus, whether or not a driver runs them, by address: what there is before any vendor's library is
 /// asked, and what is still there when a library says that a GPU is gone.
 pub fn gpus(root: &Path) -> Vec<(String, Vendor)> {

@@ -82,13 +82,10 @@ impl Reader {
     }
 }
 
-/// Whether an AMD GPU is there that no driver has, and that the lab would use. Beside another vendor's GPU, graphics of a
-/// CPU and cards that may be there for the picture alone are none.
+/// Whether an AMD GPU is there that no driver has, and that the lab would use: any, where no other vendor's is beside it.
 pub fn lacks_driver(root: &Path) -> bool {
-    let bus = pci::bus(root);
-    let beside = bus.iter().any(|g| g.vendor != Vendor::Amd);
-    let wanted = |g: &pci::BusGpu| g.vendor == Vendor::Amd && (!beside || !(g.integrated || g.vga));
-    bus.iter().any(|g| wanted(g) && g.driver.is_none() && !g.share)
+    let (own, others): (Vec<_>, Vec<_>) = pci::bus(root).into_iter().partition(|gpu| gpu.vendor == Vendor::Amd);
+    own.iter().any(|gpu| gpu.lacks_driver(others.is_empty()))
 }
 
 /// Version of the driver: the module's own where it has one (AMD's packaged driver), else the kernel's release.
