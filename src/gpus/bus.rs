@@ -86,7 +86,7 @@ fn should_answer(gpu: &BusGpu, def: &VendorDef, answering: &[&BusGpu]) -> bool {
 }
 
 /// Whether a GPU can be the lab's: graphics of a CPU, a share and what was given to a virtual machine cannot.
-fn may_be_the_labs(gpu: &BusGpu) -> bool {
+pub(super) fn may_be_the_labs(gpu: &BusGpu) -> bool {
     let given_away = gpu.driver.as_deref().is_some_and(|driver| GIVEN_AWAY.contains(&driver));
     !(gpu.integrated || gpu.share || given_away)
 }

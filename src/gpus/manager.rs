@@ -137,6 +137,7 @@ fn start(parts: Parts, probes: Vec<(Vendor, watch::Receiver<ProbeView>)>) -> Gpu
         bus_reads,
         bus_asked: None,
         on_bus: Vec::new(),
+        bus_gpus: None,
         undivided: Vec::new(),
         incidents_heard: Timestamp::now(),
         kernel: None,
@@ -170,6 +171,8 @@ struct GpuManager {
     bus_reads: BusReads,
     bus_asked: Option<Instant>,
     on_bus: Vec<Notice>,
+    /// GPUs on the bus, as it was read last.
+    bus_gpus: Option<Vec<BusGpu>>,
     /// GPUs that are in MIG mode and have no instance.
     undivided: Vec<String>,
     /// Time of the newest incident that was handled.
@@ -261,7 +264,10 @@ impl GpuManager {
 
     fn bus_answers(&mut self, answer: Answer) {
         match answer {
-            Answer::Gpus(gpus, slots) => self.compare_bus(&gpus, &slots),
+            Answer::Gpus(gpus, slots) => {
+                self.compare_bus(&gpus, &slots);
+                self.bus_gpus = Some(gpus);
+            }
             Answer::Behind(line, gpus) => {
                 for gpu in gpus {
                     self.of_a_gpu(&kmsg::KernelLine { pci: Some(gpu), ..line.clone() }, false);
@@ -308,9 +314,35 @@ impl GpuManager {
 
     /// State of the GPU of which the kernel said, `last`ly then, that it did not start.
     fn start(&self, line: &kmsg::KernelLine, last: Timestamp) -> Start {
-        let Some(pci) = line.pci.as_deref() else { return Start::Unlisted };
+        match line.pci.as_deref() {
+            Some(pci) => self.start_at(pci, line.fault, last),
+            None => self.start_of_any(line.fault, last),
+        }
+    }
+
+    /// The same where the kernel did not say which GPU: none fails any more when all of the vendor's on the bus answer.
+    fn start_of_any(&self, fault: &Fault, last: Timestamp) -> Start {
+        let Some(bus) = &self.bus_gpus else {
+            return if self.began.elapsed() < PATIENCE { Start::Listed } else { Start::Unlisted };
+        };
+        let vendor = vendor::of_fault(fault).map(|def| def.vendor);
+        let own = bus.iter().filter(|gpu| Some(gpu.vendor) == vendor);
+        let starts = own.map(|gpu| (gpu, self.start_at(&gpu.address, fault, last)));
+        let starts = starts.filter(|(gpu, start)| *start != Start::Unlisted || bus::may_be_the_labs(gpu));
+        let starts: Vec<Start> = starts.map(|(_, start)| start).collect();
+        if starts.is_empty() || starts.iter().any(|start| matches!(start, Start::Unlisted | Start::Fails)) {
+            Start::Unlisted
+        } else if starts.contains(&Start::Listed) {
+            Start::Listed
+        } else {
+            Start::Answers
+        }
+    }
+
+    /// The same of the GPU at an address.
+    fn start_at(&self, pci: &str, fault: &Fault, last: Timestamp) -> Start {
         let here = |d: &Device| d.pci.as_deref().is_some_and(|own| same_slot(own, pci));
-        let fails = if line.fault.action == Action::Quarantine { Start::Fails } else { Start::Unlisted };
+        let fails = if fault.action == Action::Quarantine { Start::Fails } else { Start::Unlisted };
         let listed: Vec<String> = self.found().into_iter().filter(here).map(|d| d.id).collect();
         if listed.is_empty() {
             let known = self.remembered.slots.iter().find(|(_, d)| here(d));
@@ -1015,6 +1047,36 @@ mod tests {
                 );
             });
         }
+    }
+
+    #[test]
+    fn a_start_that_failed_of_a_gpu_that_is_not_named_is_told_until_all_on_the_bus_answer() {
+        in_its_own_time(async {
+            let machine = Machine::new();
+            machine.printed(&[
+                "NVRM: RmInitAdapter failed! (0x26:0xffff:1375)",
+                "[drm:amdgpu_device_init [amdgpu]] *ERROR* hw_init of IP block <psp> failed -22",
+            ]);
+            let gpus = machine.start();
+            let wait = || tokio::time::sleep(Duration::from_mins(1));
+            let told = || {
+                let inventory = gpus.watch().borrow().clone();
+                let codes = ["nvidia-init-failed", "amdgpu-init-failed"];
+                codes.map(|code| inventory.notices.iter().any(|n| n.text.contains(code)))
+            };
+            let [one, other] = both();
+            machine.lists(std::slice::from_ref(&one), None);
+            wait().await;
+            machine.lists(std::slice::from_ref(&one), None);
+            wait().await;
+            assert_eq!(told(), [true, true], "the second does not answer");
+            machine.lists(&[one.clone(), other.clone()], Some("NVML_ERROR_UNKNOWN"));
+            wait().await;
+            assert_eq!(told(), [true, true], "neither is well");
+            machine.lists(&[one, other], None);
+            wait().await;
+            assert_eq!(told(), [false, true], "there is no GPU of AMD's");
+        });
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Faults that no GPU of the lab claims: of the node, of a switch between GPUs, of a GPU that no probe lists. Pure.
 //!
 //! Until the first look at the GPUs is over, a line waits for the GPU that it is about. After it, it is a notice of the node,
-//! until its cause is gone: its GPU answers, or it has not come again for a while, or the machine was started anew.
+//! until its cause is gone: its GPU answers, or all do where it names none, or it has not come again for a while, or the
+//! machine was started anew.
 
 use std::time::Duration;
 
@@ -35,7 +36,7 @@ struct Entry {
     listed: bool,
 }
 
-/// State of a GPU that the kernel said did not start.
+/// State of a GPU that the kernel said did not start; where it did not say which, of all that it can be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Start {
     /// It answers: whatever kept it from starting is gone.

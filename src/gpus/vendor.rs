@@ -49,6 +49,11 @@ pub fn of(vendor: Vendor) -> Option<&'static VendorDef> {
     ALL.into_iter().find(|def| def.vendor == vendor)
 }
 
+/// Definition of the vendor whose GPUs alone have this fault; `None` where any can.
+pub fn of_fault(fault: &Fault) -> Option<&'static VendorDef> {
+    ALL.into_iter().find(|def| def.faults.contains(fault))
+}
+
 /// Number of GPUs of each vendor on the PCI bus, driver or not; vendors without any are left out.
 pub fn on_bus(root: &Path) -> Vec<(&'static VendorDef, usize)> {
     let gpus = pci::gpus(root);
