@@ -52,6 +52,11 @@ dashboard = 0
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
 
+    def link(self, path, to):
+        path = self.root / path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(to)
+
     def plug_in(self, pci, vendor="0x10de"):
         for name, text in {"vendor": vendor, "class": "0x030200", "numa_node": "0", "local_cpulist": "0-1"}.items():
             self.file(f"sys/bus/pci/devices/{pci}/{name}", text + "\n")
@@ -63,9 +68,7 @@ dashboard = 0
                 continue
             path, text = line.split("\t")
             if text.startswith("-> "):
-                target = self.root / path
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.symlink_to(text[3:])
+                self.link(path, text[3:])
             else:
                 self.file(path, text.replace("\\n", "\n"))
 
@@ -291,16 +294,18 @@ def test_a_card_that_sleeps_is_shown_and_nothing_of_it_is_read_that_would_wake_i
 
 
 # Lines about a GPU that answers all the same: its driver was loaded again since.
-DID_NOT_START = {"nvidia-init-failed", "nvidia-other-driver", "nvidia-unsupported", "nvidia-no-room"}
+DID_NOT_START = {"nvidia-init-failed", "nvidia-other-driver", "nvidia-unsupported", "nvidia-no-room", "amdgpu-init-failed"}
+# What is written of a fault, by its action.
+DONE = {"nothing": "labd continues", "restart": "labd restarts its worker", "quarantine": "labd keeps it from work"}
 
 
-def lines_of(vendor):
+def lines_of(*files, codes=""):
     """One line of each row of the table that people posted, with the row and the action: `tests/data/kernel`."""
     rows = {}
-    for posted in (ROOT / f"tests/data/kernel/{vendor}.tsv").read_text().splitlines():
+    for posted in (line for name in files for line in (ROOT / f"tests/data/kernel/{name}.tsv").read_text().splitlines()):
         if not posted.startswith("#"):
             _, text, code, gpu, action = posted.split("\t")
-            if "-" not in (code, gpu):
+            if "-" not in (code, gpu) and code.startswith(codes):
                 rows.setdefault(code, (text, code, action))
     return list(rows.values())
 
@@ -310,32 +315,126 @@ def at(text, pci):
     return re.sub(r"\b[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}", pci, text, flags=re.IGNORECASE)
 
 
+def h100s(machine, count):
+    for i in range(count):
+        machine.plug_in(f"0000:{0x41 + i:02x}:00.0")
+    machine.says(nvidia(count))
+
+
+def mi210s(machine, count):
+    """So many MI210s, each behind a port of its own, in the files of AMD's driver."""
+    machine.file("dev/kfd", "")
+    for i in range(count):
+        pci, minor = f"0000:{0x41 + i:02x}:00.0", 128 + i
+        device = machine.root / f"sys/devices/pci0000:00/0000:00:{i + 1:02x}.1/{pci}"
+        files = {"vendor": "0x1002", "class": "0x038000", "device": "0x740f", "numa_node": "0", "local_cpulist": "0-1",
+                 "gpu_busy_percent": "3", "mem_busy_percent": "0", "mem_info_vram_total": 64 * GIB, "mem_info_vram_used": GIB}
+        for name, value in files.items():
+            machine.file(device / name, f"{value}\n")
+        machine.link(device / "driver", "../../../../bus/pci/drivers/amdgpu")
+        machine.link(f"sys/bus/pci/devices/{pci}", f"../../../devices/pci0000:00/{device.parent.name}/{pci}")
+        machine.link(f"sys/class/drm/renderD{minor}/device", f"../../../bus/pci/devices/{pci}")
+        machine.file(f"dev/dri/renderD{minor}", "")
+        compute(machine, i)
+
+
+def compute(machine, i):
+    """The driver has started this one."""
+    properties = {"cpu_cores_count": 0, "simd_count": 416, "mem_banks_count": 1, "gfx_target_version": 90010, "vendor_id": 0x1002,
+                  "device_id": 0x740f, "location_id": (0x41 + i) << 8, "domain": 0, "drm_render_minor": 128 + i, "unique_id": 0xa0 + i}
+    node = f"sys/class/kfd/kfd/topology/nodes/{i + 1}"
+    machine.file(f"{node}/mem_banks/0/properties", f"heap_type 1\nsize_in_bytes {64 * GIB}\n")
+    machine.file(f"{node}/gpu_id", f"{100 + i}\n")
+    machine.file(f"{node}/properties", "".join(f"{name} {value}\n" for name, value in properties.items()))
+
+
 def test_each_row_of_nvidias_table_does_to_its_gpu_what_it_says(machine):
     rows = lines_of("nvidia")
     assert len(rows) > 30
+    have_their_faults(machine, h100s, rows)
+
+
+def test_each_row_of_amds_table_does_to_its_gpu_what_it_says(machine):
+    rows = lines_of("amd", "posted", codes=("amdgpu-", "pcie-"))
+    # What nobody posted, in the driver's words; and what is said of the port alone.
+    rows += [("amdgpu 0000:03:00.0: amdgpu: WARN: GPU is throttled, expect performance decrease. SMUIO.", "amdgpu-throttled", "nothing"),
+             ("amdgpu 0000:03:00.0: amdgpu: PCI error: detected callback, state(2)!!", "amdgpu-pci-reset", "restart"),
+             ("amdgpu 0000:03:00.0: amdgpu: 2 new uncorrectable hardware errors detected in gfx block", "amdgpu-ras-block", "restart"),
+             ("pcieport PORT: pciehp: Slot(0): Link Down", "pcie-down", "quarantine"),
+             ("pcieport PORT: DPC: containment event, status:0x1f01 source:0x0000", "pcie-down", "quarantine")]
+    table = {row["code"] for row in json.loads(machine.labd("gpu", "faults", "--json").stdout)}
+    # Of no kernel's line, or of a GPU that does not start: they have tests of their own.
+    apart = {"amdgpu-not-loaded", "amdgpu-no-firmware", "amdgpu-no-atomics"}
+    assert {code for code in table if code.startswith(("amdgpu-", "pcie-"))} - apart == {code for _, code, _ in rows}
+    have_their_faults(machine, mi210s, rows)
+
+
+def have_their_faults(machine, gpus, rows):
+    """Starts machines on which each GPU has one of these faults."""
     for first in range(0, len(rows), 16):
-        has_its_faults(machine, rows[first:first + 16])
+        has_its_faults(machine, gpus, rows[first:first + 16])
         machine.stop()
         shutil.rmtree(machine.dir / "data")
         shutil.rmtree(machine.root)
         machine.file("dev/kmsg", "")
 
 
-def has_its_faults(machine, rows):
-    """Starts a machine on which each GPU has one of these faults."""
-    for i in range(len(rows)):
-        machine.plug_in(f"0000:{0x41 + i:02x}:00.0")
-    machine.says(nvidia(len(rows)))
+def has_its_faults(machine, plug_in, rows):
+    plug_in(machine, len(rows))
     machine.start()
     machine.until("its GPUs", lambda: len(machine.gpus()) == len(rows))
-    machine.kernel_says(*[at(text, f"0000:{0x41 + i:02x}:00") for i, (text, _, _) in enumerate(rows)])
-    told = [code for _, code, _ in rows if code not in DID_NOT_START]
-    machine.until("all are told", lambda: all(code in json.dumps(machine.events()) for code in told))
+    ids = {g["pci"]: g["id"] for g in machine.gpus().values()}
+    ids = [ids[f"0000:{0x41 + i:02x}:00.0"] for i in range(len(rows))]
+    machine.kernel_says(*[at(text, f"0000:{0x41 + i:02x}:00").replace("PORT", f"0000:00:{i + 1:02x}.1") for i, (text, _, _) in enumerate(rows)])
+
+    def told(i):
+        _, code, action = rows[i]
+        return [e for e in machine.events() if e["what"] == code and e["reason"].startswith(f"GPU {ids[i]}: ") and DONE[action] in e["reason"]]
+
+    for i, (text, code, _) in enumerate(rows):
+        if code not in DID_NOT_START:
+            machine.until(f"{text} is told", lambda i=i: told(i))
     gpus = machine.gpus()
     for i, (text, code, action) in enumerate(rows):
-        gpu, holds = gpus[f"GPU-{i}"], action == "quarantine" and code in told
+        gpu, holds = gpus[ids[i]], action == "quarantine" and code not in DID_NOT_START
         assert gpu["state"] == ("quarantined" if holds else "ok"), (text, gpu)
         assert not holds or gpu["trouble"]["code"] == code, (text, gpu)
+
+
+def test_an_amd_card_that_did_not_start_is_told_until_it_answers(machine):
+    mi210s(machine, 3)
+    nodes = machine.root / "sys/class/kfd/kfd/topology/nodes"
+    driver = lambda i: machine.root / f"sys/bus/pci/devices/0000:{0x41 + i:02x}:00.0/driver"
+    for i in range(3):
+        driver(i).unlink()
+    nodes.rename(machine.dir / "nodes")
+    machine.start()
+    machine.until("it answers", lambda: machine.labd("gpu", "list", check=False).returncode == 0)
+    machine.until("its driver is missed", lambda: any("driver is not loaded" in (s["trouble"] or "") for s in machine.sources()))
+    # It is loaded, and starts the first. The second has another model, and a screen.
+    machine.link(driver(0), "../../../../bus/pci/drivers/amdgpu")
+    compute(machine, 0)
+    for name, value in {"class": "0x030000", "device": "0x744c"}.items():
+        machine.file(f"sys/bus/pci/devices/0000:42:00.0/{name}", value + "\n")
+    machine.kernel_says("amdgpu 0000:42:00.0: Direct firmware load for amdgpu/gc_11_0_0_pfp.bin failed with error -2",
+                        "amdgpu 0000:42:00.0: amdgpu: Fatal error during GPU init",
+                        "[drm:amdgpu_device_init [amdgpu]] *ERROR* hw_init of IP block <smu> failed -22",
+                        "kfd kfd: amdgpu: skipped device 1002:7300, PCI rejects atomics 730<0")
+    codes = ("amdgpu-no-firmware", "amdgpu-init-failed", "amdgpu-no-atomics")
+    for code in codes:
+        machine.until(f"{code} is told", lambda code=code: notices(machine, code))
+    assert not [n for n in notices(machine, "amdgpu-init-failed") if "0000:42:00.0" in n], "its firmware is missing, it is not broken"
+    machine.until("the bus is compared", lambda: notices(machine, "3 on the PCI bus, 1 answers: the AMD GPUs at 0000:42:00.0, 0000:43:00.0 do not"), 120)
+    # Its firmware is installed; the third is still out.
+    for i in (1, 2):
+        machine.link(driver(i), "../../../../bus/pci/drivers/amdgpu")
+        compute(machine, i)
+        machine.until("it answers", lambda i=i: len(machine.gpus()) == i + 1)
+        if i == 1:
+            machine.until("the second is well", lambda: not notices(machine, "amdgpu-no-firmware"))
+            assert all(notices(machine, code) for code in codes[1:]), "which card that was is not said, and the third does not answer"
+    machine.until("nothing is told any more", lambda: not any(notices(machine, code) for code in codes), 120)
+    assert {g["state"] for g in machine.gpus().values()} == {"ok"}
 
 
 def test_programs_that_fail_on_one_gpu_again_and_again_are_told_and_hold_nothing(machine):
