@@ -941,7 +941,9 @@ mod tests {
     /// Machine with NVIDIA's GPUs at 0000:3b:00.0 and 0000:3c:00.0, of which a test says what the probe says.
     struct Machine {
         root: tempfile::TempDir,
+        vendor: Vendor,
         probe: watch::Sender<ProbeView>,
+        incidents: watch::Sender<Arc<Vec<Incident>>>,
         journal: Option<Journal>,
     }
 
@@ -949,7 +951,8 @@ mod tests {
         fn new() -> Self {
             let root = tempfile::tempdir().expect("a directory");
             let probe = watch::channel(ProbeView { present: true, ..ProbeView::default() }).0;
-            let machine = Self { root, probe, journal: None };
+            let incidents = watch::channel(Arc::default()).0;
+            let machine = Self { root, vendor: Vendor::Nvidia, probe, incidents, journal: None };
             for pci in ["0000:3b:00.0", "0000:3c:00.0"] {
                 machine.file(&format!("sys/bus/pci/devices/{pci}/vendor"), "0x10de\n");
                 machine.file(&format!("sys/bus/pci/devices/{pci}/class"), "0x030200\n");
@@ -981,11 +984,11 @@ mod tests {
                 numa: Vec::new(),
                 engine: Box::new(|| Box::pin(std::future::ready(Some(EngineDevices::default())))),
                 engine_view: watch::channel(reachable).1,
-                incidents: watch::channel(Arc::default()).1,
+                incidents: self.incidents.subscribe(),
                 root: self.root.path().to_owned(),
                 dir: self.root.path().to_owned(),
             };
-            start(parts, vec![(Vendor::Nvidia, self.probe.subscribe())])
+            start(parts, vec![(self.vendor, self.probe.subscribe())])
         }
 
         /// The probe lists these, and reads of each that it is well, or this.
@@ -1150,6 +1153,47 @@ mod tests {
         find(vec![whole]);
         until("no instance", |i| i.notices.iter().any(|n| n.text.contains("GPU-a is in MIG mode and has no instance")))
             .await;
+    }
+
+    #[test]
+    fn a_worker_that_aborts_on_a_partition_of_an_amd_gpu_tells_of_that_partition_and_a_reset_of_all() {
+        in_its_own_time(async {
+            let machine = Machine { vendor: Vendor::Amd, ..Machine::new() };
+            let part = |id: &str, pci: &str, of: &str| Device {
+                vendor: Vendor::Amd,
+                parent: Some(of.into()),
+                partition: Some("CPX".into()),
+                ..slots::tests::device(id, pci)
+            };
+            let (first, second) = ("0000:3b:00.0", "0000:3c:00.0");
+            let parts = [part("0xa", first, "0xa"), part("0xa.1", first, "0xa"), part("0xb", second, "0xb")];
+            let gpus = machine.start();
+            machine.lists(&parts, None);
+            let all = until(&gpus, "three workers", |i| i.settled && i.units.len() == 3).await;
+            let slot = all.units.iter().find(|u| u.gpu.id == "0xa.1").map(|u| u.gpu.slot).expect("it has one");
+            let restarts = |i: &Inventory| {
+                let units = i.units.iter().filter(|u| u.restart.is_some());
+                units.map(|u| u.gpu.id.clone()).collect::<Vec<_>>()
+            };
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let incident = Incident {
+                service: worker_name(slot),
+                cause: crate::incident::Cause::Exit,
+                why: "container exited 134 (SIGABRT)".into(),
+                died_at: Timestamp::now(),
+                noticed_at: Timestamp::now(),
+                running_at: None,
+                ready_at: None,
+                training: Vec::new(),
+                order: crate::incident::Order::default(),
+            };
+            machine.incidents.send_replace(Arc::new(vec![incident]));
+            let hit = until(&gpus, "a restart", |i| !restarts(i).is_empty()).await;
+            assert_eq!(restarts(&hit), ["0xa.1"]);
+            let line = "amdgpu 0000:3b:00.0: amdgpu: GPU reset(1) succeeded!";
+            machine.file("dev/kmsg", &format!("3,1,{},-;{line}\n", u64::MAX / 2));
+            until(&gpus, "both have it", |i| restarts(i) == ["0xa", "0xa.1"]).await;
+        });
     }
 
     #[test]

@@ -437,6 +437,45 @@ def test_an_amd_card_that_did_not_start_is_told_until_it_answers(machine):
     assert {g["state"] for g in machine.gpus().values()} == {"ok"}
 
 
+def test_partitions_of_an_amd_card_are_workers_and_have_its_faults_and_no_other_cards(machine):
+    machine.is_like("mi300x-cpx")
+    machine.start()
+    machine.until("all partitions", lambda: len(machine.gpus()) == 6)
+    gpus = machine.gpus()
+    plan = json.loads(machine.labd("plan", "--json").stdout)
+    worker = {g["id"]: f"ray-worker-{g['slot']}" for g in plan["gpus"]}
+    assert set(worker) == set(gpus) and sorted(worker.values()) == [f"ray-worker-{i}" for i in range(6)]
+    assert set(worker.values()) == {s["name"] for s in plan["plan"]["services"] if s["name"].startswith("ray-worker-")}
+    assert {g["partition"] for g in gpus.values()} == {"CPX"}
+    first, second = ([i for i, g in gpus.items() if g["pci"] == pci] for pci in ("0000:05:00.0", "0000:27:00.0"))
+    assert [gpus[i]["parent"] for i in first + second] == [first[0]] * 3 + [second[0]] * 3
+    machine.until("the process on one of them", lambda: [i for i, g in machine.gpus().items() if g["processes"]])
+    assert {i: [p["pid"] for p in g["processes"]] for i, g in machine.gpus().items() if g["processes"]} == {first[1]: [1200]}
+
+    def concerned(code):
+        return {(e["reason"].split(": ")[0], e["service"]) for e in machine.events() if e["what"] == code}
+
+    def all_of(partitions):
+        return {(f"GPU {i}", worker[i]) for i in partitions}
+
+    # The driver resets a card as a whole.
+    machine.kernel_says("amdgpu 0000:27:00.0: amdgpu: GPU reset(1) succeeded!")
+    machine.until("the reset is told", lambda: concerned("amdgpu-reset") == all_of(second))
+    machine.kernel_says("amdgpu 0000:05:00.0: amdgpu: GPU reset(2) failed")
+    machine.until("the failed one is told", lambda: concerned("amdgpu-reset-failed") == all_of(first))
+    assert {i for i, g in machine.gpus().items() if g["state"] == "quarantined"} == set(first)
+    machine.labd("gpu", "release", first[0])
+    assert {i for i, g in machine.gpus().items() if g["state"] == "quarantined"} == set(first[1:])
+    # Somebody makes one GPU of the second again.
+    for node in (6, 7):
+        shutil.rmtree(machine.root / f"sys/class/kfd/kfd/topology/nodes/{node}")
+    machine.file("sys/bus/pci/devices/0000:27:00.0/current_compute_partition", "SPX\n")
+    said = f"GPU {second[0]} is divided otherwise: 3 × CPX before, whole now"
+    machine.until("that is told", lambda: any(e["what"] == "divided" and e["reason"].startswith(said) for e in machine.events()))
+    plan = json.loads(machine.labd("plan", "--json").stdout)
+    assert {g["id"]: g["partition"] for g in plan["gpus"]} == {**dict.fromkeys(first, "CPX"), second[0]: None}
+
+
 def test_programs_that_fail_on_one_gpu_again_and_again_are_told_and_hold_nothing(machine):
     two_gpus(machine)
     fault = "NVRM: Xid (PCI:0000:41:00): 31, pid={}, name=python3, Ch 00000008, intr 00000000. MMU Fault: ENGINE GRAPHICS"
