@@ -24,6 +24,8 @@ use crate::time::Timestamp;
 const ANSWER: Duration = Duration::from_secs(10);
 /// Time for which a signature is valid.
 const VALID: Duration = Duration::from_mins(1);
+/// Number of objects in a page that may be cut, at least: S3's own, and MinIO's.
+const FULL: usize = 1_000;
 /// Largest page read: 1,000 keys of 1 KiB, each byte of them escaped, and what is around them.
 const PAGE: usize = 8 << 20;
 /// Largest record read: tens of thousands of checkpoints.
@@ -39,7 +41,14 @@ pub(super) struct S3 {
 /// Part of a listing.
 pub(super) struct Page {
     pub(super) objects: Vec<Object>,
+    /// Key after which the next part begins; `None` where this is the last one.
     pub(super) next: Option<String>,
+}
+
+/// Key after which a listing goes on. A full page is not the end, whatever the store says: a MinIO that stands still ends a
+/// listing there and calls it whole.
+fn goes_on(objects: &[Object], is_cut: bool) -> Option<String> {
+    objects.last().filter(|_| is_cut || objects.len() >= FULL).map(|object| object.key.clone())
 }
 
 impl S3 {
@@ -58,11 +67,11 @@ impl S3 {
         Ok(Self { client, bucket, credentials: Credentials::new(store.access_key.expose(), store.secret_key.expose()) })
     }
 
-    /// Objects of the bucket from `from` on, in the order of their keys.
-    pub(super) async fn page(&self, from: Option<String>) -> Result<Page, String> {
+    /// Objects of the bucket after the key `after`, in the order of their keys.
+    pub(super) async fn page(&self, after: Option<String>) -> Result<Page, String> {
         let mut list = self.bucket.list_objects_v2(Some(&self.credentials));
-        if let Some(from) = from {
-            list.with_continuation_token(from);
+        if let Some(after) = after {
+            list.with_start_after(after);
         }
         let body = self.get(list.sign(VALID), PAGE).await?;
         let no_list = "the S3 store's answer is not a list of objects; is `s3.endpoint` its address?";
@@ -74,7 +83,9 @@ impl S3 {
             at: o.last_modified.and_then(|at| Timestamp::parse(&at)).unwrap_or_default(),
             etag: o.etag.unwrap_or_default(),
         });
-        Ok(Page { objects: objects.collect(), next: page.next_continuation_token })
+        let objects: Vec<Object> = objects.collect();
+        let next = goes_on(&objects, page.next_continuation_token.is_some());
+        Ok(Page { objects, next })
     }
 
     /// Ray's own record of the run at `prefix`; `None` when it cannot be read.
@@ -101,5 +112,21 @@ impl S3 {
             Ok(body.map_err(|_| "the S3 store's answer broke off or is too long".to_owned())?.to_bytes())
         };
         tokio::time::timeout(ANSWER, work).await.map_err(|_| away())?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_page_with_room_that_is_called_the_last_is_the_end() {
+        let object =
+            |n: usize| Object { key: format!("run/{n:04}"), bytes: 1, at: Timestamp::default(), etag: String::new() };
+        let objects: Vec<Object> = (0..FULL).map(object).collect();
+        assert_eq!(goes_on(&objects[1..], false), None);
+        assert_eq!(goes_on(&objects[..2], true).as_deref(), Some("run/0001"));
+        assert_eq!(goes_on(&objects, false).as_deref(), Some("run/0999"));
+        assert_eq!(goes_on(&[], true), None);
     }
 }
