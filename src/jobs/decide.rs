@@ -24,6 +24,7 @@ use super::submission::{Retry, Submission};
 use crate::{
     incident::{Cause, Incident, OOM_INSIDE},
     ray::{ErrorType, Jobs, RayJob, RayNode, TrainRun},
+    secret::hex,
     services::{self, ForJobs},
     snapshot::JobStatus,
     spec::worker_slot,
@@ -553,7 +554,12 @@ fn failed(job: &Job, told: &RayJob, known: &Submitted, life: Life, world: &Clust
     };
     let ended = |i: &Incident| i.cause != Cause::Asked && i.cause.ends();
     let driver_died = world.incidents.iter().any(|i| life.saw_begin(i) && ended(i) && on_driver(i));
-    let short = || memory_of_ray(&told.message, world).or_else(|| package_of_ray(&told.message, &job.submission));
+    let short = || {
+        let message = told.message.as_str();
+        memory_of_ray(message, world)
+            .or_else(|| package_of_ray(message, &job.submission))
+            .or_else(|| node_of_ray(message, life, world))
+    };
     match told.error {
         Some(ErrorType::JobSupervisorActorDied) => Verdict::Lost {
             why: near(&any).or_else(short).unwrap_or_else(|| "the process that watches its driver died".to_owned()),
@@ -599,7 +605,14 @@ impl Life {
 
     /// Whether the job was there when the incident happened.
     fn saw_begin(self, i: &Incident) -> bool {
-        !self.knew(i.order.begun) && i.died_at >= self.began && i.died_at <= self.ended
+        !self.knew(i.order.begun) && i.died_at >= self.began && self.ended_after(i)
+    }
+
+    /// Whether the job ended later than the incident happened. What lies in the future was before the clock was set back: how
+    /// long before is known only where it lasted until then, and whether the job was there by its place in their order.
+    fn ended_after(self, i: &Incident) -> bool {
+        let lasted = i.died_at > self.now && i.ready_at.is_none_or(|back| back <= self.now);
+        i.died_at <= self.ended || (lasted && self.learnt.is_some())
     }
 
     /// Whether the job was there while the incident lasted: what was away when a job began is no less in its way. A
@@ -610,9 +623,7 @@ impl Life {
         } else {
             (Some(i.noticed_at), Some(i.order.begun))
         };
-        place.is_none_or(|place| !self.knew(place))
-            && i.died_at <= self.ended
-            && over.is_none_or(|over| over >= self.began)
+        place.is_none_or(|place| !self.knew(place)) && self.ended_after(i) && over.is_none_or(|over| over >= self.began)
     }
 
     /// Whether the job ended in the silence, or shortly after. It may have begun a moment before it was noticed.
@@ -625,7 +636,7 @@ impl Life {
     fn ended_by(self, i: &Incident, world: &ClusterView<'_>) -> bool {
         let lasts =
             i.cause != Cause::Asked && self.over(i, world).is_none_or(|back| self.ended <= back.plus(AFTERMATH));
-        lasts || self.ended <= i.died_at.plus(AFTERMATH)
+        lasts || (i.died_at <= self.now && self.ended <= i.died_at.plus(AFTERMATH))
     }
 
     /// Time at which the incident was over: its service was ready again, or ended once more before it was.
@@ -700,6 +711,21 @@ fn package_of_ray(message: &str, submission: &Submission) -> Option<String> {
     let is_own =
         |told: &str| submission.packages().iter().any(|name| told.starts_with(&format!("{name} from the GCS")));
     missing.any(is_own).then(|| "Ray deleted its uploaded files too early".to_owned())
+}
+
+/// Report of Ray that a node died, which it says of one that answered too late, too: its container ends later, or not at all.
+/// One that was back long before the job ended is what the run survived. `The actor died because its node has died. Node Id:
+/// 1478...`.
+fn node_of_ray(message: &str, life: Life, world: &ClusterView<'_>) -> Option<String> {
+    let ids = message.split("its node has died. Node Id: ").skip(1);
+    let died = |told: &str| world.nodes.iter().find(|n| !n.alive && told.starts_with(&hex(&n.id)));
+    let lately = |dead: &&RayNode| {
+        let back = world.nodes.iter().filter(|n| n.alive && n.address == dead.address).map(|n| n.started_at).max();
+        back.is_none_or(|back| life.ended <= back.plus(AFTERMATH))
+    };
+    let dead = ids.filter_map(died).find(lately)?;
+    let (service, _) = world.addresses.iter().find(|(name, at)| **at == dead.address && is_infrastructure(name))?;
+    Some(format!("{service}: Ray counted its node as dead"))
 }
 
 /// Ray's reason in one line: the end of a traceback says what happened, and its beginning in what.
@@ -1453,6 +1479,43 @@ mod tests {
             case.learnt = learnt;
             assert_eq!(case.lost().is_some(), lost, "{service} {order:?} {learnt:?}");
         }
+    }
+
+    #[test]
+    fn an_outage_in_which_the_clock_was_set_back_takes_a_job_along_as_any_other() {
+        let failed = told(JobStatus::Failed, Some(ErrorType::JobEntrypointCommandError), Some(910), "x");
+        for (service, ready, learnt, lost) in [
+            ("minio", Some(950), Some(0), true),
+            ("minio", None, Some(0), true),
+            ("ray-worker-0", Some(950), Some(0), true),
+            // It was over long before the job failed, or nobody knows how long before.
+            ("minio", Some(800), Some(0), false),
+            ("minio", Some(4_500), Some(0), false),
+            ("minio", Some(950), None, false),
+        ] {
+            let order = Order { begun: 1, over: 2 };
+            let mut case = Case::new(vec![failed.clone()], vec![Incident { order, ..incident(service, 4_400, ready) }]);
+            case.learnt = learnt;
+            assert_eq!(case.lost().is_some(), lost, "{service} {ready:?} {learnt:?}");
+        }
+    }
+
+    #[test]
+    fn a_job_whose_node_ray_counted_as_dead_is_lost_though_its_container_lived_on() {
+        let failed = |id: &str, back: Option<i64>| {
+            let message =
+                format!("The actor died because its node has died. Node Id: {id}\n\tthe actor's node was terminated");
+            let told = told(JobStatus::Failed, Some(ErrorType::JobEntrypointCommandError), Some(900), &message);
+            let mut case = Case::new(vec![told], vec![]);
+            case.nodes = vec![node(1, DRIVER, true, "driver"), node(0xab, WORKER, false, "worker")];
+            case.nodes.extend(back.map(|at| RayNode { started_at: ts(at), ..node(3, WORKER, true, "worker") }));
+            case.lost()
+        };
+        let why = "ray-worker-0: Ray counted its node as dead";
+        assert_eq!(failed("ab", None).as_deref(), Some(why));
+        assert_eq!(failed("ab", Some(950)).as_deref(), Some(why));
+        assert_eq!(failed("ab", Some(500)), None, "an old death that the run survived");
+        assert_eq!(failed("cd", None), None, "no node of this lab");
     }
 
     #[test]
