@@ -169,8 +169,8 @@ def path_with(pythonpath, folder):
     return list(dict.fromkeys(new + rest))
 
 
-def hand_over(argv, env, folder=None, path=None):
-    """Lets the server run `argv` and never returns; raises where the process must go on by itself."""
+def hand_over(argv, env, folder=None, path=None, connect=None):
+    """Lets a server run `argv` and never returns; raises where the process must go on by itself."""
     import _socket
     import marshal
     import resource
@@ -178,7 +178,7 @@ def hand_over(argv, env, folder=None, path=None):
 
     import _signal
 
-    conn = connected(_socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM))
+    conn = (connect or connected)(_socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM))
     directory = os.open(folder or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     ours, theirs = (s.detach() for s in _socket.socketpair())
     # What Ray's node handed to this process, and nothing that Python opened since.
@@ -192,7 +192,7 @@ def hand_over(argv, env, folder=None, path=None):
         "group": os.getpgrp(), "session": os.getsid(0), "mask": [int(s) for s in _signal.pthread_sigmask(_signal.SIG_BLOCK, [])],
         "ignored": [n for n in range(1, _signal.NSIG) if n not in (9, 19, 32, 33) and _signal.getsignal(n) is _signal.SIG_IGN],
         "limits": {n: resource.getrlimit(n) for n in LIMITS}, "ids": ids(),
-        "oom": read("/proc/self/oom_score_adj"),
+        "oom": read("/proc/self/oom_score_adj"), "pid": os.getpid(),
     }
     body = marshal.dumps(request)
     fds = [directory, theirs, *files]
@@ -466,9 +466,9 @@ def set_variables(values):
         os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
 
 
-def unsound():
+def unsound(with_ray=False):
     """Why forking this process would not be safe; None where it is."""
-    if "ray" in sys.modules:
+    if "ray" in sys.modules and not with_ray:
         return "Ray was imported"
     for fd in os.listdir("/proc/self/fd"):
         try:
@@ -487,59 +487,40 @@ def unsound():
     return None
 
 
-class Server:
-    """Everything that does not change between two requests, and the children that live."""
+class Parent:
+    """Forks a process for each one that asks at its socket, and tells it how that one ended."""
 
-    def __init__(self, path, more):
-        import gc
+    what = "a process"  # what starts cold where it is refused
+
+    def __init__(self, path):
         import select
         import socket
 
         self.path, self.said, self.children = path, set(), {}  # children: pidfd -> (pid, connection)
-        # Hooks decide by the process they are in, and the worker runs them again.
-        sys.modules.pop("labd_hook", None)
-        sys.meta_path[:] = strangers()
-        self.base = list(sys.path)
-        self.dirs = self.dated()
-        first, *rest = self.listed("layers")
-        # What an import sets (Lightning does) belongs to that import: a process that has not done it does not have it.
-        self.env = dict(os.environ)
-        self.layers, self.sets = preload([first, ["numpy", "numpy.random"], [n for names in rest for n in names], *more])
-        self.blas = blas_setters()
-        self.codes = ray_codes(self.listed("rays"))
-        self.reads = Recorder.reads - HANDLED
-        self.finders = {kind(f) for f in sys.meta_path}
-        self.affinity = sorted(os.sched_getaffinity(0))
-        self.tops = {name.split(".")[0] for name in sys.modules} | {"ray"}
         self.version = version()
-        if why := unsound():
-            print(f"labd: no warm starts on this node: {why}", file=sys.stderr, flush=True)
-            sys.exit(0)
-        gc.collect()
-        gc.freeze()
+        self.affinity = sorted(os.sched_getaffinity(0))
         self.poll = select.poll()
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+
+    def listen(self):
+        import select
+
         # Bound under another name first: whoever finds the socket finds it listening.
-        fresh = f"{path}.{os.getpid()}"
+        fresh = f"{self.path}.{os.getpid()}"
         self.listener.bind(fresh)
         os.chmod(fresh, 0o600)
         self.listener.listen(128)
-        os.rename(fresh, path)
+        os.rename(fresh, self.path)
         self.poll.register(self.listener, select.POLLIN)
 
-    @staticmethod
-    def listed(what):
-        import json
-
-        with open(os.environ.get("LABD_WARM_LIST") or os.path.splitext(__file__)[0] + ".json") as file:
-            return json.load(file)[what]
-
-    def dated(self):
-        """Packages that come or go change the date of the folder that they lie in."""
-        return {path: os.stat(path).st_mtime_ns for path in self.base if path.endswith("-packages") and os.path.isdir(path)}
+    def deaf(self):
+        """From now on nobody is served; those who are there live on."""
+        self.poll.unregister(self.listener)
+        self.listener.close()
+        self.listener = None
 
     def run(self):
-        """Serves; in a worker it returns what the worker has to carry out."""
+        """Serves; in a child it returns what that has to carry out."""
         while self.listener is not None or self.children:
             for fd, _ in self.poll.poll():
                 if fd in self.children:
@@ -548,7 +529,12 @@ class Server:
                     conn, _ = self.listener.accept()
                     if (work := self.serve(conn)) is not None:
                         return work
+                else:
+                    self.other(fd)
         return None
+
+    def other(self, fd):
+        """What a server has to do where another of its files is ready."""
 
     def serve(self, conn):
         import warnings
@@ -573,13 +559,13 @@ class Server:
                 # Once each, and never a value: it may be a secret.
                 if why not in self.said:
                     self.said.add(why)
-                    print(f"labd: a worker process starts cold: {why}", file=sys.stderr, flush=True)
+                    print(f"labd: {self.what} starts cold: {why}", file=sys.stderr, flush=True)
                 conn.sendall(f"-{why}".encode())
                 conn.close()
             else:
                 self.born(pid, conn)
         except OSError:
-            pass  # the first process is gone; with it goes the worker
+            pass  # the first process is gone; with it goes the child
         return None
 
     def born(self, pid, conn):
@@ -603,13 +589,75 @@ class Server:
         conn.close()
 
     def leave(self, conn):
-        """In the worker: nothing of the server's is open any more."""
+        """In the child: nothing of the server's is open any more."""
         self.listener.close()
         conn.close()
         for pidfd, (_, other) in self.children.items():
             os.close(pidfd)
             other.close()
         self.children.clear()
+
+    def is_another(self, request, conn):
+        """Why a child could not be as the process that asks, whatever it runs; None where it could."""
+        import resource
+        import socket
+
+        if request["version"] != self.version:
+            return "it runs another Python, or one with other options"
+        peer = conn.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        if peer[4:] != os.getuid().to_bytes(4, sys.byteorder) + os.getgid().to_bytes(4, sys.byteorder) or request["ids"] != ids():
+            return "it runs as another user"
+        if request["affinity"] != self.affinity:
+            return "it is bound to other CPUs"
+        if request["nice"] < os.getpriority(os.PRIO_PROCESS, 0):
+            return "it has a higher priority"
+        if any(request["terminal"]):
+            return "it has a terminal"
+        if any(limit[1] != resource.getrlimit(number)[1] for number, limit in request["limits"].items()):
+            return "its limits are others"
+        return None
+
+
+class Server(Parent):
+    """The server of workers: everything that does not change between two requests, and the children that live."""
+
+    what = "a worker process"
+
+    def __init__(self, path, more):
+        import gc
+
+        super().__init__(path)
+        # Hooks decide by the process they are in, and the worker runs them again.
+        sys.modules.pop("labd_hook", None)
+        sys.meta_path[:] = strangers()
+        self.base = list(sys.path)
+        self.dirs = self.dated()
+        first, *rest = self.listed("layers")
+        # What an import sets (Lightning does) belongs to that import: a process that has not done it does not have it.
+        self.env = dict(os.environ)
+        self.layers, self.sets = preload([first, ["numpy", "numpy.random"], [n for names in rest for n in names], *more])
+        self.blas = blas_setters()
+        self.codes = ray_codes(self.listed("rays"))
+        self.reads = Recorder.reads - HANDLED
+        self.finders = {kind(f) for f in sys.meta_path}
+        self.tops = {name.split(".")[0] for name in sys.modules} | {"ray"}
+        if why := unsound():
+            print(f"labd: no warm starts on this node: {why}", file=sys.stderr, flush=True)
+            sys.exit(0)
+        gc.collect()
+        gc.freeze()
+        self.listen()
+
+    @staticmethod
+    def listed(what):
+        import json
+
+        with open(os.environ.get("LABD_WARM_LIST") or os.path.splitext(__file__)[0] + ".json") as file:
+            return json.load(file)[what]
+
+    def dated(self):
+        """Packages that come or go change the date of the folder that they lie in."""
+        return {path: os.stat(path).st_mtime_ns for path in self.base if path.endswith("-packages") and os.path.isdir(path)}
 
     @staticmethod
     def programs_elsewhere(path):
@@ -621,27 +669,11 @@ class Server:
 
     def refuses(self, request, conn):
         """Why this request is not served; None where the worker will be as one that starts by itself."""
-        import resource
-        import socket
-
-        if request["version"] != self.version:
-            return "it runs another Python, or one with other options"
-        peer = conn.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        if peer[4:] != os.getuid().to_bytes(4, sys.byteorder) + os.getgid().to_bytes(4, sys.byteorder) or request["ids"] != ids():
-            return "it runs as another user"
         if self.dated() != self.dirs:
-            self.poll.unregister(self.listener)
-            self.listener.close()
-            self.listener = None
+            self.deaf()
             return "packages were installed into Ray's own environment since this node started"
-        if request["affinity"] != self.affinity:
-            return "it is bound to other CPUs"
-        if request["nice"] < os.getpriority(os.PRIO_PROCESS, 0):
-            return "it has a higher priority"
-        if any(request["terminal"]):
-            return "it has a terminal"
-        if any(limit[1] != resource.getrlimit(number)[1] for number, limit in request["limits"].items()):
-            return "its limits are others"
+        if why := self.is_another(request, conn):
+            return why
         overlay = request["prefixes"] != prefixes()
         if unknown := set(request["finders"]) - self.finders - (OVERLAYS if overlay else set()):
             return f"it imports in a way of its own ({', '.join(sorted(unknown))})"
@@ -729,13 +761,11 @@ def ray_codes(rays):
 # ---- The worker ----
 
 
-def become(server, request, fds):
-    """Takes on what the first process was; returns the script's code and the namespace to run it in."""
+def take_on(request, fds):
+    """Takes on what the first process was, as far as the kernel and Python's own state of it are concerned."""
     import fcntl
     import resource
     import signal
-    import types
-    from importlib.machinery import SourceFileLoader
 
     # A number may be a source and a target.
     high = 1 + max([*request["files"], *fds])
@@ -775,12 +805,30 @@ def become(server, request, fds):
     for name, value in env.items():
         if os.environ.get(name) != value:
             os.environ[name] = value
-    set_variables(server.sets[0])
     fresh()
-
-    script = request["argv"][1]
-    sys.argv, sys.orig_argv = request["argv"][1:], request["argv"]
+    sys.orig_argv = request["argv"]
     sys.executable, sys._base_executable = request["executable"], request["base_executable"]
+
+
+def as_main(script, code):
+    """A module `__main__` for this script; returns what is to be executed in which namespace."""
+    import types
+    from importlib.machinery import SourceFileLoader
+
+    main = types.ModuleType("__main__")
+    main.__dict__.update(__file__=script, __builtins__=__builtins__, __loader__=SourceFileLoader("__main__", script), __cached__=None)
+    sys.modules["__main__"] = main
+    return code, main.__dict__
+
+
+def become(server, request, fds):
+    """Makes this process the worker; returns the script's code and the namespace to run it in."""
+    import signal
+
+    take_on(request, fds)
+    set_variables(server.sets[0])
+    script = request["argv"][1]
+    sys.argv = request["argv"][1:]
     overlay = request["prefixes"] != prefixes()
     sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix = request["prefixes"]
     path = request["path"] + [p for p in server.base if p not in request["path"]]
@@ -800,11 +848,9 @@ def become(server, request, fds):
     else:
         with open(script, "rb") as file:
             code = compile(file.read(), script, "exec", dont_inherit=True)
-    main = types.ModuleType("__main__")
-    main.__dict__.update(__file__=script, __builtins__=__builtins__, __loader__=SourceFileLoader("__main__", script), __cached__=None)
-    sys.modules["__main__"] = main
+    work = as_main(script, code)
     signal.pthread_sigmask(signal.SIG_SETMASK, request["mask"])
-    return code, main.__dict__
+    return work
 
 
 F_SETSIG = 10
