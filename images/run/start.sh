@@ -140,4 +140,11 @@ if [ "${RAY_gcs_storage:-}" = rocksdb ] && [ -n "$state" ]; then
     done &
   )
 fi
+# Where the image has it, one process imports Ray for all of Ray's own programs on this node; labd_node.py says how.
+node=${warm%labd_warm.py}labd_node.py
+if [ -n "$warm" ] && [ -f "$node" ] && [ "${LABD_WARM:-1}" != 0 ]; then
+  found=$(command -v "$1") && shift
+  [ -x "${found%/*}/python3" ] && python=${found%/*}/python3
+  exec "$python" -u "$node" "$found" "$@"
+fi
 exec "$@"

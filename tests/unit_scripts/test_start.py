@@ -286,6 +286,23 @@ def test_the_warm_process_starts_beside_workers_and_drivers(node, args, env, kin
     assert (asked.read_text() if asked.exists() else None) == (f"-m labd_warm {kind}\n" if kind else None)
 
 
+@pytest.mark.parametrize("image, env, how", [("old", {}, "ray"), ("new", {}, "node"), ("new", {"LABD_WARM": "0"}, "ray")])
+def test_one_process_starts_ray_where_the_image_has_it(node, image, env, how):
+    python = node.folder / "bin/python3"
+    python.write_text('#!/bin/sh\necho "python $*"\n')
+    python.chmod(0o755)
+    site = node.folder / "lib/python3.13/site-packages"
+    site.mkdir(parents=True)
+    for name in ["labd_warm.py", "labd_node.py"][:1 + (image == "new")]:
+        (site / name).touch()
+    env = {**os.environ, "PATH": f"{node.folder}/bin:{os.environ['PATH']}", **env}
+    env.pop("RAY_gcs_storage", None)
+    text = START.replace("/tmp/", f"{node.folder}/tmp/")
+    done = subprocess.run(["sh", "-c", text, "sh", "ray", "start", "--head", "a b"], env=env, capture_output=True, text=True, timeout=60)
+    expected = f"python -u {site}/labd_node.py {node.folder}/bin/ray start --head a b" if how == "node" else "ran start --head a b"
+    assert done.stdout == expected + "\n", done.stderr
+
+
 class Parameters:
     ray_client_server_port = 10001
 
