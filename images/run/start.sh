@@ -52,9 +52,9 @@ if [ -n "${LABD_CONNECTIONS:-}" ]; then
     connections $arguments &
   )
 fi
-# The head would start one, too, and more at once than it needs at once.
-if [ -d /opt/labd/head ]; then
-  export RAY_START_HOOK=labd_head.before_start PYTHONPATH="/opt/labd/head${PYTHONPATH:+:$PYTHONPATH}"
+# The head would start one, too, and more at once than it needs at once; the other nodes would wait for more than they need.
+if [ -d /opt/labd/start ]; then
+  export RAY_START_HOOK=labd_start.before_start PYTHONPATH="/opt/labd/start${PYTHONPATH:+:$PYTHONPATH}"
 fi
 
 # Worker processes are forked from a process that has imported what they will need, unless LABD_WARM=0: beside workers and

@@ -35,6 +35,7 @@ const OWN: &[(&str, &str)] = &[
     ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", ""),
     ("RAY_USAGE_STATS_ENABLED", ""),
     ("RAY_WORKER_OOM_SCORE_ADJUSTMENT", ""),
+    ("RAY_agent_manager_retry_interval_ms", ""),
     ("RAY_gcs_rpc_server_reconnect_timeout_s", ""),
     ("RAY_gcs_storage", "`ray.persist`"),
     ("RAY_gcs_storage_path", "`ray.persist`"),

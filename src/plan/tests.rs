@@ -100,9 +100,9 @@ fn golden_containers() -> Vec<String> {
 fn no_edit_changes_a_container_unnoticed() {
     let golden = [
         "minio 82d06c463fc3a64a dcc0950b9caa7a74",
-        "ray-head 2d416ce2e038397e 9f24e8f29f48cca3",
-        "ray-driver 36cf04885ce3f924 6ac8a5045fcd7f23",
-        "ray-worker-0 adb934008fdaf145 3515777b06b4bbda",
+        "ray-head dd691b65fe6e7382 9f24e8f29f48cca3",
+        "ray-driver 6baa90c4989ed541 6ac8a5045fcd7f23",
+        "ray-worker-0 e4246ecb40dd1694 3515777b06b4bbda",
         "jupyter 3ccd2e787c40b4bf c9b89e77cc229879",
         "front-door 2833f4fec0b47ff6 2310fa03d0b022f6",
         "prometheus 5060ca65ff99ff27 5bbdbc0663843b8e",
@@ -320,6 +320,19 @@ fn warm_starts_are_a_setting_and_a_job_waits_a_week_for_its_place() {
             assert_eq!(env["RAY_JOB_START_TIMEOUT_SECONDS"], "604800", "{name}");
         }
     }
+}
+
+#[test]
+fn nodes_beside_the_head_know_all_ports_of_their_agents_and_ask_the_raylets_hook() {
+    let (plan, _) = make(&inputs("", 2, 32)).expect("a plan");
+    for name in ["ray-driver", "ray-worker-0"] {
+        let container = container(&plan, name);
+        for port in ["dashboard-agent-grpc-port", "runtime-env-agent-port", "dashboard-agent-listen-port", "metrics-export-port"] {
+            assert_eq!(container.command.iter().filter(|a| a.starts_with(&format!("--{port}="))).count(), 1, "{name} {port}");
+        }
+        assert!(container.files.iter().any(|f| f.path == "/opt/labd/start/labd_start.py"), "{name}");
+    }
+    assert!(container(&plan, "ray-head").files.iter().any(|f| f.path == "/opt/labd/start/labd_start.py"));
 }
 
 #[test]

@@ -15,7 +15,14 @@ use crate::{
 pub(super) const METRICS_PORT: u16 = 8080;
 /// Port at which each node's agent answers `/api/local_raylet_healthz`.
 pub(super) const AGENT_PORT: u16 = 52365;
+/// Port at which each node's agent that makes environments answers; on the driver node, the server for notebooks'
+/// connections asks there, too. Like the next one below those from which Ray serves its workers and the kernel its
+/// connections: a port that is taken costs the node a start.
+pub(super) const ENVIRONMENTS_PORT: u16 = 9998;
+/// Port at which each node's agent takes metrics.
+const AGENT_METRICS_PORT: u16 = 9997;
 pub(super) const JANITOR: &str = "/opt/labd/janitor.py";
+const START_HOOK: &str = "/opt/labd/start/labd_start.py";
 /// Longest time from container start to ALIVE: 2 s on an idle machine, 24 s once on a cold, crowded one; images with
 /// torch on a network disk take longer.
 pub(super) const START: Duration = Duration::from_mins(2);
@@ -41,6 +48,9 @@ pub(super) fn join(
             ("--labels", labels.to_owned()),
             ("--num-cpus", cpus.to_string()),
             ("--num-gpus", gpus.to_string()),
+            // With all ports of its agents known, a node joins without waiting for them.
+            ("--dashboard-agent-grpc-port", AGENT_METRICS_PORT.to_string()),
+            ("--runtime-env-agent-port", ENVIRONMENTS_PORT.to_string()),
         ],
         object_store,
     )
@@ -84,6 +94,8 @@ pub(super) fn node_env(draft: &Draft<'_>) -> BTreeMap<String, EnvValue> {
         // patient as Ray in all: 10 s.
         ("RAY_raylet_client_connect_timeout_milliseconds", "50".into()),
         ("RAY_raylet_client_num_connect_attempts", "200".into()),
+        // So does a node that has joined before its agents answer, when it gets a worker with an environment to start.
+        ("RAY_agent_manager_retry_interval_ms", "100".into()),
         // How long a job may be PENDING before Ray calls it failed, 15 min by default: waiting for a GPU that is in use is
         // no failure, nor are a course's packages on a slow line. A week, as there is no "forever".
         ("RAY_JOB_START_TIMEOUT_SECONDS", "604800".into()),
@@ -104,6 +116,11 @@ pub(super) fn node_env(draft: &Draft<'_>) -> BTreeMap<String, EnvValue> {
 /// Script that keeps logs of jobs and workers within bounds; start.sh runs it again and again.
 pub(super) fn janitor() -> FileSpec {
     file(JANITOR, 0o644, include_str!("../../images/run/janitor.py").into())
+}
+
+/// What `ray start` asks before it starts anything.
+pub(super) fn start_hook() -> FileSpec {
+    file(START_HOOK, 0o644, include_str!("../../images/run/labd_start.py").into())
 }
 
 /// Environment that marks a lab where no GPU is real: what runs there may know that CUDA is not.

@@ -3,7 +3,7 @@
 use super::{
     CODE, ForJobs, GIB, Make, Memory, On, Optional, PortDef, ServiceDef, Silence,
     draft::{Draft, RAY_STOP, env},
-    ray::{AGENT_PORT, START, end_at_once, janitor, join, node_env, packages, simulated},
+    ray::{AGENT_PORT, ENVIRONMENTS_PORT, START, end_at_once, janitor, join, node_env, packages, simulated, start_hook},
     ray_head::GCS_PORT,
 };
 use crate::spec::{EnvValue, ImageName, Kind, Probe, Recreate, Requirement, ServiceSpec};
@@ -11,9 +11,6 @@ use crate::spec::{EnvValue, ImageName, Kind, Probe, Recreate, Requirement, Servi
 /// Port at which notebooks connect (`ray://ray-driver:10001`); open to the lab's network alone, and never without the
 /// token.
 const CONNECTIONS_PORT: u16 = 10_001;
-
-/// Port at which Ray's agent on the driver node makes environments, for the server of those connections.
-const ENVIRONMENTS_PORT: u16 = 52_366;
 
 /// Definition of the driver node.
 pub static DEF: ServiceDef = ServiceDef {
@@ -51,7 +48,6 @@ fn spec(draft: &Draft<'_>) -> ServiceSpec {
     let sizes = draft.sizes;
     let mut container = draft.container(&DEF);
     container.command = join(draft, &container, "labd.role=driver", sizes.driver_cpus, 0, sizes.driver_object_store);
-    container.command.push(format!("--runtime-env-agent-port={ENVIRONMENTS_PORT}"));
     container.env = node_env(draft);
     container.env.extend(end_at_once());
     let connections = format!(
@@ -64,7 +60,7 @@ fn spec(draft: &Draft<'_>) -> ServiceSpec {
         // When memory runs out, a notebook's connection (1000) goes before a job's driver; 1000 is Ray's own choice for both.
         ("RAY_worker_oom_score_adjustment", "300".into()),
     ]));
-    container.files = vec![janitor()];
+    container.files = vec![janitor(), start_hook()];
     container.env.extend(simulated(draft));
     container.mounts = draft.host_mounts();
     container.mounts.push(packages(draft));

@@ -2,8 +2,8 @@
 
 use super::{
     CODE, ForJobs, GIB, Make, Memory, On, Optional, PortDef, ServiceDef, Silence,
-    draft::{Draft, RAY_STOP, env, file, volume},
-    ray::{START, end_at_once, janitor, node_env, packages, start},
+    draft::{Draft, RAY_STOP, env, volume},
+    ray::{START, end_at_once, janitor, node_env, packages, start, start_hook},
 };
 use crate::spec::{ImageName, Kind, Probe, Recreate, ServiceSpec};
 
@@ -15,8 +15,6 @@ pub const DASHBOARD_PORT: u16 = 8265;
 
 /// Directory in which the head writes Grafana's dashboards.
 pub const DASHBOARDS: &str = "/dashboards";
-
-const HEAD_HOOK: &str = "/opt/labd/head/labd_head.py";
 
 /// Definition of the head.
 pub static DEF: ServiceDef = ServiceDef {
@@ -77,7 +75,7 @@ fn spec(draft: &Draft<'_>) -> ServiceSpec {
         volume(draft.volume("dashboards"), DASHBOARDS, false),
         packages(draft),
     ];
-    container.files = vec![janitor(), file(HEAD_HOOK, 0o644, include_str!("../../images/run/labd_head.py").into())];
+    container.files = vec![janitor(), start_hook()];
     container.shm_bytes = sizes.head_object_store.get() + (64 << 20);
     // Everything waits for the head, which runs no user code: it must answer, and be back after a crash, while workers and
     // drivers keep every core busy.

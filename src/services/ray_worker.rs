@@ -3,7 +3,7 @@
 use super::{
     CODE, ForJobs, Make, Memory, On, Optional, PortDef, ServiceDef, Silence,
     draft::{Draft, Place, RAY_STOP, file},
-    ray::{AGENT_PORT, START, janitor, join, node_env, packages, simulated},
+    ray::{AGENT_PORT, START, janitor, join, node_env, packages, simulated, start_hook},
 };
 use crate::{
     gpus::{Gpu, Vendor},
@@ -54,7 +54,7 @@ fn spec(draft: &Draft<'_>, gpu: &Gpu, place: &Place) -> ServiceSpec {
     // start with `ROCR_VISIBLE_DEVICES`.
     container.env.insert("LABD_GPU_UUID".to_owned(), gpu.id.clone().into());
     container.env.extend(simulated(draft));
-    container.files = vec![janitor()];
+    container.files = vec![janitor(), start_hook()];
     if gpu.vendor == Vendor::Simulated {
         // What scripts and people ask first; the real one comes with its GPU.
         container.files.push(file(NVIDIA_SMI, 0o755, include_str!("../../images/run/nvidia-smi.sh").into()));

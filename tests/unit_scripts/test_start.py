@@ -14,7 +14,7 @@ import pytest
 from harness.lab import ROOT, wait_for
 
 RUN = ROOT / "images/run"
-HEAD = RUN / "labd_head.py"
+HOOK = RUN / "labd_start.py"
 START = (RUN / "start.sh").read_text()
 FATAL = "[2026-11-24 23:06:23,507 C 20 20] (gcs_server) rocksdb_store_client.cc:179:  Check failed: open_status.ok() "
 
@@ -313,7 +313,7 @@ def test_the_heads_monitors_start_once_the_dashboard_serves_and_all_else_at_once
     for name in ("ray", "ray._private"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     sys.modules["ray._private"].services = ray
-    head = runpy.run_path(str(HEAD))
+    head = runpy.run_path(str(HOOK))
     with socket.socket() as dashboard:
         dashboard.bind(("127.0.0.1", 0))
         parameters = Parameters()
@@ -331,5 +331,20 @@ def test_the_heads_monitors_start_once_the_dashboard_serves_and_all_else_at_once
 def test_a_ray_that_starts_its_processes_otherwise_is_left_alone(monkeypatch, capsys):
     for name in ("ray", "ray._private"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    runpy.run_path(str(HEAD))["before_start"](Parameters(), True)
-    assert "labd: Ray's monitors start with the head (ImportError: " in capsys.readouterr().out
+    runpy.run_path(str(HOOK))["before_start"](Parameters(), True)
+    assert "labd: Ray's processes start in Ray's own order (ImportError: " in capsys.readouterr().out
+
+
+def test_a_raylet_beside_the_head_is_told_the_port_that_it_would_wait_for(monkeypatch):
+    ray = types.ModuleType("ray._private.services")
+    ray.start_ray_process = lambda command, process_type, fate_share: command
+    for name in ("ray", "ray._private"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    sys.modules["ray._private"].services = ray
+    parameters = Parameters()
+    parameters.dashboard_agent_listen_port = 52365
+    runpy.run_path(str(HOOK))["before_start"](parameters, False)
+    assert parameters.ray_client_server_port == 10001, "nothing but that"
+    assert ray.start_ray_process(["echo"], "log_monitor", fate_share=True) == ["echo"]
+    told = ["raylet", "--undefok=dashboard_agent_listen_port", "--dashboard_agent_listen_port=52365"]
+    assert ray.start_ray_process(["raylet"], "raylet", fate_share=True) == told
