@@ -17,8 +17,8 @@ to run it; with Ray Train, PyTorch and Lightning that is seconds of CPU. So:
 Served is only a process that would have got the same: this Python, these packages (an overlay of this environment, a
 working directory or a PYTHONPATH that shadows none of them), the same values of every environment variable that was read
 while they were imported, and the same programs where PATH was searched for one. In every other case, and when anything is
-wrong, the process goes on as if nothing were here. It waits for a server that has just started only where a worker of the same
-job has had torch from one in this container: that takes less time than its own import.
+wrong, the process goes on as if nothing were here. It waits for a server that has just started where that has no torch to
+import, or a worker of the same job has had torch from one in this container: that takes less time than its own import.
 
 `LABD_WARM=0` switches it off.
 """
@@ -33,6 +33,7 @@ OVERLAYS = {"DistutilsMetaFinder"}
 # How old a process may be that still waits for a server; a file says for which jobs that is worth it.
 WAIT_SECONDS = 6.0
 WORTH_WAITING = "/tmp/labd-torch-"
+SOON = ".soon"  # beside the socket, with the server's pid in it
 MOST_FILES = 250  # the kernel passes 253 at once
 # Read by C libraries when they are loaded, by the loader or by Python itself: must be as the server's.
 READ_EARLY = ("LD_", "GLIBC_", "MALLOC_", "JE_", "MIMALLOC_", "ARROW_", "OMP_", "KMP_", "GOMP_", "OPENBLAS_", "GOTO_", "MKL_", "BLIS_",
@@ -251,9 +252,18 @@ def connected(conn):
             conn.connect(socket_path())
             return conn
         except (FileNotFoundError, ConnectionRefusedError):
-            if age() > WAIT_SECONDS or not os.path.exists(worth_waiting()):
+            if age() > WAIT_SECONDS or not (os.path.exists(worth_waiting()) or coming()):
                 raise
             time.sleep(0.05)
+
+
+def coming():
+    """Whether a server without torch is about to listen: a node has work before that, and the rest of a server's imports is
+    less than those of a worker."""
+    try:
+        return os.path.exists(f"/proc/{int(read(socket_path() + SOON))}")
+    except (OSError, ValueError):
+        return False
 
 
 def worth_waiting():
@@ -627,6 +637,7 @@ class Server(Parent):
         import gc
 
         super().__init__(path)
+        self.announce()
         # Hooks decide by the process they are in, and the worker runs them again.
         sys.modules.pop("labd_hook", None)
         sys.meta_path[:] = strangers()
@@ -647,6 +658,16 @@ class Server(Parent):
         gc.collect()
         gc.freeze()
         self.listen()
+        if os.path.exists(path + SOON):
+            os.remove(path + SOON)
+
+    def announce(self):
+        """Workers wait for a server that takes a second; not for one that imports torch, which few of them use."""
+        from importlib.util import find_spec
+
+        if not any(find_spec(name) for name in ("torch", "lightning", "pytorch_lightning")):
+            with open(self.path + SOON, "w") as file:
+                file.write(str(os.getpid()))
 
     @staticmethod
     def listed(what):

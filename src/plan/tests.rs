@@ -327,8 +327,17 @@ fn nodes_beside_the_head_know_all_ports_of_their_agents_and_ask_the_raylets_hook
     let (plan, _) = make(&inputs("", 2, 32)).expect("a plan");
     for name in ["ray-driver", "ray-worker-0"] {
         let container = container(&plan, name);
-        for port in ["dashboard-agent-grpc-port", "runtime-env-agent-port", "dashboard-agent-listen-port", "metrics-export-port"] {
-            assert_eq!(container.command.iter().filter(|a| a.starts_with(&format!("--{port}="))).count(), 1, "{name} {port}");
+        for port in [
+            "dashboard-agent-grpc-port",
+            "runtime-env-agent-port",
+            "dashboard-agent-listen-port",
+            "metrics-export-port",
+        ] {
+            assert_eq!(
+                container.command.iter().filter(|a| a.starts_with(&format!("--{port}="))).count(),
+                1,
+                "{name} {port}"
+            );
         }
         assert!(container.files.iter().any(|f| f.path == "/opt/labd/start/labd_start.py"), "{name}");
     }

@@ -3,7 +3,9 @@
 use super::{
     CODE, ForJobs, GIB, Make, Memory, On, Optional, PortDef, ServiceDef, Silence,
     draft::{Draft, RAY_STOP, env},
-    ray::{AGENT_PORT, ENVIRONMENTS_PORT, START, end_at_once, janitor, join, node_env, packages, simulated, start_hook},
+    ray::{
+        AGENT_PORT, ENVIRONMENTS_PORT, START, end_at_once, janitor, join, node_env, packages, simulated, start_hook,
+    },
     ray_head::GCS_PORT,
 };
 use crate::spec::{EnvValue, ImageName, Kind, Probe, Recreate, Requirement, ServiceSpec};

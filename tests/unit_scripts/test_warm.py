@@ -313,6 +313,26 @@ def test_a_worker_of_a_job_with_torch_waits_for_a_warm_process_that_has_just_sta
         mark.unlink()
 
 
+def test_a_worker_waits_for_a_warm_process_that_is_about_to_listen_unless_it_imports_torch(node):
+    (node.site / "heavy.py").write_text(HEAVY + "import time, sys\nif not sys.argv[0].endswith('default_worker.py'):\n    time.sleep(3)\n")
+    soon = pathlib.Path(f"{node.socket}.soon")
+    for torch in (False, True):
+        if torch:
+            (node.site / "torch.py").write_text("import types\ncuda = types.SimpleNamespace(is_initialized=lambda: False)\n")
+        with open(node.said, "ab") as log:
+            node.server = subprocess.Popen([node.python, "-m", "labd_warm", "serve"], cwd="/", env=node.env, stderr=log)
+        if not torch:
+            wait_for("it is announced", soon.exists, 20, every=0.05)
+        assert node.run()[0]["warm"] != torch, node.said.read_text()
+        wait_for("the warm process listens", node.socket.exists, 20)
+        wait_for("it needs no announcement any more", lambda: not soon.exists(), 5)
+        node.stop()
+        node.socket.unlink()
+    soon.write_text(str(node.server.pid))
+    seen, _, err = node.run()
+    assert not seen["warm"] and "FileNotFoundError" in err, "nobody waits for the dead"
+
+
 def test_without_a_warm_process_or_with_a_deaf_one_a_worker_starts_by_itself(node):
     assert not node.run()[0]["warm"]
     node.serve()
