@@ -340,57 +340,62 @@ async fn watch_jobs(
     let mut unread: Option<(Instant, String)> = None;
     loop {
         let target = set_endpoint.borrow_and_update().clone();
-        let mut pause = EAGER;
-        if let Some(endpoint) = target {
-            let begun = Instant::now();
-            let api = HttpJobs::new(endpoint);
-            let due = unread.as_ref().is_none_or(|(again, _)| begun >= *again);
-            let all = async { if due { Some(api.list().await) } else { None } };
-            // An upgraded head says another version.
-            let (all, runs, version) = tokio::join!(all, api.get("/api/train/v2/runs/v1"), api.version());
-            let (now, all_jobs) = (Timestamp::now(), matches!(all, Some(Ok(_))));
-            let jobs = match all {
-                Some(Ok(jobs)) => {
-                    unread = None;
-                    Some(jobs)
-                }
-                // It answers, and not this.
-                all if version.is_ok() => {
-                    if let Some(Err(reason)) = all {
-                        let why = format!(
-                            "Ray's list of jobs cannot be read ({reason}): unfinished jobs are asked for one by one; delete \
-                             old ones (`ray job delete`)"
-                        );
-                        unread = Some((Instant::now() + ALL_JOBS, why));
-                    }
-                    let wanted = followed.borrow().clone();
-                    api.each(&wanted).await.ok()
-                }
-                _ => None,
-            };
-            // A dashboard that has much to tell, or a busy node, is asked less often.
-            let breath = begun.elapsed() * 2;
-            if jobs.is_some() {
-                pause = JOBS;
+        let Some(endpoint) = target else {
+            // Nobody to ask until there is a head.
+            if set_endpoint.changed().await.is_err() {
+                return;
             }
-            update(&tell, |view| {
-                if let Some(jobs) = jobs {
-                    view.jobs = Some(Arc::new(jobs));
+            continue;
+        };
+        let mut pause = EAGER;
+        let begun = Instant::now();
+        let api = HttpJobs::new(endpoint);
+        let due = unread.as_ref().is_none_or(|(again, _)| begun >= *again);
+        let all = async { if due { Some(api.list().await) } else { None } };
+        // An upgraded head says another version.
+        let (all, runs, version) = tokio::join!(all, api.get("/api/train/v2/runs/v1"), api.version());
+        let (now, all_jobs) = (Timestamp::now(), matches!(all, Some(Ok(_))));
+        let jobs = match all {
+            Some(Ok(jobs)) => {
+                unread = None;
+                Some(jobs)
+            }
+            // It answers, and not this.
+            all if version.is_ok() => {
+                if let Some(Err(reason)) = all {
+                    let why = format!(
+                        "Ray's list of jobs cannot be read ({reason}): unfinished jobs are asked for one by one; delete \
+                         old ones (`ray job delete`)"
+                    );
+                    unread = Some((Instant::now() + ALL_JOBS, why));
                 }
-                view.trouble = unread.as_ref().map(|(_, why)| why.clone());
-                view.version = version.ok().or(view.version.take());
-                if let Ok(runs) = runs {
-                    let known = view.jobs.as_ref().map_or(&[][..], |told| &told.jobs);
-                    view.runs =
-                        train::merge(&view.runs, train::read(&runs), known, train::Polled { before, now, all_jobs });
-                    before = Some(now);
-                }
-                if view.runs.iter().any(|run| run.is_on_its_way(now)) {
-                    pause = pause.min(ON_ITS_WAY);
-                }
-            });
-            pause = pause.max(breath.min(LONGEST_BREATH));
+                let wanted = followed.borrow().clone();
+                api.each(&wanted).await.ok()
+            }
+            _ => None,
+        };
+        // A dashboard that has much to tell, or a busy node, is asked less often.
+        let breath = begun.elapsed() * 2;
+        if jobs.is_some() {
+            pause = JOBS;
         }
+        update(&tell, |view| {
+            if let Some(jobs) = jobs {
+                view.jobs = Some(Arc::new(jobs));
+            }
+            view.trouble = unread.as_ref().map(|(_, why)| why.clone());
+            view.version = version.ok().or(view.version.take());
+            if let Ok(runs) = runs {
+                let known = view.jobs.as_ref().map_or(&[][..], |told| &told.jobs);
+                view.runs =
+                    train::merge(&view.runs, train::read(&runs), known, train::Polled { before, now, all_jobs });
+                before = Some(now);
+            }
+            if view.runs.iter().any(|run| run.is_on_its_way(now)) {
+                pause = pause.min(ON_ITS_WAY);
+            }
+        });
+        pause = pause.max(breath.min(LONGEST_BREATH));
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             changed = set_endpoint.changed() => if changed.is_err() { return },
