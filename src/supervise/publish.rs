@@ -12,7 +12,7 @@ use crate::{
     engine::Engine,
     journal::{Entry as Record, Kind as RecordKind},
     services,
-    snapshot::{ServiceState, ServiceView, Snapshot},
+    snapshot::{ServiceState, ServiceView},
     time::{Moment, Now, Timestamp, human},
 };
 
@@ -135,7 +135,7 @@ impl<E: Engine> Supervisor<E> {
             let of = |e: &&Entry| e.container().is_some_and(|c| c.id == container);
             self.entries.values().find(of).and_then(|e| e.spec.as_ref()).map(|s| s.name.clone())
         };
-        let snapshot = view::snapshot(view::Known {
+        let mut snapshot = view::snapshot(view::Known {
             now,
             daemon: &self.p.daemon,
             node: self.p.node.borrow().clone(),
@@ -161,8 +161,10 @@ impl<E: Engine> Supervisor<E> {
         });
         self.p.snapshot.send_if_modified(|old| {
             // The time alone is no news.
-            let same = Snapshot { taken_at: old.taken_at, ..snapshot.clone() } == **old;
+            snapshot.taken_at = old.taken_at;
+            let same = snapshot == **old;
             if !same {
+                snapshot.taken_at = now;
                 *old = Arc::new(snapshot);
             }
             !same
