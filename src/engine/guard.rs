@@ -9,7 +9,7 @@
 
 use std::{process::Stdio, time::Duration};
 
-use tokio::process::Command;
+use tokio::{process::Command, time::Instant};
 
 use crate::engine::docker::{DockerEngine, LabNetwork};
 
@@ -111,16 +111,22 @@ pub(crate) async fn take_down(lab: &str) {
 /// Looks after the rule for as long as labd runs. Trouble is said once, until it changes.
 pub(crate) async fn keep(engine: DockerEngine) {
     let mut told = String::new();
+    // Whether the rule is needed, as the engine said when it was last asked, and when that was.
+    let mut asked: Option<(Instant, bool)> = None;
     loop {
-        let network = match engine.check().await {
-            Ok(info) if !needed(&info.version, info.rootless) => {
+        // Asked no more often while the network is missing, which is looked for each second.
+        if asked.is_none_or(|(at, _)| at.elapsed() >= CALM) {
+            asked = engine.check().await.ok().map(|info| (Instant::now(), needed(&info.version, info.rootless)));
+        }
+        let network = match asked {
+            Some((_, false)) => {
                 // One that was upgraded under a running labd.
                 take_down(engine.lab()).await;
                 tokio::time::sleep(CALM).await;
                 continue;
             }
-            Ok(_) => engine.lab_network().await.unwrap_or_default(),
-            Err(_) => None,
+            Some((_, true)) => engine.lab_network().await.unwrap_or_default(),
+            None => None,
         };
         let done = match &network {
             Some(network) => put_up(engine.lab(), Some(network)).await,
