@@ -211,7 +211,8 @@ impl Shared {
 
 #[derive(Debug)]
 enum Message {
-    Entry(Entry),
+    /// Boxed: the channel's room for so many messages is made at the start.
+    Entry(Box<Entry>),
     /// Change of some key of the memory, or of an incident.
     Memory,
     Flush(oneshot::Sender<()>),
@@ -284,7 +285,7 @@ impl Journal {
             writer::note(&mut lock(&self.0.shared), entry);
             return;
         }
-        if let Err(TrySendError::Full(_)) = self.0.to_writer.try_send(Message::Entry(entry)) {
+        if let Err(TrySendError::Full(_)) = self.0.to_writer.try_send(Message::Entry(Box::new(entry))) {
             self.0.overflow.fetch_add(1, Ordering::Relaxed);
         }
     }

@@ -455,7 +455,7 @@ impl Writer {
 
 fn sort(message: Message, entries: &mut Vec<Entry>, flushes: &mut Vec<oneshot::Sender<()>>) {
     match message {
-        Message::Entry(entry) => entries.push(entry),
+        Message::Entry(entry) => entries.push(*entry),
         Message::Memory => {}
         Message::Flush(done) => flushes.push(done),
     }
