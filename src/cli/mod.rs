@@ -35,10 +35,15 @@ use self::{
 };
 use crate::snapshot::{SCHEMA, Snapshot};
 
+/// Largest number of threads that tasks run on: labd waits most of the time, and a thread for each CPU of a large machine would
+/// only cost memory. Chosen, not measured; what blocks has threads of its own.
+const THREADS: usize = 4;
+
 /// Runs one command and says how it ended.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let threads = std::thread::available_parallelism().map_or(1, |cpus| cpus.get().min(THREADS));
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => return fail(Failure::new(Exit::Failure, format!("cannot start: {e}"))),
     };
