@@ -253,7 +253,7 @@ impl<E: Engine> Supervisor<E> {
             .values()
             .all(|e| !e.acting && e.observing.is_none() && !matches!(e.seen, Some(Observed::Ours(_))));
         if !gone || !self.listed_empty {
-            if gone && !self.listing {
+            if gone && self.listing.is_none() {
                 self.resync_all();
             }
             return false;

@@ -5,15 +5,15 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::{
-    decide::{EngineOutage, Health, OutsideActions},
+    decide::{EngineOutage, Health, OutsideActions, Wanted},
     health_check,
     memory::{EVENTS_HEARD, keep_shortage},
     oom,
     service::{Entry, Prober},
-    supervisor::{Supervisor, TaskMsg},
+    supervisor::{SLOW_ANSWER, Supervisor, TaskMsg},
 };
 use crate::{
-    engine::{Engine, EngineEvent, EngineEventKind},
+    engine::{Engine, EngineEvent, EngineEventKind, Observed},
     ray::RayView,
     snapshot::EngineView,
     time::{Moment, Timestamp},
@@ -79,17 +79,25 @@ impl<E: Engine> Supervisor<E> {
     }
 
     pub(super) fn resync_all(&mut self) {
-        let names: Vec<String> = self.entries.keys().cloned().collect();
+        let names: Vec<String> = self.entries.keys().filter(|name| !self.rests(name)).cloned().collect();
         for name in names {
             self.observe(&name);
         }
-        if !self.listing {
-            self.listing = true;
+        if self.listing.is_none() {
+            self.listing = Some(Moment::now());
             let (engine, tx) = (self.p.engine.clone(), self.tx.clone());
             tokio::spawn(async move {
                 let _ = tx.send(TaskMsg::Listed(engine.list().await));
             });
         }
+    }
+
+    /// Whether the service has no container and is to have none: the list of all containers says whether that is still so,
+    /// and the engine is not asked for each of them. One that does not answer with the list is.
+    pub(super) fn rests(&self, name: &str) -> bool {
+        let known = |e: &Entry| e.seen == Some(Observed::Absent) && !e.stale && !e.acting && e.observing.is_none();
+        let answers = self.listing.is_none_or(|since| Moment::now().since(since) < SLOW_ANSWER);
+        answers && self.entries.get(name).is_some_and(known) && self.wanted(name) != Wanted::Up
     }
 
     pub(super) fn observe(&mut self, name: &str) {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 use futures_util::future::BoxFuture;
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::MissedTickBehavior,
+    time::{Instant, MissedTickBehavior},
 };
 
 use super::{
@@ -36,6 +36,9 @@ use crate::{
 
 /// Interval between observations of everything: an event that was missed costs at most so much.
 pub const RESYNC: Duration = Duration::from_secs(5);
+/// Longest time for which answers that say nothing new wait for those to the other questions of the same look, so that
+/// everything is decided and shown once and not after each of them.
+const GATHER: Duration = Duration::from_millis(20);
 /// Time after a death for which it is watched whether the runs that it interrupted train again: longer than a crash
 /// loop's wait.
 pub(super) const RECOVERY_WATCHED: Duration = Duration::from_mins(15);
@@ -174,7 +177,8 @@ pub(super) struct Supervisor<E> {
     pub(super) listed_empty: bool,
     /// Whether the lab goes down without an engine: nothing can be stopped.
     pub(super) given_up: bool,
-    pub(super) listing: bool,
+    /// Moment since which a list of all containers is under way.
+    pub(super) listing: Option<Moment>,
     /// Whether a look at what ended processes left in shared memory is due or under way.
     pub(super) sweeping: bool,
     /// Fill level of each file system.
@@ -209,7 +213,7 @@ impl<E: Engine> Supervisor<E> {
             down: false,
             listed_empty: false,
             given_up: false,
-            listing: false,
+            listing: None,
             sweeping: false,
             disks: disk_guard::Levels::new(),
             gpus_refused: None,
@@ -254,18 +258,27 @@ impl<E: Engine> Supervisor<E> {
         let mut page = self.p.page.clone();
         let mut engine_view = self.p.engine_view.clone();
         let mut stop = self.p.stop.clone();
+        // Whether what was heard last says anything new, and until when answers of one look that do not are gathered.
+        let (mut news, mut gathering): (bool, Option<Instant>) = (true, None);
         loop {
-            self.settle();
-            self.guard_disks();
-            self.tell_images();
-            self.publish();
-            // An unwatched daemon is not told so; the error only says that nobody listens.
-            let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
-            if self.down && self.finished() {
-                self.clear_network().await;
-                return true;
+            let others = self.entries.values().any(|e| e.observing.is_some());
+            let until = gathering.unwrap_or_else(|| Instant::now() + GATHER);
+            gathering = (!news && others && Instant::now() < until).then_some(until);
+            if gathering.is_none() {
+                self.settle();
+                self.guard_disks();
+                self.tell_images();
+                self.publish();
+                // An unwatched daemon is not told so; the error only says that nobody listens.
+                let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+                if self.down && self.finished() {
+                    self.clear_network().await;
+                    return true;
+                }
             }
-            let wake = self.next_wake();
+            news = true;
+            let wake =
+                self.next_wake().min(gathering.map_or(RESYNC, |until| until.saturating_duration_since(Instant::now())));
             // In a fixed order: what the tasks say is heard before what they make necessary, and a simulated lab behaves
             // the same way twice.
             tokio::select! {
@@ -278,10 +291,10 @@ impl<E: Engine> Supervisor<E> {
                 Some(nudge) = self.p.nudges.recv() => self.happened(nudge),
                 Ok(()) = engine_view.changed() => self.mind_engine(),
                 Some(word) = self.rx.recv() => {
-                    self.handle(word);
+                    news = self.handle(word);
                     // Everything that is already said is heard before the next decision.
                     while let Ok(word) = self.rx.try_recv() {
-                        self.handle(word);
+                        news |= self.handle(word);
                     }
                 }
                 Ok(()) = images.changed() => {}
@@ -293,7 +306,10 @@ impl<E: Engine> Supervisor<E> {
                 Ok(()) = installs.changed() => {}
                 Ok(()) = door.changed() => {}
                 Ok(()) = page.changed() => {}
-                _ = resync.tick() => self.resync_all(),
+                _ = resync.tick() => {
+                    self.resync_all();
+                    news = false;
+                }
                 () = tokio::time::sleep(wake) => {}
             }
         }
@@ -310,17 +326,19 @@ impl<E: Engine> Supervisor<E> {
         at.map_or(RESYNC, |at| at.since(now.moment).max(Duration::from_millis(20)).min(RESYNC))
     }
 
-    fn handle(&mut self, word: TaskMsg) {
+    /// Handles a message. Returns whether it says anything new.
+    fn handle(&mut self, word: TaskMsg) -> bool {
         match word {
             TaskMsg::Observed(name, seen) => {
-                let Some(entry) = self.entries.get_mut(&name) else { return };
+                let Some(entry) = self.entries.get_mut(&name) else { return true };
                 let asked_at = entry.observing.take();
+                let mut news = true;
                 match seen {
                     Ok(seen) => {
                         entry.looked_at = asked_at.or(entry.looked_at);
-                        entry.seen = Some(seen);
+                        let before = entry.seen.replace(seen);
                         entry.correct();
-                        entry.stale = false;
+                        news = std::mem::take(&mut entry.stale) || before != entry.seen;
                         if let Some(at) = asked_at.filter(|_| entry.running().is_some()) {
                             entry.ran_at = Now::read().wall_at(at);
                         }
@@ -339,25 +357,34 @@ impl<E: Engine> Supervisor<E> {
                 }
                 if std::mem::take(&mut entry.look_again) {
                     self.observe(&name);
-                    return;
+                    return news;
                 }
                 self.mind_prober(&name);
+                return news;
             }
             TaskMsg::FirstProcessEnded(name, which) => {
-                let Some(entry) = self.entries.get_mut(&name) else { return };
+                let Some(entry) = self.entries.get_mut(&name) else { return true };
                 entry.over = Some(which);
                 entry.correct();
                 self.mind_prober(&name);
             }
             TaskMsg::Listed(found) => {
-                self.listing = false;
-                let Ok(found) = found else { return };
-                self.listed_empty = found.is_empty();
+                let asked_at = self.listing.take();
+                let Ok(found) = found else { return true };
+                let mut news = std::mem::replace(&mut self.listed_empty, found.is_empty()) != found.is_empty();
+                let absent: Vec<String> = self.entries.keys().filter(|name| self.rests(name)).cloned().collect();
                 for name in found {
-                    if !self.entries.contains_key(&name) {
+                    if absent.contains(&name) || !self.entries.contains_key(&name) {
                         self.observe(&name);
+                        news = true;
                     }
                 }
+                for name in absent {
+                    if let Some(entry) = self.entries.get_mut(&name).filter(|e| e.observing.is_none()) {
+                        entry.looked_at = entry.looked_at.max(asked_at);
+                    }
+                }
+                return news;
             }
             TaskMsg::Health(name, key, health) => {
                 if let Some(entry) = self.entries.get_mut(&name)
@@ -380,7 +407,7 @@ impl<E: Engine> Supervisor<E> {
             }
             TaskMsg::Replanned(gpus, result) => self.replanned(gpus, result),
             TaskMsg::Told(name, result) => {
-                let Some(entry) = self.entries.get_mut(&name) else { return };
+                let Some(entry) = self.entries.get_mut(&name) else { return true };
                 entry.acting = false;
                 match result {
                     Ok(_) => {
@@ -400,6 +427,7 @@ impl<E: Engine> Supervisor<E> {
                 self.observe(&name);
             }
         }
+        true
     }
 
     /// Decides for every service, again while states change: what becomes ready lets others start at once.
