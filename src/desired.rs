@@ -1,6 +1,8 @@
 //! Desired state: the plan that follows from `labd.toml`, the machine and its GPUs, and what the loop must know beside
 //! it.
 
+use std::sync::Arc;
+
 use crate::{
     checkpoints::Store,
     config::{Config, packages},
@@ -26,8 +28,8 @@ pub struct DesiredState {
     pub ray_token: Secret,
     /// Store that replaces MinIO.
     pub store: Option<Store>,
-    /// Plan as `labd plan --json` prints it.
-    pub view: serde_json::Value,
+    /// Plan as `labd plan` prints it.
+    pub view: Arc<PlanView>,
     /// Credentials that people log in with.
     pub credentials: Vec<Credential>,
 }
@@ -59,8 +61,6 @@ pub fn resolve(
     let inputs = Inputs { config, node, gpus, secrets, subnet, ca, requirements };
     let (plan, sizes) = plan::make(&inputs).map_err(Unresolved::Misfit)?;
     let Inputs { config, node, gpus, secrets, .. } = inputs;
-    let view = PlanView { node, gpus, sizes, plan };
-    let json = view.to_json();
     let credentials = services::logins(&config, &secrets);
     let store = config.s3.as_ref().map(|s3| Store {
         endpoint: s3.endpoint.clone(),
@@ -69,6 +69,6 @@ pub fn resolve(
         access_key: secrets.s3_access_key.clone(),
         secret_key: secrets.s3_secret_key.clone(),
     });
-    let PlanView { gpus, plan, .. } = view;
-    Ok(DesiredState { config, plan, gpus, ray_token: secrets.ray_token, store, view: json, credentials })
+    let view = Arc::new(PlanView { node, gpus: gpus.clone(), sizes, plan: plan.clone() });
+    Ok(DesiredState { config, plan, gpus, ray_token: secrets.ray_token, store, view, credentials })
 }

@@ -1,7 +1,7 @@
 //! Specification of each service in a plan: values only, no behaviour beyond the fingerprint that tells whether a
 //! running container is still the wanted one.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
+use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -368,7 +368,7 @@ pub struct Plan {
     /// The images that enabled services need.
     pub images: Vec<ImageSpec>,
     /// Every service, switched-off ones included, in the order they are listed.
-    pub services: Vec<ServiceSpec>,
+    pub services: Vec<Arc<ServiceSpec>>,
 }
 
 /// The lab's own bridge network.
@@ -385,7 +385,7 @@ pub struct NetworkSpec {
 impl Plan {
     /// The service called `name`.
     pub fn service(&self, name: &str) -> Option<&ServiceSpec> {
-        self.services.iter().find(|s| s.name == name)
+        self.services.iter().find(|s| s.name == name).map(Arc::as_ref)
     }
 
     /// Name of a service's container.

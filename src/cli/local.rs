@@ -96,11 +96,12 @@ async fn simulated(global: &Global) -> Option<u32> {
 /// Prints the plan that follows from labd.toml and the machine.
 pub(super) async fn plan(global: &Global, args: &args::Plan, out: &mut Out) -> Result<(), Failure> {
     let (desired, ..) = desired(global, args.run.simulate_gpus).await?;
+    let view = desired.view.to_json();
     if args.json.json {
-        return out.json(&desired.view);
+        return out.json(&view);
     }
-    let n = &desired.view["node"];
-    let sizes = &desired.view["sizes"];
+    let n = &view["node"];
+    let sizes = &view["sizes"];
     let size = |key: &str| Bytes::new(sizes[key].as_u64().unwrap_or(0)).to_string();
     let number = |value: &serde_json::Value| value.as_u64().unwrap_or(0);
     out.line(&format!(

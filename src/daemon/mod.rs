@@ -146,7 +146,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let (snapshot, snapshots) =
         watch::channel(Arc::new(Snapshot::unobserved(daemon.clone(), node.borrow().clone(), Timestamp::now())));
     tokio::spawn(follow_loads(engine.clone(), snapshots.clone(), tell_loads));
-    let (plan, plans) = watch::channel(Arc::new(desired.view.clone()));
+    let (plan, plans) = watch::channel(desired.view.clone());
     let (credentials, all_credentials) = watch::channel(Arc::new(desired.credentials.clone()));
     let ray = Ray::spawn();
     let packages = ledger.packages.clone();

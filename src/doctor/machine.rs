@@ -39,7 +39,7 @@ pub(super) async fn memory(scene: &Scene) -> Vec<Check> {
         // Which /24 it is does not matter for sizes.
         let simulate = (pretended > 0).then_some(pretended);
         let machine = Machine::without_gpus(node::facts(), simulate, [198, 18, 100]);
-        machine.resolve(config, &path, true).map(|wish| wish.view["sizes"].clone())
+        machine.resolve(config, &path, true).map(|wish| wish.view.to_json()["sizes"].clone())
     });
     vec![match wish.await {
         None => Check::fail(NAME, "a file that labd.toml names does not answer", "findmnt -t nfs,nfs4,cifs,fuse"),

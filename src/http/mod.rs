@@ -46,7 +46,9 @@ pub use error::ApiError;
 pub use logs::LogSource;
 pub use serve::{ServeError, UnixSocket, bind_tcp, bind_unix, raise_open_files, serve_tcp, serve_tcp_to, serve_unix};
 
-use crate::{control::Control, credentials::Credential, gpus::handle::Gpus, journal::Journal, snapshot::Snapshot};
+use crate::{
+    control::Control, credentials::Credential, gpus::handle::Gpus, journal::Journal, plan::PlanView, snapshot::Snapshot,
+};
 
 /// State: everything the handlers answer from.
 #[derive(Clone)]
@@ -60,7 +62,7 @@ pub struct State {
     /// Source of the services' output.
     pub logs: Arc<dyn LogSource>,
     /// Plan as `labd plan` prints it.
-    pub plan: watch::Receiver<Arc<serde_json::Value>>,
+    pub plan: watch::Receiver<Arc<PlanView>>,
     /// Credentials that a person needs to log in to the services; admin only.
     pub credentials: watch::Receiver<Arc<Vec<Credential>>>,
     /// Handle on the job ledger.

@@ -7,7 +7,9 @@ use super::State;
 
 /// The plan in force.
 pub(super) async fn get(From(state): From<State>) -> Json<Value> {
-    Json(Value::clone(&state.plan.borrow()))
+    // Written when it is asked for: as text it is some hundred kilobytes, and hardly anybody asks.
+    let plan = state.plan.borrow().clone();
+    Json(plan.to_json())
 }
 
 #[cfg(test)]
@@ -21,6 +23,6 @@ mod tests {
     async fn it_is_the_plan_in_force() {
         let lab = Lab::new();
         let answer = ask(public_router(lab.state.clone()), "GET", "/api/v1/plan").await;
-        assert_eq!(json(answer).await["workers"], 2);
+        assert_eq!(json(answer).await["sizes"]["workers"], 2);
     }
 }

@@ -23,6 +23,7 @@ use crate::{
     credentials::Credential,
     gpus::handle::Gpus,
     journal::Journal,
+    plan::{self, PlanView},
     secret::Secret,
     snapshot::{
         CheckpointView, DaemonView, EngineView, GpuState, GpuView, JobStatus, JobView, NodeView, RunStatus, RunView,
@@ -75,12 +76,15 @@ impl Lab {
             secret: Secret::new("hunter2"),
             url: "http://127.0.0.1:9001".into(),
         };
+        let inputs = plan::tests::inputs("", 2, 32);
+        let (plan, sizes) = plan::make(&inputs).expect("it fits");
+        let view = PlanView { node: inputs.node, gpus: inputs.gpus, sizes, plan };
         let state = State {
             snapshot: snapshots,
             journal,
             control,
             logs: Arc::new(Silent),
-            plan: watch::channel(Arc::new(serde_json::json!({ "workers": 2 }))).1,
+            plan: watch::channel(Arc::new(view)).1,
             credentials: watch::channel(Arc::new(vec![credential])).1,
             jobs: crate::jobs::Ledger::none(),
             gpus: Gpus::none(),

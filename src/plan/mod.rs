@@ -13,7 +13,7 @@ pub mod sizes;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::net::Ipv4Addr;
+use std::{net::Ipv4Addr, sync::Arc};
 
 use serde::Serialize;
 
@@ -38,12 +38,12 @@ pub fn make(inputs: &Inputs) -> Result<(Plan, Sizes), String> {
     let draft = Draft { inputs, sizes: &sizes, images: references };
     let per_worker = sizes.of(&ray_worker::DEF).get();
     let places = placement::places(&inputs.gpus, &inputs.node, inputs.config.gpus.bind, per_worker);
-    let mut services: Vec<ServiceSpec> = Vec::new();
+    let mut services: Vec<Arc<ServiceSpec>> = Vec::new();
     for def in ALL.into_iter().filter(|def| def.is_planned(&inputs.config)) {
         match def.make {
-            Make::One(spec) => services.push(spec(&draft)),
+            Make::One(spec) => services.push(Arc::new(spec(&draft))),
             Make::PerGpu(spec) => {
-                services.extend(inputs.gpus.iter().zip(&places).map(|(gpu, at)| spec(&draft, gpu, at)));
+                services.extend(inputs.gpus.iter().zip(&places).map(|(gpu, at)| Arc::new(spec(&draft, gpu, at))));
             }
         }
     }

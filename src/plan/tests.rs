@@ -86,7 +86,7 @@ fn a_change_concerns_only_what_it_concerns() {
 fn golden_containers() -> Vec<String> {
     let (plan, _) = make(&inputs("", 1, 32)).expect("a plan");
     let golden = plan.services.into_iter().map(|service| {
-        let mut container = service.container;
+        let mut container = service.container.clone();
         service.image.as_str().clone_into(&mut container.image);
         format!("{} {} {}", service.name, container.hash(), container.hard_hash())
     });
@@ -178,7 +178,7 @@ fn every_service_is_there_once_and_secrets_are_not_shown() {
 fn nothing_is_published_beyond_loopback_unless_asked() {
     let ips = |toml: &str| {
         let (plan, _) = make(&inputs(toml, 2, 32)).expect("a plan");
-        plan.services.into_iter().flat_map(|s| s.container.ports).map(|p| p.host_ip).collect::<BTreeSet<_>>()
+        plan.services.iter().flat_map(|s| s.container.ports.clone()).map(|p| p.host_ip).collect::<BTreeSet<_>>()
     };
     assert_eq!(ips(""), BTreeSet::from(["127.0.0.1".to_owned()]));
     assert!(ips("[network]\npublish = \"0.0.0.0\"").contains("0.0.0.0"));
@@ -385,7 +385,7 @@ fn simulated_gpus_are_marked_and_only_they_have_an_nvidia_smi_of_ours() {
         let ray = plan.services.into_iter().filter(|s| s.image == ImageName::Ray && s.kind != Kind("front-door"));
         ray.map(|s| {
             let smi = s.container.files.iter().any(|f| f.path == "/usr/local/bin/nvidia-smi" && f.mode == 0o755);
-            (s.name, s.container.env.get("LABD_SIMULATED_GPUS") == Some(&"1".into()), smi)
+            (s.name.clone(), s.container.env.get("LABD_SIMULATED_GPUS") == Some(&"1".into()), smi)
         })
         .collect()
     };

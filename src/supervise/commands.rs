@@ -179,7 +179,7 @@ impl<E: Engine> Supervisor<E> {
         }
         self.p.images.update(self.p.desired.plan.images.clone(), self.p.desired.config.images.build.clone());
         self.p.config.send_replace(Arc::new(self.p.desired.config.clone()));
-        self.p.plan.send_replace(Arc::new(self.p.desired.view.clone()));
+        self.p.plan.send_replace(self.p.desired.view.clone());
         self.p.credentials.send_replace(Arc::new(self.p.desired.credentials.clone()));
         self.resync_all();
         changed

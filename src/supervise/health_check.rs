@@ -125,7 +125,7 @@ impl Ask for Http {
 pub(super) async fn run<E: Engine>(
     engine: Arc<E>,
     ask: Arc<dyn Ask>,
-    spec: ServiceSpec,
+    spec: Arc<ServiceSpec>,
     container: ObservedContainer,
     started_at: Timestamp,
     ray: watch::Receiver<Arc<RayView>>,
@@ -214,7 +214,7 @@ enum Answer {
 
 struct Prober {
     ask: Arc<dyn Ask>,
-    spec: ServiceSpec,
+    spec: Arc<ServiceSpec>,
     container: ObservedContainer,
     started_at: Timestamp,
     /// Moment at which the checks began.
@@ -435,7 +435,7 @@ mod tests {
         let container = ObservedContainer { ports: BTreeMap::from([(agent_port, 1)]), ..container() };
         let (ask, begun, before) = (Arc::new(Silence), Moment::now(), OnceLock::new());
         let user_told = AtomicBool::new(false);
-        let prober = Prober { ask, spec, container, started_at: at(10_000), begun, before, user_told };
+        let prober = Prober { ask, spec: Arc::new(spec), container, started_at: at(10_000), begun, before, user_told };
         let view = |alive| RayView { gcs: Gcs::Reachable, nodes: vec![node_at(11_000, alive)], ..RayView::default() };
         let reason = "Ray counts the node as alive; its agent does not answer yet";
         assert_eq!(prober.ask(&view(true)).await, Answer::Silent(reason.into()));

@@ -20,7 +20,7 @@ use crate::{
 /// Service, planned or left over.
 pub(super) struct Entry {
     /// Plan of the service; absent for a container of ours that no plan knows any more.
-    pub(super) spec: Option<ServiceSpec>,
+    pub(super) spec: Option<Arc<ServiceSpec>>,
     pub(super) hash: String,
     /// Fingerprint of the settings with which, once they change, the old container does not work any more.
     pub(super) hard: String,
@@ -72,7 +72,7 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    pub(super) fn new(spec: Option<ServiceSpec>, now: Timestamp) -> Self {
+    pub(super) fn new(spec: Option<Arc<ServiceSpec>>, now: Timestamp) -> Self {
         Self {
             hash: spec.as_ref().map(|s| s.container.hash()).unwrap_or_default(),
             hard: spec.as_ref().map(|s| s.container.hard_hash()).unwrap_or_default(),

@@ -28,6 +28,7 @@ use crate::{
     jobs::LedgerView,
     journal::{Entry as Record, Journal, Kind as RecordKind},
     node::disk_guard,
+    plan::PlanView,
     ray::Ray,
     snapshot::{DaemonView, EngineView, InstallsView, NodeView, ServiceState, Snapshot},
     spec::ImageName,
@@ -113,7 +114,7 @@ pub struct Parts<E> {
     /// Seed of the backoffs' jitter.
     pub seed: u64,
     /// Channel for the plan.
-    pub plan: watch::Sender<Arc<serde_json::Value>>,
+    pub plan: watch::Sender<Arc<PlanView>>,
     /// Channel for the credentials.
     pub credentials: watch::Sender<Arc<Vec<Credential>>>,
     /// Signal that turns true when the daemon ends. Containers are left as they are.

@@ -43,7 +43,7 @@ use crate::{
     incident::{Cause, Incident},
     jobs::LedgerView,
     journal::{EventQuery, Journal},
-    plan,
+    plan::{self, PlanView},
     ray::{Ray, RayView, Unregister},
     snapshot::{DaemonView, EngineView, NodeView, ServiceState, Snapshot},
     spec::{Device, ImageName, Requirement},
@@ -70,14 +70,15 @@ fn desired(version: u32) -> DesiredState {
     for gpu in &mut inputs.gpus {
         gpu.devices = vec![Device::Node { path: "/dev/kfd".into(), gid: 109 }];
     }
-    let (plan, _) = plan::make(&inputs).expect("it fits");
+    let (plan, sizes) = plan::make(&inputs).expect("it fits");
+    let view = PlanView { node: inputs.node, gpus: inputs.gpus.clone(), sizes, plan: plan.clone() };
     DesiredState {
         config: Config::parse(Path::new("labd.toml"), &toml).expect("valid"),
         plan,
         gpus: inputs.gpus,
         ray_token: inputs.secrets.ray_token,
         store: None,
-        view: serde_json::Value::Null,
+        view: Arc::new(view),
         credentials: Vec::new(),
     }
 }
@@ -191,7 +192,7 @@ impl Labd {
             incidents: tell_incidents,
             looked_at: looked,
             seed,
-            plan: watch::channel(Arc::new(serde_json::Value::Null)).0,
+            plan: watch::channel(desired(0).view).0,
             credentials: watch::channel(Arc::new(Vec::new())).0,
             stop: stopped,
         };
