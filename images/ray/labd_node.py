@@ -6,8 +6,8 @@ the same: a second of CPU for each, one after the other, before a node that died
 - **The node's first process** (`python labd_node.py /opt/ray/bin/ray start ...`, what start.sh becomes) imports Ray, forks the
   parent, and is `ray start` from then on.
 - **The parent** imports what the agents import besides, while `ray start` does its work, and forks one for each process that
-  Ray starts with one of `SCRIPTS`. `labd_node.pth` brings such a process here; it hands over all it has and waits, as that of
-  a worker does (labd_warm.py, which has the rest of it). What nobody has served goes on by itself.
+  Ray starts with one of the scripts in `labd_node.pth`, which brings it here; it hands over all it has and waits, as that of a
+  worker does (labd_warm.py, which has the rest of it). What nobody has served goes on by itself.
 - **The agent** runs its script as `__main__`. Its parent, as far as Ray asks, is the raylet: that of the process that waits.
 
 The parent has one thread and no connection: gRPC, in Ray's own library as in Python's, starts both when it is first used.
@@ -21,7 +21,6 @@ import sys
 import labd_warm
 
 SOCKET = "LABD_NODE_SOCKET"
-SCRIPTS = ("/ray/dashboard/agent.py", "/ray/_private/runtime_env/agent/main.py", "/ray/_private/log_monitor.py")
 # The parent listens before it has imported everything: it answers within a second, or a few where the cores are busy. Ray
 # itself waits 15 s for an agent.
 ANSWER_SECONDS = 8.0
@@ -78,9 +77,6 @@ class Agents(labd_warm.Parent):
 
     def __init__(self, path):
         super().__init__(path)
-        sys.modules.pop("labd_hook", None)
-        sys.meta_path[:] = labd_warm.strangers()
-        self.base, self.env = list(sys.path), dict(os.environ)
         self.finders = {labd_warm.kind(f) for f in sys.meta_path}
         self.node = None
 
@@ -107,15 +103,14 @@ class Agents(labd_warm.Parent):
             return why
         if request["prefixes"] != labd_warm.prefixes() or request["path"] != self.base[:len(request["path"])]:
             return "its packages are others"
-        if unknown := set(request["finders"]) - self.finders:
-            return f"it imports in a way of its own ({', '.join(sorted(unknown))})"
+        if why := self.imports_otherwise(request):
+            return why
         env = dict(request["env"])
         if env.get("LD_PRELOAD", "").endswith(ALLOCATOR):
             del env["LD_PRELOAD"]
         early = {name for name in {*env, *self.env} if name.startswith((*labd_warm.READ_EARLY, *READ_BY_RAY))}
-        for name in sorted((early | labd_warm.Recorder.reads) - TOLD):
-            if env.get(name, UNSAID.get(name)) != self.env.get(name, UNSAID.get(name)):
-                return f"its {name} is another"
+        if why := self.has_another((early | labd_warm.Recorder.reads) - TOLD, {**UNSAID, **env}, {**UNSAID, **self.env}):
+            return why
         return labd_warm.unsound(with_ray=True)
 
 

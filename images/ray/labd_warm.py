@@ -509,6 +509,10 @@ class Parent:
         self.path, self.said, self.children = path, set(), {}  # children: pidfd -> (pid, connection)
         self.version = version()
         self.affinity = sorted(os.sched_getaffinity(0))
+        # Hooks decide by the process they are in, and the child runs them again.
+        sys.modules.pop("labd_hook", None)
+        sys.meta_path[:] = strangers()
+        self.base, self.env = list(sys.path), dict(os.environ)
         self.poll = select.poll()
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
 
@@ -627,6 +631,15 @@ class Parent:
             return "its limits are others"
         return None
 
+    def imports_otherwise(self, request, known=frozenset()):
+        unknown = set(request["finders"]) - self.finders - known
+        return f"it imports in a way of its own ({', '.join(sorted(unknown))})" if unknown else None
+
+    @staticmethod
+    def has_another(names, its, ours):
+        others = [name for name in names if its.get(name) != ours.get(name)]
+        return f"its {min(others)} is another" if others else None
+
 
 class Server(Parent):
     """The server of workers: everything that does not change between two requests, and the children that live."""
@@ -638,14 +651,9 @@ class Server(Parent):
 
         super().__init__(path)
         self.announce()
-        # Hooks decide by the process they are in, and the worker runs them again.
-        sys.modules.pop("labd_hook", None)
-        sys.meta_path[:] = strangers()
-        self.base = list(sys.path)
         self.dirs = self.dated()
         first, *rest = self.listed("layers")
         # What an import sets (Lightning does) belongs to that import: a process that has not done it does not have it.
-        self.env = dict(os.environ)
         self.layers, self.sets = preload([first, ["numpy", "numpy.random"], [n for names in rest for n in names], *more])
         self.blas = blas_setters()
         self.codes = ray_codes(self.listed("rays"))
@@ -696,13 +704,12 @@ class Server(Parent):
         if why := self.is_another(request, conn):
             return why
         overlay = request["prefixes"] != prefixes()
-        if unknown := set(request["finders"]) - self.finders - (OVERLAYS if overlay else set()):
-            return f"it imports in a way of its own ({', '.join(sorted(unknown))})"
+        if why := self.imports_otherwise(request, OVERLAYS if overlay else set()):
+            return why
         env = request["env"]
         early = {name for name in {*env, *self.env} if name.startswith(READ_EARLY)} - HANDLED
-        for name in sorted(early | self.reads):
-            if env.get(name) != self.env.get(name):
-                return f"its {name} is another"
+        if why := self.has_another(early | self.reads, env, self.env):
+            return why
         if env.get("PATH") != self.env.get("PATH") and (other := self.programs_elsewhere(env.get("PATH"))):
             return f"its {other} is another"
         site = sys.modules["site"]

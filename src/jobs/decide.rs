@@ -654,6 +654,10 @@ fn at(incident: &Incident, world: &ClusterView<'_>) -> Option<Ipv4Addr> {
     world.addresses.get(&incident.service).copied()
 }
 
+fn service_at<'a>(address: Ipv4Addr, world: &ClusterView<'a>) -> Option<&'a str> {
+    world.addresses.iter().find(|(_, at)| **at == address).map(|(name, _)| name.as_str())
+}
+
 /// Whether the incident ended the node that the job's driver runs on. A job can wait, PENDING, while that node dies and
 /// comes back.
 fn on_driver(incident: &Incident, known: &Submitted, world: &ClusterView<'_>) -> bool {
@@ -696,11 +700,15 @@ fn memory_of_ray(message: &str, world: &ClusterView<'_>) -> Option<String> {
     let (_, told) = message.split_once("running low on memory")?;
     let address: Option<Ipv4Addr> =
         told.split_once("(IP: ").and_then(|(_, rest)| rest.split(',').next()?.trim().parse().ok());
-    let service = world.addresses.iter().find(|(_, at)| Some(**at) == address).map(|(name, _)| name);
-    Some(match service.and_then(|name| Some((name, services::memory_setting(name)?))) {
-        Some((name, setting)) => format!("{name}: {OOM_INSIDE} by Ray; raise `{setting}` in labd.toml"),
-        None => format!("{OOM_INSIDE} by Ray"),
-    })
+    Some(
+        match address
+            .and_then(|address| service_at(address, world))
+            .and_then(|name| Some((name, services::memory_setting(name)?)))
+        {
+            Some((name, setting)) => format!("{name}: {OOM_INSIDE} by Ray; raise `{setting}` in labd.toml"),
+            None => format!("{OOM_INSIDE} by Ray"),
+        },
+    )
 }
 
 /// Report of Ray's environment agent that a package of the job was no longer in the GCS, which deletes it when what it has
@@ -724,8 +732,7 @@ fn node_of_ray(message: &str, life: Life, world: &ClusterView<'_>) -> Option<Str
         back.is_none_or(|back| life.ended <= back.plus(AFTERMATH))
     };
     let dead = ids.filter_map(died).find(lately)?;
-    let (service, _) = world.addresses.iter().find(|(name, at)| **at == dead.address && is_infrastructure(name))?;
-    Some(format!("{service}: Ray counted its node as dead"))
+    Some(format!("{}: Ray counted its node as dead", service_at(dead.address, world)?))
 }
 
 /// Ray's reason in one line: the end of a traceback says what happened, and its beginning in what.

@@ -67,9 +67,9 @@ const LONGEST_RETRY: Duration = Duration::from_secs(10);
 const TRIES: u32 = 30;
 /// Time between two tries to write what could not be written, and between two requests to stop the same job.
 const AGAIN: Duration = Duration::from_secs(10);
-/// Number of tries to have the GCS keep a package, before the next round; the last waits for as long as the dashboard may
-/// take to come up after the GCS.
-const PROVIDE_TRIES: u32 = 7;
+/// Number of tries to have the GCS keep a package, before the next round: a minute in all, which the dashboard may take to
+/// come up after the GCS.
+const PROVIDE_TRIES: u32 = 10;
 /// Time for which it is remembered that a service did not answer: no failure is judged later.
 const REMEMBERED: Duration = Duration::from_mins(10);
 /// Time between two sweeps of packages.
@@ -564,12 +564,16 @@ impl<A: JobApi> LedgerTask<A> {
 
     /// Has the GCS keep the packages of the jobs that it has, every few minutes and as soon as it is there again.
     fn provide_packages(&mut self) {
-        let is_there = self.parts.ray.borrow().gcs == Gcs::Reachable;
-        if !is_there {
-            self.provide_at = Instant::now();
+        let now = Instant::now();
+        if self.parts.ray.borrow().gcs != Gcs::Reachable {
+            self.provide_at = now;
+            return;
         }
-        let Some(api) = (self.parts.api)().filter(|_| is_there && Instant::now() >= self.provide_at) else { return };
-        self.provide_at = Instant::now() + ASK_AGAIN;
+        if now < self.provide_at {
+            return;
+        }
+        let Some(api) = (self.parts.api)() else { return };
+        self.provide_at = now + ASK_AGAIN;
         let submitted = self.book.values().filter(|job| matches!(job.state, State::Submitted(_)));
         let needed: BTreeSet<String> = submitted.flat_map(|job| job.submission.packages()).collect();
         let (packages, ray) = (self.packages.clone(), self.parts.ray.clone());
@@ -583,7 +587,7 @@ impl<A: JobApi> LedgerTask<A> {
                         Err(reason) => reason,
                     };
                     tracing::debug!(package = name, reason, "not kept in the GCS");
-                    tokio::time::sleep(RETRY * (1 << tries)).await;
+                    tokio::time::sleep(retry_after(tries)).await;
                 }
             }
         });
@@ -719,9 +723,10 @@ impl<A: JobApi> LedgerTask<A> {
                 return;
             }
         };
-        let again = |tries: u32, stop_first| {
-            let wait = LONGEST_RETRY.min(RETRY.saturating_mul(1 << tries.min(8)));
-            State::Queued { not_before: now.plus(wait), stop_first, tries: tries.saturating_add(1) }
+        let again = |tries: u32, stop_first| State::Queued {
+            not_before: now.plus(retry_after(tries)),
+            stop_first,
+            tries: tries.saturating_add(1),
         };
         let answer = match result {
             Ok(reply) if reply.is_success() => {
@@ -1009,6 +1014,11 @@ async fn submit<A: JobApi>(
 fn store_serves(snapshot: &Snapshot) -> bool {
     let store = snapshot.services.iter().find(|s| s.name == services::minio::DEF.name());
     store.is_some_and(|s| matches!(s.state, ServiceState::Ready | ServiceState::Held | ServiceState::Off))
+}
+
+/// Wait after so many tries that failed.
+fn retry_after(tries: u32) -> Duration {
+    LONGEST_RETRY.min(RETRY.saturating_mul(1 << tries.min(8)))
 }
 
 /// Answer that Ray gives to a submission that it took.

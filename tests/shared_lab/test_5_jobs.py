@@ -117,7 +117,7 @@ def test_uploaded_files_stay_until_the_last_job_that_uses_them_has_ended_also_wh
     lab.submit("later", "python", "-uc", LATER)
     lab.submit("brief", "sh", "-c", "echo waits; while ! test -e /tmp/end; do sleep 0.2; done; python -c 'import ray; ray.init()'")
     for job in ("later", "brief"):
-        wait_for("it waits", lambda job=job: lab.job(job)["status"] == "RUNNING" and "waits\n" in lab.logs(job), 60)
+        wait_for("it waits", lambda job=job: (j := lab.job(job)) and j["status"] == "RUNNING" and "waits\n" in lab.logs(job), 60)
     lab.crash("ray-head")
     lab.wait_ready()
     # Ray counts this one as the only one that uses the files.

@@ -3,16 +3,14 @@ import json
 import os
 import pathlib
 import select
-import shutil
 import signal
 import subprocess
-import sys
 
 import pytest
 
-from harness.lab import ROOT, wait_for
+from harness.forking import Environment, gone
+from harness.lab import wait_for
 
-IMAGE = ROOT / "images/ray"
 AGENT = """
 import json, os, resource, signal, sys
 from ray.dashboard import consts
@@ -53,52 +51,34 @@ sys.exit(main())
 """
 
 
-class Node:
-    """A Python environment with labd's files and such a Ray in it."""
+class Node(Environment):
+    """With such a Ray, too."""
 
     def __init__(self, folder):
-        self.folder, self.venv = folder, folder / "venv"
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", self.venv], check=True)
-        self.python = self.venv / "bin/python"
-        self.site = next(self.venv.glob("lib/python3*/site-packages"))
-        for name in ("labd_warm.py", "labd_warm.pth", "labd_node.py", "labd_node.pth"):
-            shutil.copy(IMAGE / name, self.site)
-        (self.site / "labd.pth").write_text('import os; os.environ.__setitem__("HOOKED_IN", str(os.getpid()))\n')
-        self.agent = self.site / "ray/dashboard/agent.py"
+        super().__init__(folder, ("labd_warm.py", "labd_warm.pth", "labd_node.py", "labd_node.pth"), "ray/dashboard/agent.py", hidden=("RAY_",))
         for path, text in {
             "ray/__init__.py": "import heavy", "ray/scripts/__init__.py": "", "ray/dashboard/__init__.py": "", "ray/dashboard/consts.py": CONSTS,
-            "ray/scripts/scripts.py": "import sys\ndef main():\n    exec(sys.argv[2])\n", "ray/dashboard/agent.py": "if __name__ == '__main__':\n    import probe",
+            "ray/scripts/scripts.py": "import sys\ndef main():\n    exec(sys.argv[2])\n",
             "ray/_private/__init__.py": "", "ray/_private/log_monitor.py": "", "heavy.py": HEAVY, "psutil.py": PSUTIL,
+            "ray/dashboard/agent.py": "from ray.dashboard import consts\nimport psutil\nif __name__ == '__main__':\n"
+                                      + "".join(f"    {line}\n" for line in AGENT.splitlines()),
         }.items():
-            (self.site / path).parent.mkdir(parents=True, exist_ok=True)
-            (self.site / path).write_text(text)
-        self.agent.write_text("from ray.dashboard import consts\nimport psutil\nif __name__ == '__main__':\n" + "".join(f"    {line}\n" for line in AGENT.splitlines()))
+            self.put(path, text)
         self.ray = self.venv / "bin/ray"
         self.ray.write_text(RAY)
         self.socket = folder / "node.sock"
-        self.env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "LABD", "COV", "RAY_"))}
-        self.env |= {"LABD_NODE_SOCKET": str(self.socket), "LABD_WARM_DEBUG": "1", "PYTHONDONTWRITEBYTECODE": "1", "LANG": "C.UTF-8"}
-        self.said = folder / "said.log"
+        self.env["LABD_NODE_SOCKET"] = str(self.socket)
         self.first = None
 
     def begin(self, does="import signal; signal.pause()", **env):
         """Starts the node; returns what `ray start` says of itself."""
-        with open(self.said, "ab") as log:
-            self.first = subprocess.Popen([self.python, "-u", self.site / "labd_node.py", self.ray, "start", does], cwd="/", env={**self.env, **env},
-                                          stdout=subprocess.PIPE, stderr=log, text=True)
+        self.first = super().begin("-u", self.site / "labd_node.py", self.ray, "start", does, env={**self.env, **env},
+                                   stdout=subprocess.PIPE, text=True)
         return json.loads(self.first.stdout.readline())
 
     def start(self, *args, **kwargs):
         kwargs["env"] = {"RAY_NODE_ID": "1", "RAY_RAYLET_PID": str(os.getpid()), "RAY_CLIENT_MODE": "0", **kwargs.get("env", self.env)}
-        return subprocess.Popen([self.python, "-u", self.agent, *args], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)
-
-    def run(self, *args, code=0, **kwargs):
-        first = self.start(*args, **kwargs)
-        out, err = first.communicate(timeout=60)
-        assert first.returncode == code, err
-        seen = json.loads(out.splitlines()[0])
-        assert seen["warm"] == (seen["pid"] != first.pid)
-        return seen, out, err
+        return super().start(*args, options=["-u"], **kwargs)
 
     def parent(self):
         """The process that forks: the one that listens, and is not `ray start`."""
@@ -130,13 +110,6 @@ def node(tmp_path):
     node = Node(tmp_path)
     yield node
     node.stop()
-
-
-def gone(pid):
-    try:
-        return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] in "ZX"
-    except OSError:
-        return True
 
 
 def test_an_agent_is_forked_and_is_as_one_that_started_by_itself(shared, tmp_path):
@@ -263,14 +236,14 @@ def test_without_the_parent_or_with_a_deaf_one_an_agent_starts_by_itself(node):
     "breaks, why",
     [
         ("import threading, time\nthreading.Thread(target=time.sleep, args=(1000,), daemon=True).start()\n", "a library has started threads"),
-        ("raise RuntimeError('broken')\n", "RuntimeError: broken"),
+        ("raise RuntimeError('broken')\n", "broken"),
     ],
 )
 def test_where_forking_is_unsound_ray_starts_as_ever(node, breaks, why):
     (node.site / "ray/scripts/__init__.py").write_text("import os\nif 'ONCE' not in os.environ:\n    os.environ['ONCE'] = '1'\n"
                                                        + "".join(f"    {line}\n" for line in breaks.splitlines()))
     node.begin()
-    assert f"Ray's processes start cold on this node: {why}" in node.said.read_text() or why in node.said.read_text()
+    assert f"Ray's processes start cold on this node: RuntimeError: {why}" in node.said.read_text()
     assert not node.run()[0]["warm"] and node.parent() is None
     assert not node.socket.exists()
 
@@ -286,4 +259,4 @@ def test_a_parent_that_is_unsound_later_forks_nobody_and_is_no_second_ray_start(
     node.begin()
     assert not node.run()[0]["warm"]
     wait_for("the parent has ended", lambda: node.parent() is None, 30)
-    assert node.first.stdout.readable() and not select.select([node.first.stdout], [], [], 0.5)[0]
+    assert not select.select([node.first.stdout], [], [], 0)[0], "nobody else said that it is `ray start`"

@@ -307,18 +307,22 @@ class Parameters:
     ray_client_server_port = 10001
 
 
-def test_the_heads_monitors_start_once_the_dashboard_serves_and_all_else_at_once(monkeypatch):
-    ray = types.ModuleType("ray._private.services")
-    ray.start_ray_process = lambda command, process_type, fate_share: subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+def hook_beside(monkeypatch, **private):
+    """labd's hook, beside a Ray with these private modules."""
     for name in ("ray", "ray._private"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    sys.modules["ray._private"].services = ray
-    head = runpy.run_path(str(HOOK))
+    sys.modules["ray._private"].__dict__.update(private)
+    return runpy.run_path(str(HOOK))["before_start"]
+
+
+def test_the_heads_monitors_start_once_the_dashboard_serves_and_all_else_at_once(monkeypatch):
+    ray = types.SimpleNamespace(start_ray_process=lambda command, process_type, fate_share: subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+    before_start = hook_beside(monkeypatch, services=ray)
     with socket.socket() as dashboard:
         dashboard.bind(("127.0.0.1", 0))
         parameters = Parameters()
         parameters.dashboard_port = dashboard.getsockname()[1]
-        head["before_start"](parameters, True)
+        before_start(parameters, True)
         assert parameters.ray_client_server_port is None
         started = {what: ray.start_ray_process(["echo", what], what, fate_share=True) for what in ("monitor", "log_monitor", "raylet")}
         assert started["raylet"].wait(10) == 0 and started["raylet"].stdout.read() == "raylet\n"
@@ -329,21 +333,15 @@ def test_the_heads_monitors_start_once_the_dashboard_serves_and_all_else_at_once
 
 
 def test_a_ray_that_starts_its_processes_otherwise_is_left_alone(monkeypatch, capsys):
-    for name in ("ray", "ray._private"):
-        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    runpy.run_path(str(HOOK))["before_start"](Parameters(), True)
+    hook_beside(monkeypatch)(Parameters(), True)
     assert "labd: Ray's processes start in Ray's own order (ImportError: " in capsys.readouterr().out
 
 
 def test_a_raylet_beside_the_head_is_told_the_port_that_it_would_wait_for(monkeypatch):
-    ray = types.ModuleType("ray._private.services")
-    ray.start_ray_process = lambda command, process_type, fate_share: command
-    for name in ("ray", "ray._private"):
-        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    sys.modules["ray._private"].services = ray
+    ray = types.SimpleNamespace(start_ray_process=lambda command, process_type, fate_share: command)
     parameters = Parameters()
     parameters.dashboard_agent_listen_port = 52365
-    runpy.run_path(str(HOOK))["before_start"](parameters, False)
+    hook_beside(monkeypatch, services=ray)(parameters, False)
     assert parameters.ray_client_server_port == 10001, "nothing but that"
     assert ray.start_ray_process(["echo"], "log_monitor", fate_share=True) == ["echo"]
     told = ["raylet", "--undefok=dashboard_agent_listen_port", "--dashboard_agent_listen_port=52365"]

@@ -6,10 +6,10 @@ import select
 import shutil
 import signal
 import subprocess
-import sys
 
 import pytest
 
+from harness.forking import Environment, gone
 from harness.lab import ROOT, wait_for
 
 IMAGE = ROOT / "images/ray"
@@ -45,47 +45,25 @@ os.environ.setdefault('HEAVY_DEFAULT', '1')
 """
 
 
-class Node:
-    """A Python environment with labd's files in it, and the warm process beside it."""
+class Node(Environment):
+    """And the warm process beside it."""
 
     def __init__(self, folder):
-        self.folder, self.venv = folder, folder / "venv"
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", self.venv], check=True)
-        self.python = self.venv / "bin/python"
-        self.site = next(self.venv.glob("lib/python3*/site-packages"))
-        for name in ("labd_warm.py", "labd_warm.pth"):
-            shutil.copy(IMAGE / name, self.site)
-        (self.site / "labd.pth").write_text('import os; os.environ.__setitem__("HOOKED_IN", str(os.getpid()))\n')
-        (self.site / "heavy.py").write_text(HEAVY)
-        self.worker = self.site / WORKERS / "default_worker.py"
-        self.worker.parent.mkdir(parents=True)
-        self.worker.write_text(PROBE)
+        super().__init__(folder, ("labd_warm.py", "labd_warm.pth"), f"{WORKERS}/default_worker.py")
+        self.put("heavy.py", HEAVY)
+        self.put(f"{WORKERS}/default_worker.py", PROBE)
         (folder / "list.json").write_text(json.dumps({"layers": [["json"], ["heavy"]], "rays": {}}))
         self.socket = folder / "warm.sock"
-        self.env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "LABD", "COV"))}
-        self.env |= {"LABD_WARM_SOCKET": str(self.socket), "LABD_WARM_LIST": str(folder / "list.json"), "LABD_WARM_DEBUG": "1",
-                     "PYTHONDONTWRITEBYTECODE": "1", "LANG": "C.UTF-8"}
-        self.said = folder / "server.log"
+        self.env |= {"LABD_WARM_SOCKET": str(self.socket), "LABD_WARM_LIST": str(folder / "list.json")}
         self.server = None
 
+    def begin(self, **env):
+        self.server = super().begin("-m", "labd_warm", "serve", env={**self.env, **env})
+
     def serve(self, **env):
-        with open(self.said, "ab") as log:
-            self.server = subprocess.Popen([self.python, "-m", "labd_warm", "serve"], cwd="/", env={**self.env, **env}, stderr=log)
+        self.begin(**env)
         wait_for("the warm process listens", self.socket.exists, 60)
         return self
-
-    def start(self, *args, python=None, **kwargs):
-        kwargs.setdefault("env", self.env)
-        return subprocess.Popen([python or self.python, self.worker, *args], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                stderr=subprocess.PIPE, text=True, **kwargs)
-
-    def run(self, *args, code=0, **kwargs):
-        first = self.start(*args, **kwargs)
-        out, err = first.communicate(timeout=60)
-        assert first.returncode == code, err
-        seen = json.loads(out.splitlines()[0])
-        assert seen["warm"] == (seen["pid"] != first.pid)
-        return seen, out, err
 
     def stop(self):
         if self.server and self.server.poll() is None:
@@ -105,13 +83,6 @@ def node(tmp_path):
     node = Node(tmp_path)
     yield node
     node.stop()
-
-
-def gone(pid):
-    try:
-        return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] in "ZX"
-    except OSError:
-        return True
 
 
 def test_a_worker_is_forked_and_is_as_one_that_started_by_itself(shared, tmp_path):
@@ -319,8 +290,7 @@ def test_a_worker_waits_for_a_warm_process_that_is_about_to_listen_unless_it_imp
     for torch in (False, True):
         if torch:
             (node.site / "torch.py").write_text("import types\ncuda = types.SimpleNamespace(is_initialized=lambda: False)\n")
-        with open(node.said, "ab") as log:
-            node.server = subprocess.Popen([node.python, "-m", "labd_warm", "serve"], cwd="/", env=node.env, stderr=log)
+        node.begin()
         if not torch:
             wait_for("it is announced", soon.exists, 20, every=0.05)
         assert node.run()[0]["warm"] != torch, node.said.read_text()
@@ -446,12 +416,12 @@ print("setup itself", flush=True)
 )
 def test_the_first_stage_needs_no_ray(node, context, warm):
     """`setup_worker.py` finds command and environment, and runs a shell that runs the worker."""
-    setup = node.worker.with_name("setup_worker.py")
+    setup = node.probe.with_name("setup_worker.py")
     setup.write_text(SETUP)
     (node.site / "ray/_private/runtime_env").mkdir()
     (node.site / "ray/_private/runtime_env/context.py").write_text("")
     node.serve()
-    args = [node.worker, "pass", f"--serialized-runtime-env-context={json.dumps(context)}", "--language=PYTHON", "--x=a b"]
+    args = [node.probe, "pass", f"--serialized-runtime-env-context={json.dumps(context)}", "--language=PYTHON", "--x=a b"]
 
     def run():
         return subprocess.run([node.python, setup, *args], env=node.env, capture_output=True, text=True, timeout=60).stdout
@@ -467,7 +437,7 @@ def test_the_first_stage_needs_no_ray(node, context, warm):
         assert "setup itself" in out or not out
         return
     seen = json.loads(out)
-    assert seen["warm"] == warm and seen["argv"] == [str(node.worker), "pass", "--x=a b"]
+    assert seen["warm"] == warm and seen["argv"] == [str(node.probe), "pass", "--x=a b"]
     if "env_vars" in context:
         assert seen["env"]["A"] == "1" and seen["env"]["B"] == "1" + node.env.get("HOME", "") and seen["cwd"] == "/tmp" == seen["env"]["PWD"]
     if len(context.get("command_prefix", [])) > 3:
