@@ -88,8 +88,8 @@ impl Lab {
     }
 
     async fn clean(&self) {
-        for service in self.engine.list().await.expect("the engine answers") {
-            if let Some(c) = self.container(&service).await {
+        for found in self.engine.list().await.expect("the engine answers") {
+            if let Some(c) = self.container(&found.service).await {
                 self.engine.remove(&c.id).await.expect("removed");
             }
         }

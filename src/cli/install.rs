@@ -153,7 +153,7 @@ pub(super) async fn uninstall(global: &Global, args: &args::Uninstall, out: &mut
 async fn containers(config: &Config) -> usize {
     let Ok(engine) = DockerEngine::connect(&config.engine.socket, &config.lab.name) else { return 0 };
     match tokio::time::timeout(ENGINE, engine.list()).await {
-        Ok(Ok(names)) => names.len(),
+        Ok(Ok(found)) => found.iter().filter(|c| c.state == "running").count(),
         _ => 0,
     }
 }

@@ -96,6 +96,24 @@ pub enum RunState {
     Dead,
 }
 
+/// Container of the lab in the engine's list of all: what an observation tells of it, but for when a run began and how it
+/// ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedContainer {
+    /// Name of the service that it is of.
+    pub service: String,
+    /// Whether it has the name that the service's container has.
+    pub named: bool,
+    /// The engine's id.
+    pub id: String,
+    /// The engine's word for its state.
+    pub state: String,
+    /// Published ports: container port -> host port.
+    pub ports: BTreeMap<u16, u16>,
+    /// Its address on the lab's network, when it has one.
+    pub address: Option<Ipv4Addr>,
+}
+
 /// Observation of the place where a service's container belongs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Observed {
@@ -182,6 +200,32 @@ pub struct Patience {
     pub run: Duration,
 }
 
+impl ListedContainer {
+    /// Whether it is as it was observed.
+    pub fn is_still(&self, seen: &ObservedContainer) -> bool {
+        self.named
+            && self.id == seen.id
+            && Some(self.state.as_str()) == seen.run.word()
+            && self.ports == seen.ports
+            && self.address == seen.address
+    }
+}
+
+impl RunState {
+    /// The engine's word for it; absent where it has none.
+    pub fn word(&self) -> Option<&'static str> {
+        match self {
+            Self::Created => Some("created"),
+            Self::Running { .. } => Some("running"),
+            Self::Ending => None,
+            Self::Paused => Some("paused"),
+            Self::Exited { .. } => Some("exited"),
+            Self::Removing => Some("removing"),
+            Self::Dead => Some("dead"),
+        }
+    }
+}
+
 impl ObservedContainer {
     /// Difference between the container and the wanted one. Of what an older labd made no more is known than that it
     /// differs: it works.
@@ -205,8 +249,8 @@ pub trait Engine: Send + Sync + 'static {
     /// Waits until the first process of a running container has ended, some tenths of a second before the engine says
     /// so. Waits forever where it cannot be seen.
     fn first_process_ended(&self, container: ObservedContainer) -> impl Future<Output = ()> + Send;
-    /// Names of all services that have a container with this lab's label, planned or not.
-    fn list(&self) -> impl Future<Output = Result<Vec<String>, EngineError>> + Send;
+    /// All containers with this lab's label, of planned services or not, by service.
+    fn list(&self) -> impl Future<Output = Result<Vec<ListedContainer>, EngineError>> + Send;
     /// Makes the lab's network when it is missing. Idempotent.
     fn ensure_network(&self, network: &NetworkSpec) -> impl Future<Output = Result<(), EngineError>> + Send;
     /// Removes the lab's network when labd made it. Idempotent; a conflict while containers are attached.

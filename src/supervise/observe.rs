@@ -1,6 +1,6 @@
 //! Observation of containers through the engine and its events, and the health checks of what runs.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use tokio::sync::watch;
 
@@ -10,10 +10,10 @@ use super::{
     memory::{EVENTS_HEARD, keep_shortage},
     oom,
     service::{Entry, Prober},
-    supervisor::{SLOW_ANSWER, Supervisor, TaskMsg},
+    supervisor::{LOOKS, Supervisor, TaskMsg},
 };
 use crate::{
-    engine::{Engine, EngineEvent, EngineEventKind, Observed},
+    engine::{Engine, EngineError, EngineEvent, EngineEventKind, ListedContainer, Observed},
     ray::RayView,
     snapshot::EngineView,
     time::{Moment, Timestamp},
@@ -78,11 +78,30 @@ impl<E: Engine> Supervisor<E> {
         self.observe(&service);
     }
 
+    /// Asks for every container, and for those that are not known.
     pub(super) fn resync_all(&mut self) {
-        let names: Vec<String> = self.entries.keys().filter(|name| !self.rests(name)).cloned().collect();
+        self.observe_those(|_, _| true);
+        self.list();
+    }
+
+    /// Looks whether everything is as it was: asks for the list of all containers, which says what is not, and at once for
+    /// what no list can say.
+    pub(super) fn look(&mut self) {
+        // A list that is not there by the next look may be what the engine hangs at.
+        let each = self.looks.is_multiple_of(LOOKS) || self.listing.is_some();
+        self.looks = self.looks.wrapping_add(1);
+        self.observe_those(|lab, name| each || !lab.is_known(name));
+        self.list();
+    }
+
+    fn observe_those(&mut self, which: impl Fn(&Self, &str) -> bool) {
+        let names: Vec<String> = self.entries.keys().filter(|name| which(self, name)).cloned().collect();
         for name in names {
             self.observe(&name);
         }
+    }
+
+    fn list(&mut self) {
         if self.listing.is_none() {
             self.listing = Some(Moment::now());
             let (engine, tx) = (self.p.engine.clone(), self.tx.clone());
@@ -92,12 +111,42 @@ impl<E: Engine> Supervisor<E> {
         }
     }
 
-    /// Whether the service has no container and is to have none: the list of all containers says whether that is still so,
-    /// and the engine is not asked for each of them. One that does not answer with the list is.
-    pub(super) fn rests(&self, name: &str) -> bool {
-        let known = |e: &Entry| e.seen == Some(Observed::Absent) && !e.stale && !e.acting && e.observing.is_none();
-        let answers = self.listing.is_none_or(|since| Moment::now().since(since) < SLOW_ANSWER);
-        answers && self.entries.get(name).is_some_and(known) && self.wanted(name) != Wanted::Up
+    /// Whether a list of all containers can say that the service's is as it was seen.
+    fn is_known(&self, name: &str) -> bool {
+        let Some(entry) = self.entries.get(name) else { return false };
+        let in_list = match &entry.seen {
+            Some(Observed::Ours(c)) => c.run.word().is_some(),
+            // Somebody else's container in its place is in no list of the lab's.
+            Some(Observed::Absent) => self.wanted(name) != Wanted::Up,
+            Some(Observed::Foreign { .. }) | None => false,
+        };
+        in_list && !entry.stale && !entry.acting && entry.observing.is_none()
+    }
+
+    /// Takes what the list of all containers, asked for at `asked_at`, confirms as seen, and observes what it does not.
+    pub(super) fn listed(&mut self, asked_at: Moment, answer: Result<Vec<ListedContainer>, EngineError>) {
+        let Ok(found) = answer else { return self.observe_those(Self::is_known) };
+        let known: Vec<String> = self.entries.keys().filter(|name| self.is_known(name)).cloned().collect();
+        self.listed_empty = found.is_empty();
+        let found: BTreeMap<&str, &ListedContainer> =
+            found.iter().filter(|c| c.named).map(|c| (c.service.as_str(), c)).collect();
+        for name in &known {
+            let Some(entry) = self.entries.get_mut(name) else { continue };
+            let is_same = match (entry.container(), found.get(name.as_str())) {
+                (Some(seen), Some(listed)) => listed.is_still(seen),
+                (seen, listed) => seen.is_none() && listed.is_none(),
+            };
+            if is_same {
+                entry.seen_at(asked_at);
+            } else {
+                self.observe(name);
+            }
+        }
+        for name in found.keys() {
+            if !self.entries.contains_key(*name) {
+                self.observe(name);
+            }
+        }
     }
 
     pub(super) fn observe(&mut self, name: &str) {

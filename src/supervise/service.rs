@@ -14,7 +14,7 @@ use crate::{
     ray::RayView,
     snapshot::ServiceState,
     spec::{Change, Kind, ServiceSpec},
-    time::{Moment, Timestamp},
+    time::{Moment, Now, Timestamp},
 };
 
 /// Service, planned or left over.
@@ -136,6 +136,17 @@ impl Entry {
             && self.over.as_ref().is_some_and(|(id, since)| *id == c.id && *since == started_at)
         {
             c.run = RunState::Ending;
+        }
+    }
+
+    /// Takes note that an observation that was begun at `at` found what was seen last.
+    pub(super) fn seen_at(&mut self, at: Moment) {
+        if self.looked_at.is_some_and(|newer| newer > at) {
+            return;
+        }
+        self.looked_at = Some(at);
+        if self.running().is_some() {
+            self.ran_at = Now::read().wall_at(at);
         }
     }
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 use futures_util::future::BoxFuture;
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::{Instant, MissedTickBehavior},
+    time::MissedTickBehavior,
 };
 
 use super::{
@@ -22,7 +22,7 @@ use crate::{
     control::{Refusal, Request},
     credentials::Credential,
     desired::DesiredState,
-    engine::{Engine, EngineError, EngineEvent, Observed, images::Images},
+    engine::{Engine, EngineError, EngineEvent, ListedContainer, Observed, images::Images},
     gpus::{Gpu, Inventory},
     incident::Incident,
     jobs::LedgerView,
@@ -35,11 +35,12 @@ use crate::{
     time::{Moment, Now, Timestamp},
 };
 
-/// Interval between observations of everything: an event that was missed costs at most so much.
+/// Interval between two looks at everything, by the engine's list of all containers: an event that was missed costs at most
+/// so much.
 pub const RESYNC: Duration = Duration::from_secs(5);
-/// Longest time for which answers that say nothing new wait for those to the other questions of the same look, so that
-/// everything is decided and shown once and not after each of them.
-const GATHER: Duration = Duration::from_millis(20);
+/// Number of looks of which one asks for each container, whatever the list says: one that was started again between two
+/// looks, without an event, is listed as it was.
+pub(super) const LOOKS: u32 = 12;
 /// Time after a death for which it is watched whether the runs that it interrupted train again: longer than a crash
 /// loop's wait.
 pub(super) const RECOVERY_WATCHED: Duration = Duration::from_mins(15);
@@ -147,7 +148,7 @@ pub(super) enum TaskMsg {
     Done(String, Action, Result<(), EngineError>),
     Told(String, Result<usize, String>),
     Health(String, (String, Timestamp), Health),
-    Listed(Result<Vec<String>, EngineError>),
+    Listed(Result<Vec<ListedContainer>, EngineError>),
     Reload(Result<Box<DesiredState>, String>, oneshot::Sender<Result<String, Refusal>>),
     /// Time to look what ended processes left in this volume in memory.
     SweepDue(String),
@@ -178,8 +179,10 @@ pub(super) struct Supervisor<E> {
     pub(super) listed_empty: bool,
     /// Whether the lab goes down without an engine: nothing can be stopped.
     pub(super) given_up: bool,
-    /// Moment since which a list of all containers is under way.
+    /// Moment since which the engine is asked for a list of all containers.
     pub(super) listing: Option<Moment>,
+    /// Number of looks so far.
+    pub(super) looks: u32,
     /// Whether a look at what ended processes left in shared memory is due or under way.
     pub(super) sweeping: bool,
     /// Fill level of each file system.
@@ -215,6 +218,7 @@ impl<E: Engine> Supervisor<E> {
             listed_empty: false,
             given_up: false,
             listing: None,
+            looks: 0,
             sweeping: false,
             disks: disk_guard::Levels::new(),
             gpus_refused: None,
@@ -259,27 +263,18 @@ impl<E: Engine> Supervisor<E> {
         let mut page = self.p.page.clone();
         let mut engine_view = self.p.engine_view.clone();
         let mut stop = self.p.stop.clone();
-        // Whether what was heard last says anything new, and until when answers of one look that do not are gathered.
-        let (mut news, mut gathering): (bool, Option<Instant>) = (true, None);
         loop {
-            let others = self.entries.values().any(|e| e.observing.is_some());
-            let until = gathering.unwrap_or_else(|| Instant::now() + GATHER);
-            gathering = (!news && others && Instant::now() < until).then_some(until);
-            if gathering.is_none() {
-                self.settle();
-                self.guard_disks();
-                self.tell_images();
-                self.publish();
-                // An unwatched daemon is not told so; the error only says that nobody listens.
-                let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
-                if self.down && self.finished() {
-                    self.clear_network().await;
-                    return true;
-                }
+            self.settle();
+            self.guard_disks();
+            self.tell_images();
+            self.publish();
+            // An unwatched daemon is not told so; the error only says that nobody listens.
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+            if self.down && self.finished() {
+                self.clear_network().await;
+                return true;
             }
-            news = true;
-            let wake =
-                self.next_wake().min(gathering.map_or(RESYNC, |until| until.saturating_duration_since(Instant::now())));
+            let wake = self.next_wake();
             // In a fixed order: what the tasks say is heard before what they make necessary, and a simulated lab behaves
             // the same way twice.
             tokio::select! {
@@ -292,10 +287,10 @@ impl<E: Engine> Supervisor<E> {
                 Some(nudge) = self.p.nudges.recv() => self.happened(nudge),
                 Ok(()) = engine_view.changed() => self.mind_engine(),
                 Some(word) = self.rx.recv() => {
-                    news = self.handle(word);
+                    self.handle(word);
                     // Everything that is already said is heard before the next decision.
                     while let Ok(word) = self.rx.try_recv() {
-                        news |= self.handle(word);
+                        self.handle(word);
                     }
                 }
                 Ok(()) = images.changed() => {}
@@ -307,10 +302,7 @@ impl<E: Engine> Supervisor<E> {
                 Ok(()) = installs.changed() => {}
                 Ok(()) = door.changed() => {}
                 Ok(()) = page.changed() => {}
-                _ = resync.tick() => {
-                    self.resync_all();
-                    news = false;
-                }
+                _ = resync.tick() => self.look(),
                 () = tokio::time::sleep(wake) => {}
             }
         }
@@ -327,21 +319,18 @@ impl<E: Engine> Supervisor<E> {
         at.map_or(RESYNC, |at| at.since(now.moment).max(Duration::from_millis(20)).min(RESYNC))
     }
 
-    /// Handles a message. Returns whether it says anything new.
-    fn handle(&mut self, word: TaskMsg) -> bool {
+    fn handle(&mut self, word: TaskMsg) {
         match word {
             TaskMsg::Observed(name, seen) => {
-                let Some(entry) = self.entries.get_mut(&name) else { return true };
+                let Some(entry) = self.entries.get_mut(&name) else { return };
                 let asked_at = entry.observing.take();
-                let mut news = true;
                 match seen {
                     Ok(seen) => {
-                        entry.looked_at = asked_at.or(entry.looked_at);
-                        let before = entry.seen.replace(seen);
+                        entry.seen = Some(seen);
                         entry.correct();
-                        news = std::mem::take(&mut entry.stale) || before != entry.seen;
-                        if let Some(at) = asked_at.filter(|_| entry.running().is_some()) {
-                            entry.ran_at = Now::read().wall_at(at);
+                        entry.stale = false;
+                        if let Some(at) = asked_at {
+                            entry.seen_at(at);
                         }
                         let again = entry.running().map(|(_, at)| at);
                         if let (Some(own), Some(again)) = (&mut entry.own_stop, again)
@@ -358,34 +347,21 @@ impl<E: Engine> Supervisor<E> {
                 }
                 if std::mem::take(&mut entry.look_again) {
                     self.observe(&name);
-                    return news;
+                    return;
                 }
                 self.mind_prober(&name);
-                return news;
             }
             TaskMsg::FirstProcessEnded(name, which) => {
-                let Some(entry) = self.entries.get_mut(&name) else { return true };
+                let Some(entry) = self.entries.get_mut(&name) else { return };
                 entry.over = Some(which);
                 entry.correct();
                 self.mind_prober(&name);
             }
             TaskMsg::Listed(found) => {
                 let asked_at = self.listing.take();
-                let Ok(found) = found else { return true };
-                let mut news = std::mem::replace(&mut self.listed_empty, found.is_empty()) != found.is_empty();
-                let absent: Vec<String> = self.entries.keys().filter(|name| self.rests(name)).cloned().collect();
-                for name in found {
-                    if absent.contains(&name) || !self.entries.contains_key(&name) {
-                        self.observe(&name);
-                        news = true;
-                    }
+                if let Some(asked_at) = asked_at {
+                    self.listed(asked_at, found);
                 }
-                for name in absent {
-                    if let Some(entry) = self.entries.get_mut(&name).filter(|e| e.observing.is_none()) {
-                        entry.looked_at = entry.looked_at.max(asked_at);
-                    }
-                }
-                return news;
             }
             TaskMsg::Health(name, key, health) => {
                 if let Some(entry) = self.entries.get_mut(&name)
@@ -408,7 +384,7 @@ impl<E: Engine> Supervisor<E> {
             }
             TaskMsg::Replanned(gpus, result) => self.replanned(gpus, result),
             TaskMsg::Told(name, result) => {
-                let Some(entry) = self.entries.get_mut(&name) else { return true };
+                let Some(entry) = self.entries.get_mut(&name) else { return };
                 entry.acting = false;
                 match result {
                     Ok(_) => {
@@ -428,7 +404,6 @@ impl<E: Engine> Supervisor<E> {
                 self.observe(&name);
             }
         }
-        true
     }
 
     /// Decides for every service, again while states change: what becomes ready lets others start at once.

@@ -9,14 +9,18 @@ use std::{
 
 use bollard::models::{
     ContainerCreateBody, ContainerInspectResponse, ContainerState, ContainerStateStatusEnum, ContainerStatsResponse,
-    DeviceMapping, DeviceRequest, EndpointIpamConfig, EndpointSettings, HostConfig, HostConfigLogConfig,
-    Mount as EngineMount, MountType, MountVolumeOptions, MountVolumeOptionsDriverConfig, NetworkingConfig, PortBinding,
-    PortMap, ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
+    ContainerSummary, DeviceMapping, DeviceRequest, EndpointIpamConfig, EndpointSettings, HostConfig,
+    HostConfigLogConfig, Mount as EngineMount, MountType, MountVolumeOptions, MountVolumeOptionsDriverConfig,
+    NetworkingConfig, PortBinding, PortMap, PortSummaryTypeEnum, ResourcesUlimits, RestartPolicy,
+    RestartPolicyNameEnum,
 };
 
 use super::{explain, syscalls};
 use crate::{
-    engine::{LABEL_HARD, LABEL_LAB, LABEL_PARTS, LABEL_SERVICE, LABEL_SPEC, Observed, ObservedContainer, RunState},
+    engine::{
+        LABEL_HARD, LABEL_LAB, LABEL_PARTS, LABEL_SERVICE, LABEL_SPEC, ListedContainer, Observed, ObservedContainer,
+        RunState,
+    },
     gpus::simulate::Counters,
     spec::{ContainerSpec, Device, EnvValue, FileSpec, MountSource},
     time::Timestamp,
@@ -29,6 +33,11 @@ pub(super) struct Abilities {
     pub(super) rootless: bool,
     /// Whether its kernel filters system calls: an engine on one that does not refuses every profile.
     pub(super) seccomp: bool,
+}
+
+/// Name of a service's container.
+pub(super) fn name(lab: &str, service: &str) -> String {
+    format!("{lab}-{service}")
 }
 
 /// Creation request for a service's container on the network called like the lab.
@@ -247,12 +256,32 @@ pub(super) fn seen(lab: &str, service: &str, c: ContainerInspectResponse) -> Obs
         run,
         pid: state.pid.and_then(|pid| i32::try_from(pid).ok()).filter(|&pid| pid > 0),
         ports: published(network.ports.unwrap_or_default()),
-        address: network
-            .networks
-            .and_then(|mut n| n.remove(lab))
-            .and_then(|e| e.ip_address)
-            .and_then(|ip| ip.parse::<Ipv4Addr>().ok()),
+        address: address(network.networks, lab),
     })
+}
+
+/// Container in the engine's list; absent where it is of no service.
+pub(super) fn listed(lab: &str, c: ContainerSummary) -> Option<ListedContainer> {
+    let service = c.labels?.remove(LABEL_SERVICE)?;
+    Some(ListedContainer {
+        named: c.names.unwrap_or_default().contains(&format!("/{}", name(lab, &service))),
+        service,
+        id: c.id.unwrap_or_default(),
+        state: c.state.map(|state| state.to_string()).unwrap_or_default(),
+        ports: c
+            .ports
+            .unwrap_or_default()
+            .into_iter()
+            .filter(|port| port.typ == Some(PortSummaryTypeEnum::TCP))
+            .filter_map(|port| Some((port.private_port, port.public_port.filter(|p| *p != 0)?)))
+            .collect(),
+        address: address(c.network_settings.and_then(|n| n.networks), lab),
+    })
+}
+
+/// Its address on the lab's network.
+fn address(networks: Option<HashMap<String, EndpointSettings>>, lab: &str) -> Option<Ipv4Addr> {
+    networks?.remove(lab)?.ip_address?.parse().ok()
 }
 
 fn time(text: Option<&String>) -> Timestamp {

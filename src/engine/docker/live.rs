@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bollard::models::{NetworkConnectRequest, NetworkDisconnectRequest};
 use futures_util::{StreamExt, TryStreamExt};
 
 use super::*;
@@ -68,9 +69,15 @@ async fn ours(engine: &DockerEngine, service: &str) -> ObservedContainer {
     }
 }
 
+/// Whether the list of all containers says of service `a` what an observation does.
+async fn as_listed(engine: &DockerEngine) -> bool {
+    let found = engine.list().await.expect("a list");
+    found.iter().map(|c| c.service.as_str()).eq(["a"]) && found[0].is_still(&ours(engine, "a").await)
+}
+
 async fn clean(engine: &DockerEngine) {
-    for service in engine.list().await.expect("the engine answers") {
-        if let Observed::Ours(c) = engine.observe(&service).await.expect("the engine answers") {
+    for found in engine.list().await.expect("the engine answers") {
+        if let Observed::Ours(c) = engine.observe(&found.service).await.expect("the engine answers") {
             engine.remove(&c.id).await.expect("removed");
         }
     }
@@ -96,6 +103,7 @@ async fn a_container_lives_as_it_is_told() {
                   echo; cat /proc/self/limits | grep files; grep other /etc/hosts; df /dev/shm | tail -1; exec sleep 600";
     engine.create("a", &spec(10, &["sh", "-c", script])).await.expect("created");
     let made = ours(&engine, "a").await;
+    assert!(as_listed(&engine).await);
     assert_eq!((made.run, made.spec_hash), (RunState::Created, spec(10, &["sh", "-c", script]).hash()));
     engine.start(&made.id).await.expect("started");
     engine.start(&made.id).await.expect("starting twice is fine");
@@ -103,7 +111,17 @@ async fn a_container_lives_as_it_is_told() {
     assert!(matches!(running.run, RunState::Running { started_at } if started_at.as_millis() > 0));
     assert_eq!(running.address, Some(Ipv4Addr::new(198, 18, 253, 10)));
     assert!(running.ports[&80] > 1024);
-    assert_eq!(engine.list().await.expect("a list"), ["a"]);
+    assert!(as_listed(&engine).await);
+    let client = engine.client().await.expect("the engine answers");
+    client.pause_container(&made.id).await.expect("paused");
+    assert!(ours(&engine, "a").await.run == RunState::Paused && as_listed(&engine).await);
+    client.unpause_container(&made.id).await.expect("unpaused");
+    let leave = NetworkDisconnectRequest { container: made.id.clone(), force: None };
+    client.disconnect_network(LAB, leave).await.expect("disconnected");
+    assert!(ours(&engine, "a").await.address.is_none() && as_listed(&engine).await);
+    let join = NetworkConnectRequest { container: made.id.clone(), endpoint_config: None };
+    client.connect_network(LAB, join).await.expect("connected");
+    assert!(ours(&engine, "a").await.address.is_some() && as_listed(&engine).await);
 
     tokio::time::sleep(Duration::from_millis(500)).await;
     let out: Vec<Bytes> = engine.logs("a", None, false).try_collect().await.expect("logs");
@@ -132,6 +150,7 @@ async fn a_container_lives_as_it_is_told() {
     engine.stop(&made.id).await.expect("stopping twice is fine");
     engine.kill(&made.id).await.expect("killing what does not run is fine");
     assert!(matches!(ours(&engine, "a").await.run, RunState::Exited { code: 137 | 143, oom: false, .. }));
+    assert!(as_listed(&engine).await);
     engine.start(&made.id).await.expect("started again");
     engine.kill(&made.id).await.expect("killed");
     tokio::time::sleep(Duration::from_millis(300)).await;

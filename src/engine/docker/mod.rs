@@ -20,7 +20,7 @@ mod old_images;
 mod syscalls;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     fmt,
     path::{Path, PathBuf},
     sync::{
@@ -55,8 +55,8 @@ use tokio::{
 };
 
 use super::{
-    Engine, EngineError, EngineEvent, EngineEventKind, LABEL_LAB, LABEL_PARTS, LABEL_SERVICE, Observed,
-    ObservedContainer, Patience, Ran, data_root, events::Source,
+    Engine, EngineError, EngineEvent, EngineEventKind, LABEL_LAB, LABEL_PARTS, LABEL_SERVICE, ListedContainer,
+    Observed, ObservedContainer, Patience, Ran, data_root, events::Source,
 };
 use crate::{
     gpus::{attach::EngineDevices, cdi, simulate::Counters},
@@ -174,7 +174,7 @@ impl DockerEngine {
 
     /// Name of a service's container.
     pub fn container_name(&self, service: &str) -> String {
-        format!("{}-{service}", self.inner.lab)
+        container::name(&self.inner.lab, service)
     }
 
     /// Connects again, agrees on the API version and asks what the engine is.
@@ -473,7 +473,7 @@ impl Engine for DockerEngine {
         first_process::ended(&container).await;
     }
 
-    async fn list(&self) -> Result<Vec<String>, EngineError> {
+    async fn list(&self) -> Result<Vec<ListedContainer>, EngineError> {
         let client = self.client().await?;
         let options = ListContainersOptions {
             all: true,
@@ -481,8 +481,9 @@ impl Engine for DockerEngine {
             ..Default::default()
         };
         let containers = client.list_containers(Some(options)).await.map_err(|e| self.fail(&e))?;
-        let names: BTreeSet<String> = containers.into_iter().filter_map(|c| c.labels?.remove(LABEL_SERVICE)).collect();
-        Ok(names.into_iter().collect())
+        let mut listed: Vec<_> = containers.into_iter().filter_map(|c| container::listed(self.lab(), c)).collect();
+        listed.sort_by(|a, b| a.service.cmp(&b.service));
+        Ok(listed)
     }
 
     async fn ensure_network(&self, network: &NetworkSpec) -> Result<(), EngineError> {

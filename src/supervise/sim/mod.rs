@@ -30,7 +30,7 @@ use tokio::{
     time::sleep,
 };
 
-use super::{DoorView, EVENTS_HEARD, Parts, Scrapes};
+use super::{DoorView, EVENTS_HEARD, Parts, RESYNC, Scrapes};
 use crate::{
     checkpoints::Checkpoints,
     config::Config,
@@ -758,6 +758,30 @@ fn a_container_whose_network_was_recreated_is_recreated_within_seconds() {
         h.strike(&Fault::NetworkGone).await;
         h.strike(&Fault::Crash("jupyter".into(), 1)).await;
         assert!(h.ready_within(Duration::from_secs(20), "the network is gone").await <= Duration::from_secs(10));
+        h.outcome(Duration::ZERO)
+    });
+}
+
+#[test]
+fn what_nobody_told_is_seen_at_the_next_look_and_no_container_is_asked_for_that_is_as_it_was() {
+    simulate(|| async {
+        let mut h = History::new(8);
+        h.ready_within(Duration::from_mins(1), "the beginning").await;
+        h.pass(Duration::from_mins(1)).await;
+        let asked = |h: &History| h.outside.lock().observations;
+        let before = asked(&h);
+        h.pass(Duration::from_mins(2)).await;
+        assert_eq!(asked(&h) - before, 2 * desired(0).plan.services.len(), "each once a minute");
+        h.strike(&Fault::EventsLost(Duration::from_mins(5))).await;
+        h.strike(&Fault::DockerPause("jupyter".into(), Duration::from_mins(1))).await;
+        h.pass(RESYNC + Duration::from_secs(1)).await;
+        let state = |h: &History| {
+            let snapshot = h.labd.as_ref().expect("it lives").snapshot.borrow().clone();
+            snapshot.services.iter().find(|v| v.name == "jupyter").map(|v| v.state)
+        };
+        assert_eq!(state(&h), Some(ServiceState::Unhealthy));
+        h.end_faults().await;
+        h.ready_within(BOUND, "the pause").await;
         h.outcome(Duration::ZERO)
     });
 }

@@ -24,8 +24,8 @@ use tokio::{
 
 use crate::{
     engine::{
-        Engine, EngineError, EngineEvent, EngineEventKind, Observed, ObservedContainer, Patience, Ran, RunState,
-        events::Source,
+        Engine, EngineError, EngineEvent, EngineEventKind, ListedContainer, Observed, ObservedContainer, Patience, Ran,
+        RunState, events::Source,
     },
     gpus::{Gpu, Inventory, Unit},
     ray::{self, Endpoint, Gcs, RayNode, RayView},
@@ -152,6 +152,28 @@ pub(super) struct Container {
 }
 
 impl Container {
+    /// Container as the engine reports it.
+    fn seen(&self) -> ObservedContainer {
+        ObservedContainer {
+            id: self.id.clone(),
+            spec_hash: self.hash.clone(),
+            hard_hash: self.hard.clone(),
+            run: match self.run {
+                Run::Created => RunState::Created,
+                Run::Running { .. } if self.paused => RunState::Paused,
+                Run::Running { .. } => RunState::Running { started_at: self.stamp },
+                Run::Exited { code, oom, .. } => {
+                    RunState::Exited { code, oom, finished_at: self.stamp, error: String::new() }
+                }
+                Run::Dead => RunState::Dead,
+            },
+            last_end: self.last_end.filter(|_| self.running().is_some()),
+            pid: None,
+            ports: if self.running().is_some() { self.ports.clone() } else { BTreeMap::new() },
+            address: self.running().map(|_| self.address),
+        }
+    }
+
     pub(super) fn running(&self) -> Option<Timestamp> {
         match self.run {
             Run::Running { since } => Some(since),
@@ -206,6 +228,8 @@ pub(super) struct World {
     listeners: Vec<mpsc::UnboundedSender<EngineEvent>>,
     pub(super) slow_until: Timestamp,
     pub(super) deaf_until: Timestamp,
+    /// Number of times that a container was asked for.
+    pub(super) observations: usize,
     pub(super) busy_until: Timestamp,
     /// GPUs of the node, as labd is told of them.
     pub(super) gpus: watch::Sender<Arc<Inventory>>,
@@ -277,6 +301,7 @@ impl World {
             listeners: Vec::new(),
             slow_until: now,
             deaf_until: now,
+            observations: 0,
             busy_until: now,
             gpus: watch::Sender::new(Arc::new(Inventory {
                 units: gpus.iter().cloned().map(Unit::new).collect(),
@@ -856,28 +881,12 @@ impl Outside {
 impl Engine for Outside {
     async fn observe(&self, service: &str) -> Result<Observed, EngineError> {
         self.call(|w| {
+            w.observations += 1;
             let Some(c) = w.of(service) else { return Ok(Observed::Absent) };
             if !c.ours {
                 return Ok(Observed::Foreign { id: c.id.clone() });
             }
-            Ok(Observed::Ours(ObservedContainer {
-                id: c.id.clone(),
-                spec_hash: c.hash.clone(),
-                hard_hash: c.hard.clone(),
-                run: match c.run {
-                    Run::Created => RunState::Created,
-                    Run::Running { .. } if c.paused => RunState::Paused,
-                    Run::Running { .. } => RunState::Running { started_at: c.stamp },
-                    Run::Exited { code, oom, .. } => {
-                        RunState::Exited { code, oom, finished_at: c.stamp, error: String::new() }
-                    }
-                    Run::Dead => RunState::Dead,
-                },
-                last_end: c.last_end.filter(|_| c.running().is_some()),
-                pid: None,
-                ports: if c.running().is_some() { c.ports.clone() } else { BTreeMap::new() },
-                address: c.running().map(|_| c.address),
-            }))
+            Ok(Observed::Ours(c.seen()))
         })
         .await
     }
@@ -892,8 +901,22 @@ impl Engine for Outside {
         }
     }
 
-    async fn list(&self) -> Result<Vec<String>, EngineError> {
-        self.call(|w| Ok(w.containers.iter().filter(|c| c.ours).map(|c| c.service.clone()).collect())).await
+    async fn list(&self) -> Result<Vec<ListedContainer>, EngineError> {
+        self.call(|w| {
+            let listed = |c: &Container| {
+                let seen = c.seen();
+                ListedContainer {
+                    service: c.service.clone(),
+                    named: true,
+                    id: seen.id,
+                    state: seen.run.word().unwrap_or_default().to_owned(),
+                    ports: seen.ports,
+                    address: seen.address,
+                }
+            };
+            Ok(w.containers.iter().filter(|c| c.ours).map(listed).collect())
+        })
+        .await
     }
 
     async fn ensure_network(&self, _: &NetworkSpec) -> Result<(), EngineError> {
