@@ -126,7 +126,11 @@ def worker(cluster, fault, rounds, say):
 
 
 def second_node(cluster, say):
-    """What the nodes took for an environment that is new to this machine, the first node first."""
+    """What the nodes took for an environment that is new to this machine, the first node first: in a lab that has come up, not
+    while its nodes still import what their workers will need."""
+    for n in range(cluster.gpus):
+        worker = cluster.lab.container(f"ray-worker-{n}")
+        wait_for("the node is warm", lambda worker=worker: docker("exec", worker, "test", "-S", "/run/labd-warm.sock", check=False).returncode == 0, 180, 1)
     cluster.submit("course-nodes", "course_nodes.py", "requirements.txt", environment=False)
 
     def logs():

@@ -1,14 +1,15 @@
 """Ray's own processes of a node, started from one that has imported Ray once.
 
-`ray start`, the two agents without which a node is not whole, and Ray's log monitor are one Python program each, and all import
-the same: a second of CPU for each, one after the other, before a node that died is back. So:
+`ray start`, the two agents without which a node is not whole, Ray's log monitor and, on the head, its autoscaler, its dashboard
+and what that forks its parts from are one Python program each, and all import the same: a second of CPU for each, one after the
+other, before a node that died is back. So:
 
 - **The node's first process** (`python labd_node.py /opt/ray/bin/ray start ...`, what start.sh becomes) imports Ray, forks the
   parent, and is `ray start` from then on.
 - **The parent** imports what the agents import besides, while `ray start` does its work, and forks one for each process that
-  Ray starts with one of the scripts in `labd_node.pth`, which brings it here; it hands over all it has and waits, as that of a
-  worker does (labd_warm.py, which has the rest of it). What nobody has served goes on by itself.
-- **The agent** runs its script as `__main__`. Its parent, as far as Ray asks, is the raylet: that of the process that waits.
+  Ray starts with one of the programs in `labd_node.pth`, which brings it here; it hands over all it has and waits, as that of
+  a worker does (labd_warm.py, which has the rest of it). What nobody has served goes on by itself.
+- **The agent** runs its program as `__main__`. Its parent, as far as Ray asks, is the raylet: that of the process that waits.
 
 The parent has one thread and no connection: gRPC, in Ray's own library as in Python's, starts both when it is first used.
 Served is only a process for which everything that was read from the environment while Ray was imported is the same.
@@ -28,6 +29,8 @@ ANSWER_SECONDS = 8.0
 FIRST = ("ray", "ray.scripts.scripts")
 REST = ("ray.dashboard.agent", "grpc.aio", "ray.dashboard.http_server_agent", "ray._private.log_monitor",
         "ray._private.authentication.grpc_authentication_server_interceptor", "ray._private.runtime_env.agent.main")
+# On the head besides.
+HEAD = ("ray.dashboard.dashboard", "ray.dashboard.http_server_head", "ray.dashboard.subprocesses.handle")
 # Told by the raylet to its agents, and read when they run; or read while Ray is imported, and set right in the agent.
 TOLD = {"RAY_NODE_ID", "RAY_RAYLET_PID", "RAY_enable_pipe_based_agent_to_parent_health_check"}
 # What Ray says to what it starts, and what it takes for said where nothing is.
@@ -43,15 +46,16 @@ def socket_path():
 
 
 def script_at():
-    """Where in its arguments a process has its script: Ray starts most of its own with `-u`."""
-    return 2 if sys.orig_argv[1:2] == ["-u"] else 1
+    """Where in its arguments a process has its script, or `-c`: Ray starts most of its own with `-u`."""
+    at = 2 if sys.orig_argv[1:2] == ["-u"] else 1
+    return sys.orig_argv.index("-c") if sys.orig_argv[at].startswith("-") else at
 
 
 # ---- The first process of an agent ----
 
 
 def hook():
-    """Called while Python starts, for Ray's own scripts only. Returns where the process should go on by itself."""
+    """Called while Python starts, for Ray's own programs only. Returns where the process should go on by itself."""
     try:
         if labd_warm.asked or os.environ.get("LABD_WARM", "1") == "0":
             return
@@ -128,7 +132,7 @@ def imported(names):
                 importlib.import_module(name)
             except ImportError as error:
                 labd_warm.debug(error)
-        if (utils := sys.modules.get("ray.dashboard.utils")) is not None and names is REST:
+        if (utils := sys.modules.get("ray.dashboard.utils")) is not None and names is not FIRST:
             utils.get_all_modules(utils.DashboardAgentModule)
     finally:
         logging.disable(logging.NOTSET)
@@ -158,13 +162,13 @@ def titled(text):
         raylet.setproctitle(text)
 
 
-def serve(agents):
-    """The parent's life; returns what an agent, forked from it, has to carry out."""
+def serve(agents, names):
+    """The parent's life, which begins by importing these; returns what an agent, forked from it, has to carry out."""
     import gc
 
     try:
         titled("labd: forks Ray's agents")
-        imported(REST)
+        imported(names)
         sys.path[:] = agents.base
         gc.collect()
         gc.freeze()
@@ -183,20 +187,23 @@ def serve(agents):
 
 
 def become(request, fds):
-    """Makes this process the agent; returns the script's code and the namespace to run it in."""
+    """Makes this process the agent; returns its program's code and the namespace to run it in."""
     import signal
 
     labd_warm.take_on(request, fds)
     at = script_at()
     script, sys.argv = sys.orig_argv[at], sys.orig_argv[at:]
+    if script == "-c":
+        script, command = None, sys.argv.pop(1)
     titled(" ".join(sys.orig_argv))
     raylet_is_parent(request["pid"])
     if (consts := sys.modules.get("ray.dashboard.consts")) is not None:
         consts.PARENT_HEALTH_CHECK_BY_PIPE = consts.env_bool("RAY_enable_pipe_based_agent_to_parent_health_check", False)
     labd_warm.hooks(os.path.dirname(os.path.abspath(__file__)))
     if not sys.flags.safe_path:
-        sys.path.insert(0, os.path.dirname(os.path.realpath(script)))
-    work = labd_warm.as_main(script, code_of(script))
+        sys.path.insert(0, script and os.path.dirname(os.path.realpath(script)) or "")
+    code = code_of(script) if script else compile(command, "<string>", "exec", dont_inherit=True)
+    work = labd_warm.as_main(script, code)
     signal.pthread_sigmask(signal.SIG_SETMASK, request["mask"])
     return work
 
@@ -248,7 +255,7 @@ def begin():
     except Exception as error:
         print(f"labd: Ray's processes start cold on this node: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
     if is_parent:
-        return serve(agents)
+        return serve(agents, (*HEAD, *REST) if "--head" in command else REST)
     sys.argv, sys.orig_argv = command, [sys.executable, *command]
     if not sys.flags.safe_path:
         sys.path.insert(0, os.path.dirname(os.path.realpath(command[0])))

@@ -839,12 +839,14 @@ def take_on(request, fds):
 
 
 def as_main(script, code):
-    """A module `__main__` for this script; returns what is to be executed in which namespace."""
+    """A module `__main__` for this script, or for none; returns what is to be executed in which namespace."""
     import types
-    from importlib.machinery import SourceFileLoader
+    from importlib.machinery import BuiltinImporter, SourceFileLoader
 
     main = types.ModuleType("__main__")
-    main.__dict__.update(__file__=script, __builtins__=__builtins__, __loader__=SourceFileLoader("__main__", script), __cached__=None)
+    main.__dict__.update(__builtins__=__builtins__, __loader__=BuiltinImporter)
+    if script:
+        main.__dict__.update(__file__=script, __loader__=SourceFileLoader("__main__", script), __cached__=None)
     sys.modules["__main__"] = main
     return code, main.__dict__
 

@@ -33,6 +33,29 @@ def env_bool(name, default):
     return os.environ[name] == "1" if name in os.environ else default
 PARENT_HEALTH_CHECK_BY_PIPE = env_bool("RAY_enable_pipe_based_agent_to_parent_health_check", False)
 """
+# Ray's dashboard, which has its parts forked from a process of their own.
+DASHBOARD = """
+import json, multiprocessing, os
+import heavy
+from ray.dashboard.subprocesses import module
+if __name__ == "__main__":
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["ray", module.__name__])
+    ours, theirs = context.Pipe()
+    part = context.Process(target=module.run, args=(theirs,), daemon=True)
+    part.start()
+    told = ours.recv()
+    part.join()
+    print(json.dumps({"warm": heavy.PID != os.getpid(), "pid": os.getpid(), "part": told, "code": part.exitcode}), flush=True)
+"""
+PART = """
+import os, sys
+import heavy
+def run(conn):
+    main = sys.modules["__main__"]
+    conn.send({"heavy": heavy.PID, "main": [main.__name__, main.__file__], "argv": sys.argv, "path": sys.path})
+    sys.exit(3)
+"""
 HEAVY = "import os\nPID = os.getpid()\nWAS = os.environ.get('HEAVY_READS_THIS')\n"
 PSUTIL = """
 class Process:
@@ -64,6 +87,9 @@ class Node(Environment):
                                       + "".join(f"    {line}\n" for line in AGENT.splitlines()),
         }.items():
             self.put(path, text)
+        self.put("ray/dashboard/dashboard.py", DASHBOARD)
+        self.put("ray/dashboard/subprocesses/__init__.py", "")
+        self.put("ray/dashboard/subprocesses/module.py", PART)
         self.ray = self.venv / "bin/ray"
         self.ray.write_text(RAY)
         self.socket = folder / "node.sock"
@@ -133,6 +159,20 @@ def test_an_agent_is_forked_and_is_as_one_that_started_by_itself(shared, tmp_pat
     assert seen["warm"]["pipe"] and seen["warm"]["umask"] == 0o027 and piped in seen["warm"]["fds"] and seen["warm"]["mask"] == [signal.SIGINT]
     assert not shared.run()[0]["pipe"], "each as the raylet tells it"
     os.close(piped), os.close(other)
+
+
+def test_the_dashboard_and_what_its_parts_are_forked_from_are_forked_too(shared):
+    seen = {}
+    for name, more in (("warm", {}), ("cold", {"LABD_WARM": "0"})):
+        shared.probe = shared.site / "ray/dashboard/dashboard.py"
+        try:
+            seen[name] = shared.run(env={**shared.env, **more})[0]
+        finally:
+            shared.probe = shared.site / "ray/dashboard/agent.py"
+        assert seen[name].pop("warm") == (name == "warm")
+        assert (seen[name]["part"].pop("heavy") == shared.first.pid) == (name == "warm"), "the part's server has imported Ray already"
+        seen[name].pop("pid")
+    assert seen["warm"] == seen["cold"] and seen["warm"]["code"] == 3
 
 
 def test_the_first_process_is_ray_start_with_nothing_but_its_own(node):
