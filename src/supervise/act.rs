@@ -6,7 +6,7 @@ use super::{
     decide::{self, Action, Decision, Observation},
     memory::stopping_key,
     service::OwnStop,
-    supervisor::{AFTER_FAILURE, Supervisor, TaskMsg},
+    supervisor::{AFTER_FAILURE, RESYNC, Supervisor, TaskMsg},
 };
 use crate::{
     engine::{Engine, EngineError},
@@ -14,7 +14,7 @@ use crate::{
     ray::Gcs,
     snapshot::ServiceState,
     spec::Kind,
-    time::{Now, Timestamp},
+    time::{Moment, Now, Timestamp},
 };
 
 impl<E: Engine> Supervisor<E> {
@@ -91,6 +91,21 @@ impl<E: Engine> Supervisor<E> {
     pub(super) fn act(&mut self, name: &str, decision: Decision, now: Timestamp) {
         let Decision { action, reason, .. } = decision;
         let Some(entry) = self.entries.get_mut(name) else { return };
+        let (engine, tx, service) = (self.p.engine.clone(), self.tx.clone(), name.to_owned());
+        let moment = Moment::now();
+        if matches!(action, Action::Create | Action::Start { .. })
+            && entry.network_at.take().is_none_or(|at| moment.since(at) >= RESYNC)
+        {
+            // Its network may have been pruned while it was stopped; without one it is not started. An engine may take its
+            // time over this, and what is to be done is decided again then.
+            let network = self.p.desired.plan.network.clone();
+            entry.acting = true;
+            tokio::spawn(async move {
+                let found = engine.ensure_network(&network).await;
+                let _ = tx.send(TaskMsg::Network(service, action, moment, found));
+            });
+            return;
+        }
         let what = match &action {
             Action::None => return,
             Action::PrepareImage => {
@@ -127,35 +142,39 @@ impl<E: Engine> Supervisor<E> {
             // A labd that is killed meanwhile must not take it for a stop by hand when it is back.
             self.p.journal.set_memory(stopping_key(name), format!("{id} {}", now.as_millis()));
         }
-        let (engine, tx, name) = (self.p.engine.clone(), self.tx.clone(), name.to_owned());
         if let Action::TellGcs { reason } = action {
             let address = entry.spec.as_ref().map_or(Ipv4Addr::UNSPECIFIED, |s| s.container.address);
             let ray = self.p.ray.clone();
             tokio::spawn(async move {
                 let told = ray.unregister(address, now, &reason).await;
-                let _ = tx.send(TaskMsg::Told(name, told));
+                let _ = tx.send(TaskMsg::Told(service, told));
             });
             return;
         }
-        let (spec, network) = (entry.spec.clone(), self.p.desired.plan.network.clone());
+        let spec = entry.spec.clone();
         tokio::spawn(async move {
             let result = match (&action, spec) {
-                (Action::Create, Some(spec)) => match engine.ensure_network(&network).await {
-                    Ok(()) => engine.create(&name, &spec.container).await,
-                    Err(e) => Err(e),
-                },
-                // Its network may have been pruned while it was stopped; without one it is not started.
-                (Action::Start { id, .. }, _) => match engine.ensure_network(&network).await {
-                    Ok(()) => engine.start(id).await,
-                    Err(e) => Err(e),
-                },
+                (Action::Create, Some(spec)) => engine.create(&service, &spec.container).await,
+                (Action::Start { id, .. }, _) => engine.start(id).await,
                 (Action::Stop { id }, _) => engine.stop(id).await,
                 (Action::Kill { id }, _) => engine.kill(id).await,
                 (Action::Remove { id }, _) => engine.remove(id).await,
                 _ => Ok(()),
             };
-            let _ = tx.send(TaskMsg::Done(name, action, result));
+            let _ = tx.send(TaskMsg::Done(service, action, result));
         });
+    }
+
+    /// Takes note that the lab's network is there for a step that was decided on at `decided_at`.
+    pub(super) fn network_found(&mut self, name: &str, decided_at: Moment) {
+        let now = Moment::now();
+        let Some(entry) = self.entries.get_mut(name) else { return };
+        entry.acting = false;
+        entry.network_at = Some(now);
+        entry.memory.not_taken();
+        if now.since(decided_at) >= AFTER_FAILURE {
+            self.observe(name);
+        }
     }
 
     pub(super) fn done(&mut self, name: &str, action: &Action, result: Result<(), EngineError>) {

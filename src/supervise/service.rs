@@ -50,6 +50,8 @@ pub(super) struct Entry {
     pub(super) look_again: bool,
     /// Whether a step is under way.
     pub(super) acting: bool,
+    /// Moment at which the lab's network was found to be there for the next step.
+    pub(super) network_at: Option<Moment>,
     /// Kinds of steps that failed, which the journal was told of, since the last one succeeded.
     pub(super) told: BTreeSet<&'static str>,
     pub(super) not_before: Option<Moment>,
@@ -92,6 +94,7 @@ impl Entry {
             last_event: None,
             look_again: false,
             acting: false,
+            network_at: None,
             told: BTreeSet::new(),
             not_before: None,
             health: Health::Unknown,

@@ -145,6 +145,8 @@ pub(super) enum TaskMsg {
     Observed(String, Result<Observed, EngineError>),
     /// End of the first process of the service's container, which ran since then.
     FirstProcessEnded(String, (String, Timestamp)),
+    /// Whether the lab's network is there, for a step that was decided on then.
+    Network(String, Action, Moment, Result<(), EngineError>),
     Done(String, Action, Result<(), EngineError>),
     Told(String, Result<usize, String>),
     Health(String, (String, Timestamp), Health),
@@ -370,6 +372,8 @@ impl<E: Engine> Supervisor<E> {
                     entry.health = health;
                 }
             }
+            TaskMsg::Network(name, _, decided_at, Ok(())) => self.network_found(&name, decided_at),
+            TaskMsg::Network(name, action, _, failed) => self.done(&name, &action, failed),
             TaskMsg::Done(name, action, result) => self.done(&name, &action, result),
             TaskMsg::SweepDue(volume) => self.sweep(&volume),
             TaskMsg::Swept(swept) => {

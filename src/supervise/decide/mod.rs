@@ -438,6 +438,11 @@ impl History {
         self.failed(step, id, said, now, seed)
     }
 
+    /// Takes note that the last step was not taken after all.
+    pub fn not_taken(&mut self) {
+        self.taken = None;
+    }
+
     fn failed(&mut self, step: Step, id: Option<String>, said: String, now: Now, seed: u64) -> Option<String> {
         let news = self.stuck.as_ref().is_none_or(|stuck| stuck.step != step || stuck.said != said);
         let line = news.then(|| format!("cannot be {}: {said}", step.participle()));

@@ -45,7 +45,7 @@ use crate::{
     journal::{EventQuery, Journal},
     plan::{self, PlanView},
     ray::{Ray, RayView, Unregister},
-    snapshot::{DaemonView, EngineView, NodeView, ServiceState, Snapshot},
+    snapshot::{DaemonView, EngineView, GpuState, NodeView, ServiceState, Snapshot},
     spec::{Device, ImageName, Requirement},
     time::{Moment, Timestamp, simulated},
 };
@@ -782,6 +782,26 @@ fn what_nobody_told_is_seen_at_the_next_look_and_no_container_is_asked_for_that_
         assert_eq!(state(&h), Some(ServiceState::Unhealthy));
         h.end_faults().await;
         h.ready_within(BOUND, "the pause").await;
+        h.outcome(Duration::ZERO)
+    });
+}
+
+#[test]
+fn what_was_decided_before_the_engine_hung_is_decided_again() {
+    simulate(|| async {
+        let mut h = History::new(9);
+        h.ready_within(Duration::from_mins(1), "the beginning").await;
+        let worker = "ray-worker-1";
+        h.outside.lock().set_gpu(worker, GpuState::Missing);
+        h.pass(Duration::from_secs(20)).await;
+        h.strike(&Fault::EngineMute(Duration::from_secs(10))).await;
+        h.outside.lock().set_gpu(worker, GpuState::Ok);
+        h.pass(Duration::from_secs(1)).await;
+        h.outside.lock().set_gpu(worker, GpuState::Quarantined);
+        h.pass(Duration::from_secs(20)).await;
+        assert!(h.outside.lock().of(worker).is_some_and(|c| matches!(c.run, Run::Exited { .. })));
+        h.outside.lock().set_gpu(worker, GpuState::Ok);
+        h.ready_within(BOUND, "its GPU is there again").await;
         h.outcome(Duration::ZERO)
     });
 }
