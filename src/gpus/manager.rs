@@ -125,6 +125,7 @@ fn start(parts: Parts, probes: Vec<(Vendor, watch::Receiver<ProbeView>)>) -> Gpu
         parts,
         place,
         remembered,
+        kept: None,
         probes,
         expected,
         engine: None,
@@ -153,6 +154,8 @@ fn start(parts: Parts, probes: Vec<(Vendor, watch::Receiver<ProbeView>)>) -> Gpu
 struct GpuManager {
     parts: Parts,
     remembered: Remembered,
+    /// What the journal has of it.
+    kept: Option<Remembered>,
     place: probe::Place,
     probes: Vec<(Vendor, watch::Receiver<ProbeView>)>,
     /// Vendors whose hardware was there at the start: their probes will answer.
@@ -672,12 +675,15 @@ impl GpuManager {
         unit
     }
 
-    fn tell_all(&self, now: Timestamp) {
+    fn tell_all(&mut self, now: Timestamp) {
         if let Some(journal) = &self.parts.journal
+            && self.kept.as_ref() != Some(&self.remembered)
             && let Ok(text) = serde_json::to_string(&self.remembered)
-            && journal.memory(MEMORY).as_deref() != Some(&text)
         {
-            journal.set_memory(MEMORY, text);
+            if journal.memory(MEMORY).as_deref() != Some(&text) {
+                journal.set_memory(MEMORY, text);
+            }
+            self.kept = Some(self.remembered.clone());
         }
         let mut notices = self.notices.clone();
         notices.extend(self.on_bus.iter().cloned());
