@@ -162,7 +162,8 @@ pub(super) async fn diff(global: &Global, args: &args::Plan, out: &mut Out) -> R
         all.extend(difference(spec, &seen, parts.as_ref(), desired.config.lab.change_window.get()));
     }
     let planned = |name: &String| desired.plan.service(name).is_some();
-    let left = engine.list().await.map_err(failed)?.into_iter().map(|c| c.service).filter(|name| !planned(name));
+    let found: BTreeSet<String> = engine.list().await.map_err(failed)?.into_iter().map(|c| c.service).collect();
+    let left = found.into_iter().filter(|name| !planned(name));
     all.extend(left.map(|service| Difference { service, when: "removed now".into(), why: vec!["not planned".into()] }));
     if args.json.json {
         return out.json(&all);
@@ -455,7 +456,7 @@ pub(super) async fn down(global: &Global) -> Result<usize, Failure> {
     let (config, _) = Config::load(&global.config)?;
     let failed = |e: EngineError| Failure::new(Exit::Failure, e.to_string());
     let engine = DockerEngine::connect(&config.engine.socket, &config.lab.name).map_err(failed)?;
-    let names: Vec<String> = match engine.list().await {
+    let names: BTreeSet<String> = match engine.list().await {
         Ok(found) => found.into_iter().map(|c| c.service).collect(),
         // Without an engine nothing runs.
         Err(EngineError::Unreachable(_)) => return Ok(0),

@@ -86,6 +86,8 @@ pub struct LedgerView {
     pub notices: Vec<String>,
     /// Number of jobs submitted again since the ledger began.
     pub resubmissions: u64,
+    /// Whether Ray calls a job failed, and what its containers did is waited for to judge it.
+    pub unjudged: bool,
 }
 
 /// Destination of a request to stop a job.
@@ -624,6 +626,7 @@ impl<A: JobApi> LedgerTask<A> {
             let trouble = self.trouble.as_ref().or(lists).map(String::as_str);
             let mut view = view::view(&self.book, &ray, &services, present, trouble, Timestamp::now());
             view.notices.extend(view::unreadable(&self.unreadable));
+            view.unjudged = !self.failed.is_empty();
             view
         };
         let open = self.book.values().filter(|job| matches!(job.state, State::Submitted(_)));

@@ -87,7 +87,13 @@ pub(super) fn view(
         }
     }
     let resubmissions = book.values().filter(|job| job.attempt > 1).count() as u64;
-    LedgerView { jobs, trouble: trouble.map(str::to_owned), notices: shared_runs(book, ray), resubmissions }
+    LedgerView {
+        jobs,
+        trouble: trouble.map(str::to_owned),
+        notices: shared_runs(book, ray),
+        resubmissions,
+        unjudged: false,
+    }
 }
 
 /// GPU workers a job runs on: its training run's, or the one that its driver is on.

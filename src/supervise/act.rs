@@ -6,7 +6,7 @@ use super::{
     decide::{self, Action, Decision, Observation},
     memory::stopping_key,
     service::OwnStop,
-    supervisor::{AFTER_FAILURE, RESYNC, Supervisor, TaskMsg},
+    supervisor::{AFTER_FAILURE, Supervisor, TaskMsg},
 };
 use crate::{
     engine::{Engine, EngineError},
@@ -93,9 +93,9 @@ impl<E: Engine> Supervisor<E> {
         let Some(entry) = self.entries.get_mut(name) else { return };
         let (engine, tx, service) = (self.p.engine.clone(), self.tx.clone(), name.to_owned());
         let moment = Moment::now();
-        if matches!(action, Action::Create | Action::Start { .. })
-            && entry.network_at.take().is_none_or(|at| moment.since(at) >= RESYNC)
-        {
+        entry.stirred = false;
+        let network_there = std::mem::take(&mut entry.network_there);
+        if matches!(action, Action::Create | Action::Start { .. }) && !network_there {
             // Its network may have been pruned while it was stopped; without one it is not started. An engine may take its
             // time over this, and what is to be done is decided again then.
             let network = self.p.desired.plan.network.clone();
@@ -167,12 +167,11 @@ impl<E: Engine> Supervisor<E> {
 
     /// Takes note that the lab's network is there for a step that was decided on at `decided_at`.
     pub(super) fn network_found(&mut self, name: &str, decided_at: Moment) {
-        let now = Moment::now();
         let Some(entry) = self.entries.get_mut(name) else { return };
         entry.acting = false;
-        entry.network_at = Some(now);
+        entry.network_there = true;
         entry.memory.not_taken();
-        if now.since(decided_at) >= AFTER_FAILURE {
+        if entry.stirred || Moment::now().since(decided_at) >= AFTER_FAILURE {
             self.observe(name);
         }
     }

@@ -167,6 +167,7 @@ impl<E: Engine> Supervisor<E> {
                 // New settings are a new chance.
                 entry.memory.reset_failures();
             }
+            entry.network_there = false;
             entry.hash = hash;
             entry.hard = spec.container.hard_hash();
             entry.spec = Some(spec);
@@ -253,8 +254,8 @@ impl<E: Engine> Supervisor<E> {
             .values()
             .all(|e| !e.acting && e.observing.is_none() && !matches!(e.seen, Some(Observed::Ours(_))));
         if !gone || !self.listed_empty {
-            if gone && self.listing.is_none() {
-                self.resync_all();
+            if gone {
+                self.list();
             }
             return false;
         }

@@ -43,7 +43,7 @@ impl<E: Engine> Supervisor<E> {
         }
         if self.engine != answers {
             // What was seen before is no ground for a step.
-            self.entries.values_mut().for_each(|e| e.stale = true);
+            self.entries.values_mut().for_each(|e| (e.stale, e.network_there) = (true, false));
         }
         self.engine = answers;
         self.resync_all();
@@ -87,8 +87,9 @@ impl<E: Engine> Supervisor<E> {
     /// Looks whether everything is as it was: asks for the list of all containers, which says what is not, and at once for
     /// what no list can say.
     pub(super) fn look(&mut self) {
-        // A list that is not there by the next look may be what the engine hangs at.
-        let each = self.looks.is_multiple_of(LOOKS) || self.listing.is_some();
+        // A list that is not there by the next look may be what the engine hangs at. And a job that failed is judged by what
+        // its containers did: the engine lists one as running until it has cleared up after it.
+        let each = self.looks.is_multiple_of(LOOKS) || self.listing.is_some() || self.p.jobs.borrow().unjudged;
         self.looks = self.looks.wrapping_add(1);
         self.observe_those(|lab, name| each || !lab.is_known(name));
         self.list();
@@ -101,7 +102,7 @@ impl<E: Engine> Supervisor<E> {
         }
     }
 
-    fn list(&mut self) {
+    pub(super) fn list(&mut self) {
         if self.listing.is_none() {
             self.listing = Some(Moment::now());
             let (engine, tx) = (self.p.engine.clone(), self.tx.clone());
@@ -120,25 +121,26 @@ impl<E: Engine> Supervisor<E> {
             Some(Observed::Absent) => self.wanted(name) != Wanted::Up,
             Some(Observed::Foreign { .. }) | None => false,
         };
-        in_list && !entry.stale && !entry.acting && entry.observing.is_none()
+        // An engine may hang at one that is not well.
+        let is_well = matches!(entry.health, Health::Unknown | Health::Passing);
+        in_list && is_well && !entry.stale && !entry.acting && entry.observing.is_none()
     }
 
-    /// Takes what the list of all containers, asked for at `asked_at`, confirms as seen, and observes what it does not.
-    pub(super) fn listed(&mut self, asked_at: Moment, answer: Result<Vec<ListedContainer>, EngineError>) {
+    /// Observes what the list of all containers does not confirm. What it does is no observation: that a container ended is
+    /// known later from it than from an inspection, and a run that ended and began again not at all.
+    pub(super) fn listed(&mut self, answer: Result<Vec<ListedContainer>, EngineError>) {
         let Ok(found) = answer else { return self.observe_those(Self::is_known) };
         let known: Vec<String> = self.entries.keys().filter(|name| self.is_known(name)).cloned().collect();
-        self.listed_empty = found.is_empty();
         let found: BTreeMap<&str, &ListedContainer> =
             found.iter().filter(|c| c.named).map(|c| (c.service.as_str(), c)).collect();
+        self.listed_empty = found.is_empty();
         for name in &known {
-            let Some(entry) = self.entries.get_mut(name) else { continue };
-            let is_same = match (entry.container(), found.get(name.as_str())) {
+            let seen = self.entries.get(name).and_then(Entry::container);
+            let is_same = match (seen, found.get(name.as_str())) {
                 (Some(seen), Some(listed)) => listed.is_still(seen),
                 (seen, listed) => seen.is_none() && listed.is_none(),
             };
-            if is_same {
-                entry.seen_at(asked_at);
-            } else {
+            if !is_same {
                 self.observe(name);
             }
         }
@@ -153,6 +155,7 @@ impl<E: Engine> Supervisor<E> {
         let entry = self.entries.entry(name.to_owned()).or_insert_with(|| Entry::new(None, Timestamp::now()));
         if entry.acting {
             // Looked at when the step is done.
+            entry.stirred = true;
             return;
         }
         if entry.observing.is_some() {

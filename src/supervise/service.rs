@@ -14,7 +14,7 @@ use crate::{
     ray::RayView,
     snapshot::ServiceState,
     spec::{Change, Kind, ServiceSpec},
-    time::{Moment, Now, Timestamp},
+    time::{Moment, Timestamp},
 };
 
 /// Service, planned or left over.
@@ -50,8 +50,10 @@ pub(super) struct Entry {
     pub(super) look_again: bool,
     /// Whether a step is under way.
     pub(super) acting: bool,
-    /// Moment at which the lab's network was found to be there for the next step.
-    pub(super) network_at: Option<Moment>,
+    /// Whether the lab's network was found to be there, for the next step.
+    pub(super) network_there: bool,
+    /// Whether something happened during the step under way.
+    pub(super) stirred: bool,
     /// Kinds of steps that failed, which the journal was told of, since the last one succeeded.
     pub(super) told: BTreeSet<&'static str>,
     pub(super) not_before: Option<Moment>,
@@ -94,7 +96,8 @@ impl Entry {
             last_event: None,
             look_again: false,
             acting: false,
-            network_at: None,
+            network_there: false,
+            stirred: false,
             told: BTreeSet::new(),
             not_before: None,
             health: Health::Unknown,
@@ -139,17 +142,6 @@ impl Entry {
             && self.over.as_ref().is_some_and(|(id, since)| *id == c.id && *since == started_at)
         {
             c.run = RunState::Ending;
-        }
-    }
-
-    /// Takes note that an observation that was begun at `at` found what was seen last.
-    pub(super) fn seen_at(&mut self, at: Moment) {
-        if self.looked_at.is_some_and(|newer| newer > at) {
-            return;
-        }
-        self.looked_at = Some(at);
-        if self.running().is_some() {
-            self.ran_at = Now::read().wall_at(at);
         }
     }
 

@@ -36,7 +36,7 @@ use crate::{
 };
 
 /// Interval between two looks at everything, by the engine's list of all containers: an event that was missed costs at most
-/// so much.
+/// so much, unless a run began again meanwhile.
 pub const RESYNC: Duration = Duration::from_secs(5);
 /// Number of looks of which one asks for each container, whatever the list says: one that was started again between two
 /// looks, without an event, is listed as it was.
@@ -331,8 +331,9 @@ impl<E: Engine> Supervisor<E> {
                         entry.seen = Some(seen);
                         entry.correct();
                         entry.stale = false;
-                        if let Some(at) = asked_at {
-                            entry.seen_at(at);
+                        entry.looked_at = asked_at.or(entry.looked_at);
+                        if let Some(at) = asked_at.filter(|_| entry.running().is_some()) {
+                            entry.ran_at = Now::read().wall_at(at);
                         }
                         let again = entry.running().map(|(_, at)| at);
                         if let (Some(own), Some(again)) = (&mut entry.own_stop, again)
@@ -360,10 +361,8 @@ impl<E: Engine> Supervisor<E> {
                 self.mind_prober(&name);
             }
             TaskMsg::Listed(found) => {
-                let asked_at = self.listing.take();
-                if let Some(asked_at) = asked_at {
-                    self.listed(asked_at, found);
-                }
+                self.listing = None;
+                self.listed(found);
             }
             TaskMsg::Health(name, key, health) => {
                 if let Some(entry) = self.entries.get_mut(&name)

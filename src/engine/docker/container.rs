@@ -1,5 +1,5 @@
 //! Conversion between our values and the engine's: a [`ContainerSpec`] to a creation request, an inspection to
-//! [`Observed`]. Pure.
+//! [`Observed`], and a row of a list to what it says of that. Pure.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -9,10 +9,10 @@ use std::{
 
 use bollard::models::{
     ContainerCreateBody, ContainerInspectResponse, ContainerState, ContainerStateStatusEnum, ContainerStatsResponse,
-    ContainerSummary, DeviceMapping, DeviceRequest, EndpointIpamConfig, EndpointSettings, HostConfig,
-    HostConfigLogConfig, Mount as EngineMount, MountType, MountVolumeOptions, MountVolumeOptionsDriverConfig,
-    NetworkingConfig, PortBinding, PortMap, PortSummaryTypeEnum, ResourcesUlimits, RestartPolicy,
-    RestartPolicyNameEnum,
+    ContainerSummary, ContainerSummaryStateEnum, DeviceMapping, DeviceRequest, EndpointIpamConfig, EndpointSettings,
+    HostConfig, HostConfigLogConfig, Mount as EngineMount, MountType, MountVolumeOptions,
+    MountVolumeOptionsDriverConfig, NetworkingConfig, PortBinding, PortMap, PortSummaryTypeEnum, ResourcesUlimits,
+    RestartPolicy, RestartPolicyNameEnum,
 };
 
 use super::{explain, syscalls};
@@ -262,19 +262,25 @@ pub(super) fn seen(lab: &str, service: &str, c: ContainerInspectResponse) -> Obs
 
 /// Container in the engine's list; absent where it is of no service.
 pub(super) fn listed(lab: &str, c: ContainerSummary) -> Option<ListedContainer> {
+    use ContainerSummaryStateEnum as Status;
     let service = c.labels?.remove(LABEL_SERVICE)?;
+    let mut ports = BTreeMap::new();
+    for port in c.ports.unwrap_or_default().into_iter().filter(|port| port.typ == Some(PortSummaryTypeEnum::TCP)) {
+        if let Some(public) = port.public_port.filter(|p| *p != 0) {
+            ports.entry(port.private_port).or_insert(public);
+        }
+    }
     Some(ListedContainer {
         named: c.names.unwrap_or_default().contains(&format!("/{}", name(lab, &service))),
         service,
         id: c.id.unwrap_or_default(),
-        state: c.state.map(|state| state.to_string()).unwrap_or_default(),
-        ports: c
-            .ports
-            .unwrap_or_default()
-            .into_iter()
-            .filter(|port| port.typ == Some(PortSummaryTypeEnum::TCP))
-            .filter_map(|port| Some((port.private_port, port.public_port.filter(|p| *p != 0)?)))
-            .collect(),
+        state: match c.state.unwrap_or(Status::EMPTY) {
+            // As an inspection's, below.
+            Status::RESTARTING | Status::STOPPING => Status::RUNNING,
+            state => state,
+        }
+        .to_string(),
+        ports,
         address: address(c.network_settings.and_then(|n| n.networks), lab),
     })
 }
@@ -530,6 +536,36 @@ mod tests {
             let Observed::Ours(again) = seen("lab", "s", again) else { panic!("not ours") };
             assert_eq!(again.last_end, last_end);
         }
+    }
+
+    #[test]
+    fn a_list_confirms_what_an_inspection_said_and_nothing_else() {
+        let labels = format!(r#"{{"{LABEL_LAB}": "lab", "{LABEL_SERVICE}": "minio"}}"#);
+        let inspected = format!(
+            r#"{{"Id": "c1", "Config": {{"Labels": {labels}}}, "State": {{"Status": "running", "StartedAt": "2026-11-27T10:00:00Z"}},
+                "NetworkSettings": {{"Networks": {{"lab": {{"IPAddress": "198.18.1.2"}}}},
+                  "Ports": {{"9000/tcp": [{{"HostIp": "127.0.0.1", "HostPort": "80"}}, {{"HostIp": "::1", "HostPort": "81"}}], "9001/tcp": null}}}}}}"#
+        );
+        let Observed::Ours(seen) = seen("lab", "minio", serde_json::from_str(&inspected).expect("an inspection"))
+        else {
+            panic!("it is the lab's")
+        };
+        let ports = r#"{"PrivatePort": 9001, "Type": "tcp"}, {"PrivatePort": 9000, "PublicPort": 9, "Type": "udp"},
+            {"IP": "127.0.0.1", "PrivatePort": 9000, "PublicPort": 80, "Type": "tcp"},
+            {"IP": "::1", "PrivatePort": 9000, "PublicPort": 81, "Type": "tcp"}"#;
+        let row = format!(
+            r#"{{"Id": "c1", "Names": ["/lab-minio"], "Labels": {labels}, "State": "running", "Ports": [{ports}],
+                "NetworkSettings": {{"Networks": {{"lab": {{"IPAddress": "198.18.1.2"}}}}}}}}"#
+        );
+        let of = |row: &str| listed("lab", serde_json::from_str(row).expect("a row"));
+        let is_still = |from: &str, to: &str| of(&row.replace(from, to)).is_some_and(|listed| listed.is_still(&seen));
+        assert!(is_still("", "") && is_still("running", "restarting"), "as an inspection has it");
+        for (from, to) in
+            [("c1", "c2"), ("/lab-minio", "/moved"), ("running", "exited"), ("80", "82"), (".2\"", ".3\"")]
+        {
+            assert!(!is_still(from, to), "{from} is {to}");
+        }
+        assert_eq!(of(r#"{"Id": "c1", "State": "running"}"#), None, "of no service");
     }
 
     #[test]

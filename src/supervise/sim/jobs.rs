@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    jobs::{self, Ledger, Parts, Stop, submission::Submission},
+    jobs::{self, Ledger, LedgerView, Parts, Stop, submission::Submission},
     journal::{EventQuery, Journal, Kind},
     ray::{ErrorType, Gcs, JobApi, Jobs, RayJob, RayView, Reply},
     snapshot::{JobOutcome, JobStatus, ServiceState},
@@ -559,6 +559,14 @@ impl People {
         let store = labd.snapshot.borrow().services.iter().find(|s| s.name == "minio").map(|s| s.state);
         self.api.lock().store_held = matches!(store, Some(ServiceState::Held | ServiceState::Stopping));
         let Some(keeper) = &mut self.keeper else { return };
+        let unjudged = keeper.ledger.watch().borrow().unjudged;
+        labd.ledger.send_if_modified(|old| {
+            let changed = old.unjudged != unjudged;
+            if changed {
+                *old = Arc::new(LedgerView { unjudged, ..LedgerView::default() });
+            }
+            changed
+        });
         let mut seen = RayView::clone(&labd.ray.borrow());
         let driver = outside.lock().plan.service("ray-driver").map(|s| s.container.address);
         for node in seen.nodes.iter_mut().filter(|n| Some(n.address) == driver) {

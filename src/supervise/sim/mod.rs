@@ -91,6 +91,8 @@ struct Labd {
     ray: watch::Receiver<Arc<RayView>>,
     incidents: watch::Receiver<Arc<Vec<Incident>>>,
     looked_at: watch::Receiver<Option<Moment>>,
+    /// What it is told of the ledger: without jobs, which would have changed settings wait.
+    ledger: watch::Sender<Arc<LedgerView>>,
     /// Sender that is never used: labd is killed, not stopped.
     _stop: watch::Sender<bool>,
 }
@@ -163,13 +165,14 @@ impl Labd {
         let (stop, stopped) = watch::channel(false);
         let (tell_incidents, incidents) = watch::channel(Arc::new(Vec::new()));
         let (looked, looked_at) = watch::channel(None);
+        let (ledger, jobs) = watch::channel(Arc::new(LedgerView::default()));
         let parts = Parts {
             engine: Arc::new(outside.clone()),
             ask: Arc::new(outside.clone()),
             images: Images::simulated(watch::channel(images).1),
             ray: Ray::simulated(ray.clone(), set_endpoint, unregister),
             checkpoints: Checkpoints::simulated(),
-            jobs: watch::channel(Arc::new(LedgerView::default())).1,
+            jobs,
             installs: watch::channel(Arc::default()).1,
             door: watch::channel(DoorView::default()).1,
             page: watch::channel(None).1,
@@ -197,7 +200,7 @@ impl Labd {
             stop: stopped,
         };
         tasks.push(tokio::spawn(super::run(parts)).abort_handle());
-        Self { tasks, requests, snapshot: snapshots, ray, incidents, looked_at, _stop: stop }
+        Self { tasks, requests, snapshot: snapshots, ray, incidents, looked_at, ledger, _stop: stop }
     }
 
     /// Sends a command, and waits for the answer as a person would.
