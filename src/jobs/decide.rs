@@ -618,12 +618,8 @@ impl Life {
     /// Whether the job was there while the incident lasted: what was away when a job began is no less in its way. A
     /// node is given no work any more once it is known to be dead; the store and the head are asked all the time.
     fn saw(self, i: &Incident, world: &ClusterView<'_>) -> bool {
-        let (over, place) = if is_shared(&i.service) {
-            (self.over(i, world), i.ready_at.map(|_| i.order.over))
-        } else {
-            (Some(i.noticed_at), Some(i.order.begun))
-        };
-        place.is_none_or(|place| !self.knew(place)) && self.ended_after(i) && over.is_none_or(|over| over >= self.began)
+        let over = if is_shared(&i.service) { self.over(i, world) } else { Some((i.noticed_at, i.order.begun)) };
+        self.ended_after(i) && over.is_none_or(|(at, place)| !self.knew(place) && at >= self.began)
     }
 
     /// Whether the job ended in the silence, or shortly after. It may have begun a moment before it was noticed.
@@ -635,18 +631,26 @@ impl Life {
     /// days.
     fn ended_by(self, i: &Incident, world: &ClusterView<'_>) -> bool {
         let lasts =
-            i.cause != Cause::Asked && self.over(i, world).is_none_or(|back| self.ended <= back.plus(AFTERMATH));
+            i.cause != Cause::Asked && self.over(i, world).is_none_or(|(back, _)| self.ended <= back.plus(AFTERMATH));
         lasts || (i.died_at <= self.now && self.ended <= i.died_at.plus(AFTERMATH))
     }
 
-    /// Time at which the incident was over: its service was ready again, or ended once more before it was.
-    fn over(self, incident: &Incident, world: &ClusterView<'_>) -> Option<Timestamp> {
+    /// Time at which the incident was over, and the place of that in their order: its service was ready again, or ended once
+    /// more before it was.
+    fn over(self, incident: &Incident, world: &ClusterView<'_>) -> Option<(Timestamp, u64)> {
         let next = || {
-            let same = |i: &&Incident| i.service == incident.service && i.cause.ends() && i.died_at > incident.died_at;
-            world.incidents.iter().filter(same).map(|i| i.died_at).min()
+            // By their order where it is known: the clock may have been set back between the two.
+            let later = |i: &Incident| match (incident.order.begun, i.order.begun) {
+                (0, _) | (_, 0) => i.died_at > incident.died_at,
+                (own, other) => other > own,
+            };
+            let same = |i: &&Incident| i.service == incident.service && i.cause.ends() && later(i);
+            let first = world.incidents.iter().filter(same).min_by_key(|i| (i.order.begun, i.died_at))?;
+            Some((first.died_at, first.order.begun))
         };
+        let (back, place) = incident.ready_at.map(|back| (back, incident.order.over)).or_else(next)?;
         // When in the past that was is not known any more where the clock was set back since.
-        incident.ready_at.map(|back| if back > self.now { incident.died_at } else { back }).or_else(next)
+        Some((if back > self.now { incident.died_at } else { back }, place))
     }
 }
 
@@ -1505,6 +1509,17 @@ mod tests {
             case.learnt = learnt;
             assert_eq!(case.lost().is_some(), lost, "{service} {ready:?} {learnt:?}");
         }
+        // It was over when the store died once more, which was long before the job.
+        let first = Incident { order: Order { begun: 1, over: 0 }, ..incident("minio", 4_400, None) };
+        let again = Incident { order: Order { begun: 2, over: 3 }, ..incident("minio", 700, Some(705)) };
+        let mut case = Case::new(vec![failed.clone()], vec![first.clone(), again]);
+        case.learnt = Some(0);
+        assert_eq!(case.lost(), None);
+        // Both were before the clock was set back, and over before the job was submitted.
+        let again = Incident { order: Order { begun: 2, over: 3 }, ..incident("minio", 4_410, Some(4_420)) };
+        let mut case = Case::new(vec![failed], vec![first, again]);
+        case.learnt = Some(3);
+        assert_eq!(case.lost(), None);
     }
 
     #[test]
