@@ -6,7 +6,7 @@
 A daemon with simulated GPUs and an engine that answers. Every service is held (`labd stop`) so that nothing runs but labd:
 what is measured is watching the engine, the machine and the GPUs, and telling one reader each change, as an open page has it. With --ray the whole lab runs meanwhile, its probes of the services and of Ray included.
 
-A core that is woken from sleep is slow at first, in a virtual machine a hundred times as slow: beside labd's share is that of a
+A core that is woken from sleep is slow at first, in a virtual machine many times as slow: beside labd's share is that of a
 process which does nothing but wake once a second, in the same time. Quote both.
 
 Where the memory is: `code` and `data` are pages of the file, which all of labd's processes share and the kernel may drop;
@@ -133,7 +133,8 @@ def main():
         print(f"labd with {args.gpus} simulated GPUs, services {found['services']}, over {args.seconds} s ({labd_binary()}):")
         print(f"  file       {found['file_mb']:6.1f} MB")
         print(f"  resident   {found['resident_mb']:6.1f} MB (at most {RESIDENT_MB}): code {found['code_mb']:.1f}, data {found['data_mb']:.1f}, heap {found['heap_mb']:.1f}")
-        print(f"  CPU        {found['core_percent']:6.2f} % of a core (at most {CORE_PERCENT}); a process that wakes once a second: {found['sleeper_core_percent']:.2f} %")
+        print(f"  CPU        {found['core_percent']:6.2f} % of a core (at most {CORE_PERCENT})")
+        print(f"  sleeper    {found['sleeper_core_percent']:6.2f} % of a core, for waking once a second")
     sys.exit(found["resident_mb"] > RESIDENT_MB or found["core_percent"] > CORE_PERCENT)
 
 
