@@ -201,7 +201,7 @@ def become(request, fds):
         consts.PARENT_HEALTH_CHECK_BY_PIPE = consts.env_bool("RAY_enable_pipe_based_agent_to_parent_health_check", False)
     labd_warm.hooks(os.path.dirname(os.path.abspath(__file__)))
     if not sys.flags.safe_path:
-        sys.path.insert(0, script and os.path.dirname(os.path.realpath(script)) or "")
+        sys.path.insert(0, os.path.dirname(os.path.realpath(script)) if script else "")
     code = code_of(script) if script else compile(command, "<string>", "exec", dont_inherit=True)
     work = labd_warm.as_main(script, code)
     signal.pthread_sigmask(signal.SIG_SETMASK, request["mask"])

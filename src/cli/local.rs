@@ -22,7 +22,7 @@ use crate::{
     daemon::{self, Machine, Options},
     desired::DesiredState,
     engine::{
-        Engine as _, EngineError, Observed, RunState,
+        Engine as _, EngineError, ListedContainer, Observed, RunState,
         docker::{DockerEngine, OldImage, Removal},
         guard,
         images::{ImageState, Images},
@@ -162,8 +162,7 @@ pub(super) async fn diff(global: &Global, args: &args::Plan, out: &mut Out) -> R
         all.extend(difference(spec, &seen, parts.as_ref(), desired.config.lab.change_window.get()));
     }
     let planned = |name: &String| desired.plan.service(name).is_some();
-    let found: BTreeSet<String> = engine.list().await.map_err(failed)?.into_iter().map(|c| c.service).collect();
-    let left = found.into_iter().filter(|name| !planned(name));
+    let left = services_of(engine.list().await.map_err(failed)?).into_iter().filter(|name| !planned(name));
     all.extend(left.map(|service| Difference { service, when: "removed now".into(), why: vec!["not planned".into()] }));
     if args.json.json {
         return out.json(&all);
@@ -451,13 +450,18 @@ async fn make(
     if failed.is_empty() { Ok(()) } else { Err(Failure::new(Exit::Failure, failed.join("; "))) }
 }
 
+/// Services that these containers are of.
+fn services_of(found: Vec<ListedContainer>) -> BTreeSet<String> {
+    found.into_iter().map(|c| c.service).collect()
+}
+
 /// Removes the lab's containers and network without a daemon; returns how many containers there were.
 pub(super) async fn down(global: &Global) -> Result<usize, Failure> {
     let (config, _) = Config::load(&global.config)?;
     let failed = |e: EngineError| Failure::new(Exit::Failure, e.to_string());
     let engine = DockerEngine::connect(&config.engine.socket, &config.lab.name).map_err(failed)?;
-    let names: BTreeSet<String> = match engine.list().await {
-        Ok(found) => found.into_iter().map(|c| c.service).collect(),
+    let names = match engine.list().await {
+        Ok(found) => services_of(found),
         // Without an engine nothing runs.
         Err(EngineError::Unreachable(_)) => return Ok(0),
         Err(e) => return Err(failed(e)),

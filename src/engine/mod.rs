@@ -249,7 +249,7 @@ pub trait Engine: Send + Sync + 'static {
     /// Waits until the first process of a running container has ended, some tenths of a second before the engine says
     /// so. Waits forever where it cannot be seen.
     fn first_process_ended(&self, container: ObservedContainer) -> impl Future<Output = ()> + Send;
-    /// All containers with this lab's label, of planned services or not, by service.
+    /// All containers with this lab's label, of planned services or not.
     fn list(&self) -> impl Future<Output = Result<Vec<ListedContainer>, EngineError>> + Send;
     /// Makes the lab's network when it is missing. Idempotent.
     fn ensure_network(&self, network: &NetworkSpec) -> impl Future<Output = Result<(), EngineError>> + Send;

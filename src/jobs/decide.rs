@@ -704,15 +704,11 @@ fn memory_of_ray(message: &str, world: &ClusterView<'_>) -> Option<String> {
     let (_, told) = message.split_once("running low on memory")?;
     let address: Option<Ipv4Addr> =
         told.split_once("(IP: ").and_then(|(_, rest)| rest.split(',').next()?.trim().parse().ok());
-    Some(
-        match address
-            .and_then(|address| service_at(address, world))
-            .and_then(|name| Some((name, services::memory_setting(name)?)))
-        {
-            Some((name, setting)) => format!("{name}: {OOM_INSIDE} by Ray; raise `{setting}` in labd.toml"),
-            None => format!("{OOM_INSIDE} by Ray"),
-        },
-    )
+    let service = address.and_then(|address| service_at(address, world));
+    Some(match service.and_then(|name| Some((name, services::memory_setting(name)?))) {
+        Some((name, setting)) => format!("{name}: {OOM_INSIDE} by Ray; raise `{setting}` in labd.toml"),
+        None => format!("{OOM_INSIDE} by Ray"),
+    })
 }
 
 /// Report of Ray's environment agent that a package of the job was no longer in the GCS, which deletes it when what it has

@@ -6,7 +6,7 @@ use super::{
     decide::{self, Action, Decision, Observation},
     memory::stopping_key,
     service::OwnStop,
-    supervisor::{AFTER_FAILURE, Supervisor, TaskMsg},
+    supervisor::{AFTER_FAILURE, OUTDATED, Supervisor, TaskMsg},
 };
 use crate::{
     engine::{Engine, EngineError},
@@ -92,17 +92,15 @@ impl<E: Engine> Supervisor<E> {
         let Decision { action, reason, .. } = decision;
         let Some(entry) = self.entries.get_mut(name) else { return };
         let (engine, tx, service) = (self.p.engine.clone(), self.tx.clone(), name.to_owned());
-        let moment = Moment::now();
-        entry.stirred = false;
         let network_there = std::mem::take(&mut entry.network_there);
         if matches!(action, Action::Create | Action::Start { .. }) && !network_there {
             // Its network may have been pruned while it was stopped; without one it is not started. An engine may take its
             // time over this, and what is to be done is decided again then.
-            let network = self.p.desired.plan.network.clone();
+            let (network, decided_at) = (self.p.desired.plan.network.clone(), Moment::now());
             entry.acting = true;
             tokio::spawn(async move {
                 let found = engine.ensure_network(&network).await;
-                let _ = tx.send(TaskMsg::Network(service, action, moment, found));
+                let _ = tx.send(TaskMsg::Network(service, action, decided_at, found));
             });
             return;
         }
@@ -171,7 +169,7 @@ impl<E: Engine> Supervisor<E> {
         entry.acting = false;
         entry.network_there = true;
         entry.memory.not_taken();
-        if entry.stirred || Moment::now().since(decided_at) >= AFTER_FAILURE {
+        if entry.look_again || Moment::now().since(decided_at) >= OUTDATED {
             self.observe(name);
         }
     }

@@ -2,8 +2,8 @@
 //!
 //! One task owns every service: `supervisor`. Whatever happens (an engine event, a health check's result, a command, a list of
 //! all containers that says otherwise) only makes it observe again: it observes through the engine, decides, takes one step per
-//! service, and observes again. Observations and steps are tasks of their own, at most one per service, so that no slow engine call delays another
-//! service or a person's command. These modules are that one task; where a module starts others, it says so.
+//! service, and observes again. Observations and steps are tasks of their own, at most one per service, so that no slow engine
+//! call delays another service or a person's command. These modules are that one task; where a module starts others, it says so.
 //!
 //! | module | what it does |
 //! |---|---|

@@ -78,7 +78,7 @@ impl<E: Engine> Supervisor<E> {
         self.observe(&service);
     }
 
-    /// Asks for every container, and for those that are not known.
+    /// Asks for every service's container, and for the list of all, which may have others.
     pub(super) fn resync_all(&mut self) {
         self.observe_those(|_, _| true);
         self.list();
@@ -89,7 +89,7 @@ impl<E: Engine> Supervisor<E> {
     pub(super) fn look(&mut self) {
         // A list that is not there by the next look may be what the engine hangs at. And a job that failed is judged by what
         // its containers did: the engine lists one as running until it has cleared up after it.
-        let each = self.looks.is_multiple_of(LOOKS) || self.listing.is_some() || self.p.jobs.borrow().unjudged;
+        let each = self.looks.is_multiple_of(LOOKS) || self.listing || self.p.jobs.borrow().unjudged;
         self.looks = self.looks.wrapping_add(1);
         self.observe_those(|lab, name| each || !lab.is_known(name));
         self.list();
@@ -103,8 +103,7 @@ impl<E: Engine> Supervisor<E> {
     }
 
     pub(super) fn list(&mut self) {
-        if self.listing.is_none() {
-            self.listing = Some(Moment::now());
+        if !std::mem::replace(&mut self.listing, true) {
             let (engine, tx) = (self.p.engine.clone(), self.tx.clone());
             tokio::spawn(async move {
                 let _ = tx.send(TaskMsg::Listed(engine.list().await));
@@ -153,15 +152,12 @@ impl<E: Engine> Supervisor<E> {
 
     pub(super) fn observe(&mut self, name: &str) {
         let entry = self.entries.entry(name.to_owned()).or_insert_with(|| Entry::new(None, Timestamp::now()));
-        if entry.acting {
-            // Looked at when the step is done.
-            entry.stirred = true;
-            return;
-        }
-        if entry.observing.is_some() {
+        if entry.acting || entry.observing.is_some() {
+            // Looked at when that is done.
             entry.look_again = true;
             return;
         }
+        entry.look_again = false;
         entry.observing = Some(Moment::now());
         let (engine, tx, name) = (self.p.engine.clone(), self.tx.clone(), name.to_owned());
         tokio::spawn(async move {

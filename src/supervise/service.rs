@@ -46,14 +46,12 @@ pub(super) struct Entry {
     pub(super) ran_at: Timestamp,
     /// Time of the newest event of the container.
     pub(super) last_event: Option<Timestamp>,
-    /// Whether something happened since the observation under way began.
+    /// Whether something happened since the observation or the step under way began.
     pub(super) look_again: bool,
     /// Whether a step is under way.
     pub(super) acting: bool,
     /// Whether the lab's network was found to be there, for the next step.
     pub(super) network_there: bool,
-    /// Whether something happened during the step under way.
-    pub(super) stirred: bool,
     /// Kinds of steps that failed, which the journal was told of, since the last one succeeded.
     pub(super) told: BTreeSet<&'static str>,
     pub(super) not_before: Option<Moment>,
@@ -97,7 +95,6 @@ impl Entry {
             look_again: false,
             acting: false,
             network_there: false,
-            stirred: false,
             told: BTreeSet::new(),
             not_before: None,
             health: Health::Unknown,

@@ -46,6 +46,8 @@ pub(super) const LOOKS: u32 = 12;
 pub(super) const RECOVERY_WATCHED: Duration = Duration::from_mins(15);
 /// Delay after a failed step until the same service is observed again.
 pub(super) const AFTER_FAILURE: Duration = Duration::from_millis(500);
+/// Time from which on what was seen before the network was looked for is seen again: an engine takes milliseconds for that.
+pub(super) const OUTDATED: Duration = Duration::from_millis(500);
 /// Silence after which an engine that was asked about a container counts as hanging: an answer takes milliseconds, and
 /// some seconds on a disk that thrashes.
 pub(super) const SLOW_ANSWER: Duration = Duration::from_secs(10);
@@ -181,8 +183,8 @@ pub(super) struct Supervisor<E> {
     pub(super) listed_empty: bool,
     /// Whether the lab goes down without an engine: nothing can be stopped.
     pub(super) given_up: bool,
-    /// Moment since which the engine is asked for a list of all containers.
-    pub(super) listing: Option<Moment>,
+    /// Whether the engine is asked for a list of all containers.
+    pub(super) listing: bool,
     /// Number of looks so far.
     pub(super) looks: u32,
     /// Whether a look at what ended processes left in shared memory is due or under way.
@@ -219,7 +221,7 @@ impl<E: Engine> Supervisor<E> {
             down: false,
             listed_empty: false,
             given_up: false,
-            listing: None,
+            listing: false,
             looks: 0,
             sweeping: false,
             disks: disk_guard::Levels::new(),
@@ -361,7 +363,7 @@ impl<E: Engine> Supervisor<E> {
                 self.mind_prober(&name);
             }
             TaskMsg::Listed(found) => {
-                self.listing = None;
+                self.listing = false;
                 self.listed(found);
             }
             TaskMsg::Health(name, key, health) => {

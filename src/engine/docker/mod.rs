@@ -481,9 +481,7 @@ impl Engine for DockerEngine {
             ..Default::default()
         };
         let containers = client.list_containers(Some(options)).await.map_err(|e| self.fail(&e))?;
-        let mut listed: Vec<_> = containers.into_iter().filter_map(|c| container::listed(self.lab(), c)).collect();
-        listed.sort_by(|a, b| a.service.cmp(&b.service));
-        Ok(listed)
+        Ok(containers.into_iter().filter_map(|c| container::listed(self.lab(), c)).collect())
     }
 
     async fn ensure_network(&self, network: &NetworkSpec) -> Result<(), EngineError> {
