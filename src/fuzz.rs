@@ -9,7 +9,7 @@ use crate::{
     config::Config,
     gpus::kmsg,
     jobs::submission::{Named, Submission},
-    ray,
+    ray::{self, Mark},
 };
 
 /// Reads `labd.toml`, which a person writes.
@@ -30,7 +30,8 @@ pub fn submission(bytes: &[u8]) {
         return;
     }
     let id = read.id().unwrap_or("raysubmit_0123456789abcdef");
-    let body = read.body(id, id, 2, Named { run: Some("food11"), note: None });
+    let mark = Mark { root: id.to_owned(), attempt: 2, submitted: Some("then".to_owned()) };
+    let body = read.body(id, mark, Named { run: Some("food11"), note: None });
     let handed = Submission::parse(&body);
     assert_eq!(handed.as_ref().and_then(Submission::id), Some(id), "it is handed in under the id that it has");
     let _ = (read.retry(), read.asks(), read.packages(), read.names_run(), read.names_place());

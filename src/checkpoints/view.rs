@@ -209,7 +209,7 @@ mod tests {
             ended_at: None,
             driver_node: None,
             exit_code: None,
-            attempt: None,
+            mark: None,
         }
     }
 

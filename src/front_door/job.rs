@@ -16,7 +16,6 @@ use crate::{
     jobs::decide::{self, Job, Next, Outcome, State},
     ray::HttpJobs,
     snapshot::JobStatus,
-    time::Timestamp,
 };
 
 /// Time between two checks while nothing is known yet.
@@ -47,7 +46,7 @@ pub(super) async fn get(From(door): From<FrontDoor>, Path(id): Path<String>, req
             let told = told.and_then(|reply| serde_json::from_slice::<Map<String, Value>>(&reply.body).ok());
             let last = door.ray.borrow().jobs.as_ref().and_then(|told| {
                 let entry = told.jobs.iter().find(|entry| entry.submission_id == newest)?;
-                decide::is_about(attempts.last()?, told.asked_at, entry, Timestamp::now()).then_some(entry.status)
+                decide::is_about(attempts.last()?, entry).then_some(entry.status)
             });
             if let Some(shown) = shown(&id, &attempts, told, last, late) {
                 return axum::Json(shown).into_response();
@@ -168,6 +167,7 @@ mod tests {
             root: "a".into(),
             attempt: 1,
             submission: Submission::parse(br#"{"entrypoint": "x", "metadata": {"m": "n"}}"#).expect("one"),
+            came_at: Timestamp::from_millis(5),
             submitted_at: Timestamp::from_millis(5),
             run: "a".into(),
             note: None,

@@ -332,7 +332,7 @@ async fn an_id_is_free_again_once_its_job_ended_and_ray_forgot_it() {
         ended_at: None,
         driver_node: None,
         exit_code: Some(0),
-        attempt: None,
+        mark: None,
     };
     rig.ray.send_modify(|view| Arc::make_mut(view).jobs = jobs(vec![done]));
     rig.until(|v| v.jobs.first().is_some_and(|j| j.outcome.is_some())).await;
@@ -416,7 +416,7 @@ fn list(jobs: &[(&str, JobStatus, Option<crate::ray::ErrorType>)]) -> Arc<crate:
         ended_at: None,
         driver_node: None,
         exit_code: None,
-        attempt: None,
+        mark: None,
     };
     Arc::new(crate::ray::Jobs { asked_at: later(), jobs: jobs.iter().map(job).collect() })
 }
@@ -545,13 +545,22 @@ async fn a_job_that_was_lost_is_its_newest_attempt_also_while_the_head_is_away()
 async fn what_its_owner_deleted_is_not_run_again_and_its_id_begins_a_new_run() {
     let rig = Rig::new().await;
     rig.submit("a").await;
+    let sent: Value = serde_json::from_slice(&rig.heard.lock().expect("unpoisoned")[0].2).expect("JSON");
+    let former = crate::ray::Mark {
+        root: "a".to_owned(),
+        attempt: 1,
+        submitted: sent["metadata"]["labd.submitted"].as_str().map(str::to_owned),
+    };
+    assert!(former.submitted.is_some(), "{sent}");
     rig.says("a", "RUNNING");
     assert_eq!(rig.trusted(Method::DELETE, "/api/jobs/a", Body::empty()).await.0, StatusCode::INTERNAL_SERVER_ERROR);
     rig.says("a", "SUCCEEDED");
     assert_eq!(rig.trusted(Method::DELETE, "/api/jobs/a", Body::empty()).await.0, StatusCode::OK);
     assert!(rig.ledger.watch().borrow().jobs.is_empty());
     // The list of a moment ago.
-    rig.lists(&[("a", JobStatus::Succeeded, None)]);
+    let mut before = crate::ray::Jobs::clone(&list(&[("a", JobStatus::Succeeded, None)]));
+    (before.asked_at, before.jobs[0].mark) = (crate::time::Timestamp::now(), Some(former));
+    rig.ray.send_modify(|view| Arc::make_mut(view).jobs = Some(Arc::new(before)));
     rig.heard.lock().expect("unpoisoned").clear();
     rig.submit("a").await;
     let sent: Value = serde_json::from_slice(&rig.heard.lock().expect("unpoisoned")[0].2).expect("JSON");

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use super::submission::{Retry, Submission};
 use crate::{
     incident::{Cause, Incident, OOM_INSIDE},
-    ray::{ErrorType, Jobs, RayJob, RayNode, TrainRun},
+    ray::{ErrorType, Jobs, Mark, RayJob, RayNode, TrainRun},
     secret::hex,
     services::{self, ForJobs},
     snapshot::JobStatus,
@@ -49,9 +49,6 @@ const FORGOTTEN: Duration = Duration::from_mins(1);
 const UNSURE: Duration = Duration::from_mins(2);
 /// Shortest time of an attempt that is no quick failure: the next one starts at once.
 const SOUND: Duration = Duration::from_mins(1);
-/// Time after a submission to Ray in which an entry that began before the submission came is not taken for this one.
-/// Ray takes no id twice, so what it reports later is this one, on a clock that was set back.
-const NAMESAKE: Duration = Duration::from_mins(1);
 /// Longest wait before a resubmission.
 const LONGEST_WAIT: Duration = Duration::from_mins(1);
 
@@ -64,6 +61,9 @@ pub struct Job {
     pub root: String,
     /// Number of the attempt; 1 for the person's submission.
     pub attempt: u32,
+    /// Time at which the person's submission came that it belongs to. It marks what Ray is given, since an id can be used
+    /// again.
+    pub came_at: Timestamp,
     /// Request that the person sent.
     pub submission: Submission,
     /// Time at which it came, or was made.
@@ -80,6 +80,11 @@ impl Job {
     /// Whether nothing more happens to it.
     pub const fn is_over(&self) -> bool {
         matches!(self.state, State::Ended { .. })
+    }
+
+    /// Mark on it as Ray is given it.
+    pub fn mark(&self) -> Mark {
+        Mark { root: self.root.clone(), attempt: self.attempt, submitted: Some(self.came_at.to_string()) }
     }
 }
 
@@ -319,17 +324,18 @@ pub fn decide(
 fn successor(book: &BTreeMap<String, Job>, job: &Job, world: &ClusterView<'_>, now: Timestamp) -> Option<Transition> {
     let told = world.jobs?;
     let is_next = |entry: &&RayJob| {
-        let later = entry.attempt.as_ref().is_some_and(|(root, n)| *root == job.root && *n > job.attempt);
-        // One of an id that was used before began before this one came, or by a clock that was set back since.
-        let began = entry.started_at.filter(|&at| at >= job.submitted_at && at <= told.asked_at);
-        later && began.is_some() && !book.contains_key(&entry.submission_id)
+        let later = entry.mark.as_ref().filter(|mark| mark.root == job.root && mark.attempt > job.attempt);
+        // Another job may have had the id before.
+        let same = later.is_some_and(|mark| mark.submitted == job.mark().submitted);
+        same && !book.contains_key(&entry.submission_id)
     };
-    let next = told.jobs.iter().filter(is_next).max_by_key(|entry| entry.attempt.as_ref().map(|(_, n)| *n))?;
+    let attempt = |entry: &RayJob| entry.mark.as_ref().map_or(job.attempt, |mark| mark.attempt);
+    let next = told.jobs.iter().filter(is_next).max_by_key(|entry| attempt(entry))?;
     let began = next.started_at.unwrap_or(now);
     let id = next.submission_id.clone();
     let replacement = Job {
         id: id.clone(),
-        attempt: next.attempt.as_ref().map_or(job.attempt, |(_, n)| *n),
+        attempt: attempt(next),
         submitted_at: began,
         note: None,
         state: State::Submitted(Submitted::new(began)),
@@ -364,7 +370,7 @@ fn before<'a>(book: &'a BTreeMap<String, Job>, job: &Job) -> Option<&'a Job> {
 /// Whether an attempt that was given up succeeded all the same; an earlier job of the same id does not count.
 fn succeeded(old: &Job, world: &ClusterView<'_>) -> bool {
     let jobs = world.jobs.map(|told| told.jobs.as_slice()).unwrap_or_default();
-    jobs.iter().any(|job| job.submission_id == old.id && job.status == JobStatus::Succeeded && !is_older(old, job))
+    jobs.iter().any(|job| job.submission_id == old.id && job.status == JobStatus::Succeeded && is_of(old, job))
 }
 
 /// Whether a node for drivers is ALIVE.
@@ -382,13 +388,11 @@ enum Verdict {
     },
 }
 
-/// Ray's report on this very submission: `Err` while there is none, `Ok(None)` when Ray does not know it. An id may
-/// have been used before: a list that was asked for before Ray took this one, and an entry that began before this one
-/// came, are about a namesake.
+/// Ray's report on this very submission: `Err` while there is none, `Ok(None)` when Ray does not know it.
 fn word<'a>(job: &Job, handed: &Submitted, told: Option<&'a Jobs>, now: Timestamp) -> Result<Option<&'a RayJob>, ()> {
-    let Some(told) = told.filter(|told| is_of_its_time(handed, told.asked_at, now)) else { return Err(()) };
-    match told.jobs.iter().find(|j| j.submission_id == job.id) {
-        Some(entry) if is_namesake(job, handed, told.asked_at, entry) => Err(()),
+    let Some(told) = told else { return Err(()) };
+    match told.jobs.iter().find(|entry| entry.submission_id == job.id && is_of(job, entry)) {
+        None if !is_of_its_time(handed, told.asked_at, now) => Err(()),
         entry => Ok(entry),
     }
 }
@@ -403,22 +407,19 @@ fn is_of_its_time(handed: &Submitted, asked_at: Timestamp, now: Timestamp) -> bo
     }
 }
 
-fn is_namesake(job: &Job, handed: &Submitted, asked_at: Timestamp, entry: &RayJob) -> bool {
-    is_older(job, entry) && asked_at.since(handed.at) < NAMESAKE
-}
-
-/// Whether Ray's entry of this id began before this job was submitted.
-pub fn is_older(job: &Job, entry: &RayJob) -> bool {
-    entry.started_at.is_some_and(|began| began < job.submitted_at)
-}
-
-/// Whether Ray's entry of this id, in a list that was asked for then, is about this very job.
-pub fn is_about(job: &Job, asked_at: Timestamp, entry: &RayJob, now: Timestamp) -> bool {
-    match &job.state {
-        State::Submitted(handed) => is_of_its_time(handed, asked_at, now) && !is_namesake(job, handed, asked_at, entry),
-        State::Queued { .. } => false,
-        State::Ended { .. } => true,
+/// Whether Ray's entry of this id is about this very job. Another may have had the id before.
+fn is_of(job: &Job, entry: &RayJob) -> bool {
+    match &entry.mark {
+        // An earlier labd wrote no time.
+        Some(mark) => mark.submitted.is_none() || mark.submitted == job.mark().submitted,
+        // Not by labd.
+        None => entry.started_at.is_none_or(|began| began >= job.submitted_at),
     }
+}
+
+/// Whether Ray's entry of this id is to be shown as this very job.
+pub fn is_about(job: &Job, entry: &RayJob) -> bool {
+    !matches!(job.state, State::Queued { .. }) && is_of(job, entry)
 }
 
 /// Outcome of a job whose owner deleted it, which Ray allows once it has ended: its own end where the ledger knows it,
@@ -462,7 +463,12 @@ fn judge(job: &Job, handed: &Submitted, world: &ClusterView<'_>, now: Timestamp)
             return Verdict::Going(known);
         }
         // Ray nodes of the old cluster cannot join the new one: their containers were started again.
-        return Verdict::Lost { why: "Ray no longer knows it: the head's state was lost".to_owned(), dead: true };
+        let why = if world.jobs.is_some_and(|list| list.jobs.iter().any(|entry| entry.submission_id == job.id)) {
+            "Ray did not take it: it still had another job of this id"
+        } else {
+            "Ray no longer knows it: the head's state was lost"
+        };
+        return Verdict::Lost { why: why.to_owned(), dead: true };
     };
     known.missing_since = None;
     let began = told.started_at.unwrap_or(handed.at);
@@ -842,6 +848,7 @@ fn resubmit_or_give_up(
         id: next.clone(),
         root: job.root.clone(),
         attempt: job.attempt.saturating_add(1),
+        came_at: job.came_at,
         submission: job.submission.clone(),
         submitted_at: now,
         run: job.run.clone(),
@@ -884,6 +891,7 @@ mod tests {
             root: id.into(),
             attempt: 1,
             submission: Submission::parse(request.to_string().as_bytes()).expect("a submission"),
+            came_at: ts(100),
             submitted_at: ts(100),
             run: id.into(),
             note: None,
@@ -902,7 +910,7 @@ mod tests {
             ended_at: ended.map(ts),
             driver_node: Some(vec![1]),
             exit_code: Some(1),
-            attempt: None,
+            mark: Some(Mark { root: "food11".into(), attempt: 1, submitted: None }),
         }
     }
 
@@ -1340,28 +1348,30 @@ mod tests {
 
     #[test]
     fn what_is_told_of_an_ids_former_job_is_no_word_on_this_one() {
-        let done = RayJob { started_at: Some(ts(10)), ..told(JobStatus::Succeeded, None, Some(20), "") };
+        let mark = |came| Some(Mark { root: "food11".into(), attempt: 1, submitted: Some(ts(came).to_string()) });
+        let former = |status| RayJob { mark: mark(10), ..told(status, None, Some(20), "") };
         let handed = |at| State::Submitted(Submitted::new(ts(at)));
-        // In a list that was asked for before this one was taken, and in one that was answered late.
-        let mut case = Case::new(vec![done.clone()], vec![]);
-        (case.job.state, case.now) = (handed(1000), 1000);
-        assert_eq!(case.moves(), []);
-        (case.job.state, case.now) = (handed(990), 1000);
-        assert_eq!(case.moves(), [], "it began before this one came");
-        case.told = vec![RayJob { started_at: Some(ts(100)), ..done.clone() }];
-        assert_eq!(case.outcome(), Some(Outcome::Succeeded), "this one");
-        // Ray takes no id twice: what it tells for long is this one, whatever its clock said.
-        (case.told, case.now) = (vec![done.clone()], 1051);
+        for status in [JobStatus::Succeeded, JobStatus::Failed] {
+            let mut case = Case::new(vec![former(status)], vec![]);
+            (case.job.state, case.asked_at) = (handed(990), Some(980));
+            assert_eq!(case.moves(), [], "a list that was asked for before this one was taken");
+        }
+        // This one, whatever the clock was set to meanwhile.
+        let this = RayJob { mark: mark(100), started_at: Some(ts(10)), ..former(JobStatus::Succeeded) };
+        let mut case = Case::new(vec![this.clone()], vec![]);
+        for (at, now) in [(100, 1_000), (990, 1_000), (5_000, 1_000)] {
+            (case.job.state, case.now) = (handed(at), now);
+            assert_eq!(case.outcome(), Some(Outcome::Succeeded), "taken at {at}, now {now}");
+        }
+        // An earlier labd's, and one that labd did not submit.
+        case.told = vec![RayJob { mark: Some(Mark { submitted: None, ..case.job.mark() }), ..this.clone() }];
         assert_eq!(case.outcome(), Some(Outcome::Succeeded));
-        // The clock was set back since.
-        (case.told, case.job.state, case.now) =
-            (vec![told(JobStatus::Succeeded, None, Some(900), "")], handed(2000), 1000);
-        assert_eq!(case.outcome(), Some(Outcome::Succeeded));
-        // A failure of the former one does not end this one either.
-        let failed = RayJob { started_at: Some(ts(10)), ..told(JobStatus::Failed, None, Some(20), "") };
-        let mut case = Case::new(vec![failed], vec![]);
-        case.job.state = handed(990);
-        assert_eq!(case.moves(), []);
+        case.told = vec![RayJob { mark: None, ..this }];
+        assert_eq!(case.outcome(), None);
+        // Ray said that it has the id already, and for long that it is another's.
+        let mut case = Case::new(vec![former(JobStatus::Running)], vec![]);
+        case.job.state = State::Submitted(Submitted { missing_since: Some(ts(990)), ..Submitted::new(ts(980)) });
+        assert_eq!(case.lost().as_deref(), Some("Ray did not take it: it still had another job of this id"));
     }
 
     #[test]
@@ -1539,15 +1549,15 @@ mod tests {
     #[test]
     fn an_attempt_that_ray_has_and_the_ledger_has_not_is_taken_over() {
         let died = told(JobStatus::Failed, Some(ErrorType::JobSupervisorActorDied), Some(900), "");
-        let attempt = |n: u32, began| RayJob {
+        let attempt = |n: u32, came| RayJob {
             submission_id: format!("food11-r{}", n - 1),
-            attempt: Some(("food11".into(), n)),
-            started_at: Some(ts(began)),
+            mark: Some(Mark { root: "food11".into(), attempt: n, submitted: Some(ts(came).to_string()) }),
+            started_at: Some(ts(950)),
             ..told(JobStatus::Running, None, None, "")
         };
         let kept = State::Queued { not_before: ts(0), stop_first: None, tries: 0 };
         for state in [job("food11", json!({})).state, kept] {
-            let mut case = Case::new(vec![died.clone(), attempt(2, 910), attempt(3, 950)], vec![]);
+            let mut case = Case::new(vec![died.clone(), attempt(2, 100), attempt(3, 100)], vec![]);
             case.job.state = state;
             let moves = case.moves();
             let [Transition::Replace(id, Outcome::Lost { next, .. }, new)] = &moves[..] else { panic!("{moves:?}") };
@@ -1555,9 +1565,9 @@ mod tests {
             assert_eq!((new.id.as_str(), new.root.as_str(), new.attempt), ("food11-r2", "food11", 3));
             assert_eq!(new.state, State::Submitted(Submitted::new(ts(950))));
         }
-        // Another job had the id, before, or as the clock had it before it was set back.
-        for began in [50, 2_000] {
-            let moves = Case::new(vec![died.clone(), attempt(2, began)], vec![]).moves();
+        // Another job had the id.
+        for came in [50, 2_000] {
+            let moves = Case::new(vec![died.clone(), attempt(2, came)], vec![]).moves();
             assert!(
                 matches!(moves.first(), Some(Transition::Replace(_, _, new)) if new.id == "food11-r2"),
                 "{moves:?}"

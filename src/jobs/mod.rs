@@ -624,7 +624,7 @@ impl<A: JobApi> LedgerTask<A> {
             let services = snapshot.services.iter().filter_map(at).collect();
             let lists = ray.trouble.as_ref();
             let trouble = self.trouble.as_ref().or(lists).map(String::as_str);
-            let mut view = view::view(&self.book, &ray, &services, present, trouble, Timestamp::now());
+            let mut view = view::view(&self.book, &ray, &services, present, trouble);
             view.notices.extend(view::unreadable(&self.unreadable));
             view.unjudged = !self.failed.is_empty();
             view
@@ -685,14 +685,6 @@ impl<A: JobApi> LedgerTask<A> {
         self.stops.insert(stopped, (Instant::now(), task.abort_handle()));
     }
 
-    /// Whether Ray still had a job of this id when this one was submitted, by a list that was asked for later.
-    fn has_a_namesake(&self, id: &str) -> bool {
-        let ray = self.parts.ray.borrow();
-        let (Some(job), Some(told)) = (self.book.get(id), &ray.jobs) else { return false };
-        let mut entries = told.jobs.iter().filter(|entry| entry.submission_id == id);
-        told.asked_at > job.submitted_at && entries.any(|entry| decide::is_older(job, entry))
-    }
-
     async fn handed_in(&mut self, id: &str, submitted_at: Timestamp, result: Result<Reply, String>) {
         self.in_flight.remove(id);
         if self.book.get(id).is_some_and(|job| job.submitted_at != submitted_at) {
@@ -736,12 +728,7 @@ impl<A: JobApi> LedgerTask<A> {
                 self.set(id, State::Submitted(Submitted::new(now)));
                 reply
             }
-            Ok(reply) if waiting.is_none() && says(&reply, "already exists") && self.has_a_namesake(id) => {
-                let why = "Ray still has another job of this id: delete that one, or use another id".to_owned();
-                self.end(id, Outcome::Failed { why }, now);
-                reply
-            }
-            // An answer that did not reach labd, the first time.
+            // An answer that did not reach labd, the first time; or another job has the id, as Ray's list will say.
             Ok(reply) if waiting.is_none() && says(&reply, "already exists") => {
                 self.set(id, State::Submitted(Submitted::new(now)));
                 reply
@@ -907,6 +894,7 @@ impl<A: JobApi> LedgerTask<A> {
             root: id.clone(),
             attempt: 1,
             submission,
+            came_at: now,
             submitted_at: now,
             run,
             note,
@@ -1010,7 +998,7 @@ async fn submit<A: JobApi>(
         return Ok(refusal(409, "it was stopped or deleted before Ray had it\n".to_owned()));
     }
     let named = Named { run: name_runs.then_some(&job.run), note: job.note.as_deref() };
-    api.submit(Bytes::from(job.submission.body(&job.id, &job.root, job.attempt, named))).await
+    api.submit(Bytes::from(job.submission.body(&job.id, job.mark(), named))).await
 }
 
 /// Whether jobs have their store: it is ready, or a person wants it as it is.

@@ -154,6 +154,7 @@ mod tests {
                 root: root.to_owned(),
                 attempt: 1,
                 submission: Submission::parse(sent.as_bytes()).expect("a submission"),
+                came_at: Timestamp::from_millis(n),
                 submitted_at: Timestamp::from_millis(n),
                 run: String::new(),
                 note: None,

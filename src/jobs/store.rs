@@ -46,6 +46,8 @@ const MIGRATIONS: &[&str] = &[
         at_ms INTEGER NOT NULL
     ) STRICT;
     CREATE INDEX used_at ON used (at_ms);",
+    "ALTER TABLE jobs ADD COLUMN came_ms INTEGER NOT NULL DEFAULT 0;
+    UPDATE jobs SET came_ms = coalesce((SELECT submitted_ms FROM jobs AS of WHERE of.id = jobs.root), submitted_ms);",
 ];
 
 /// Why the ledger cannot be opened.
@@ -305,7 +307,8 @@ impl From<rusqlite::Error> for NotWritten {
 /// Reads everything that a ledger holds.
 fn read(db: &Connection) -> rusqlite::Result<Found> {
     let (mut book, mut used, mut unreadable) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
-    let mut rows = db.prepare("SELECT id, root, attempt, request, submitted_ms, state, run, note FROM jobs")?;
+    let mut rows =
+        db.prepare("SELECT id, root, attempt, request, submitted_ms, state, run, note, came_ms FROM jobs")?;
     let mut rows = rows.query([])?;
     while let Some(row) = rows.next()? {
         let id: String = row.get(0)?;
@@ -323,6 +326,7 @@ fn read(db: &Connection) -> rusqlite::Result<Found> {
             submitted_at: Timestamp::from_millis(row.get(4)?),
             run: row.get(6)?,
             note: row.get(7)?,
+            came_at: Timestamp::from_millis(row.get(8)?),
             state,
             id: id.clone(),
         };
@@ -343,15 +347,15 @@ fn insert(db: &mut Connection, jobs: &[Job], removed: &[String], used: &[(String
     let tx = db.transaction()?;
     {
         let mut put = tx.prepare_cached(
-            "INSERT OR REPLACE INTO jobs (id, root, attempt, request, submitted_ms, state, run, note) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+            "INSERT OR REPLACE INTO jobs (id, root, attempt, request, submitted_ms, state, run, note, came_ms) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
         )?;
         for job in jobs {
             // Plain data with string keys always serialises.
             let state = serde_json::to_string(&job.state).unwrap_or_default();
             let request = job.submission.to_json();
-            let at = job.submitted_at.as_millis();
-            put.execute(params![job.id, job.root, job.attempt, request, at, state, job.run, job.note])?;
+            let (at, came) = (job.submitted_at.as_millis(), job.came_at.as_millis());
+            put.execute(params![job.id, job.root, job.attempt, request, at, state, job.run, job.note, came])?;
         }
         let mut remove = tx.prepare_cached("DELETE FROM jobs WHERE id = ?1")?;
         for id in removed {
@@ -387,6 +391,7 @@ mod tests {
             attempt: 1,
             submission: Submission::parse(br#"{"entrypoint": "python train.py", "metadata": {"a": "b"}}"#)
                 .expect("one"),
+            came_at: Timestamp::from_millis(900),
             submitted_at: Timestamp::from_millis(1_000),
             run: "food11.2".into(),
             note: Some("used before".into()),
@@ -440,6 +445,25 @@ mod tests {
         let db = Connection::open(&path).expect("opens");
         let rows: u32 = db.query_row("SELECT count(*) FROM jobs", [], |row| row.get(0)).expect("readable");
         assert_eq!(rows, 4);
+    }
+
+    #[test]
+    fn an_earlier_labds_is_read_and_its_attempts_came_with_the_persons_submission() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("ledger.db");
+        let db = Connection::open(&path).expect("opens");
+        MIGRATIONS[..2].iter().for_each(|step| db.execute_batch(step).expect("a step"));
+        db.pragma_update(None, "application_id", SHAPE.application_id).expect("written");
+        db.pragma_update(None, "user_version", 2).expect("written");
+        let state = serde_json::to_string(&State::Submitted(Submitted::new(Timestamp::from_millis(9)))).expect("JSON");
+        let put = "INSERT INTO jobs VALUES (?1, ?2, 1, '{\"entrypoint\": \"x\"}', ?3, ?4, 'run', NULL)";
+        for (id, root, at) in [("a", "a", 5), ("a-r1", "a", 7), ("b-r1", "b", 8)] {
+            db.execute(put, params![id, root, at, state]).expect("written");
+        }
+        drop(db);
+        let (_, found) = Store::open(&path).expect("opens");
+        let came = |id: &str| found.book[id].came_at.as_millis();
+        assert_eq!([came("a"), came("a-r1"), came("b-r1")], [5, 5, 8]);
     }
 
     #[test]

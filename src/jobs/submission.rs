@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 use serde_json::{Map, Value, json};
 
 use crate::{
-    ray::{ATTEMPT, ROOT, SETUP_SECONDS},
+    ray::{ATTEMPT, Mark, ROOT, SETUP_SECONDS, SUBMITTED},
     text::{clip, is_invisible},
 };
 
@@ -181,10 +181,10 @@ impl Submission {
         found
     }
 
-    /// Request body to submit to Ray: under `id`, as the `attempt`-th of `root`, and named so that a run without a name
-    /// of its own resumes, when there is one in `named`. A driver that names no place gets the driver node's, so that
-    /// neither the head's crash nor a GPU worker's takes it along.
-    pub fn body(&self, id: &str, root: &str, attempt: u32, named: Named<'_>) -> Vec<u8> {
+    /// Request body to submit to Ray: under `id`, with labd's mark, and named so that a run without a name of its own
+    /// resumes, when there is one in `named`. A driver that names no place gets the driver node's, so that neither the head's
+    /// crash nor a GPU worker's takes it along.
+    pub fn body(&self, id: &str, mark: Mark, named: Named<'_>) -> Vec<u8> {
         let mut map = self.map.clone();
         map.remove("job_id");
         map.insert("submission_id".to_owned(), json!(id));
@@ -200,8 +200,11 @@ impl Submission {
         if let Some(note) = named.note {
             metadata.insert(NOTE.to_owned(), json!(note));
         }
-        metadata.insert(ROOT.to_owned(), json!(root));
-        metadata.insert(ATTEMPT.to_owned(), json!(attempt.to_string()));
+        metadata.insert(ROOT.to_owned(), json!(mark.root));
+        metadata.insert(ATTEMPT.to_owned(), json!(mark.attempt.to_string()));
+        if let Some(at) = mark.submitted {
+            metadata.insert(SUBMITTED.to_owned(), json!(at));
+        }
         map.insert("metadata".to_owned(), Value::Object(metadata));
         if let Some(Value::Object(env)) = map.get_mut("runtime_env") {
             with_packages(env, id);
@@ -321,6 +324,10 @@ mod tests {
         Submission::parse(value.to_string().as_bytes()).expect("a submission")
     }
 
+    fn mark(root: &str, attempt: u32) -> Mark {
+        Mark { root: root.into(), attempt, submitted: Some("then".into()) }
+    }
+
     #[test]
     fn what_ray_would_refuse_is_none() {
         for body in [
@@ -351,8 +358,7 @@ mod tests {
             "env_vars": {"A": "b"}}, "metadata": {"job_submission_id": "x", "mine": "y"}, "new_in_ray": [1]});
         let body: Value = serde_json::from_slice(&of(&sent).body(
             "food11-r1",
-            "food11",
-            2,
+            mark("food11", 2),
             Named { run: Some("food11.2"), note: Some("used before") },
         ))
         .expect("JSON");
@@ -361,7 +367,8 @@ mod tests {
         assert_eq!((&body["runtime_env"], &body["new_in_ray"]), (&sent["runtime_env"], &sent["new_in_ray"]));
         assert_eq!(
             body["metadata"],
-            json!({"job_submission_id": "x", "mine": "y", RUN: "food11.2", NOTE: "used before", ROOT: "food11", ATTEMPT: "2"})
+            json!({"job_submission_id": "x", "mine": "y", RUN: "food11.2", NOTE: "used before", ROOT: "food11", ATTEMPT: "2",
+                SUBMITTED: "then"})
         );
     }
 
@@ -376,7 +383,7 @@ mod tests {
             sent["entrypoint"] = json!("x");
             sent["metadata"] = json!({RUN: "mine"});
             let body: Value =
-                serde_json::from_slice(&of(&sent).body("a", "a", 1, Named { run: Some("a"), note: None }))
+                serde_json::from_slice(&of(&sent).body("a", mark("a", 1), Named { run: Some("a"), note: None }))
                     .expect("JSON");
             assert_eq!(body["entrypoint_label_selector"], sent["entrypoint_label_selector"], "{place}");
             assert_eq!(body["metadata"][RUN], "mine");
@@ -388,7 +395,8 @@ mod tests {
         ] {
             let mut sent = nowhere;
             sent["entrypoint"] = json!("x");
-            let body: Value = serde_json::from_slice(&of(&sent).body("a", "a", 1, Named::default())).expect("JSON");
+            let body: Value =
+                serde_json::from_slice(&of(&sent).body("a", mark("a", 1), Named::default())).expect("JSON");
             assert_eq!(body["entrypoint_label_selector"]["labd.role"], "driver");
             assert_eq!(body["metadata"][RUN], "", "switched off");
         }
@@ -454,7 +462,7 @@ mod tests {
     fn one_that_brings_packages_says_whose_they_are_and_gets_the_time() {
         let body = |env: Value| -> Value {
             let sent = of(&json!({"entrypoint": "x", "runtime_env": env}));
-            serde_json::from_slice(&sent.body("food11-r1", "food11", 2, Named::default())).expect("JSON")
+            serde_json::from_slice(&sent.body("food11-r1", mark("food11", 2), Named::default())).expect("JSON")
         };
         for key in ["pip", "uv"] {
             let env = body(json!({key: ["emoji"], "env_vars": {"A": "b"}}))["runtime_env"].clone();

@@ -94,6 +94,7 @@ impl Scene {
                 root: id.clone(),
                 attempt: 1,
                 submission: Submission::parse(sent.as_bytes()).expect("a submission"),
+                came_at: now,
                 submitted_at: now,
                 run: id.clone(),
                 note: None,
@@ -128,7 +129,7 @@ impl Scene {
                     ended_at: over.then_some(self.now),
                     driver_node: placed.then(|| vec![1]),
                     exit_code: None,
-                    attempt: None,
+                    mark: None,
                 };
                 self.told.insert(id, job);
             }
@@ -329,6 +330,7 @@ fn kept(sent: &serde_json::Value, stop_first: Option<&str>) -> Job {
         root: "a".into(),
         attempt: 1,
         submission: Submission::parse(sent.to_string().as_bytes()).expect("a submission"),
+        came_at: Timestamp::from_millis(1),
         submitted_at: Timestamp::from_millis(1),
         run: "a".into(),
         note: None,
@@ -456,7 +458,7 @@ impl Rig {
             ended_at: None,
             driver_node: None,
             exit_code: None,
-            attempt: None,
+            mark: None,
         });
         // A list of the same millisecond may be from before Ray took the job.
         let asked_at = Timestamp::now().plus(std::time::Duration::from_secs(1));

@@ -15,7 +15,6 @@ use crate::{
     snapshot::{JobOutcome, JobStatus, JobView, RunStatus},
     spec::worker_slot,
     text::one_line,
-    time::Timestamp,
 };
 
 /// Number of jobs that the snapshot shows.
@@ -56,9 +55,7 @@ pub(super) fn view(
     services: &BTreeMap<Ipv4Addr, String>,
     present: Present,
     trouble: Option<&str>,
-    now: Timestamp,
 ) -> LedgerView {
-    let asked_at = ray.jobs.as_ref().map_or(now, |told| told.asked_at);
     let told: BTreeMap<&str, &RayJob> =
         ray.jobs.iter().flat_map(|t| &t.jobs).map(|job| (job.submission_id.as_str(), job)).collect();
     let mut jobs: Vec<JobView> = chosen(book, &told)
@@ -66,7 +63,7 @@ pub(super) fn view(
         .map(|known| match known {
             Known::Ledger(job) => {
                 let entry = told.get(job.id.as_str()).copied();
-                of_ledger(job, entry.filter(|entry| decide::is_about(job, asked_at, entry, now)), present)
+                of_ledger(job, entry.filter(|entry| decide::is_about(job, entry)), present)
             }
             Known::Ray(job) => of_ray(job),
         })
@@ -293,6 +290,7 @@ mod tests {
             root: id.trim_end_matches("-r1").into(),
             attempt: 1,
             submission: Submission::parse(sent.to_string().as_bytes()).expect("one"),
+            came_at: ts(1),
             submitted_at: ts(1),
             run: id.into(),
             note: None,
@@ -311,7 +309,7 @@ mod tests {
             ended_at: None,
             driver_node: Some(vec![1]),
             exit_code: None,
-            attempt: None,
+            mark: None,
         }
     }
 
@@ -342,7 +340,7 @@ mod tests {
         let other = Ipv4Addr::new(198, 18, 100, 11);
         let services = [(WORKER, "ray-worker-0".to_owned()), (other, "ray-driver".to_owned())].into();
         let present = Present { head: true, driver: true, store: false };
-        view(&book, ray, &services, present, None, ts(1_000))
+        view(&book, ray, &services, present, None)
     }
 
     #[test]

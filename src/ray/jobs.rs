@@ -20,10 +20,12 @@ use crate::{snapshot::JobStatus, text::path_segment, time::Timestamp};
 pub const ROOT: &str = "labd.root";
 /// Metadata key of a job that labd submitted: 1 for the person's submission, 2 for its first resubmission, and so on.
 pub const ATTEMPT: &str = "labd.attempt";
+/// Metadata key of a job that labd submitted: the time at which the person's submission came. An id can be used again.
+pub const SUBMITTED: &str = "labd.submitted";
 /// Longest wait for an answer.
 const ANSWER: Duration = Duration::from_secs(10);
 /// Longest wait for a submission's answer: Ray itself waits 10 s for an agent, and starts the job's supervisor then.
-const SUBMITTED: Duration = Duration::from_secs(30);
+const TAKEN: Duration = Duration::from_secs(30);
 /// Longest wait for a package to be taken.
 const UPLOADED: Duration = Duration::from_mins(5);
 /// Largest answer read: thousands of jobs.
@@ -52,8 +54,19 @@ pub struct RayJob {
     pub driver_node: Option<Vec<u8>>,
     /// Exit code of its driver.
     pub exit_code: Option<i64>,
-    /// Submission of a person that it belongs to and its attempt ([`ROOT`], [`ATTEMPT`]), where labd submitted it.
-    pub attempt: Option<(String, u32)>,
+    /// Mark on what labd submitted.
+    pub mark: Option<Mark>,
+}
+
+/// Mark of labd on a job that it submitted to Ray.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mark {
+    /// Submission of a person that it belongs to ([`ROOT`]).
+    pub root: String,
+    /// Number of the attempt ([`ATTEMPT`]).
+    pub attempt: u32,
+    /// Time at which the person's submission came ([`SUBMITTED`]), as it was written; earlier labds did not.
+    pub submitted: Option<String>,
 }
 
 /// Value of `error_type` for a failed job.
@@ -233,7 +246,7 @@ impl HttpJobs {
 
 impl JobApi for HttpJobs {
     async fn submit(&self, body: Bytes) -> Result<Reply, String> {
-        self.ask(Method::POST, "/api/jobs/", full(body), SUBMITTED).await
+        self.ask(Method::POST, "/api/jobs/", full(body), TAKEN).await
     }
 
     async fn stop(&self, submission_id: &str) -> Result<Reply, String> {
@@ -302,14 +315,14 @@ fn read(mut job: Value) -> Option<RayJob> {
         ended_at: end(take(&mut job, "end_time")),
         driver_node: take::<String>(&mut job, "driver_node_id").as_deref().and_then(unhex),
         exit_code: take(&mut job, "driver_exit_code"),
-        attempt: attempt(&job["metadata"]),
+        mark: mark(&job["metadata"]),
     })
 }
 
-/// Attempt that a job is, by its metadata.
-fn attempt(metadata: &Value) -> Option<(String, u32)> {
-    let text = |key: &str| metadata.get(key)?.as_str();
-    Some((text(ROOT)?.to_owned(), text(ATTEMPT)?.parse().ok()?))
+/// Mark in a job's metadata.
+fn mark(metadata: &Value) -> Option<Mark> {
+    let text = |key: &str| Some(metadata.get(key)?.as_str()?.to_owned());
+    Some(Mark { root: text(ROOT)?, attempt: text(ATTEMPT)?.parse().ok()?, submitted: text(SUBMITTED) })
 }
 
 /// Time at which a job ended, which Ray gives as 0 while it has not.
@@ -341,7 +354,7 @@ mod tests {
         let jobs = json!([
             {"submission_id": "a", "status": "FAILED", "entrypoint": "python a.py", "start_time": 1, "end_time": 5,
              "message": "x", "error_type": "JOB_SUPERVISOR_ACTOR_DIED", "driver_node_id": "00ff",
-             "metadata": {"labd.root": "b", "labd.attempt": "2", "mine": "y"}},
+             "metadata": {"labd.root": "b", "labd.attempt": "2", "labd.submitted": "then", "mine": "y"}},
             {"submission_id": "b", "status": "RUNNING", "entrypoint": "python b.py", "start_time": 2, "end_time": null,
              "error_type": null, "driver_exit_code": null},
             {"submission_id": "c", "status": "FAILED", "error_type": "SOMETHING_NEW", "driver_node_id": "xyz"},
@@ -356,7 +369,8 @@ mod tests {
             (jobs[0].error, jobs[0].driver_node.clone()),
             (Some(ErrorType::JobSupervisorActorDied), Some(vec![0, 255]))
         );
-        assert_eq!((&jobs[0].attempt, &jobs[1].attempt), (&Some(("b".to_owned(), 2)), &None));
+        let mark = Mark { root: "b".to_owned(), attempt: 2, submitted: Some("then".to_owned()) };
+        assert_eq!((&jobs[0].mark, &jobs[1].mark), (&Some(mark), &None));
         assert_eq!((jobs[1].ended_at, jobs[1].status), (None, JobStatus::Running));
         assert_eq!((jobs[2].error, jobs[2].driver_node.clone()), (Some(ErrorType::Other), None));
         // What cannot be read of a job does not make it one that is gone.

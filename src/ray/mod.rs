@@ -36,7 +36,7 @@ use crate::{secret::Secret, snapshot::DemandView, time::Timestamp};
 pub(crate) use demand::words as resource_words;
 use gcs::Gcs as Client;
 pub(crate) use jobs::parse as read_jobs;
-pub use jobs::{ATTEMPT, ErrorType, HttpJobs, JobApi, Jobs, ROOT, RayJob, Reply};
+pub use jobs::{ATTEMPT, ErrorType, HttpJobs, JobApi, Jobs, Mark, ROOT, RayJob, Reply, SUBMITTED};
 pub use train::TrainRun;
 pub(crate) use train::run_names;
 

@@ -384,7 +384,7 @@ mod tests {
             ended_at: ended_at.map(at),
             driver_node: None,
             exit_code: None,
-            attempt: None,
+            mark: None,
         };
         let kept = merge(&known, vec![], &[job(None)], polled(Some(1), 2));
         assert_eq!(kept, known);

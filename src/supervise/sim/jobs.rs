@@ -25,7 +25,7 @@ use crate::{
     config::Config,
     jobs::{self, Ledger, LedgerView, Parts, Stop, submission::Submission},
     journal::{EventQuery, Journal, Kind},
-    ray::{ErrorType, Gcs, JobApi, Jobs, RayJob, RayView, Reply},
+    ray::{ErrorType, Gcs, JobApi, Jobs, Mark, RayJob, RayView, Reply},
     snapshot::{JobOutcome, JobStatus, ServiceState},
     time::Timestamp,
 };
@@ -49,6 +49,8 @@ enum Script {
 struct Job {
     root: String,
     attempt: u32,
+    /// Time of the person's submission, as labd wrote it.
+    submitted: Option<String>,
     /// Number of times its id had been submitted by then.
     life: u32,
     /// Name that its training is kept under.
@@ -259,6 +261,7 @@ impl Api {
         let job = Job {
             root,
             attempt,
+            submitted: sent["metadata"]["labd.submitted"].as_str().map(str::to_owned),
             life,
             run,
             script: if sent["metadata"]["script"] == "raises" { Script::Raises } else { Script::Succeeds },
@@ -333,7 +336,7 @@ impl Api {
             ended_at: job.stamps.1,
             driver_node: job.node.map(|id| id.to_be_bytes().to_vec()),
             exit_code: None,
-            attempt: Some((job.root.clone(), job.attempt)),
+            mark: Some(Mark { root: job.root.clone(), attempt: job.attempt, submitted: job.submitted.clone() }),
         });
         Jobs { asked_at: Timestamp::now(), jobs: jobs.collect() }
     }
