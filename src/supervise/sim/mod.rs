@@ -790,6 +790,19 @@ fn what_nobody_told_is_seen_at_the_next_look_and_no_container_is_asked_for_that_
         let before = asked(&h);
         h.pass(Duration::from_mins(2)).await;
         assert_eq!(asked(&h) - before, 2 * desired(0).plan.services.len(), "each once a minute");
+        let judges = |h: &History, unjudged| {
+            let view = LedgerView { unjudged, ..LedgerView::default() };
+            h.labd.as_ref().expect("it runs").ledger.send_replace(Arc::new(view));
+        };
+        judges(&h, true);
+        let before = asked(&h);
+        h.pass(RESYNC * 4).await;
+        let each = 4 * desired(0).plan.services.len();
+        assert!(
+            (each..=each + desired(0).plan.services.len()).contains(&(asked(&h) - before)),
+            "what a job failed of is asked for"
+        );
+        judges(&h, false);
         h.strike(&Fault::DockerStop("jupyter".into())).await;
         h.pass(Duration::from_secs(10)).await;
         assert_eq!(h.state("jupyter"), Some(ServiceState::Held));
