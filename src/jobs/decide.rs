@@ -392,18 +392,18 @@ enum Verdict {
 fn word<'a>(job: &Job, handed: &Submitted, told: Option<&'a Jobs>, now: Timestamp) -> Result<Option<&'a RayJob>, ()> {
     let Some(told) = told else { return Err(()) };
     match told.jobs.iter().find(|entry| entry.submission_id == job.id && is_of(job, entry)) {
-        None if !is_of_its_time(handed, told.asked_at, now) => Err(()),
+        None if !was_asked_after(told.asked_at, handed.at, now) => Err(()),
         entry => Ok(entry),
     }
 }
 
-/// Whether a list was asked for after Ray took this submission. What lies in the future was before the clock was set back; not
-/// what is a moment ahead, since two tasks read the clock.
-fn is_of_its_time(handed: &Submitted, asked_at: Timestamp, now: Timestamp) -> bool {
-    match (asked_at > now.plus(Duration::from_secs(1)), handed.at > now) {
+/// Whether a list was asked for after that. What lies in the future was before the clock was set back; not what is a moment
+/// ahead, since two tasks read the clock.
+fn was_asked_after(asked_at: Timestamp, at: Timestamp, now: Timestamp) -> bool {
+    match (asked_at > now.plus(Duration::from_secs(1)), at > now) {
         (true, false) => false,
         (false, true) => true,
-        (true, true) | (false, false) => asked_at > handed.at,
+        (true, true) | (false, false) => asked_at > at,
     }
 }
 
@@ -511,6 +511,10 @@ fn going(
         ended && !(is_alive && is_older(i))
     };
     if let Some(incident) = world.incidents.iter().find(died) {
+        // A list from before that cannot say that the job had ended by then.
+        if !world.jobs.is_some_and(|told| was_asked_after(told.asked_at, incident.died_at, now)) {
+            return Verdict::Going(known);
+        }
         if known.stop_asked {
             return Verdict::Ended(Outcome::Stopped);
         }
@@ -1332,6 +1336,23 @@ mod tests {
         let mut case = Case::new(vec![], vec![]);
         case.job.state = State::Submitted(Submitted::new(ts(1000)));
         assert_eq!(case.moves(), []);
+    }
+
+    #[test]
+    fn a_job_whose_driver_died_had_perhaps_succeeded_by_then() {
+        let running = told(JobStatus::Running, None, None, "");
+        let mut case = Case::new(vec![running], vec![incident("ray-driver", 990, None)]);
+        case.asked_at = Some(989);
+        assert_eq!(case.lost(), None, "the list is from before that");
+        case.asked_at = Some(991);
+        assert!(case.lost().is_some());
+        // The clock was set back after the death, and after the list.
+        case.nodes[0].alive = false;
+        (case.learnt, case.incidents[0].order) = (Some(0), Order { begun: 1, over: 0 });
+        (case.incidents[0].died_at, case.incidents[0].noticed_at) = (ts(4_600), ts(4_600));
+        assert!(case.lost().is_some());
+        (case.incidents[0].died_at, case.incidents[0].noticed_at, case.asked_at) = (ts(995), ts(995), Some(4_600));
+        assert_eq!(case.lost(), None);
     }
 
     #[test]

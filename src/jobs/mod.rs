@@ -228,6 +228,7 @@ fn start<A: JobApi>(opened: Opened, parts: Parts<A>) -> (Ledger, AbortHandle) {
     let (ask, asked) = mpsc::channel(64);
     let (tell, view) = watch::channel(Arc::new(LedgerView::default()));
     let (words, heard) = mpsc::unbounded_channel();
+    let uncertain = uncertain(&found.book).collect();
     let keeper = LedgerTask {
         book: found.book,
         used: found.used,
@@ -252,6 +253,7 @@ fn start<A: JobApi>(opened: Opened, parts: Parts<A>) -> (Ledger, AbortHandle) {
         silences: Vec::new(),
         failed: BTreeMap::new(),
         learnt: BTreeMap::new(),
+        uncertain,
     };
     let task = tokio::spawn(keeper.run(asked, heard)).abort_handle();
     (Ledger { ask, view }, task)
@@ -303,6 +305,8 @@ struct LedgerTask<A> {
     failed: BTreeMap<String, Instant>,
     /// Newest place in the incidents' order when each job was first submitted to Ray.
     learnt: BTreeMap<String, u64>,
+    /// Jobs that an earlier labd may have submitted to Ray, and could not write that down.
+    uncertain: BTreeSet<String>,
     trouble: Option<String>,
 }
 
@@ -530,6 +534,7 @@ impl<A: JobApi> LedgerTask<A> {
 
     /// Takes over what an earlier labd wrote, which could not be read until now. What has happened since counts.
     fn take_over(&mut self, found: Found) {
+        self.uncertain.extend(uncertain(&found.book).filter(|id| !self.book.contains_key(id)));
         for (id, job) in found.book {
             self.book.entry(id).or_insert(job);
         }
@@ -551,6 +556,7 @@ impl<A: JobApi> LedgerTask<A> {
         self.sweep_at = Instant::now() + SWEEP;
         let is_open = |id: &str| self.book.get(id).is_some_and(|job| !job.is_over());
         self.learnt.retain(|id, _| is_open(id));
+        self.uncertain.retain(|id| is_open(id));
         self.stops.retain(|id, _| is_open(id));
         self.trim();
         self.store.keep_room();
@@ -730,6 +736,10 @@ impl<A: JobApi> LedgerTask<A> {
             }
             // An answer that did not reach labd, the first time; or another job has the id, as Ray's list will say.
             Ok(reply) if waiting.is_none() && says(&reply, "already exists") => {
+                if self.uncertain.contains(id) {
+                    // An earlier labd submitted it: what this one had learnt by then may have come after that.
+                    self.learnt.remove(id);
+                }
                 self.set(id, State::Submitted(Submitted::new(now)));
                 reply
             }
@@ -999,6 +1009,11 @@ async fn submit<A: JobApi>(
     }
     let named = Named { run: name_runs.then_some(&job.run), note: job.note.as_deref() };
     api.submit(Bytes::from(job.submission.body(&job.id, job.mark(), named))).await
+}
+
+/// Jobs of an earlier labd that may have submitted them to Ray, and was killed before it could write that down.
+fn uncertain(found: &BTreeMap<String, Job>) -> impl Iterator<Item = String> {
+    found.values().filter(|job| matches!(job.state, State::Queued { .. })).map(|job| job.id.clone())
 }
 
 /// Whether jobs have their store: it is ready, or a person wants it as it is.

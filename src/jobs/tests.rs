@@ -5,6 +5,7 @@ use std::{
     net::Ipv4Addr,
     path::Path,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -113,7 +114,7 @@ impl Scene {
 
     fn happen(&mut self, step: &Step) {
         match step {
-            Step::Wait(s) => self.now = self.now.plus(std::time::Duration::from_secs(u64::from(*s))),
+            Step::Wait(s) => self.now = self.now.plus(Duration::from_secs(u64::from(*s))),
             Step::Say(n, status, error, placed) => {
                 let Some(id) = self.open(*n).filter(|id| matches!(self.book[id].state, State::Submitted(_))) else {
                     return;
@@ -145,7 +146,7 @@ impl Scene {
                 died_at: self.now,
                 noticed_at: self.now,
                 running_at: None,
-                ready_at: back.map(|s| self.now.plus(std::time::Duration::from_secs(u64::from(s)))),
+                ready_at: back.map(|s| self.now.plus(Duration::from_secs(u64::from(s)))),
                 training: Vec::new(),
                 order: Order::default(),
             }),
@@ -276,6 +277,8 @@ struct Fake {
     /// HTTP statuses of answers to `stop` and `put_package`; 200 where none is told.
     stop: Option<u16>,
     put: Option<u16>,
+    /// Whether Ray has what is submitted already.
+    has_it: bool,
     /// Holds submissions back until told otherwise; `false`: the answer is lost.
     gate: Option<watch::Receiver<Option<bool>>>,
     asked: Arc<Mutex<Vec<String>>>,
@@ -298,6 +301,9 @@ impl Fake {
 impl JobApi for Fake {
     async fn submit(&self, _: Bytes) -> Result<Reply, String> {
         self.note("submit".into());
+        if self.has_it {
+            return Ok(Reply { body: "Job with submission_id a already exists.".into(), ..Self::answer(Some(500)) });
+        }
         if let Some(mut gate) = self.gate.clone() {
             let open = gate.wait_for(Option::is_some).await.is_ok_and(|open| *open == Some(true));
             return if open { Ok(Self::answer(None)) } else { Err("the dashboard does not answer".into()) };
@@ -395,6 +401,7 @@ struct Rig {
     api: Fake,
     ray: watch::Sender<Arc<RayView>>,
     snapshot: watch::Sender<Arc<Snapshot>>,
+    incidents: watch::Sender<Arc<Vec<Incident>>>,
     _alive: Box<dyn std::any::Any + Send + Sync>,
 }
 
@@ -405,6 +412,11 @@ impl Rig {
         let path = if broken { dir.path().join("a file/ledger.db") } else { dir.path().join("ledger.db") };
         std::fs::write(dir.path().join("a file"), "where a folder should be").expect("written");
         let (store, found) = super::Store::open(&path).expect("opens");
+        Self::over(api, dir, store, found)
+    }
+
+    /// Rig whose ledger found that on its disk.
+    fn over(api: Fake, dir: tempfile::TempDir, store: super::Store, found: super::Found) -> Self {
         let packages = Packages::open(&dir.path().join("packages")).expect("opens");
         let nodes = vec![RayNode {
             id: vec![1],
@@ -431,11 +443,11 @@ impl Rig {
             looked_at: watch::channel(Some(crate::time::Moment::now())).1,
             snapshot: snapshots,
             config: configs,
-            journal: crate::journal::Journal::open(&dir.path().join("journal.db"), std::time::Duration::from_hours(1))
+            journal: crate::journal::Journal::open(&dir.path().join("journal.db"), Duration::from_hours(1))
                 .expect("opens"),
         };
         let ledger = super::spawn(super::Opened { store, found, packages: packages.clone() }, parts);
-        Self { ledger, packages, api, ray, snapshot, _alive: Box::new((incidents, config, dir)) }
+        Self { ledger, packages, api, ray, snapshot, incidents, _alive: Box::new((config, dir)) }
     }
 
     async fn submit(&self) -> Reply {
@@ -448,6 +460,11 @@ impl Rig {
     }
 
     fn lists(&self, status: Option<JobStatus>) {
+        let list = Self::list(status);
+        self.ray.send_modify(|view| Arc::make_mut(view).jobs = Some(Arc::new(list)));
+    }
+
+    fn list(status: Option<JobStatus>) -> Jobs {
         let job = status.map(|status| RayJob {
             submission_id: "a".into(),
             status,
@@ -461,9 +478,8 @@ impl Rig {
             mark: None,
         });
         // A list of the same millisecond may be from before Ray took the job.
-        let asked_at = Timestamp::now().plus(std::time::Duration::from_secs(1));
-        let jobs = Jobs { asked_at, jobs: job.into_iter().collect() };
-        self.ray.send_modify(|view| Arc::make_mut(view).jobs = Some(Arc::new(jobs)));
+        let asked_at = Timestamp::now().plus(Duration::from_secs(1));
+        Jobs { asked_at, jobs: job.into_iter().collect() }
     }
 
     fn store_is(&self, state: ServiceState) {
@@ -477,10 +493,10 @@ impl Rig {
         let mut view = self.ledger.watch();
         let work = async {
             while !what(self) {
-                let _ = tokio::time::timeout(std::time::Duration::from_millis(20), view.changed()).await;
+                let _ = tokio::time::timeout(Duration::from_millis(20), view.changed()).await;
             }
         };
-        tokio::time::timeout(std::time::Duration::from_secs(20), work).await.expect("it comes to that");
+        tokio::time::timeout(Duration::from_secs(20), work).await.expect("it comes to that");
     }
 
     fn message(&self) -> String {
@@ -507,6 +523,45 @@ async fn a_stop_while_the_job_is_being_submitted_is_not_lost() {
         rig.lists(Some(JobStatus::Stopped));
         rig.until(|rig| rig.ledger.watch().borrow().jobs[0].status == JobStatus::Stopped).await;
     }
+}
+
+#[tokio::test]
+async fn what_died_before_this_labd_submitted_a_job_that_ray_had_already_is_no_less_its_loss() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (store, mut found) = super::Store::open(&dir.path().join("ledger.db")).expect("opens");
+    let now = Timestamp::now();
+    let (began, died) = (now.minus(Duration::from_secs(20)), now.minus(Duration::from_secs(9)));
+    // The labd before was killed, and had written down only that it keeps the job.
+    let job = Job { came_at: began, submitted_at: began, ..kept(&json!({"entrypoint": "x"}), None) };
+    let mark = job.mark();
+    found.book.insert("a".into(), job);
+    let rig = Rig::over(Fake { has_it: true, ..Fake::default() }, dir, store, found);
+    let incident = Incident {
+        service: "ray-worker-0".into(),
+        cause: Cause::Gpu,
+        why: "its GPU is gone".into(),
+        died_at: died,
+        noticed_at: died,
+        running_at: None,
+        ready_at: None,
+        training: Vec::new(),
+        order: Order { begun: 1, over: 0 },
+    };
+    rig.incidents.send_replace(Arc::new(vec![incident]));
+    rig.until(|rig| rig.api.asked() == ["submit"]).await;
+    let mut list = Rig::list(Some(JobStatus::Failed));
+    list.jobs[0] = RayJob {
+        mark: Some(mark),
+        error: Some(ErrorType::JobEntrypointCommandError),
+        started_at: Some(began),
+        ended_at: Some(died.plus(Duration::from_secs(3))),
+        ..list.jobs[0].clone()
+    };
+    rig.ray.send_modify(|view| Arc::make_mut(view).jobs = Some(Arc::new(list)));
+    rig.until(|rig| rig.ledger.watch().borrow().jobs.iter().any(|job| job.outcome.is_some())).await;
+    let view = rig.ledger.watch().borrow().clone();
+    let first = view.jobs.iter().find(|job| job.submission_id == "a").expect("shown");
+    assert_eq!(first.outcome, Some(crate::snapshot::JobOutcome::Lost), "{first:?}");
 }
 
 #[tokio::test]

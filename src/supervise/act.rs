@@ -4,7 +4,7 @@ use std::{net::Ipv4Addr, time::Duration};
 
 use super::{
     decide::{self, Action, Decision, Observation},
-    memory::stopping_key,
+    memory::{started_after_key, stopping_key},
     service::OwnStop,
     supervisor::{AFTER_FAILURE, OUTDATED, Supervisor, TaskMsg},
 };
@@ -148,6 +148,14 @@ impl<E: Engine> Supervisor<E> {
                 let _ = tx.send(TaskMsg::Told(service, told));
             });
             return;
+        }
+        if let Action::Start { .. } = action {
+            // By the order of the two: the clock may be set in between.
+            let fault = self.p.gpus.borrow().of_worker(name).and_then(|gpu| Some(gpu.restart.as_ref()?.0));
+            if let Some(at) = fault.filter(|_| fault != entry.started_after) {
+                entry.started_after = fault;
+                self.p.journal.set_memory(started_after_key(name), at.as_millis().to_string());
+            }
         }
         let spec = entry.spec.clone();
         tokio::spawn(async move {

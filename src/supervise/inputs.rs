@@ -122,7 +122,11 @@ impl<E: Engine> Supervisor<E> {
     /// Health of a worker whose processes lost their state on the GPU to a fault that came after its start.
     pub(super) fn void(&self, name: &str) -> Option<Health> {
         let (since, reason) = self.p.gpus.borrow().of_worker(name)?.restart.clone()?;
-        let (_, started_at) = self.entries.get(name)?.running()?;
+        let entry = self.entries.get(name)?;
+        let (_, started_at) = entry.running()?;
+        if entry.started_after == Some(since) {
+            return None;
+        }
         // A fault in the future was before the clock was set back: what has been started since may be of an earlier time.
         (started_at < since && since <= Timestamp::now()).then_some(Health::Gone { reason, since })
     }

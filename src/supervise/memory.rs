@@ -36,6 +36,11 @@ pub(super) fn stopping_key(service: &str) -> String {
     format!("stopping:{service}")
 }
 
+/// Journal key for the fault of a worker's GPU that was known when labd last started the container.
+pub(super) fn started_after_key(service: &str) -> String {
+    format!("started-after:{service}")
+}
+
 pub(super) fn held_word(hold: Option<Hold>) -> &'static str {
     match hold {
         None => "no",
@@ -58,8 +63,15 @@ mod tests {
     fn what_the_journal_remembers_stays_where_the_next_labd_looks_for_it() {
         assert_eq!(EVENTS_HEARD, "engine:events-heard");
         assert_eq!(
-            [change_key("x"), disk_key("/x"), shortage_key("x"), held_key("x"), stopping_key("x")],
-            ["change:x", "disk:/x", "oom:x", "held:x", "stopping:x"]
+            [
+                change_key("x"),
+                disk_key("/x"),
+                shortage_key("x"),
+                held_key("x"),
+                stopping_key("x"),
+                started_after_key("x")
+            ],
+            ["change:x", "disk:/x", "oom:x", "held:x", "stopping:x", "started-after:x"]
         );
         let words = [None, Some(Hold::Asked), Some(Hold::Stopped), Some(Hold::ByHand)].map(held_word);
         assert_eq!(words, ["no", "yes", "stopped", "by-hand"]);

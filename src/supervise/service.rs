@@ -50,6 +50,8 @@ pub(super) struct Entry {
     pub(super) look_again: bool,
     /// Whether a step is under way.
     pub(super) acting: bool,
+    /// Fault of the worker's GPU that was known when labd last started the container: it is no fault of that run.
+    pub(super) started_after: Option<Timestamp>,
     /// Whether the lab's network was found to be there, for the next step.
     pub(super) network_there: bool,
     /// Kinds of steps that failed, which the journal was told of, since the last one succeeded.
@@ -94,6 +96,7 @@ impl Entry {
             last_event: None,
             look_again: false,
             acting: false,
+            started_after: None,
             network_there: false,
             told: BTreeSet::new(),
             not_before: None,

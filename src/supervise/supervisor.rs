@@ -12,7 +12,7 @@ use super::{
     decide::{Action, EngineOutage, Health, Hold},
     health_check::Ask,
     incidents::Incidents,
-    memory::{held_before, shortage_key, stopping_key},
+    memory::{held_before, shortage_key, started_after_key, stopping_key},
     segments::Swept,
     service::{Entry, OwnStop},
 };
@@ -238,6 +238,8 @@ impl<E: Engine> Supervisor<E> {
             if let Some(entry) = self.entries.get_mut(&name) {
                 let kept = self.p.journal.memory(&shortage_key(&name));
                 entry.shortage = kept.and_then(|text| serde_json::from_str(&text).ok());
+                let fault = self.p.journal.memory(&started_after_key(&name));
+                entry.started_after = fault.and_then(|at| Some(Timestamp::from_millis(at.parse().ok()?)));
             }
             let Some(last) = self.p.journal.last_state(&name).await else { continue };
             let Some(entry) = self.entries.get_mut(&name) else { continue };

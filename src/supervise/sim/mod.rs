@@ -761,6 +761,14 @@ fn a_worker_whose_gpu_was_healed_is_another_container_once_also_for_the_next_lab
         let after = ["ray-worker-0", "ray-worker-1"].map(|s| id(&h, s));
         assert!(after[0].is_some() && after[0] != before[0]);
         assert_eq!(after[1], before[1], "the other tenant's");
+        h.strike(&Fault::ClockSet(-3_600_000)).await;
+        h.strike(&Fault::Crash("ray-worker-0".into(), 1)).await;
+        h.pass(Duration::from_secs(5)).await;
+        h.ready_within(BOUND, "it died by itself").await;
+        h.strike(&Fault::ClockSet(3_600_000)).await;
+        let after = ["ray-worker-0", "ray-worker-1"].map(|s| id(&h, s));
+        h.pass(Duration::from_mins(3)).await;
+        assert_eq!(["ray-worker-0", "ray-worker-1"].map(|s| id(&h, s)), after, "what was started after that");
         h.strike(&Fault::KillLabd(Duration::from_secs(1))).await;
         h.pass(Duration::from_mins(3)).await;
         assert_eq!(["ray-worker-0", "ray-worker-1"].map(|s| id(&h, s)), after);
