@@ -296,7 +296,7 @@ async fn watch_nodes(
         let pause = match nodes {
             Ok(nodes) => {
                 misses = 0;
-                let mut nodes = newest(nodes.into_iter().map(convert).collect());
+                let mut nodes = newest(nodes.into_iter().map(convert).collect(), Timestamp::now());
                 let demands = state.as_ref().ok().map(demand::demands);
                 for node in &mut nodes {
                     let found = state.as_ref().ok().and_then(|s| s.nodes.iter().find(|n| n.id == node.id));
@@ -446,9 +446,11 @@ pub(crate) fn began_before(began: Timestamp, before: Timestamp, now: Timestamp) 
 }
 
 /// Newest node of each address: the living one, else the one that was started last. A node that returned leaves its
-/// dead predecessors in the GCS, and one of those may have the later time, when the clock was set back since.
-pub(crate) fn newest(mut nodes: Vec<RayNode>) -> Vec<RayNode> {
-    nodes.sort_by_key(|n| (n.address, !n.alive, std::cmp::Reverse(n.started_at)));
+/// dead predecessors in the GCS, and one of those may have the later time, when the clock was set back since: what was started in
+/// the future, by `now`, was so before.
+pub(crate) fn newest(mut nodes: Vec<RayNode>, now: Timestamp) -> Vec<RayNode> {
+    let future = now.plus(Duration::from_secs(1));
+    nodes.sort_by_key(|n| (n.address, !n.alive, n.started_at > future, std::cmp::Reverse(n.started_at)));
     nodes.dedup_by_key(|n| n.address);
     nodes
 }
@@ -462,12 +464,15 @@ mod tests {
         let node = |address: &str, state, start_time_ms| {
             convert(proto::Node { address: address.into(), state, start_time_ms, ..Default::default() })
         };
-        let nodes = newest(vec![node("198.18.1.2", 1, 5), node("198.18.1.1", 0, 1), node("198.18.1.2", 0, 9)]);
+        let now = Timestamp::from_millis(10);
+        let nodes = newest(vec![node("198.18.1.2", 1, 5), node("198.18.1.1", 0, 1), node("198.18.1.2", 0, 9)], now);
         let seen: Vec<(u8, bool)> = nodes.iter().map(|n| (n.address.octets()[3], n.alive)).collect();
         assert_eq!(seen, [(1, true), (2, true)]);
         // The clock was set back between the two.
-        let nodes = newest(vec![node("198.18.1.2", 1, 3_600_000), node("198.18.1.2", 0, 9)]);
+        let nodes = newest(vec![node("198.18.1.2", 1, 3_600_000), node("198.18.1.2", 0, 9)], now);
         assert!(nodes.len() == 1 && nodes[0].alive);
+        let dead = newest(vec![node("198.18.1.2", 1, 3_600_000), node("198.18.1.2", 1, 9)], now);
+        assert!(dead.len() == 1 && dead[0].started_at == Timestamp::from_millis(9), "{dead:?}");
     }
 
     #[test]

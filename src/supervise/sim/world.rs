@@ -744,7 +744,7 @@ impl World {
                 labels: BTreeMap::new(),
             })
             .collect();
-        (Gcs::Reachable, ray::newest(nodes))
+        (Gcs::Reachable, ray::newest(nodes, Timestamp::now()))
     }
 
     fn unregister(&mut self, address: Ipv4Addr, before: Timestamp) -> Result<usize, String> {
