@@ -7,7 +7,9 @@ use crate::{
     checkpoints::Store,
     config::{Config, packages},
     credentials::{self, Credential},
+    door::SignIns,
     gpus::Gpu,
+    minio::Keys,
     node::NodeFacts,
     plan::{self, PlanView, images},
     secret::Secret,
@@ -32,6 +34,8 @@ pub struct DesiredState {
     pub view: Arc<PlanView>,
     /// Credentials that people log in with.
     pub credentials: Vec<Credential>,
+    /// Secrets with which labd's page signs people in to the services.
+    pub sign_ins: SignIns,
 }
 
 /// Reason why a configuration has no desired state, in one line.
@@ -69,6 +73,13 @@ pub fn resolve(
         access_key: secrets.s3_access_key.clone(),
         secret_key: secrets.s3_secret_key.clone(),
     });
+    let sign_ins = SignIns {
+        ray_token: secrets.ray_token.clone(),
+        grafana_user: "admin".to_owned(),
+        grafana_password: secrets.grafana_password.clone(),
+        minio: Keys { access: secrets.s3_access_key.clone(), secret: secrets.s3_secret_key.clone() },
+        jupyter: secrets.jupyter_token.clone(),
+    };
     let view = Arc::new(PlanView { node, gpus: gpus.clone(), sizes, plan: plan.clone() });
-    Ok(DesiredState { config, plan, gpus, ray_token: secrets.ray_token, store, view, credentials })
+    Ok(DesiredState { config, plan, gpus, ray_token: secrets.ray_token, store, view, credentials, sign_ins })
 }

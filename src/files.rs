@@ -17,7 +17,8 @@ const FILE: u32 = 0o600;
 const FOLDER: u32 = 0o700;
 /// Names of what labd and its supervision keep in the data directory. A name with more behind it, such as
 /// `journal.db-wal`, is theirs as well.
-const KEPT: [&str; 12] = [
+const KEPT: [&str; 13] = [
+    "accounts.db",
     "machine.",
     "secrets.",
     "minio-root.",

@@ -3,6 +3,7 @@
 //! `ARCHITECTURE.md` in the repository says where to start reading: how the parts work together, which task owns what, and in
 //! which layer each of the modules below stands.
 
+pub mod accounts;
 pub mod backoff;
 pub mod bug;
 pub mod checkpoints;
@@ -14,6 +15,7 @@ pub mod daemon;
 mod db;
 pub mod desired;
 pub mod doctor;
+pub mod door;
 pub mod engine;
 mod files;
 pub mod front_door;

@@ -28,6 +28,13 @@ let lastHeard = 0;
 let connected = false;
 // Ages are counted on labd's clock, not on the visitor's.
 let clockOffset = 0;
+// Who looks: name and role; null until labd said so.
+let me = null;
+let sources = [];
+// Counts the starts: what an earlier one still waits for is nobody's any more.
+let turn = 0;
+// Token that commands must carry. labd tells it once, at the login, to this page alone.
+const CSRF = 'labd-csrf';
 
 function make(tag, attributes, ...children) {
   const node = document.createElement(tag);
@@ -45,9 +52,17 @@ function fill(parent, nodes) {
   const old = Array.from(parent.children);
   nodes.forEach((node, i) => {
     if (i >= old.length) parent.append(node);
-    else if (!old[i].isEqualNode(node)) old[i].replaceWith(node);
+    else if (!old[i].isEqualNode(node)) replace(old[i], node);
   });
   old.slice(nodes.length).forEach((node) => node.remove());
+}
+
+// A button that is being pressed stays, and one that has the focus keeps it.
+function replace(old, node) {
+  if (old.querySelector('button:active')) return;
+  const focused = old.contains(document.activeElement) ? document.activeElement.dataset : {};
+  old.replaceWith(node);
+  if (focused.verb) node.querySelector(`button[data-verb="${focused.verb}"]`)?.focus();
 }
 
 function setText(id, text) {
@@ -102,8 +117,60 @@ function service(s) {
     make('td', {}, pill(s.state, LOOK[s.state])),
     make('td', { 'data-label': 'since' }, time(s.since)),
     make('td', { class: 'num', 'data-label': 'restarts' }, String(s.restarts)),
-    make('td', { class: 'wide' }, s.last_reason || '–',
+    make('td', { class: 'wide' }, mayCommand() ? commands(s) : null, s.last_reason || '–',
       more.length ? make('span', { class: 'below' }, more.join(' · ')) : null));
+}
+
+function mayCommand() {
+  return me !== null && me.role === 'admin' && sessionStorage.getItem(CSRF) !== null;
+}
+
+// What an admin may do with a service. One listener for all of them reads the attributes.
+function commands(s) {
+  if (s.state === 'off' || s.state === 'unavailable') return null;
+  const verbs = s.state === 'held' ? ['start'] : ['restart', 'stop'];
+  return make('span', { class: 'commands' }, ...verbs.map((verb) =>
+    make('button', { type: 'button', 'data-verb': verb, 'data-service': s.name, 'aria-label': `${verb} ${s.name}` }, verb)));
+}
+
+const CONSEQUENCE = {
+  restart: 'What runs in it is interrupted; labd resumes jobs from their checkpoints.',
+  stop: 'It stays stopped until somebody starts it.',
+  start: 'It is started and kept up from then on.',
+};
+
+async function command(verb, name) {
+  const dialog = byId('ask');
+  setText('ask-text', `${verb[0].toUpperCase()}${verb.slice(1)} ${name}? ${CONSEQUENCE[verb]}`);
+  setText('ask-yes', verb[0].toUpperCase() + verb.slice(1));
+  dialog.returnValue = 'no';
+  dialog.showModal();
+  await new Promise((done) => dialog.addEventListener('close', done, { once: true }));
+  if (dialog.returnValue !== 'yes') return;
+  const answer = await send('POST', `/api/v1/services/${encodeURIComponent(name)}/${verb}`);
+  announce(answer.message || answer.error || 'labd did not answer');
+}
+
+function announce(text) {
+  setText('said', text);
+  byId('said').hidden = false;
+  clearTimeout(announce.timer);
+  announce.timer = setTimeout(() => { byId('said').hidden = true; }, 8000);
+}
+
+async function send(method, path, body) {
+  const headers = {};
+  const token = sessionStorage.getItem(CSRF);
+  if (token) headers['X-Labd-Csrf'] = token;
+  if (body !== undefined) headers['Content-Type'] = 'application/json';
+  try {
+    const answer = await fetch(path, { method, headers, body: body === undefined ? undefined : JSON.stringify(body) });
+    const told = await answer.json().catch(() => ({}));
+    if (answer.status === 401 && me && me.name) start();
+    return { status: answer.status, ...told };
+  } catch {
+    return { status: 0, error: 'labd did not answer' };
+  }
 }
 
 function gpu(g) {
@@ -207,7 +274,14 @@ function notice(n) {
   return make('li', { class: `notice ${n.severity}` }, make('b', {}, word), n.text);
 }
 
+// Services' own pages that labd signs people in to, each under its path.
+const DOOR = { 'Ray dashboard': '/ray/', 'Prometheus': '/prometheus/', 'MinIO console': '/minio/' };
+
 function link(l) {
+  const inside = me && me.name && DOOR[l.name];
+  if (inside && (inside !== '/minio/' || me.role === 'admin')) {
+    return make('li', {}, make('a', { href: inside, target: '_blank', rel: 'noopener' }, l.name));
+  }
   // Only what a browser may open: a link never runs anything.
   const safe = /^https?:\/\//i.test(l.url);
   return make('li', {}, safe ? make('a', { href: l.url, rel: 'noopener noreferrer' }, l.name) : make('span', {}, `${l.name}: ${l.url}`));
@@ -296,14 +370,15 @@ function heard() {
   renderConnection();
 }
 
-function lost(source, again) {
+function lost(source, mine) {
+  if (mine !== turn) return;
   connected = false;
   renderConnection();
   // The browser tries again by itself, except after an HTTP error.
-  if (source.readyState === EventSource.CLOSED) setTimeout(again, 3000);
+  if (source.readyState === EventSource.CLOSED) setTimeout(() => { if (mine === turn) start(); }, 3000);
 }
 
-function streamSnapshots() {
+function streamSnapshots(mine) {
   const source = new EventSource('/api/v1/stream');
   source.addEventListener('snapshot', (message) => {
     snapshot = JSON.parse(message.data);
@@ -314,7 +389,8 @@ function streamSnapshots() {
     clockOffset = Date.parse(message.data) - Date.now();
     heard();
   });
-  source.onerror = () => lost(source, streamSnapshots);
+  source.onerror = () => lost(source, mine);
+  sources.push(source);
 }
 
 function addEvents(list) {
@@ -324,14 +400,17 @@ function addEvents(list) {
   events = events.slice(0, EVENTS_SHOWN);
 }
 
-async function streamEvents() {
+async function streamEvents(mine) {
+  const again = () => setTimeout(() => { if (mine === turn) streamEvents(mine); }, 3000);
   try {
     const answer = await fetch(`/api/v1/events?limit=${EVENTS_SHOWN}`);
+    if (mine !== turn) return;
     if (!answer.ok) throw new Error(`status ${answer.status}`);
     addEvents(await answer.json());
+    if (mine !== turn) return;
     render();
   } catch {
-    setTimeout(streamEvents, 3000);
+    again();
     return;
   }
   const source = new EventSource(`/api/v1/events/stream?after=${events.length ? events[0].seq : 0}`);
@@ -339,9 +418,102 @@ async function streamEvents() {
     addEvents([JSON.parse(message.data)]);
     render();
   });
-  source.onerror = () => { if (source.readyState === EventSource.CLOSED) setTimeout(streamEvents, 3000); };
+  source.onerror = () => { if (source.readyState === EventSource.CLOSED) again(); };
+  sources.push(source);
 }
 
-streamSnapshots();
-streamEvents();
+function close() {
+  sources.forEach((source) => source.close());
+  sources = [];
+  me = null;
+}
+
+function showLogin() {
+  const isNew = byId('login').hidden;
+  byId('login').hidden = false;
+  byId('lab-page').hidden = true;
+  if (isNew) byId('login-name').focus();
+}
+
+// Asks who looks, and shows the lab, or the login.
+async function start() {
+  close();
+  turn += 1;
+  const mine = turn;
+  const answer = await send('GET', '/api/v1/me');
+  if (mine !== turn) return;
+  if (answer.status === 0 || answer.status >= 500) {
+    connected = false;
+    renderConnection();
+    setTimeout(() => { if (mine === turn) start(); }, 3000);
+    return;
+  }
+  const known = answer.status === 200;
+  for (const id of ['facts', 'verdict', 'connection', 'who']) byId(id).hidden = !known;
+  if (!known) {
+    sessionStorage.removeItem(CSRF);
+    snapshot = null;
+    events = [];
+    lastHeard = 0;
+    showLogin();
+    return;
+  }
+  me = answer;
+  byId('login').hidden = true;
+  byId('lab-page').hidden = false;
+  setText('who-name', me.name ? `${me.name} (${me.role})` : 'not logged in');
+  // Another tab's login is no login for this one to command by.
+  const asks = !me.name || (me.role === 'admin' && !mayCommand());
+  byId('enter').hidden = !asks;
+  setText('enter', me.name ? 'Log in again to command' : 'Log in');
+  byId('logout').hidden = !me.name;
+  byId('events-section').hidden = !me.name;
+  streamSnapshots(mine);
+  if (me.name) streamEvents(mine);
+}
+
+async function login(path, body) {
+  setText('login-trouble', '');
+  const answer = await send('POST', path, body);
+  if (answer.status !== 200) {
+    setText('login-trouble', answer.error || 'labd did not answer');
+    return;
+  }
+  sessionStorage.setItem(CSRF, answer.csrf);
+  byId('login-password').value = '';
+  await start();
+}
+
+byId('login-form').addEventListener('submit', (submitted) => {
+  submitted.preventDefault();
+  login('/api/v1/login', { name: byId('login-name').value, password: byId('login-password').value });
+});
+byId('enter').addEventListener('click', showLogin);
+byId('logout').addEventListener('click', async () => {
+  const answer = await send('POST', '/api/v1/logout');
+  sessionStorage.removeItem(CSRF);
+  await start();
+  if (answer.error) setText('login-trouble', answer.error);
+});
+byId('services').addEventListener('click', (click) => {
+  const button = click.target.closest('button[data-verb]');
+  if (button) command(button.dataset.verb, button.dataset.service);
+});
+
+// A link of `labd open`: its token is in the part of the address that browsers send to nobody, and good once.
+async function begin() {
+  const token = new URLSearchParams(location.hash.slice(1)).get('link');
+  if (token) {
+    history.replaceState(null, '', location.pathname);
+    await login('/api/v1/login/link', { token });
+    if (me) return;
+    const trouble = byId('login-trouble').textContent;
+    await start();
+    setText('login-trouble', trouble);
+    return;
+  }
+  await start();
+}
+
+begin();
 setInterval(() => { renderConnection(); render(); }, 5000);

@@ -105,7 +105,18 @@ pub(super) enum Command {
     /// Show the plan that follows from labd.toml and this machine
     #[command(after_help = "Examples:\n  labd plan\n  labd plan --diff\n  labd plan --simulate-gpus 4 --json")]
     Plan(Plan),
-    /// Show the users, passwords and tokens for logging in
+    /// Log in to the page: print a link that works once
+    #[command(
+        after_help = "Examples:\n  labd open\n\nThe link is good for 10 min. Over SSH, forward the page's port: ssh -L 8600:localhost:8600 HOST"
+    )]
+    Open(Open),
+    /// Say who may log in to the page
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  labd user add anna --role viewer\n  labd user list\n  labd user passwd anna <password.txt\n  labd user remove anna    # and end its sessions"
+    )]
+    User(User),
+    /// Show the users, passwords and tokens for logging in to the services
     #[command(
         after_help = "Examples:\n  sudo labd credentials\n  export RAY_AUTH_TOKEN=$(sudo labd credentials --json | jq -r '.[0].secret')"
     )]
@@ -248,6 +259,69 @@ pub(super) struct Events {
 pub(super) struct Service {
     /// Name of the service, such as `ray-worker-0`
     pub(super) service: String,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(super) struct Open {
+    /// Print the link and nothing else
+    #[arg(long)]
+    pub(super) print: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum User {
+    /// Add an account; the password is asked for, or read from the standard input
+    Add {
+        /// Name to log in with
+        name: String,
+        /// What it may do: look, or everything
+        #[arg(long, default_value = "viewer")]
+        role: RoleName,
+    },
+    /// List the accounts
+    List(Json),
+    /// Give an account another password, and end its sessions
+    Passwd {
+        /// Its name
+        name: String,
+    },
+    /// Change what an account may do
+    Role {
+        /// Its name
+        name: String,
+        /// The new role
+        role: RoleName,
+    },
+    /// Remove an account, and end its sessions
+    Remove {
+        /// Its name
+        name: String,
+    },
+    /// List who is logged in
+    Sessions(Json),
+    /// End a session
+    End {
+        /// Its id, as `labd user sessions` shows it
+        session: String,
+    },
+}
+
+/// What an account may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum RoleName {
+    /// Look
+    Viewer,
+    /// Everything but what needs the machine
+    Admin,
+}
+
+impl RoleName {
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Viewer => "viewer",
+            Self::Admin => "admin",
+        }
+    }
 }
 
 #[derive(Debug, Clone, Args)]

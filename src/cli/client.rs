@@ -3,10 +3,11 @@
 use std::{io, path::Path, time::Duration};
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Empty};
+use http_body_util::{BodyExt as _, Full};
 use hyper::{Method, Request, Response, StatusCode, body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tokio::net::UnixStream;
 
 use super::{
@@ -52,8 +53,12 @@ impl<'a> Client<'a> {
     }
 
     pub(super) async fn bytes(&self, method: Method, path: &str) -> Result<Bytes, Failure> {
+        self.whole(method, path, Bytes::new()).await
+    }
+
+    async fn whole(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, Failure> {
         let work = async {
-            let answer = self.send(method, path).await?;
+            let answer = self.send_with(method, path, body).await?;
             let bytes = answer.into_body().collect().await.map_err(|_| broken_off())?;
             Ok(bytes.to_bytes())
         };
@@ -62,8 +67,19 @@ impl<'a> Client<'a> {
         })?
     }
 
+    /// Sends a request with a body of JSON, unless that is null; returns the answer.
+    pub(super) async fn send_json(&self, method: Method, path: &str, body: &Value) -> Result<Value, Failure> {
+        let body = if body.is_null() { Bytes::new() } else { body.to_string().into() };
+        let bytes = self.whole(method, path, body).await?;
+        Ok(serde_json::from_slice(&bytes).unwrap_or_default())
+    }
+
     /// Sends a request whose answer may go on forever.
     pub(super) async fn send(&self, method: Method, path: &str) -> Result<Response<Incoming>, Failure> {
+        self.send_with(method, path, Bytes::new()).await
+    }
+
+    async fn send_with(&self, method: Method, path: &str, body: Bytes) -> Result<Response<Incoming>, Failure> {
         let stream =
             UnixStream::connect(&self.global.socket).await.map_err(|e| unreachable(&self.global.socket, &e))?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|_| broken_off())?;
@@ -72,7 +88,8 @@ impl<'a> Client<'a> {
             .method(method)
             .uri(path)
             .header("host", "labd")
-            .body(Empty::<Bytes>::new())
+            .header("content-type", "application/json")
+            .body(Full::new(body))
             .map_err(|e| Failure::new(Exit::Usage, e.to_string()))?;
         let answer = sender.send_request(request).await.map_err(|_| broken_off())?;
         let status = answer.status();

@@ -6,7 +6,7 @@
 //! * `status`: the snapshot as text, pure.
 //! * `text`: the only way to the terminal.
 //! * `log`: where the daemon logs.
-//! * `doctor`, `follow`, `gpu`, `install`, `jobs`, `local`, `probe`, `up`: the commands.
+//! * `doctor`, `follow`, `gpu`, `install`, `jobs`, `local`, `probe`, `up`, `user`: the commands.
 
 pub mod args;
 mod client;
@@ -22,6 +22,7 @@ mod probe;
 mod status;
 mod text;
 mod up;
+mod user;
 
 use std::process::ExitCode;
 
@@ -115,6 +116,8 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         }
         Command::Plan(args) if args.diff => local::diff(&global, &args, &mut out).await,
         Command::Plan(args) => local::plan(&global, &args, &mut out).await,
+        Command::User(command) => user::run(&client, command, &mut out).await,
+        Command::Open(args) => user::open(&client, args.print, &mut out).await,
         Command::Credentials(args) => credentials(&client, args.json, &mut out).await,
         Command::Images(command) => local::images(&global, command, &mut out).await,
         Command::Config(command) => local::config(&global, command, &mut out),

@@ -110,6 +110,13 @@ pub(super) fn restore_terminal() {
     }
 }
 
+/// Asks a person something on stderr, which is not what a script reads.
+pub(super) fn ask(question: &str) {
+    let mut stderr = io::stderr();
+    let _ = stderr.write_all(question.as_bytes());
+    let _ = stderr.flush();
+}
+
 /// Prints one line on stderr.
 pub(super) fn complain(line: &str) {
     // When stderr is closed there is nobody to tell.

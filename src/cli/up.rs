@@ -18,6 +18,7 @@ use super::{
     exit::{Exit, Failure},
     local, log, status,
     text::Out,
+    user,
 };
 use crate::{
     snapshot::{EngineView, ServiceState, Snapshot},
@@ -60,6 +61,12 @@ pub(super) async fn up(global: &Global, args: &args::Up, out: &mut Out) -> Resul
         .filter(|s| matches!(s.state, ServiceState::Blocked | ServiceState::CrashLoop))
         .map(|s| format!("{}: {}", s.name, s.last_reason))
         .collect();
+    // For a person, and for nobody's log.
+    if out.is_terminal()
+        && let Ok(link) = user::link(&client).await
+    {
+        out.line(&format!("\nlog in (good once, for 10 min)\n  {}", link["url"].as_str().unwrap_or_default()))?;
+    }
     if broken.is_empty() { Ok(()) } else { Err(Failure::new(Exit::Failure, broken.join("; "))) }
 }
 

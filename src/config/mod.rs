@@ -59,6 +59,8 @@ pub struct Config {
     pub jobs: JobSettings,
     /// `[journal]`: how long history is kept.
     pub journal: JournalSettings,
+    /// `[http]`: who may use the page.
+    pub http: HttpSettings,
 }
 
 /// `[lab]`.
@@ -90,6 +92,25 @@ impl Default for Lab {
             change_window: Span::hours(24),
         }
     }
+}
+
+/// `[http]`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HttpSettings {
+    /// Rights of whoever reaches the page and has not logged in.
+    pub anonymous: Anonymous,
+}
+
+/// Rights of whoever reaches the page and has not logged in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Anonymous {
+    /// None: the page asks for a login.
+    #[default]
+    None,
+    /// To look, without what jobs run and print.
+    Viewer,
 }
 
 /// `[engine]`.

@@ -26,10 +26,12 @@ use shutdown::until_end;
 use tokio::{sync::watch, task::JoinSet};
 
 use crate::{
+    accounts::{self, Accounts},
     bug,
     checkpoints::Checkpoints,
     config::{Config, ConfigError},
     control::Control,
+    door::{Door, Upstreams},
     engine::{docker::DockerEngine, events, guard, images::Images},
     files,
     front_door::{self, FrontDoor, installs},
@@ -128,6 +130,11 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         note(&journal, "workspace", &line);
     }
     make_door(&desired.config)?;
+    let accounts::Opened { accounts, note: trouble } = Accounts::open(&data_dir).map_err(|e| other(&e))?;
+    if let Some(line) = trouble {
+        tracing::error!("{line}");
+        note(&journal, "accounts", &line);
+    }
     let host_names = desired.config.lab.host_names.clone();
     let ledger = jobs::open(&data_dir).map_err(|e| other(&e))?;
 
@@ -162,6 +169,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         journal: journal.clone(),
     };
     let ledger = jobs::spawn(ledger, keeper);
+    let (tell_upstreams, upstreams) = watch::channel(Arc::new(Upstreams::default()));
     let host_names = [address, facts.hostname.clone()].into_iter().chain(host_names).collect();
     let state = http::State {
         snapshot: snapshots,
@@ -172,6 +180,10 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         credentials: all_credentials,
         jobs: ledger.clone(),
         gpus: gpus.clone(),
+        accounts,
+        cookie: format!("labd-{}", desired.config.lab.name).into(),
+        door: Door::new(upstreams, desired.sign_ins.clone()),
+        config: configs.clone(),
         host_names,
         shutdown: stopped.clone(),
     };
@@ -233,6 +245,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         page: page_trouble,
         scrapes,
         config: tell_config,
+        upstreams: tell_upstreams,
         snapshot,
         incidents,
         looked_at,

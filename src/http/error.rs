@@ -52,17 +52,9 @@ impl From<QueryRejection> for ApiError {
 /// Error for paths that lead nowhere, from here.
 pub(super) async fn nothing_here(method: Method, OriginalUri(uri): OriginalUri) -> ApiError {
     let path = uri.path();
-    let admin = [
-        "/api/v1/services/",
-        "/api/v1/jobs/",
-        "/api/v1/gpus/",
-        "/api/v1/reload",
-        "/api/v1/apply",
-        "/api/v1/down",
-        "/api/v1/credentials",
-    ];
-    let text = if admin.iter().any(|p| path.starts_with(p)) {
-        format!("nothing answers {method} `{path}` here: commands and secrets go over labd's Unix socket, use `labd`")
+    let here = ["/api/v1/down", "/api/v1/credentials", "/api/v1/links", "/api/v1/users", "/api/v1/sessions"];
+    let text = if here.iter().any(|p| path.starts_with(p)) {
+        format!("nothing answers {method} `{path}` here: accounts and secrets go over labd's Unix socket, use `labd`")
     } else {
         format!("nothing answers {method} `{path}`")
     };

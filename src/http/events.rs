@@ -117,7 +117,7 @@ mod tests {
     use super::*;
     use crate::{
         http::{
-            public_router,
+            admin_router,
             testing::{Lab, Sse as Lines, ask, json, status_and_text},
         },
         journal::{Entry, Kind},
@@ -149,12 +149,12 @@ mod tests {
             ("?service=minio", vec![1, 3]),
             ("?service=nobody", vec![]),
         ] {
-            let answer = ask(public_router(lab.state.clone()), "GET", &format!("/api/v1/events{query}")).await;
+            let answer = ask(admin_router(lab.state.clone()), "GET", &format!("/api/v1/events{query}")).await;
             let events: Vec<Event> = serde_json::from_value(json(answer).await).expect("events");
             assert_eq!(events.iter().map(|e| e.seq).collect::<Vec<_>>(), want, "{query}");
         }
         for query in ["?after=x", "?limit=-1", "?sevrice=minio"] {
-            let answer = ask(public_router(lab.state.clone()), "GET", &format!("/api/v1/events{query}")).await;
+            let answer = ask(admin_router(lab.state.clone()), "GET", &format!("/api/v1/events{query}")).await;
             let (status, text) = status_and_text(answer).await;
             assert!(status == 400 && text.starts_with("{\"error\":"), "{query}: {status} {text}");
         }
@@ -167,7 +167,7 @@ mod tests {
             record(&lab, "minio", what);
         }
         lab.state.journal.flush().await;
-        let router = public_router(lab.state.clone());
+        let router = admin_router(lab.state.clone());
         let mut lines = Lines::new(ask(router, "GET", "/api/v1/events/stream?after=1&service=minio").await);
         record(&lab, "ray-head", "ready");
         record(&lab, "minio", "backoff");

@@ -1,17 +1,21 @@
 //! Stopping a job.
 
 use axum::{
-    Json,
+    Extension, Json,
     extract::{Path, State as From},
     http::StatusCode,
 };
 use serde_json::{Value, json};
 
-use super::{ApiError, State};
+use super::{ApiError, State, who::Who};
 use crate::jobs::Stop;
 
 /// Stops the attempt that runs now, or waits.
-pub(super) async fn stop(From(state): From<State>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+pub(super) async fn stop(
+    From(state): From<State>,
+    Extension(who): Extension<Who>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, ApiError> {
     let ending = || ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "labd is shutting down");
     let attempts = state.jobs.attempts(&id).await.ok_or_else(ending)?;
     let Some(newest) = attempts.last() else {
@@ -21,6 +25,7 @@ pub(super) async fn stop(From(state): From<State>, Path(id): Path<String>) -> Re
     if newest.is_over() {
         return Ok(Json(json!({ "message": format!("{} has ended already", newest.id) })));
     }
+    state.asked(&who, None, &format!("stop job {id}"));
     // Ray is told by the ledger, as often as it takes.
     match state.jobs.stop(&id).await.ok_or_else(ending)? {
         Stop::Pass(now) => Ok(Json(json!({ "message": format!("{now} is being stopped") }))),

@@ -15,14 +15,14 @@ pub(super) async fn get(From(state): From<State>) -> Json<Value> {
 #[cfg(test)]
 mod tests {
     use crate::http::{
-        public_router,
+        admin_router,
         testing::{Lab, ask, json},
     };
 
     #[tokio::test]
     async fn it_is_the_plan_in_force() {
         let lab = Lab::new();
-        let answer = ask(public_router(lab.state.clone()), "GET", "/api/v1/plan").await;
+        let answer = ask(admin_router(lab.state.clone()), "GET", "/api/v1/plan").await;
         assert_eq!(json(answer).await["sizes"]["workers"], 2);
     }
 }

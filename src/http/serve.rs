@@ -13,7 +13,7 @@ use axum::{
     Router,
     serve::{Listener, ListenerExt as _},
 };
-use hyper::server::conn::http1;
+use hyper::{Request, body::Incoming, server::conn::http1, service::Service};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
@@ -24,7 +24,7 @@ use tokio::{
     sync::{Semaphore, watch},
 };
 
-use super::stopped;
+use super::{login::Address, stopped, who::Peer};
 use crate::files;
 
 /// Longest time that an answer in progress may take once the daemon ends.
@@ -138,6 +138,7 @@ fn lock(path: &Path, socket: &Path) -> Result<File, ServeError> {
 /// Serves until `shutdown` turns true, then removes the socket.
 pub async fn serve_unix(socket: UnixSocket, router: Router, shutdown: watch::Receiver<bool>) {
     let UnixSocket { listener, path, _lock } = socket;
+    let listener = WithUser(listener);
     serve(listener, router, shutdown, most_connections()).await;
     let _ = fs::remove_file(&path);
 }
@@ -177,6 +178,61 @@ pub async fn serve_tcp_to(known: Vec<IpAddr>, listener: TcpListener, router: Rou
     serve(KnownPeers { known, listener }, router, shutdown, most_connections()).await;
 }
 
+/// Origin of a connection, as the requests on it are told.
+trait Origin: Clone + Send + 'static {
+    fn tell(&self, request: &mut Request<Incoming>);
+}
+
+impl Origin for SocketAddr {
+    fn tell(&self, request: &mut Request<Incoming>) {
+        request.extensions_mut().insert(Address(self.ip()));
+    }
+}
+
+impl Origin for Option<Peer> {
+    fn tell(&self, request: &mut Request<Incoming>) {
+        if let Some(peer) = self {
+            request.extensions_mut().insert(*peer);
+        }
+    }
+}
+
+/// Listener on a Unix socket that says whose process is at the other end.
+struct WithUser(UnixListener);
+
+impl Listener for WithUser {
+    type Io = UnixStream;
+    type Addr = Option<Peer>;
+
+    async fn accept(&mut self) -> (UnixStream, Option<Peer>) {
+        let (stream, _) = Listener::accept(&mut self.0).await;
+        let peer = stream.peer_cred().ok().map(|user| Peer(user.uid()));
+        (stream, peer)
+    }
+
+    fn local_addr(&self) -> io::Result<Option<Peer>> {
+        Ok(None)
+    }
+}
+
+/// Service that tells its requests where they came from.
+#[derive(Clone)]
+struct From<O> {
+    origin: O,
+    inner: TowerToHyperService<Router>,
+}
+
+impl<O: Origin> Service<Request<Incoming>> for From<O> {
+    type Response = <TowerToHyperService<Router> as Service<Request<Incoming>>>::Response;
+    type Error = <TowerToHyperService<Router> as Service<Request<Incoming>>>::Error;
+    type Future = <TowerToHyperService<Router> as Service<Request<Incoming>>>::Future;
+
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        self.origin.tell(&mut request);
+        self.inner.call(request)
+    }
+}
+
 /// Listener that hears some addresses only.
 struct KnownPeers {
     known: Vec<IpAddr>,
@@ -203,7 +259,12 @@ impl Listener for KnownPeers {
 
 /// Takes connections, at most `most` at once, until `shutdown` turns true; those that are then being answered
 /// have a moment. A client that does not read its answer must not keep the daemon from ending.
-async fn serve(mut listener: impl Listener, router: Router, shutdown: watch::Receiver<bool>, most: usize) {
+async fn serve(
+    mut listener: impl Listener<Addr: Origin>,
+    router: Router,
+    shutdown: watch::Receiver<bool>,
+    most: usize,
+) {
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(SILENCE);
     let service = TowerToHyperService::new(router);
@@ -214,14 +275,14 @@ async fn serve(mut listener: impl Listener, router: Router, shutdown: watch::Rec
         let next = async {
             // The semaphore is never closed.
             let place = places.clone().acquire_owned().await.ok();
-            (listener.accept().await.0, place)
+            (listener.accept().await, place)
         };
-        let (stream, place) = tokio::select! {
+        let ((stream, origin), place) = tokio::select! {
             next = next => next,
             () = &mut end => break,
         };
-        let (connection, end) =
-            (http.serve_connection(TokioIo::new(stream), service.clone()), stopped(shutdown.clone()));
+        let service = From { origin, inner: service.clone() };
+        let (connection, end) = (http.serve_connection(TokioIo::new(stream), service), stopped(shutdown.clone()));
         tokio::spawn(async move {
             let mut connection = std::pin::pin!(connection.with_upgrades());
             // How a client leaves is its own affair.

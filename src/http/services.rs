@@ -1,20 +1,22 @@
 //! `POST /api/v1/services/{name}/{start|stop|restart}`.
 
 use axum::{
-    Json,
+    Extension, Json,
     extract::{Path, State as From},
     http::StatusCode,
 };
 use serde_json::{Value, json};
 
-use super::{ApiError, State};
+use super::{ApiError, State, who::Who};
 use crate::control::Command;
 
 /// Hands the command to the supervision loop and answers with its one line: `{"message": "..."}`.
 pub(super) async fn post(
     From(state): From<State>,
+    Extension(who): Extension<Who>,
     Path((service, verb)): Path<(String, String)>,
 ) -> Result<Json<Value>, ApiError> {
+    let named = service.clone();
     let command = match verb.as_str() {
         "start" => Command::Start { service },
         "stop" => Command::Stop { service },
@@ -25,6 +27,7 @@ pub(super) async fn post(
         }
     };
     let message = state.control.ask(command).await?;
+    state.asked(&who, Some(&named), &verb);
     Ok(Json(json!({ "message": message })))
 }
 
@@ -78,23 +81,25 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nothing_of_the_kind_over_tcp() {
+    async fn nothing_of_the_kind_for_nobody_over_tcp() {
         let lab = Lab::answering(|command| panic!("{command:?} got through"));
-        for router in [public_router(lab.state.clone()), scrape_router(lab.state.clone())] {
-            for (method, path) in [
-                ("POST", "/api/v1/services/minio/stop"),
-                ("POST", "/api/v1/reload"),
-                ("POST", "/api/v1/apply"),
-                ("POST", "/api/v1/down"),
-                ("POST", "/api/v1/gpus/GPU-1/release"),
-                ("GET", "/api/v1/jobs/a/logs"),
-                ("GET", "/api/v1/credentials"),
-                ("GET", "/api/v1/services/minio/logs"),
-            ] {
-                let (status, text) = status_and_text(ask(router.clone(), method, path).await).await;
-                assert_eq!(status, StatusCode::NOT_FOUND, "{method} {path}");
-                assert!(text.contains("Unix socket"), "{text}");
-            }
+        for (method, path) in [
+            ("POST", "/api/v1/services/minio/stop"),
+            ("POST", "/api/v1/reload"),
+            ("POST", "/api/v1/apply"),
+            ("POST", "/api/v1/gpus/GPU-1/release"),
+            ("GET", "/api/v1/services/minio/logs"),
+        ] {
+            let refused = ask(public_router(lab.state.clone()), method, path).await.status();
+            let want = if method == "GET" { StatusCode::UNAUTHORIZED } else { StatusCode::FORBIDDEN };
+            assert_eq!(refused, want, "{method} {path}");
+            let unknown = ask(scrape_router(lab.state.clone()), method, path).await.status();
+            assert_eq!(unknown, StatusCode::NOT_FOUND, "{method} {path}");
+        }
+        for (method, path) in [("GET", "/api/v1/credentials"), ("GET", "/api/v1/users"), ("GET", "/api/v1/sessions")] {
+            let (status, text) = status_and_text(ask(public_router(lab.state.clone()), method, path).await).await;
+            assert_eq!(status, StatusCode::NOT_FOUND, "{method} {path}");
+            assert!(text.contains("Unix socket"), "{text}");
         }
     }
 }

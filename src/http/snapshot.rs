@@ -3,14 +3,14 @@
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
-    Json,
+    Extension, Json,
     extract::State as From,
     response::sse::{Event, Sse},
 };
 use futures_util::{Stream, StreamExt as _, stream};
 use tokio::time::Instant;
 
-use super::{State, stopped};
+use super::{State, stopped, who::Who};
 use crate::{snapshot::Snapshot, time::Timestamp};
 
 /// Time between two snapshots on one stream: at most 4 a second.
@@ -19,16 +19,33 @@ const PACE: Duration = Duration::from_millis(250);
 const ALIVE: Duration = Duration::from_secs(5);
 
 /// The snapshot itself.
-pub(super) async fn get(From(state): From<State>) -> Json<Snapshot> {
-    Json(Snapshot::clone(&state.snapshot.borrow()))
+pub(super) async fn get(From(state): From<State>, Extension(who): Extension<Who>) -> Json<Snapshot> {
+    let snapshot = Arc::clone(&state.snapshot.borrow());
+    Json(shown(&snapshot, &who))
+}
+
+/// Snapshot as it is shown to whoever asks: what jobs run is not for everybody.
+fn shown(snapshot: &Snapshot, who: &Who) -> Snapshot {
+    let mut snapshot = snapshot.clone();
+    if *who == Who::Nobody {
+        for job in &mut snapshot.jobs {
+            "(shown after a login)".clone_into(&mut job.entrypoint);
+            job.message.clear();
+            job.note = None;
+        }
+    }
+    snapshot
 }
 
 /// Stream of the lab: event `alive` carries labd's time, so that ages are right whatever the visitor's clock says;
 /// event `snapshot` carries the snapshot: the current one at once, then each change, the newest only.
-pub(super) async fn stream(From(state): From<State>) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
+pub(super) async fn stream(
+    From(state): From<State>,
+    Extension(who): Extension<Who>,
+) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
     let mut snapshots = state.snapshot;
     snapshots.mark_changed();
-    let changes = stream::unfold((snapshots, Instant::now()), |(mut snapshots, not_before)| async move {
+    let changes = stream::unfold((snapshots, Instant::now(), who), |(mut snapshots, not_before, who)| async move {
         tokio::select! {
             biased;
             changed = async {
@@ -37,10 +54,10 @@ pub(super) async fn stream(From(state): From<State>) -> Sse<impl Stream<Item = R
             } => {
                 changed.ok()?;
                 let snapshot = Arc::clone(&snapshots.borrow_and_update());
-                let event = Event::default().event("snapshot").json_data(&*snapshot).unwrap_or_default();
-                Some((event, (snapshots, Instant::now() + PACE)))
+                let event = Event::default().event("snapshot").json_data(shown(&snapshot, &who)).unwrap_or_default();
+                Some((event, (snapshots, Instant::now() + PACE, who)))
             }
-            () = tokio::time::sleep(ALIVE) => Some((alive(), (snapshots, not_before))),
+            () = tokio::time::sleep(ALIVE) => Some((alive(), (snapshots, not_before, who))),
         }
     });
     Sse::new(stream::once(async { alive() }).chain(changes).map(Ok).take_until(stopped(state.shutdown)))
@@ -61,11 +78,16 @@ mod tests {
     #[tokio::test]
     async fn it_is_what_the_lab_says() {
         let lab = Lab::new();
-        for router in [public_router(lab.state.clone()), admin_router(lab.state.clone())] {
+        for (router, for_nobody) in [(public_router(lab.state.clone()), true), (admin_router(lab.state.clone()), false)]
+        {
             let answer = ask(router, "GET", "/api/v1/snapshot").await;
             assert_eq!(answer.headers()["cache-control"], "no-store");
             assert_eq!(answer.headers()["x-content-type-options"], "nosniff");
-            let got: Snapshot = serde_json::from_value(json(answer).await).expect("a snapshot");
+            let mut got: Snapshot = serde_json::from_value(json(answer).await).expect("a snapshot");
+            if for_nobody {
+                assert!(!got.jobs[0].entrypoint.contains("train.py"), "{:?}", got.jobs[0]);
+                got.jobs.clone_from(&lab.snapshot.borrow().jobs);
+            }
             assert_eq!(got, **lab.snapshot.borrow());
         }
     }

@@ -19,8 +19,11 @@ use tower::ServiceExt as _;
 
 use super::{LogSource, State};
 use crate::{
+    accounts::{Accounts, Role},
+    config::{Anonymous, Config},
     control::{Command, Control, Refusal},
     credentials::Credential,
+    door::Door,
     gpus::handle::Gpus,
     journal::Journal,
     plan::{self, PlanView},
@@ -36,6 +39,7 @@ pub(crate) struct Lab {
     pub(crate) state: State,
     pub(crate) snapshot: watch::Sender<Arc<Snapshot>>,
     pub(crate) shutdown: watch::Sender<bool>,
+    config: watch::Sender<Arc<Config>>,
     _dir: TempDir,
 }
 
@@ -51,6 +55,21 @@ impl Lab {
     /// Lab whose loop has ended: it answers no command.
     pub(crate) fn new() -> Self {
         Self::with(Control::channel().0)
+    }
+
+    /// Lab whose page asks for a login.
+    pub(crate) fn closed(self) -> Self {
+        self.config.send_modify(|config| Arc::make_mut(config).http.anonymous = Anonymous::None);
+        self
+    }
+
+    /// Cookie and CSRF token of somebody who logged in.
+    pub(crate) async fn log_in(&self, role: Role) -> (String, String) {
+        let person = crate::accounts::Person { name: format!("a {}", role.as_str()), role };
+        let link = self.state.accounts.link(person);
+        let session = self.state.accounts.log_in_by_link(&link, [127, 0, 0, 1].into()).await.expect("good once");
+        let cookie = session.cookie.expose();
+        (format!("{}={cookie}", self.state.cookie), session.csrf.expose().to_owned())
     }
 
     /// Lab whose loop answers like this.
@@ -76,6 +95,9 @@ impl Lab {
             secret: Secret::new("hunter2"),
             url: "http://127.0.0.1:9001".into(),
         };
+        let mut open = Config::default();
+        open.http.anonymous = Anonymous::Viewer;
+        let (config, configs) = watch::channel(Arc::new(open));
         let inputs = plan::tests::inputs("", 2, 32);
         let (plan, sizes) = plan::make(&inputs).expect("it fits");
         let view = PlanView { node: inputs.node, gpus: inputs.gpus, sizes, plan };
@@ -88,10 +110,14 @@ impl Lab {
             credentials: watch::channel(Arc::new(vec![credential])).1,
             jobs: crate::jobs::Ledger::none(),
             gpus: Gpus::none(),
+            accounts: Accounts::open(dir.path()).expect("opens").accounts,
+            cookie: "labd-test-lab".into(),
+            door: Door::closed(),
+            config: configs,
             host_names: Arc::new([]),
             shutdown: stop,
         };
-        Self { state, snapshot, shutdown, _dir: dir }
+        Self { state, snapshot, shutdown, config, _dir: dir }
     }
 }
 

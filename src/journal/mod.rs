@@ -62,6 +62,8 @@ pub enum Kind {
     Incident,
     /// GPU that has a fault, or is healthy again.
     Gpu,
+    /// Command of a person, by whom.
+    Person,
 }
 
 impl Kind {
@@ -76,6 +78,7 @@ impl Kind {
             Self::Job => "job",
             Self::Incident => "incident",
             Self::Gpu => "gpu",
+            Self::Person => "person",
         }
     }
 }

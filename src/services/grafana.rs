@@ -67,7 +67,7 @@ const DATASOURCE: &str = "apiVersion: 1
 datasources:
   - name: Prometheus
     type: prometheus
-    url: http://prometheus:9090
+    url: http://prometheus:9090/prometheus
     isDefault: true
     access: proxy
 ";

@@ -17,9 +17,12 @@ pub mod tensorboard;
 
 pub use draft::{Draft, Inputs, Place, Sizes};
 
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
 use crate::{
     config::{Bytes, Config, Ports, Service, Services},
     credentials::{Credential, Secrets},
+    door::Upstreams,
     gpus::Gpu,
     secret::Secret,
     snapshot::Link,
@@ -270,7 +273,7 @@ pub fn memory_setting(name: &str) -> Option<String> {
 /// Links for people, given the ports as they are published. No credentials.
 pub fn links(config: &Config, address: &str, port_of: impl Fn(&str, u16) -> Option<u16>) -> Vec<Link> {
     // What listens on loopback only is reached through a tunnel, under the name it has at the tunnel's other end.
-    let host_of = |ip: std::net::IpAddr| match ip {
+    let host_of = |ip: IpAddr| match ip {
         ip if ip.is_loopback() => "localhost".to_owned(),
         ip if ip.is_unspecified() => address.to_owned(),
         ip => ip.to_string(),
@@ -288,6 +291,30 @@ pub fn links(config: &Config, address: &str, port_of: impl Fn(&str, u16) -> Opti
         }
     }
     links
+}
+
+/// Addresses at which labd itself reaches what people look at, given the ports as they are published, and the dashboard's. This
+/// machine is asked under the address that they are published on.
+pub fn upstreams(
+    config: &Config,
+    dashboard: Option<SocketAddr>,
+    port_of: impl Fn(&str, u16) -> Option<u16>,
+) -> Upstreams {
+    let ip = match config.network.publish {
+        ip if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        ip => ip,
+    };
+    let of = |def: &ServiceDef| {
+        let port = port_of(def.name(), def.link.as_ref()?.port)?;
+        Some(SocketAddr::new(ip, port))
+    };
+    Upstreams {
+        ray: dashboard,
+        prometheus: of(&prometheus::DEF),
+        minio_console: of(&minio::DEF),
+        grafana: of(&grafana::DEF),
+        jupyter: of(&jupyter::DEF),
+    }
 }
 
 /// Logins for people, of the services that run.

@@ -29,7 +29,7 @@ pub static DEF: ServiceDef = ServiceDef {
     // Its volume belongs to the image's own user, its token to root. Files are put into it, so it is no read-only one.
     rights: RightsDef { capabilities: &["DAC_OVERRIDE"], pids: 2_048, read_only_root: false },
     foreign_rights: Some(RightsDef { capabilities: FOREIGN, pids: 2_048, read_only_root: false }),
-    link: Some(LinkDef { rank: 5, name: "Prometheus", port: PORT, path: "/" }),
+    link: Some(LinkDef { rank: 5, name: "Prometheus", port: PORT, path: "/prometheus/" }),
     login: None,
     make: Make::One(spec),
 };
@@ -46,6 +46,8 @@ fn spec(draft: &Draft<'_>) -> ServiceSpec {
         "--storage.tsdb.retention.size=10GB",
         // No other site's page may read what it answers: Grafana asks it from its own server.
         "--web.cors.origin=none",
+        // Its own page and the door's are the same then.
+        "--web.external-url=/prometheus/",
     ]);
     // labd listens on the lab's network, on the port of its page.
     let labd = format!("{}:{}", draft.address(1), config.lab.page.port());
@@ -55,7 +57,7 @@ fn spec(draft: &Draft<'_>) -> ServiceSpec {
     ];
     container.mounts = vec![volume(draft.volume("prometheus"), "/prometheus", false)];
     container.cpu_shares = 512;
-    let probe = Probe::Http { port: PORT, path: "/-/ready".into(), authorization: None };
+    let probe = Probe::Http { port: PORT, path: "/prometheus/-/ready".into(), authorization: None };
     // It replays its log first, which can be large after a crash.
     draft.service(&DEF, container, probe, Duration::from_mins(5))
 }
@@ -78,6 +80,7 @@ scrape_configs:
     static_configs:
       - targets: ['{labd}']
   - job_name: prometheus
+    metrics_path: /prometheus/metrics
     static_configs:
       - targets: ['localhost:9090']
 "

@@ -131,6 +131,15 @@ impl<E: Engine> Supervisor<E> {
             let entry = self.entries.get(service)?;
             entry.running()?.0.ports.get(&port).copied()
         };
+        let dashboard = self.p.ray.endpoint().borrow().as_ref().map(|endpoint| endpoint.dashboard);
+        let upstreams = services::upstreams(&self.p.desired.config, dashboard, port_of);
+        self.p.upstreams.send_if_modified(|old| {
+            let changed = **old != upstreams;
+            if changed {
+                *old = Arc::new(upstreams);
+            }
+            changed
+        });
         let service_of = |container: &str| {
             let of = |e: &&Entry| e.container().is_some_and(|c| c.id == container);
             self.entries.values().find(of).and_then(|e| e.spec.as_ref()).map(|s| s.name.clone())

@@ -22,6 +22,7 @@ use crate::{
     control::{Refusal, Request},
     credentials::Credential,
     desired::DesiredState,
+    door::Upstreams,
     engine::{Engine, EngineError, EngineEvent, ListedContainer, Observed, images::Images},
     gpus::{Gpu, Inventory},
     incident::Incident,
@@ -107,6 +108,8 @@ pub struct Parts<E> {
     pub scrapes: watch::Receiver<Scrapes>,
     /// Channel for the configuration that a reload brought.
     pub config: watch::Sender<Arc<Config>>,
+    /// Channel for where labd's own page reaches services.
+    pub upstreams: watch::Sender<Arc<Upstreams>>,
     /// Channel for the snapshot.
     pub snapshot: watch::Sender<Arc<Snapshot>>,
     /// Channel for incidents, oldest first.

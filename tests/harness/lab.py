@@ -96,6 +96,38 @@ def build_settings():
     return "\n".join(lines)
 
 
+class Visitor:
+    """What a browser does with the page: it keeps the cookie, and the page's script shows the session's CSRF token."""
+
+    def __init__(self, page):
+        self.page, self.origin, self.cookie, self.csrf = page, page.rstrip("/"), None, None
+
+    def ask(self, method, path, body=None, **headers):
+        """Status and answer, JSON where it is that. A header of None is left out."""
+        told = {"Origin": self.origin, "Cookie": self.cookie, "X-Labd-Csrf": self.csrf, "Content-Type": body is not None and "application/json" or None}
+        told |= {name.replace("_", "-"): value for name, value in headers.items()}
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.page + path, data, {k: v for k, v in told.items() if v is not None}, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return answer.status, self.heard(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, self.heard(error)
+
+    def heard(self, answer):
+        text = answer.read().decode(errors="replace")
+        if cookie := answer.headers.get("Set-Cookie"):
+            value = cookie.partition(";")[0]
+            self.cookie = None if value.endswith("=") else value
+        try:
+            told = json.loads(text)
+        except ValueError:
+            return text
+        if isinstance(told, dict) and told.get("csrf"):
+            self.csrf = told["csrf"]
+        return told
+
+
 class Lab:
     def __init__(self, name, subnet, gpus=2, extra="", build=None, data_dir=None, page=0, head=""):
         self.name = name
@@ -138,6 +170,17 @@ tensorboard = 0
     def labd(self, *argv, check=True, timeout=120, binary=None):
         env = {**os.environ, "LABD_CONFIG": str(self.config), "LABD_SOCKET": str(self.socket), "NO_COLOR": "1"}
         return run(binary or labd_binary(), *argv, check=check, timeout=timeout, env=env)
+
+    def visitor(self):
+        """A browser's stand-in, nobody yet."""
+        return Visitor(self.link("status page"))
+
+    def log_in(self):
+        """Whoever opens the link of `labd open`: an admin."""
+        visitor = self.visitor()
+        token = self.labd("open", "--print").stdout.strip().partition("#link=")[2]
+        assert visitor.ask("POST", "api/v1/login/link", {"token": token})[0] == 200
+        return visitor
 
     def up(self, timeout=2400):
         return self.labd("up", f"--timeout={timeout}", timeout=timeout + 30)

@@ -114,14 +114,9 @@ def test_prometheus_scrapes_ray_labd_and_itself(lab):
 
 
 def test_the_page_shows_the_snapshot(lab):
-    import urllib.request
-
-    page = lab.link("status page")
-    with urllib.request.urlopen(page, timeout=10) as answer:
-        html = answer.read().decode()
-    assert "<script" in html
-    with urllib.request.urlopen(page + "api/v1/snapshot", timeout=10) as answer:
-        assert json.load(answer)["labd"]["lab"] == lab.name
+    visitor = lab.log_in()
+    assert "<script" in visitor.ask("GET", "")[1]
+    assert visitor.ask("GET", "api/v1/snapshot")[1]["labd"]["lab"] == lab.name
 
 
 def test_a_job_from_jupyter_trains_and_its_run_is_shown(lab):

@@ -2,7 +2,6 @@
 import json
 import os
 import signal
-import urllib.request
 
 import pytest
 
@@ -45,9 +44,7 @@ def incidents(lab, service):
 
 
 def metrics(lab):
-    url = lab.link("status page")
-    with urllib.request.urlopen(url + "metrics", timeout=10) as answer:
-        return answer.read().decode()
+    return lab.log_in().ask("GET", "metrics")[1]
 
 
 def test_docker_stop_is_held_and_docker_start_releases_it(lab):

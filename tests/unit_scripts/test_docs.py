@@ -111,7 +111,7 @@ def test_targets_of_make_are_there(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_commands_and_their_options_are_there(page):
-    long = re.findall(r"#\[arg\([^\]]*\blong\b(?! =)[^\]]*\)\]\s*pub(?:\(super\))? (\w+)", ARGS)
+    long = re.findall(r"#\[arg\([^\]]*\blong\b(?! =)[^\]]*\)\]\s*(?:pub(?:\(super\))? )?(\w+)", ARGS)
     flags = {name.replace("_", "-") for name in long} | set(re.findall(r'long = "([\w-]+)"', ARGS)) | {"help", "version"}
     commands = variants("Command")
     called = r"(?:^|sudo |\./|&& |\()labd((?: [a-z][a-z-]*)+)?((?: --?[\w-]+(?:[= ]\S+)?)*)"

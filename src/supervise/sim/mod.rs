@@ -80,6 +80,7 @@ fn desired(version: u32) -> DesiredState {
         store: None,
         view: Arc::new(view),
         credentials: Vec::new(),
+        sign_ins: crate::door::SignIns::none(),
     }
 }
 
@@ -178,6 +179,7 @@ impl Labd {
             page: watch::channel(None).1,
             scrapes: watch::channel(Scrapes::default()).1,
             config: watch::channel(Arc::new(Config::default())).0,
+            upstreams: watch::channel(Arc::default()).0,
             journal: journal.clone(),
             desired: desired(wanted),
             reload: Box::new(move || {

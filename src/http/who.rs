@@ -1,0 +1,377 @@
+//! Who asks, and what that allows.
+//!
+//! | asks over | is | may |
+//! |---|---|---|
+//! | the Unix socket, whose permissions decide | the user whose process is at its other end | everything |
+//! | TCP, with the cookie of a session | the person who logged in | what their role allows |
+//! | TCP, without one | nobody | read, where `http.anonymous` says so |
+//!
+//! A browser sends the cookie along whoever wrote the page that asks, if only from another port of this machine. So what is no
+//! plain reading must come from a page of labd's own (`Origin`). And every server on another port of this host is sent the cookie by
+//! whoever opens its page: what changes anything must show a token besides, which is told once, at the login.
+
+use std::{fs, time::Duration};
+
+use axum::{
+    body::{Body, HttpBody as _},
+    extract::{Request, State as From},
+    http::{HeaderMap, HeaderName, Method, StatusCode, header, uri::Scheme},
+    middleware::Next,
+    response::{IntoResponse, Redirect, Response},
+};
+use futures_util::StreamExt as _;
+use tokio::sync::watch;
+
+use super::{ApiError, State, stopped};
+use crate::{
+    accounts::{Person, Role, Session},
+    config::Anonymous,
+    door::Admission,
+};
+
+/// Header that carries the session's CSRF token on requests that change something.
+pub(super) const CSRF: HeaderName = HeaderName::from_static("x-labd-csrf");
+
+/// Time between two checks whether a stream's session goes on.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// Asker of a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Who {
+    /// User of this machine, on the Unix socket.
+    Local(String),
+    /// Person who logged in.
+    Person(Person),
+    /// Nobody who is known.
+    Nobody,
+}
+
+impl Who {
+    /// Name for the journal.
+    pub(super) fn name(&self) -> &str {
+        match self {
+            Self::Local(name) => name,
+            Self::Person(person) => &person.name,
+            Self::Nobody => "somebody",
+        }
+    }
+
+    /// Way by which they ask, for the journal: an account may have the name of a user of the machine.
+    pub(super) const fn way(&self) -> &'static str {
+        match self {
+            Self::Local(_) => "on the machine",
+            Self::Person(_) | Self::Nobody => "on the page",
+        }
+    }
+
+    fn role(&self, anonymous: Anonymous) -> Option<Role> {
+        match self {
+            Self::Local(_) => Some(Role::Admin),
+            Self::Person(person) => Some(person.role),
+            Self::Nobody => (anonymous == Anonymous::Viewer).then_some(Role::Viewer),
+        }
+    }
+}
+
+/// User at the other end of a Unix socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Peer(pub(super) u32);
+
+/// Name of a user of this machine, by `/etc/passwd`; its number where that has none.
+fn user_name(uid: u32) -> String {
+    let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    name_in(&passwd, uid).map_or_else(|| format!("uid {uid}"), str::to_owned)
+}
+
+fn name_in(passwd: &str, uid: u32) -> Option<&str> {
+    passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let (name, id) = (fields.next()?, fields.nth(1)?);
+        (id.parse() == Ok(uid)).then_some(name)
+    })
+}
+
+/// Notes who asks on the Unix socket.
+pub(super) async fn local(mut request: Request, next: Next) -> Response {
+    let uid = request.extensions().get::<Peer>().map(|peer| peer.0);
+    let name = uid.map_or_else(|| "somebody on the socket".to_owned(), user_name);
+    request.extensions_mut().insert(Who::Local(name));
+    next.run(request).await
+}
+
+/// Notes who asks over TCP, and refuses what a page of somebody else's makes a browser ask.
+pub(super) async fn remote(From(state): From<State>, mut request: Request, next: Next) -> Response {
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+    let upgrades = request.headers().contains_key(header::UPGRADE);
+    if (!reads || upgrades) && !is_own_page(request.headers()) {
+        let text = "this must come from labd's own page: its `Origin` is another's, or missing";
+        return ApiError::new(StatusCode::FORBIDDEN, text).into_response();
+    }
+    let mut of = None;
+    let found = cookie(request.headers(), &state.cookie).map(|value| value.map(str::to_owned));
+    let who = match found {
+        Ok(None) => Who::Nobody,
+        Ok(Some(value)) => match state.accounts.session(&value) {
+            Some(session) => {
+                of = Some(value);
+                let person = session.person.clone();
+                request.extensions_mut().insert(session);
+                Who::Person(person)
+            }
+            None => Who::Nobody,
+        },
+        Err(Twice) => {
+            let text = "two cookies of one name: another server on this machine may have set one; clear the cookies of this site";
+            return ApiError::new(StatusCode::BAD_REQUEST, text).into_response();
+        }
+    };
+    request.extensions_mut().insert(who);
+    let response = next.run(request).await;
+    if response.body().size_hint().exact().is_some() {
+        return response;
+    }
+    // A stream goes on for as long as its page is open.
+    response.map(|body| Body::from_stream(body.into_data_stream().take_until(ended(state, of))))
+}
+
+/// Lets through to a service's own page who logged in; a browser that wants a page is sent to the login.
+pub(super) async fn visitors(From(state): From<State>, mut request: Request, next: Next) -> Response {
+    let Some(Who::Person(person)) = request.extensions().get::<Who>().cloned() else {
+        let is_page = request
+            .headers()
+            .get(header::ACCEPT)
+            .and_then(|v| v.to_str().ok())
+            .is_some_and(|v| v.contains("text/html"));
+        if is_page && *request.method() == Method::GET {
+            return Redirect::to("/").into_response();
+        }
+        return log_in_first().into_response();
+    };
+    let (tell, told) = watch::channel(false);
+    let value = cookie(request.headers(), &state.cookie).ok().flatten().map(str::to_owned);
+    if let Some(cookie) = value.filter(|_| request.headers().contains_key(header::UPGRADE)) {
+        // A WebSocket ends with its session, or with labd.
+        tokio::spawn(async move {
+            let shutdown = state.shutdown.clone();
+            tokio::select! {
+                () = ended(state, Some(cookie)) => {}
+                () = stopped(shutdown) => {}
+                () = tell.closed() => {}
+            }
+            tell.send_replace(true);
+        });
+    }
+    // A proxy with TLS stands before this where the page's origin says so.
+    let is_https = request.headers().get(header::ORIGIN).is_some_and(|origin| origin.as_bytes().starts_with(b"https:"));
+    let scheme = if is_https { Scheme::HTTPS } else { Scheme::HTTP };
+    request.extensions_mut().insert(Admission { admin: person.role == Role::Admin, scheme, ended: told });
+    next.run(request).await
+}
+
+/// Waits until the session of this cookie has ended; without one, until nobody may look any more who is not known.
+async fn ended(state: State, cookie: Option<String>) {
+    let goes_on = || match &cookie {
+        Some(cookie) => state.accounts.goes_on(cookie),
+        None => state.config.borrow().http.anonymous == Anonymous::Viewer,
+    };
+    while goes_on() {
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Lets through who may read.
+pub(super) async fn readers(From(state): From<State>, request: Request, next: Next) -> Response {
+    admit(&state, Role::Viewer, request, next).await
+}
+
+/// Lets through who logged in.
+pub(super) async fn people(From(state): From<State>, request: Request, next: Next) -> Response {
+    if matches!(request.extensions().get::<Who>(), None | Some(Who::Nobody)) {
+        return log_in_first().into_response();
+    }
+    admit(&state, Role::Viewer, request, next).await
+}
+
+/// Lets through who may do everything.
+pub(super) async fn admins(From(state): From<State>, request: Request, next: Next) -> Response {
+    admit(&state, Role::Admin, request, next).await
+}
+
+async fn admit(state: &State, needed: Role, request: Request, next: Next) -> Response {
+    let who = request.extensions().get::<Who>().cloned().unwrap_or(Who::Nobody);
+    let anonymous = state.config.borrow().http.anonymous;
+    match who.role(anonymous) {
+        Some(role) if role >= needed => {}
+        Some(_) if matches!(who, Who::Person(_)) => {
+            let text = format!("{} may look, and change nothing: `labd user role` makes an admin", who.name());
+            return ApiError::new(StatusCode::FORBIDDEN, text).into_response();
+        }
+        _ => return log_in_first().into_response(),
+    }
+    let changes = needed == Role::Admin && !matches!(*request.method(), Method::GET | Method::HEAD);
+    let csrf = request.headers().get(CSRF).and_then(|token| token.to_str().ok()).unwrap_or_default();
+    let is_shown = request.extensions().get::<Session>().is_some_and(|session| session.admits(csrf));
+    if changes && matches!(who, Who::Person(_)) && !is_shown {
+        let text = format!("`{CSRF}` is missing or wrong: log in again");
+        return ApiError::new(StatusCode::FORBIDDEN, text).into_response();
+    }
+    next.run(request).await
+}
+
+/// Refusal of somebody who is not known.
+pub(super) fn log_in_first() -> ApiError {
+    ApiError::new(StatusCode::UNAUTHORIZED, "log in first: `labd open` on the machine prints a link")
+}
+
+/// Whether a page of this very origin asks, as browsers say.
+fn is_own_page(headers: &HeaderMap) -> bool {
+    let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+    let site = text(HeaderName::from_static("sec-fetch-site"));
+    if site.is_some_and(|site| !matches!(site, "same-origin" | "none")) {
+        return false;
+    }
+    let (Some(origin), Some(host)) = (text(header::ORIGIN), text(header::HOST)) else { return false };
+    origin
+        .strip_prefix("http://")
+        .or_else(|| origin.strip_prefix("https://"))
+        .is_some_and(|own| own.eq_ignore_ascii_case(host))
+}
+
+/// A cookie that came twice: one of the two is somebody else's.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Twice;
+
+/// Value of the cookie of this name.
+pub(super) fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, Twice> {
+    let all =
+        headers.get_all(header::COOKIE).iter().filter_map(|line| line.to_str().ok()).flat_map(|line| line.split(';'));
+    let mut ours =
+        all.filter_map(|pair| pair.trim().split_once('=')).filter(|(key, _)| *key == name).map(|(_, value)| value);
+    match (ours.next(), ours.next()) {
+        (value, None) => Ok(value),
+        _ => Err(Twice),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::{
+        Router,
+        http::{HeaderValue, Request as Asked},
+    };
+    use tower::ServiceExt as _;
+
+    use super::*;
+    use crate::http::{
+        public_router,
+        testing::{Lab, Sse, ask_with, status_and_text},
+    };
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        let mut all = HeaderMap::new();
+        for (name, value) in pairs {
+            all.append(*name, HeaderValue::from_str(value).expect("a value"));
+        }
+        all
+    }
+
+    #[test]
+    fn a_cookie_is_found_once_and_a_second_one_is_refused() {
+        for (lines, found) in [
+            (&[][..], Ok(None)),
+            (&[("cookie", "a=b; labd-lab=x; c=d")][..], Ok(Some("x"))),
+            (&[("cookie", "a=b"), ("cookie", "labd-lab=x")][..], Ok(Some("x"))),
+            (&[("cookie", "labd-lab2=x; xlabd-lab=y")][..], Ok(None)),
+            (&[("cookie", "labd-lab=x; labd-lab=y")][..], Err(Twice)),
+            (&[("cookie", "labd-lab=x"), ("cookie", "labd-lab=x")][..], Err(Twice)),
+        ] {
+            assert_eq!(cookie(&headers(lines), "labd-lab"), found, "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn only_a_page_of_this_very_origin_is_labds_own() {
+        let host = ("host", "localhost:8600");
+        for (lines, own) in [
+            (&[host][..], false),
+            (&[host, ("origin", "http://localhost:8600")][..], true),
+            (&[host, ("origin", "http://LOCALHOST:8600"), ("sec-fetch-site", "same-origin")][..], true),
+            (&[host, ("origin", "http://localhost:8888")][..], false),
+            (&[host, ("origin", "http://localhost:8600.evil.example")][..], false),
+            (&[host, ("origin", "null")][..], false),
+            (&[host, ("origin", "http://localhost:8600"), ("sec-fetch-site", "same-site")][..], false),
+            (&[("origin", "http://localhost:8600")][..], false),
+        ] {
+            assert_eq!(is_own_page(&headers(lines)), own, "{lines:?}");
+        }
+    }
+
+    async fn sent(router: Router, method: &str, path: &str, lines: &[(&'static str, &str)]) -> (u16, String) {
+        let mut request = Asked::builder().method(method).uri(path).header("host", "localhost:8600");
+        for (name, value) in lines {
+            request = request.header(*name, *value);
+        }
+        let answer =
+            router.oneshot(request.body(Body::empty()).expect("a request")).await.expect("routers do not fail");
+        let (status, text) = status_and_text(answer).await;
+        (status.as_u16(), text)
+    }
+
+    #[tokio::test]
+    async fn each_role_may_what_it_may() {
+        let lab = Lab::answering(|_| Ok("on it".into())).closed();
+        let router = || public_router(lab.state.clone());
+        let own = ("origin", "http://localhost:8600");
+        let stop = "/api/v1/services/minio/stop";
+        for path in [
+            "/api/v1/snapshot",
+            "/api/v1/plan",
+            "/api/v1/events",
+            "/metrics",
+            "/api/v1/me",
+            "/api/v1/services/minio/logs",
+        ] {
+            let (status, text) = sent(router(), "GET", path, &[]).await;
+            assert!(status == 401 && text.contains("labd open"), "{path}: {status} {text}");
+        }
+        assert_eq!(sent(router(), "POST", stop, &[own]).await.0, 401);
+        let (cookie, csrf) = lab.log_in(Role::Viewer).await;
+        let (cookie, csrf) = (("cookie", cookie.as_str()), ("x-labd-csrf", csrf.as_str()));
+        for path in ["/api/v1/snapshot", "/metrics", "/api/v1/services/minio/logs"] {
+            assert_eq!(sent(router(), "GET", path, &[cookie]).await.0, 200, "{path}");
+        }
+        let (status, text) = sent(router(), "POST", stop, &[own, cookie, csrf]).await;
+        assert!(status == 403 && text.contains("a viewer may look"), "{status} {text}");
+        let (cookie, csrf) = lab.log_in(Role::Admin).await;
+        let (cookie, csrf) = (("cookie", cookie.as_str()), ("x-labd-csrf", csrf.as_str()));
+        let other = lab.log_in(Role::Admin).await.1;
+        for lines in [
+            &[own, cookie][..],
+            &[own, cookie, ("x-labd-csrf", other.as_str())],
+            &[cookie, csrf],
+            &[("origin", "http://localhost:8888"), cookie, csrf],
+            &[own, ("sec-fetch-site", "same-site"), cookie, csrf],
+        ] {
+            assert_eq!(sent(router(), "POST", stop, lines).await.0, 403, "{lines:?}");
+        }
+        assert_eq!(sent(router(), "POST", stop, &[own, cookie, csrf]).await, (200, r#"{"message":"on it"}"#.into()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_ends_with_its_session() {
+        let lab = Lab::new().closed();
+        let (cookie, _) = lab.log_in(Role::Viewer).await;
+        let mut stream =
+            Sse::new(ask_with(public_router(lab.state.clone()), "/api/v1/stream", "cookie", &cookie).await);
+        assert!(stream.next().await.is_some());
+        lab.state.accounts.log_out(cookie.split_once('=').expect("a pair").1).await.expect("written");
+        let rest = async { while stream.next().await.is_some() {} };
+        tokio::time::timeout(LOOK * 3, rest).await.expect("it ends");
+    }
+
+    #[test]
+    fn users_are_called_by_name() {
+        let passwd = "root:x:0:0:root:/root:/bin/bash\nbroken\nanna:x:1000:1000::/home/anna:/bin/sh\n";
+        assert_eq!((name_in(passwd, 1000), name_in(passwd, 7)), (Some("anna"), None));
+    }
+}
