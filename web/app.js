@@ -117,7 +117,7 @@ function service(s) {
     make('td', {}, pill(s.state, LOOK[s.state])),
     make('td', { 'data-label': 'since' }, time(s.since)),
     make('td', { class: 'num', 'data-label': 'restarts' }, String(s.restarts)),
-    make('td', { class: 'wide' }, mayCommand() ? commands(s) : null, s.last_reason || '–',
+    make('td', { class: 'wide' }, me && me.name ? commands(s) : null, s.last_reason || '–',
       more.length ? make('span', { class: 'below' }, more.join(' · ')) : null));
 }
 
@@ -125,21 +125,29 @@ function mayCommand() {
   return me !== null && me.role === 'admin' && sessionStorage.getItem(CSRF) !== null;
 }
 
-// What an admin may do with a service. One listener for all of them reads the attributes.
+// What a service prints, for whoever logged in, and what an admin may do with it.
 function commands(s) {
   if (s.state === 'off' || s.state === 'unavailable') return null;
-  const verbs = s.state === 'held' ? ['start'] : ['restart', 'stop'];
-  return make('span', { class: 'commands' }, ...verbs.map((verb) =>
-    make('button', { type: 'button', 'data-verb': verb, 'data-service': s.name, 'aria-label': `${verb} ${s.name}` }, verb)));
+  const path = `/api/v1/services/${encodeURIComponent(s.name)}`;
+  const verbs = !mayCommand() ? [] : s.state === 'held' ? ['start'] : ['restart', 'stop'];
+  return make('span', { class: 'commands' },
+    make('a', { href: `${path}/logs?tail=500`, target: '_blank', rel: 'noopener', 'aria-label': `logs of ${s.name}` }, 'logs'),
+    ...verbs.map((verb) => button(verb, s.name, `${path}/${verb}`)));
+}
+
+// Button of a command. One listener for all of them reads the attributes.
+function button(verb, name, path) {
+  return make('button', { type: 'button', 'data-verb': verb, 'data-name': name, 'data-path': path, 'aria-label': `${verb} ${name}` }, verb);
 }
 
 const CONSEQUENCE = {
   restart: 'What runs in it is interrupted; labd resumes jobs from their checkpoints.',
   stop: 'It stays stopped until somebody starts it.',
   start: 'It is started and kept up from then on.',
+  end: 'The job ends for good; its checkpoints stay.',
 };
 
-async function command(verb, name) {
+async function command({ verb, name, path }) {
   const dialog = byId('ask');
   setText('ask-text', `${verb[0].toUpperCase()}${verb.slice(1)} ${name}? ${CONSEQUENCE[verb]}`);
   setText('ask-yes', verb[0].toUpperCase() + verb.slice(1));
@@ -147,7 +155,7 @@ async function command(verb, name) {
   dialog.showModal();
   await new Promise((done) => dialog.addEventListener('close', done, { once: true }));
   if (dialog.returnValue !== 'yes') return;
-  const answer = await send('POST', `/api/v1/services/${encodeURIComponent(name)}/${verb}`);
+  const answer = await send('POST', path);
   announce(answer.message || answer.error || 'labd did not answer');
 }
 
@@ -200,7 +208,9 @@ function job(j) {
     make('td', {}, j.resubmitted_as ? pill('lost', 'idle') : pill(j.status.toLowerCase(), JOB_LOOK[j.status])),
     make('td', { 'data-label': 'submitted', class: 'wide' }, time(j.submitted_at)),
     make('td', { 'data-label': 'run', class: 'wide' }, j.run || '–'),
-    make('td', { class: 'wide' }, make('code', {}, j.entrypoint),
+    make('td', { class: 'wide' }, mayCommand() && !j.outcome && j.attempt ? make('span', { class: 'commands' },
+      button('end', j.submission_id, `/api/v1/jobs/${encodeURIComponent(j.submission_id)}/stop`)) : null,
+      make('code', {}, j.entrypoint),
       j.message ? make('span', { class: 'below' }, j.message) : null));
 }
 
@@ -297,6 +307,17 @@ function engineWords(e) {
   return 'connecting';
 }
 
+// What the GPUs do, in a sentence.
+function work(s) {
+  const jobs = s.jobs.filter((j) => j.status === 'RUNNING' && !j.resubmitted_as);
+  const busy = new Set(jobs.flatMap((j) => j.workers || []));
+  const gpus = s.gpus.filter((g) => g.worker).length;
+  if (gpus === 0) return 'No GPU.';
+  const some = `${busy.size} of ${gpus} GPU${gpus === 1 ? '' : 's'}`;
+  if (jobs.length === 0) return `${gpus} GPU${gpus === 1 ? '' : 's'}, no job.`;
+  return `${some} work${busy.size === 1 ? 's' : ''} for ${jobs.length} job${jobs.length === 1 ? '' : 's'}.`;
+}
+
 function verdict(s) {
   const on = s.services.filter((x) => x.state !== 'off');
   const ready = on.filter((x) => x.state === 'ready').length;
@@ -305,7 +326,8 @@ function verdict(s) {
     : looks.includes('warn') ? 'warn'
       : looks.includes('busy') ? 'busy'
         : ready === on.length ? 'good' : 'idle';
-  return [`${ready} of ${on.length} services ready`, look];
+  const services = ready === on.length ? `All ${on.length} services ready.` : `${ready} of ${on.length} services ready.`;
+  return [`${services} ${work(s)}`, look];
 }
 
 function render() {
@@ -495,9 +517,9 @@ byId('logout').addEventListener('click', async () => {
   await start();
   if (answer.error) setText('login-trouble', answer.error);
 });
-byId('services').addEventListener('click', (click) => {
-  const button = click.target.closest('button[data-verb]');
-  if (button) command(button.dataset.verb, button.dataset.service);
+byId('lab-page').addEventListener('click', (click) => {
+  const pressed = click.target.closest('button[data-verb]');
+  if (pressed) command(pressed.dataset);
 });
 
 // A link of `labd open`: its token is in the part of the address that browsers send to nobody, and good once.

@@ -105,7 +105,7 @@ fn no_edit_changes_a_container_unnoticed() {
         "ray-worker-0 e4246ecb40dd1694 3515777b06b4bbda",
         "jupyter 3ccd2e787c40b4bf c9b89e77cc229879",
         "front-door 2833f4fec0b47ff6 2310fa03d0b022f6",
-        "prometheus 066bcfc433d03779 5bbdbc0663843b8e",
+        "prometheus 93d3c59c525778fb 5bbdbc0663843b8e",
         "grafana 9273e029a51b2ea6 a8bc500cd8d617c6",
     ];
     assert_eq!(golden_containers(), golden);

@@ -53,6 +53,7 @@ fn spec(draft: &Draft<'_>) -> ServiceSpec {
     let labd = format!("{}:{}", draft.address(1), config.lab.page.port());
     container.files = vec![
         file("/etc/labd/prometheus.yml", 0o644, configuration(&labd).into()),
+        file("/etc/labd/alerts.yml", 0o644, ALERTS.into()),
         file("/etc/labd/ray-token", 0o600, (&draft.inputs.secrets.ray_token).into()),
     ];
     container.mounts = vec![volume(draft.volume("prometheus"), "/prometheus", false)];
@@ -62,11 +63,16 @@ fn spec(draft: &Draft<'_>) -> ServiceSpec {
     draft.service(&DEF, container, probe, Duration::from_mins(5))
 }
 
+/// Rules for what a person should be called for; Prometheus shows them, and an Alertmanager of yours can be told of them.
+const ALERTS: &str = include_str!("alerts.yml");
+
 fn configuration(labd: &str) -> String {
     format!(
         "global:
   scrape_interval: 10s
   evaluation_interval: 10s
+rule_files:
+  - /etc/labd/alerts.yml
 scrape_configs:
   - job_name: ray
     authorization:

@@ -1,8 +1,9 @@
 """What the lab is once it is up. The Compose lab's own checks are here."""
 import json
 import re
+import urllib.request
 
-from harness.lab import docker, wait_for
+from harness.lab import ROOT, docker, wait_for
 
 
 def test_up_ends_in_a_table_with_everything_ready(lab):
@@ -100,8 +101,6 @@ def test_secrets_are_in_no_command_line_log_or_journal(lab):
 
 
 def test_prometheus_scrapes_ray_labd_and_itself(lab):
-    import urllib.request
-
     url = lab.link("Prometheus")
 
     def healthy():
@@ -111,6 +110,18 @@ def test_prometheus_scrapes_ray_labd_and_itself(lab):
         return {"ray", "labd", "prometheus"} <= set(up) and up.count("ray") >= 4
 
     wait_for("all targets up", healthy, 60, every=1)
+
+
+def test_metrics_and_alerts_are_as_prometheus_wants_them(lab):
+    text = lab.log_in().ask("GET", "metrics")[1]
+    docker("exec", "-i", lab.container("prometheus"), "promtool", "check", "metrics", input=text)
+    said = docker("exec", lab.container("prometheus"), "promtool", "check", "config", "/etc/labd/prometheus.yml").stdout
+    assert re.search(r"SUCCESS: [89]|SUCCESS: \d\d", said), said
+    used = set(re.findall(r"\blabd_[a-z_]+", (ROOT / "src/services/alerts.yml").read_text()))
+    assert used <= set(re.findall(r"^# TYPE (\w+)", text, re.M)), "an alert asks for a metric that labd has"
+    with urllib.request.urlopen(lab.link("Prometheus") + "api/v1/rules", timeout=10) as answer:
+        rules = [rule for group in json.load(answer)["data"]["groups"] for rule in group["rules"]]
+    assert len(rules) >= 9 and all(rule["health"] in ("ok", "unknown") for rule in rules), rules
 
 
 def test_the_page_shows_the_snapshot(lab):
