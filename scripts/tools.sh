@@ -9,6 +9,7 @@ command -v cc >/dev/null || want+=(gcc libc6-dev)
 command -v make >/dev/null || want+=(make)
 if [[ ${1:-build} == test ]]; then
     python3 -c 'import pytest' 2>/dev/null || want+=(python3-pytest)
+    command -v chromium >/dev/null || want+=(chromium)
 fi
 if [[ ${1:-build} == dist ]]; then
     command -v musl-gcc >/dev/null || want+=(musl-tools)
@@ -29,4 +30,10 @@ if ((${#want[@]})); then
         die "could not install ${want[*]}; Rust comes from https://rustup.rs where Debian has no rustup package"
     fi
     rm -f "$log"
+fi
+if [[ ${1:-build} == test ]]; then
+    cd "$(dirname "$0")/.."
+    # shellcheck source=scripts/lib.sh
+    . scripts/lib.sh
+    from_pypi browser
 fi

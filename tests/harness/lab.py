@@ -171,6 +171,11 @@ tensorboard = 0
         env = {**os.environ, "LABD_CONFIG": str(self.config), "LABD_SOCKET": str(self.socket), "NO_COLOR": "1"}
         return run(binary or labd_binary(), *argv, check=check, timeout=timeout, env=env)
 
+    def add_user(self, name, role, password, check=True):
+        """An account of this name for the page, in place of one that a test before may have left."""
+        self.labd("user", "remove", "--", name, check=False)
+        return run(labd_binary(), "--config", self.config, "--socket", self.socket, "user", "add", "--role", role, "--", name, input=password, check=check)
+
     def visitor(self):
         """A browser's stand-in, nobody yet."""
         return Visitor(self.link("status page"))

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from harness.lab import labd_binary, run, wait_for
+from harness.lab import wait_for
 
 PASSWORD = "a long enough password"
 READ = ["api/v1/snapshot", "api/v1/stream", "api/v1/events", "api/v1/events/stream", "api/v1/plan", "metrics", "api/v1/me"]
@@ -12,12 +12,6 @@ WRITTEN = ["api/v1/services/jupyter/logs?tail=1"]
 ACTS = ["services/jupyter/restart", "jobs/none/stop", "gpus/SIM-0/release", "gpus/SIM-0/drill/xid-79", "reload", "apply"]
 ONLY_HERE = [("POST", "down"), ("GET", "credentials"), ("POST", "links"), ("GET", "users"), ("POST", "users"), ("DELETE", "users/anna"),
              ("POST", "users/anna/password"), ("POST", "users/anna/role"), ("GET", "sessions"), ("DELETE", "sessions/00000000")]
-
-
-def add(lab, name, role):
-    lab.labd("user", "remove", name, check=False)
-    done = run("sh", "-c", f'printf %s "$1" | "$2" --config "$3" --socket "$4" user add {name} --role {role}', "sh", PASSWORD, labd_binary(), lab.config, lab.socket)
-    assert f"{name} can log in as {role}" in done.stdout
 
 
 def logged_in(lab, name):
@@ -29,13 +23,13 @@ def logged_in(lab, name):
 
 @pytest.fixture(scope="module")
 def anna(lab):
-    add(lab, "anna", "viewer")
+    assert "anna can log in as viewer" in lab.add_user("anna", "viewer", PASSWORD).stdout
     return logged_in(lab, "anna")
 
 
 @pytest.fixture(scope="module")
 def bert(lab):
-    add(lab, "bert", "admin")
+    lab.add_user("bert", "admin", PASSWORD)
     return logged_in(lab, "bert")
 
 
@@ -103,7 +97,7 @@ def test_a_session_outlives_labd_and_ends_with_its_logout(lab, anna):
 
 
 def test_who_has_another_password_or_is_removed_is_logged_out(lab):
-    add(lab, "carl", "admin")
+    lab.add_user("carl", "admin", PASSWORD)
     carl = logged_in(lab, "carl")
     assert "carl" in lab.labd("user", "sessions").stdout
     lab.labd("user", "role", "carl", "viewer")
@@ -125,11 +119,13 @@ def test_passwords_are_not_guessed_and_the_person_still_gets_in(lab, anna):
 
 
 def test_what_is_wrong_with_a_user_is_said_in_a_line(lab):
-    for name, password, says in [("-x", PASSWORD, "name"), ("dora", "tiny", "10 characters"), ("anna", PASSWORD, "anna")]:
-        command = 'printf %s "$1" | "$2" --config "$3" --socket "$4" user add -- "$5"'
-        done = run("sh", "-c", command, "sh", password, labd_binary(), lab.config, lab.socket, name, check=False)
-        assert done.returncode != 0 and says in done.stderr and password not in done.stderr, done.stderr
+    for name, password, says in [("-x", PASSWORD, "name"), ("dora", "tiny", "10 characters"), ("dora", "", "no password")]:
+        done = lab.add_user(name, "viewer", password, check=False)
+        assert done.returncode != 0 and says in done.stderr and (not password or password not in done.stderr), done.stderr
         assert done.stderr.count("\n") == 1
+    lab.add_user("dora", "viewer", PASSWORD)
+    again = lab.labd("user", "role", "nobody-here", "admin", check=False)
+    assert again.returncode != 0 and "labd user list" in again.stderr
 
 
 # ---- the door to services' own pages ----
