@@ -18,8 +18,8 @@ def chromium():
 
     SHOTS.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:
-        # Chromium has no sandbox of its own for root.
-        options = ["--no-sandbox"] if os.geteuid() == 0 else []
+        # Chromium has no sandbox of its own for root; and a container's /dev/shm is small.
+        options = ["--disable-dev-shm-usage", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=options)
         try:
             yield browser
