@@ -22,6 +22,8 @@ pub(super) const LIFETIME: Duration = Duration::from_hours(7 * 24);
 const UNUSED: Duration = Duration::from_hours(12);
 /// Most sessions at once, each of about 300 bytes. The one that was not used for longest makes room.
 const MOST: usize = 1_000;
+/// Most sessions of one person, so that nobody logs everybody else out by logging in. Their own make room.
+const MOST_OF_ONE: usize = 50;
 
 /// SHA-256 of a token. What is stored of a token of 256 random bits: it opens nothing.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -160,13 +162,14 @@ impl Sessions {
             }
         }
         self.expire(now);
-        self.make_room(0);
+        self.make_room(MOST, |_| true);
     }
 
     /// Begins a session, and returns what its browser must keep.
     pub(super) fn begin(&mut self, person: Person, by_link: bool, from: IpAddr, now: Timestamp) -> NewSession {
         self.expire(now);
-        self.make_room(1);
+        self.make_room(MOST_OF_ONE - 1, |stored| stored.person.name == person.name);
+        self.make_room(MOST - 1, |_| true);
         let (cookie, csrf) = (token(), token());
         let key = Digest::of(cookie.expose());
         let csrf_digest = Digest::of(csrf.expose());
@@ -276,11 +279,16 @@ impl Sessions {
         self.end(|_, stored| stored.is_over(now));
     }
 
-    fn make_room(&mut self, wanted: usize) {
-        while self.all.len() + wanted > MOST {
-            let Some(oldest) = self.all.iter().min_by_key(|(_, s)| s.used).map(|(key, _)| *key) else { return };
-            self.end(|key, _| *key == oldest);
+    /// Ends sessions of these until so many are left, those unused for longest first.
+    fn make_room(&mut self, left: usize, of: impl Fn(&Stored) -> bool) {
+        let mut all: Vec<(Timestamp, Digest)> =
+            self.all.iter().filter(|(_, stored)| of(stored)).map(|(key, stored)| (stored.used, *key)).collect();
+        if all.len() <= left {
+            return;
         }
+        all.sort_unstable();
+        let gone: BTreeSet<Digest> = all[..all.len() - left].iter().map(|(_, key)| *key).collect();
+        self.end(|key, _| gone.contains(key));
     }
 }
 
@@ -357,7 +365,10 @@ mod tests {
     #[test]
     fn a_thousand_are_kept_and_the_one_unused_for_longest_makes_room() {
         let mut sessions = Sessions::default();
-        let begin = |sessions: &mut Sessions, ms| sessions.begin(ada(), false, FROM, Timestamp::from_millis(ms));
+        let begin = |sessions: &mut Sessions, ms: i64| {
+            let person = Person { name: format!("person {ms}"), ..ada() };
+            sessions.begin(person, false, FROM, Timestamp::from_millis(ms))
+        };
         let (first, second) = (begin(&mut sessions, 0), begin(&mut sessions, 1));
         for n in 2..1_000 {
             begin(&mut sessions, n);
@@ -368,6 +379,20 @@ mod tests {
         assert_eq!(sessions.view(now).len(), 1_000);
         assert!(sessions.used(second.cookie.expose(), now).is_none());
         assert!(sessions.used(first.cookie.expose(), now).is_some());
+    }
+
+    #[test]
+    fn one_person_logs_nobody_else_out_by_logging_in() {
+        let mut sessions = Sessions::default();
+        let other = sessions.begin(Person { name: "other".into(), ..ada() }, false, FROM, at(0));
+        let first = sessions.begin(ada(), false, FROM, at(0));
+        let now = at(0).plus(HOUR / 60);
+        for _ in 0..MOST {
+            sessions.begin(ada(), false, FROM, now);
+        }
+        assert_eq!(sessions.view(now).len(), MOST_OF_ONE + 1);
+        assert!(sessions.used(other.cookie.expose(), now).is_some());
+        assert!(sessions.used(first.cookie.expose(), now).is_none());
     }
 
     #[test]

@@ -180,7 +180,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         credentials: all_credentials,
         jobs: ledger.clone(),
         gpus: gpus.clone(),
-        accounts,
+        accounts: accounts.clone(),
         cookie: format!("labd-{}", desired.config.lab.name).into(),
         door: Door::new(upstreams, desired.sign_ins.clone()),
         config: configs.clone(),
@@ -268,6 +268,9 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     while servers.join_next().await.is_some() {}
     // A hanging disk must not keep the daemon.
     let _ = tokio::time::timeout(Duration::from_secs(2), journal.flush()).await;
+    if let Ok(Err(line)) = tokio::time::timeout(Duration::from_secs(2), accounts.flush()).await {
+        tracing::warn!("{line}");
+    }
     Ok(())
 }
 
