@@ -40,7 +40,8 @@ pub(super) fn query<'a>(method: &Method, path: &str, query: Option<&'a str>) -> 
     (query.is_some() || is_page).then(|| Cow::Owned(pairs.join("&")))
 }
 
-/// Whether an answer says that the session has ended. The console says either, and the root may do everything.
+/// Whether an answer may say that the session has ended. The console says either; what the jobs' user may not do it refuses in the
+/// same way, so its session is asked for then.
 pub(super) fn is_over(status: StatusCode) -> bool {
     matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
 }
