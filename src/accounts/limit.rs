@@ -286,6 +286,17 @@ mod tests {
     }
 
     #[test]
+    fn one_user_of_the_machine_shuts_no_other_out() {
+        let here = IpAddr::from([127, 0, 0, 1]);
+        let mut limit = Limit::default();
+        for _ in 0..12 {
+            fail(&mut limit, "ada", here, at(0));
+        }
+        assert!(limit.begin(Some("ada"), here, at(0)).is_err());
+        assert!(limit.begin(Some("bob"), here, at(0)).is_ok(), "all come from there");
+    }
+
+    #[test]
     fn all_together_get_twenty_failures_a_second() {
         let mut limit = Limit::default();
         let mut failed = |now| {

@@ -37,7 +37,7 @@ use self::{
 };
 pub use self::{
     link::LINK_VALID,
-    session::{NewSession, Session, SessionView},
+    session::{NewSession, SESSION_LIFETIME, Session, SessionView},
 };
 use crate::{
     secret::Secret,

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Time for which a session lasts, however much it is used.
-pub(super) const LIFETIME: Duration = Duration::from_hours(7 * 24);
+pub const SESSION_LIFETIME: Duration = Duration::from_hours(7 * 24);
 /// Time without a request after which a session ends.
 const UNUSED: Duration = Duration::from_hours(12);
 /// Most sessions at once, each of about 300 bytes. The one that was not used for longest makes room.
@@ -132,7 +132,7 @@ impl Stored {
     }
 
     fn is_over(&self, now: Timestamp) -> bool {
-        now.since(self.began) >= LIFETIME || now.since(self.used) >= UNUSED
+        now.since(self.began) >= SESSION_LIFETIME || now.since(self.used) >= UNUSED
     }
 }
 
@@ -177,7 +177,7 @@ impl Sessions {
         let stored = Stored { person: person.clone(), by_link, csrf: csrf_digest, from, began: now, used: now };
         self.all.insert(key, stored);
         self.changed.insert(key);
-        NewSession { cookie, csrf, person, expires_at: now.plus(LIFETIME) }
+        NewSession { cookie, csrf, person, expires_at: now.plus(SESSION_LIFETIME) }
     }
 
     /// Session of a cookie, which is used now.
@@ -193,7 +193,7 @@ impl Sessions {
         self.changed.insert(cookie);
         Some(Session {
             person: stored.person.clone(),
-            expires_at: stored.began.plus(LIFETIME),
+            expires_at: stored.began.plus(SESSION_LIFETIME),
             id: cookie.id(),
             csrf: stored.csrf,
         })

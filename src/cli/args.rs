@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum, builder::PossibleValue};
 
-use crate::{config::DEFAULT_PATH, spec::ImageName};
+use crate::{accounts::Role, config::DEFAULT_PATH, spec::ImageName};
 
 /// Default path of the daemon's socket.
 pub const DEFAULT_SOCKET: &str = "/run/labd/labd.sock";
@@ -276,7 +276,7 @@ pub(super) enum User {
         name: String,
         /// What it may do: look, or everything
         #[arg(long, default_value = "viewer")]
-        role: RoleName,
+        role: Role,
     },
     /// List the accounts
     List(Json),
@@ -290,7 +290,7 @@ pub(super) enum User {
         /// Its name
         name: String,
         /// The new role
-        role: RoleName,
+        role: Role,
     },
     /// Remove an account, and end its sessions
     Remove {
@@ -306,21 +306,17 @@ pub(super) enum User {
     },
 }
 
-/// What an account may do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum RoleName {
-    /// Look
-    Viewer,
-    /// Everything but what needs the machine
-    Admin,
-}
+impl ValueEnum for Role {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Viewer, Self::Admin]
+    }
 
-impl RoleName {
-    pub(super) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Viewer => "viewer",
-            Self::Admin => "admin",
-        }
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let help = match self {
+            Self::Viewer => "Look",
+            Self::Admin => "Everything but what needs the machine",
+        };
+        Some(PossibleValue::new(self.as_str()).help(help))
     }
 }
 

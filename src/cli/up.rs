@@ -65,7 +65,7 @@ pub(super) async fn up(global: &Global, args: &args::Up, out: &mut Out) -> Resul
     if out.is_terminal()
         && let Ok(link) = user::link(&client).await
     {
-        out.line(&format!("\nlog in (good once, for 10 min)\n  {}", link["url"].as_str().unwrap_or_default()))?;
+        out.line(&format!("\nlog in ({})\n  {}", link.good, link.url))?;
     }
     if broken.is_empty() { Ok(()) } else { Err(Failure::new(Exit::Failure, broken.join("; "))) }
 }

@@ -54,16 +54,23 @@ pub(super) async fn run(client: &Client<'_>, command: User, out: &mut Out) -> Re
 /// Prints a link that logs in once.
 pub(super) async fn open(client: &Client<'_>, print: bool, out: &mut Out) -> Result<(), Failure> {
     let link = link(client).await?;
-    out.line(link["url"].as_str().unwrap_or_default())?;
-    if print || !out.is_terminal() {
-        return Ok(());
-    }
-    out.line(&format!("good once, for {} min", link["expires_in_s"].as_u64().unwrap_or_default() / 60))
+    out.line(&link.url)?;
+    if print || !out.is_terminal() { Ok(()) } else { out.line(&link.good) }
+}
+
+/// Link that logs in, and how long it is good, in words.
+pub(super) struct Link {
+    pub(super) url: String,
+    pub(super) good: String,
 }
 
 /// Link as the daemon answers it.
-pub(super) async fn link(client: &Client<'_>) -> Result<Value, Failure> {
-    client.send_json(Method::POST, "/api/v1/links", &Value::Null).await
+pub(super) async fn link(client: &Client<'_>) -> Result<Link, Failure> {
+    let told = client.send_json(Method::POST, "/api/v1/links", &Value::Null).await?;
+    Ok(Link {
+        url: told["url"].as_str().unwrap_or_default().to_owned(),
+        good: format!("good once, for {} min", told["expires_in_s"].as_u64().unwrap_or_default() / 60),
+    })
 }
 
 fn accounts(all: &Value) -> String {

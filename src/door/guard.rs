@@ -204,14 +204,7 @@ mod tests {
     use tokio::sync::watch;
 
     use super::*;
-
-    fn map(headers: &[(&'static str, &str)]) -> HeaderMap {
-        let mut map = HeaderMap::new();
-        for (name, value) in headers {
-            map.append(HeaderName::from_static(name), value.parse().expect("a value"));
-        }
-        map
-    }
+    use crate::door::tests::map;
 
     fn judge(
         kind: Kind,

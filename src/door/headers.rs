@@ -143,7 +143,8 @@ fn tells_who_asks(name: &str) -> bool {
         || name.starts_with("access-control-request-")
 }
 
-fn drop_hop(headers: &mut HeaderMap, stays: fn(&str) -> bool) {
+/// Removes what concerns one connection only; what `Connection` names and must stay is kept.
+pub(crate) fn drop_hop(headers: &mut HeaderMap, stays: fn(&str) -> bool) {
     let named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
         .iter()
@@ -221,14 +222,7 @@ fn location(raw: &str, up: &Upstream, place: &Place<'_>) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn map(headers: &[(&'static str, &str)]) -> HeaderMap {
-        let mut map = HeaderMap::new();
-        for (name, value) in headers {
-            map.append(HeaderName::from_static(name), value.parse().expect("a value"));
-        }
-        map
-    }
+    use crate::door::tests::map;
 
     fn lines(headers: &HeaderMap) -> Vec<String> {
         let mut lines: Vec<String> =

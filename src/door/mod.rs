@@ -37,6 +37,8 @@ use tokio::sync::watch;
 
 pub use guard::origin_is_own;
 pub use headers::DOOR as JUPYTER_HEADER;
+pub(crate) use headers::drop_hop;
+pub(crate) use proxy::{Moved, tunnel};
 pub use upstream::{ALL, Kind, Origin, Upstream, Upstreams};
 
 use self::{

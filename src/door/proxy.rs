@@ -3,7 +3,7 @@
 use std::{
     future::Future,
     net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -95,60 +95,67 @@ pub(super) async fn send(
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|_| Fault::Broken)?;
     // It ends with the answer's body, or when that is dropped.
     tokio::spawn(connection.with_upgrades());
-    let progress = Progress::new();
-    let request = request.map(|body| timed(body, patience.body, progress.clone()));
+    let (moved, fault) = (Moved::default(), Arc::new(OnceLock::new()));
+    let request = request.map(|body| timed(body, patience.body, moved.clone(), Arc::clone(&fault)));
     tokio::select! {
-        answer = sender.send_request(request) => answer.map_err(|_| progress.lock().fault.unwrap_or(Fault::Broken)),
-        () = progress.silent(patience.answer) => Err(Fault::Silent),
+        answer = sender.send_request(request) => answer.map_err(|_| *fault.get().unwrap_or(&Fault::Broken)),
+        () = moved.silent(patience.answer) => Err(Fault::Silent),
     }
 }
 
-/// How far a request's body has come. Clones are the same one.
+/// Moment at which a request's body last moved. Clones are the same one.
 #[derive(Clone)]
-struct Progress(Arc<Mutex<Moved>>);
+pub(crate) struct Moved(Arc<Mutex<Instant>>);
 
-struct Moved {
-    last: Instant,
-    fault: Option<Fault>,
+impl Default for Moved {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new(Instant::now())))
+    }
 }
 
-impl Progress {
-    fn new() -> Self {
-        Self(Arc::new(Mutex::new(Moved { last: Instant::now(), fault: None })))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Moved> {
-        // It is never half written.
+impl Moved {
+    fn lock(&self) -> MutexGuard<'_, Instant> {
+        // An instant is never half written.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Notes that it moves now.
+    pub(crate) fn touch(&self) {
+        *self.lock() = Instant::now();
+    }
+
     /// Waits until nothing has moved for this time.
-    async fn silent(&self, patience: Duration) {
+    pub(crate) async fn silent(&self, patience: Duration) {
         loop {
-            let until = self.lock().last + patience;
+            let until = *self.lock() + patience;
             sleep_until(until).await;
-            if self.lock().last + patience <= until {
+            if *self.lock() + patience <= until {
                 return;
             }
         }
     }
 }
 
-/// Body as it is, which fails when no piece of it comes for this time.
-fn timed(body: Body, patience: Duration, progress: Progress) -> Body {
+/// Body as it is, which fails when no piece of it comes for this time; `fault` is why it failed.
+fn timed(body: Body, patience: Duration, moved: Moved, fault: Arc<OnceLock<Fault>>) -> Body {
     if body.is_end_stream() {
         return body;
     }
     let pieces = stream::unfold(body.into_data_stream(), move |mut body| {
-        let progress = progress.clone();
+        let (moved, fault) = (moved.clone(), Arc::clone(&fault));
         async move {
-            let (piece, fault) = match timeout(patience, body.next()).await {
-                Ok(Some(Ok(piece))) => (Ok(piece), None),
-                Ok(Some(Err(e))) => (Err(e), Some(Fault::Cut)),
+            let piece = match timeout(patience, body.next()).await {
+                Ok(Some(Ok(piece))) => Ok(piece),
+                Ok(Some(Err(e))) => Err((e, Fault::Cut)),
                 Ok(None) => return None,
-                Err(late) => (Err(axum::Error::new(late)), Some(Fault::Stalled)),
+                Err(late) => Err((axum::Error::new(late), Fault::Stalled)),
             };
-            *progress.lock() = Moved { last: Instant::now(), fault };
+            moved.touch();
+            let piece = piece.map_err(|(error, why)| {
+                // The first is what ended it.
+                let _ = fault.set(why);
+                error
+            });
             Some((piece, body))
         }
     });
@@ -156,7 +163,7 @@ fn timed(body: Body, patience: Duration, progress: Progress) -> Body {
 }
 
 /// Joins two upgraded connections until either side goes, or until `ended`.
-pub(super) fn tunnel(ours: OnUpgrade, theirs: OnUpgrade, ended: impl Future<Output = ()> + Send + 'static) {
+pub(crate) fn tunnel(ours: OnUpgrade, theirs: OnUpgrade, ended: impl Future<Output = ()> + Send + 'static) {
     let joined = async move {
         if let (Ok(ours), Ok(theirs)) = tokio::join!(ours, theirs) {
             let (mut ours, mut theirs) = (TokioIo::new(ours), TokioIo::new(theirs));

@@ -29,6 +29,15 @@ use tower::ServiceExt as _;
 
 use super::*;
 
+/// Headers of a request or an answer.
+pub(super) fn map(headers: &[(&'static str, &str)]) -> HeaderMap {
+    let mut map = HeaderMap::new();
+    for (name, value) in headers {
+        map.append(HeaderName::from_static(name), value.parse().expect("a value"));
+    }
+    map
+}
+
 const HOST: &str = "lab:8600";
 const ORIGIN: &str = "http://lab:8600";
 const SECRETS: [&str; 5] = ["ray-hunter2", "grafana-hunter2", "minio-hunter2", "jupyter-hunter2", "session-hunter2"];

@@ -1,36 +1,21 @@
 //! Proxy that passes a request on, as it is.
 
-use std::{
-    io,
-    net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{io, net::SocketAddr, time::Duration};
 
 use axum::{
     body::{Body, BodyDataStream, Bytes, HttpBody as _},
     extract::Request,
-    http::{HeaderMap, HeaderName, StatusCode, Uri, header},
+    http::{StatusCode, Uri, header},
     response::Response,
 };
 use futures_util::{StreamExt as _, stream};
-use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
-    rt::TokioIo,
+use hyper_util::client::legacy::{Client, connect::HttpConnector};
+use tokio::sync::oneshot;
+
+use crate::{
+    door::{Moved, drop_hop, tunnel},
+    jobs::packages::Incoming,
 };
-use tokio::{sync::oneshot, time::Instant};
-
-use crate::jobs::packages::Incoming;
-
-/// Headers that concern one connection only (RFC 9110, section 7.6.1), beside those that `Connection` names.
-const HOP: [HeaderName; 6] = [
-    header::CONNECTION,
-    header::TE,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-    HeaderName::from_static("keep-alive"),
-];
 
 /// Sends the request to `to` and returns its answer, both streamed; an upgraded connection (a WebSocket) is joined to the
 /// other one. `patience` counts from the last piece of the request, however long that takes to come. The error is one line:
@@ -50,7 +35,7 @@ pub(super) async fn pass(
     let body = watched(body, moved.clone());
     parts.uri = uri;
     parts.version = axum::http::Version::HTTP_11;
-    strip(&mut parts.headers);
+    drop_hop(&mut parts.headers, |_| false);
     if let Some(protocol) = &upgrade {
         parts.headers.insert(header::CONNECTION, header::HeaderValue::from_static("upgrade"));
         parts.headers.insert(header::UPGRADE, protocol.clone());
@@ -64,46 +49,11 @@ pub(super) async fn pass(
     if answer.status() == StatusCode::SWITCHING_PROTOCOLS
         && let Some(ours) = ours
     {
-        let theirs = hyper::upgrade::on(&mut answer);
-        tokio::spawn(async move {
-            if let (Ok(ours), Ok(theirs)) = tokio::join!(ours, theirs) {
-                let (mut ours, mut theirs) = (TokioIo::new(ours), TokioIo::new(theirs));
-                // Either side may go at any time.
-                let _ = tokio::io::copy_bidirectional(&mut ours, &mut theirs).await;
-            }
-        });
+        tunnel(ours, hyper::upgrade::on(&mut answer), std::future::pending());
     } else {
-        strip(answer.headers_mut());
+        drop_hop(answer.headers_mut(), |_| false);
     }
     Ok(answer.map(Body::new))
-}
-
-/// Moment at which a request's body last moved. Clones are the same one.
-#[derive(Clone)]
-pub(super) struct Moved(Arc<Mutex<Instant>>);
-
-impl Default for Moved {
-    fn default() -> Self {
-        Self(Arc::new(Mutex::new(Instant::now())))
-    }
-}
-
-impl Moved {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Instant> {
-        // An instant is never half written.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Waits until nothing has moved for this time.
-    pub(super) async fn silent(&self, patience: Duration) {
-        loop {
-            let until = *self.lock() + patience;
-            tokio::time::sleep_until(until).await;
-            if *self.lock() + patience <= until {
-                return;
-            }
-        }
-    }
 }
 
 /// Body as it is; each piece of it counts as movement.
@@ -111,20 +61,7 @@ pub(super) fn watched(body: Body, moved: Moved) -> Body {
     if body.is_end_stream() {
         return body;
     }
-    Body::from_stream(body.into_data_stream().inspect(move |_| *moved.lock() = Instant::now()))
-}
-
-fn strip(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|v| v.to_str().ok())
-        .flat_map(|v| v.split(','))
-        .filter_map(|name| name.trim().parse().ok())
-        .collect();
-    for name in named.iter().chain(&HOP) {
-        headers.remove(name);
-    }
+    Body::from_stream(body.into_data_stream().inspect(move |_| moved.touch()))
 }
 
 /// Body as it is, while a copy of it is written. The copy is finished once `length` bytes passed, or, when that is not

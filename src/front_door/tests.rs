@@ -611,7 +611,7 @@ async fn an_upload_takes_as_long_as_it_moves() {
             tokio::time::sleep(pause).await;
             (n < pieces).then(|| (Ok::<_, std::io::Error>(Bytes::from_static(b"x")), n + 1))
         });
-        let waits = proxy::Moved::default();
+        let waits = crate::door::Moved::default();
         let mut body = proxy::watched(Body::from_stream(body), waits.clone()).into_data_stream();
         let read = async { while futures_util::StreamExt::next(&mut body).await.is_some() {} };
         tokio::select! {

@@ -16,7 +16,7 @@ use super::{
     who::{Who, cookie, log_in_first},
 };
 use crate::{
-    accounts::{LoginError, NewSession},
+    accounts::{LoginError, NewSession, SESSION_LIFETIME},
     config::Anonymous,
     secret::Secret,
 };
@@ -92,7 +92,7 @@ async fn welcome(state: &State, headers: &HeaderMap, session: &NewSession) -> Re
         "{}={}; Path=/; HttpOnly; SameSite=Strict; Max-Age={}",
         state.cookie,
         session.cookie.expose(),
-        7 * 24 * 3600
+        SESSION_LIFETIME.as_secs()
     );
     with_cookie(Json(told).into_response(), &keep)
 }
@@ -127,7 +127,7 @@ pub(super) async fn me(
     let anonymous = state.config.borrow().http.anonymous;
     match (&who, anonymous) {
         (Who::Person(person), _) => Ok(Json(json!({ "name": person.name, "role": person.role }))),
-        (Who::Local(name), _) => Ok(Json(json!({ "name": name, "role": "admin" }))),
+        (Who::Local(_), _) => Ok(Json(json!({ "name": who.name(), "role": "admin" }))),
         (Who::Nobody, Anonymous::Viewer) => Ok(Json(json!({ "name": null, "role": "viewer" }))),
         (Who::Nobody, Anonymous::None) => Err(log_in_first()),
     }

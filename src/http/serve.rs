@@ -178,18 +178,18 @@ pub async fn serve_tcp_to(known: Vec<IpAddr>, listener: TcpListener, router: Rou
     serve(KnownPeers { known, listener }, router, shutdown, most_connections()).await;
 }
 
-/// Origin of a connection, as the requests on it are told.
-trait Origin: Clone + Send + 'static {
+/// Other end of a connection, of which the requests on it are told.
+trait OtherEnd: Clone + Send + 'static {
     fn tell(&self, request: &mut Request<Incoming>);
 }
 
-impl Origin for SocketAddr {
+impl OtherEnd for SocketAddr {
     fn tell(&self, request: &mut Request<Incoming>) {
         request.extensions_mut().insert(Address(self.ip()));
     }
 }
 
-impl Origin for Option<Peer> {
+impl OtherEnd for Option<Peer> {
     fn tell(&self, request: &mut Request<Incoming>) {
         if let Some(peer) = self {
             request.extensions_mut().insert(*peer);
@@ -215,20 +215,20 @@ impl Listener for WithUser {
     }
 }
 
-/// Service that tells its requests where they came from.
+/// Service that tells its requests of the other end.
 #[derive(Clone)]
-struct From<O> {
-    origin: O,
+struct Telling<O> {
+    other_end: O,
     inner: TowerToHyperService<Router>,
 }
 
-impl<O: Origin> Service<Request<Incoming>> for From<O> {
+impl<O: OtherEnd> Service<Request<Incoming>> for Telling<O> {
     type Response = <TowerToHyperService<Router> as Service<Request<Incoming>>>::Response;
     type Error = <TowerToHyperService<Router> as Service<Request<Incoming>>>::Error;
     type Future = <TowerToHyperService<Router> as Service<Request<Incoming>>>::Future;
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
-        self.origin.tell(&mut request);
+        self.other_end.tell(&mut request);
         self.inner.call(request)
     }
 }
@@ -260,7 +260,7 @@ impl Listener for KnownPeers {
 /// Takes connections, at most `most` at once, until `shutdown` turns true; those that are then being answered
 /// have a moment. A client that does not read its answer must not keep the daemon from ending.
 async fn serve(
-    mut listener: impl Listener<Addr: Origin>,
+    mut listener: impl Listener<Addr: OtherEnd>,
     router: Router,
     shutdown: watch::Receiver<bool>,
     most: usize,
@@ -277,11 +277,11 @@ async fn serve(
             let place = places.clone().acquire_owned().await.ok();
             (listener.accept().await, place)
         };
-        let ((stream, origin), place) = tokio::select! {
+        let ((stream, other_end), place) = tokio::select! {
             next = next => next,
             () = &mut end => break,
         };
-        let service = From { origin, inner: service.clone() };
+        let service = Telling { other_end, inner: service.clone() };
         let (connection, end) = (http.serve_connection(TokioIo::new(stream), service), stopped(shutdown.clone()));
         tokio::spawn(async move {
             let mut connection = std::pin::pin!(connection.with_upgrades());

@@ -1,6 +1,6 @@
 //! `GET /api/v1/snapshot` and `GET /api/v1/stream`: the lab at present, and whenever it changes.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{borrow::Cow, convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
     Extension, Json,
@@ -21,20 +21,21 @@ const ALIVE: Duration = Duration::from_secs(5);
 /// The snapshot itself.
 pub(super) async fn get(From(state): From<State>, Extension(who): Extension<Who>) -> Json<Snapshot> {
     let snapshot = Arc::clone(&state.snapshot.borrow());
-    Json(shown(&snapshot, &who))
+    Json(shown(&snapshot, &who).into_owned())
 }
 
 /// Snapshot as it is shown to whoever asks: what jobs run is not for everybody.
-fn shown(snapshot: &Snapshot, who: &Who) -> Snapshot {
-    let mut snapshot = snapshot.clone();
-    if *who == Who::Nobody {
-        for job in &mut snapshot.jobs {
-            "(shown after a login)".clone_into(&mut job.entrypoint);
-            job.message.clear();
-            job.note = None;
-        }
+fn shown<'a>(snapshot: &'a Snapshot, who: &Who) -> Cow<'a, Snapshot> {
+    if *who != Who::Nobody {
+        return Cow::Borrowed(snapshot);
     }
-    snapshot
+    let mut snapshot = snapshot.clone();
+    for job in &mut snapshot.jobs {
+        "(shown after a login)".clone_into(&mut job.entrypoint);
+        job.message.clear();
+        job.note = None;
+    }
+    Cow::Owned(snapshot)
 }
 
 /// Stream of the lab: event `alive` carries labd's time, so that ages are right whatever the visitor's clock says;

@@ -120,7 +120,7 @@ pub(super) async fn end(
 
 /// Makes a link that logs the asker in, once.
 pub(super) async fn link(From(state): From<State>, Extension(who): Extension<Who>) -> Json<Value> {
-    let token = state.accounts.link(Person { name: who.name().to_owned(), role: Role::Admin });
+    let token = state.accounts.link(Person { name: who.name().into_owned(), role: Role::Admin });
     // Behind `#`, a browser sends it to nobody: it is in no log.
     let url = format!("{}#link={}", page_url(&state), token.expose());
     Json(json!({ "url": url, "expires_in_s": accounts::LINK_VALID.as_secs() }))

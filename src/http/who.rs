@@ -10,7 +10,7 @@
 //! plain reading must come from a page of labd's own (`Origin`). And every server on another port of this host is sent the cookie by
 //! whoever opens its page: what changes anything must show a token besides, which is told once, at the login.
 
-use std::{fs, time::Duration};
+use std::{borrow::Cow, fs, sync::Arc, time::Duration};
 
 use axum::{
     body::{Body, HttpBody as _},
@@ -26,7 +26,7 @@ use super::{ApiError, State, stopped};
 use crate::{
     accounts::{Person, Role, Session},
     config::Anonymous,
-    door::Admission,
+    door::{Admission, origin_is_own},
 };
 
 /// Header that carries the session's CSRF token on requests that change something.
@@ -38,8 +38,8 @@ const LOOK: Duration = Duration::from_secs(5);
 /// Asker of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Who {
-    /// User of this machine, on the Unix socket.
-    Local(String),
+    /// User of this machine, on the Unix socket; by number, where the kernel says so.
+    Local(Option<u32>),
     /// Person who logged in.
     Person(Person),
     /// Nobody who is known.
@@ -48,11 +48,12 @@ pub(super) enum Who {
 
 impl Who {
     /// Name for the journal.
-    pub(super) fn name(&self) -> &str {
+    pub(super) fn name(&self) -> Cow<'_, str> {
         match self {
-            Self::Local(name) => name,
-            Self::Person(person) => &person.name,
-            Self::Nobody => "somebody",
+            Self::Local(Some(uid)) => user_name(*uid).into(),
+            Self::Local(None) => "somebody on the socket".into(),
+            Self::Person(person) => person.name.as_str().into(),
+            Self::Nobody => "somebody".into(),
         }
     }
 
@@ -71,6 +72,13 @@ impl Who {
             Self::Nobody => (anonymous == Anonymous::Viewer).then_some(Role::Viewer),
         }
     }
+}
+
+/// Session of whoever asks, and the cookie that showed it.
+#[derive(Clone)]
+struct Entered {
+    session: Arc<Session>,
+    cookie: Arc<str>,
 }
 
 /// User at the other end of a Unix socket.
@@ -94,8 +102,7 @@ fn name_in(passwd: &str, uid: u32) -> Option<&str> {
 /// Notes who asks on the Unix socket.
 pub(super) async fn local(mut request: Request, next: Next) -> Response {
     let uid = request.extensions().get::<Peer>().map(|peer| peer.0);
-    let name = uid.map_or_else(|| "somebody on the socket".to_owned(), user_name);
-    request.extensions_mut().insert(Who::Local(name));
+    request.extensions_mut().insert(Who::Local(uid));
     next.run(request).await
 }
 
@@ -103,40 +110,34 @@ pub(super) async fn local(mut request: Request, next: Next) -> Response {
 pub(super) async fn remote(From(state): From<State>, mut request: Request, next: Next) -> Response {
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
     let upgrades = request.headers().contains_key(header::UPGRADE);
-    if (!reads || upgrades) && !is_own_page(request.headers()) {
+    if (!reads || upgrades) && own_scheme(request.headers()).is_none() {
         let text = "this must come from labd's own page: its `Origin` is another's, or missing";
         return ApiError::new(StatusCode::FORBIDDEN, text).into_response();
     }
-    let mut of = None;
-    let found = cookie(request.headers(), &state.cookie).map(|value| value.map(str::to_owned));
-    let who = match found {
-        Ok(None) => Who::Nobody,
-        Ok(Some(value)) => match state.accounts.session(&value) {
-            Some(session) => {
-                of = Some(value);
-                let person = session.person.clone();
-                request.extensions_mut().insert(session);
-                Who::Person(person)
-            }
-            None => Who::Nobody,
-        },
-        Err(Twice) => {
-            let text = "two cookies of one name: another server on this machine may have set one; clear the cookies of this site";
-            return ApiError::new(StatusCode::BAD_REQUEST, text).into_response();
-        }
+    let Ok(value) = cookie(request.headers(), &state.cookie) else {
+        let text =
+            "two cookies of one name: another server on this machine may have set one; clear the cookies of this site";
+        return ApiError::new(StatusCode::BAD_REQUEST, text).into_response();
     };
+    let entered = value
+        .and_then(|cookie| Some(Entered { session: Arc::new(state.accounts.session(cookie)?), cookie: cookie.into() }));
+    let cookie = entered.as_ref().map(|entered| Arc::clone(&entered.cookie));
+    let who = entered.as_ref().map_or(Who::Nobody, |entered| Who::Person(entered.session.person.clone()));
     request.extensions_mut().insert(who);
+    if let Some(entered) = entered {
+        request.extensions_mut().insert(entered);
+    }
     let response = next.run(request).await;
     if response.body().size_hint().exact().is_some() {
         return response;
     }
     // A stream goes on for as long as its page is open.
-    response.map(|body| Body::from_stream(body.into_data_stream().take_until(ended(state, of))))
+    response.map(|body| Body::from_stream(body.into_data_stream().take_until(ended(state, cookie))))
 }
 
 /// Lets through to a service's own page who logged in; a browser that wants a page is sent to the login.
 pub(super) async fn visitors(From(state): From<State>, mut request: Request, next: Next) -> Response {
-    let Some(Who::Person(person)) = request.extensions().get::<Who>().cloned() else {
+    let Some(Entered { session, cookie }) = request.extensions().get::<Entered>().cloned() else {
         let is_page = request
             .headers()
             .get(header::ACCEPT)
@@ -148,8 +149,7 @@ pub(super) async fn visitors(From(state): From<State>, mut request: Request, nex
         return log_in_first().into_response();
     };
     let (tell, told) = watch::channel(false);
-    let value = cookie(request.headers(), &state.cookie).ok().flatten().map(str::to_owned);
-    if let Some(cookie) = value.filter(|_| request.headers().contains_key(header::UPGRADE)) {
+    if request.headers().contains_key(header::UPGRADE) {
         // A WebSocket ends with its session, or with labd.
         tokio::spawn(async move {
             let shutdown = state.shutdown.clone();
@@ -161,15 +161,13 @@ pub(super) async fn visitors(From(state): From<State>, mut request: Request, nex
             tell.send_replace(true);
         });
     }
-    // A proxy with TLS stands before this where the page's origin says so.
-    let is_https = request.headers().get(header::ORIGIN).is_some_and(|origin| origin.as_bytes().starts_with(b"https:"));
-    let scheme = if is_https { Scheme::HTTPS } else { Scheme::HTTP };
-    request.extensions_mut().insert(Admission { admin: person.role == Role::Admin, scheme, ended: told });
+    let scheme = own_scheme(request.headers()).unwrap_or(Scheme::HTTP);
+    request.extensions_mut().insert(Admission { admin: session.person.role == Role::Admin, scheme, ended: told });
     next.run(request).await
 }
 
 /// Waits until the session of this cookie has ended; without one, until nobody may look any more who is not known.
-async fn ended(state: State, cookie: Option<String>) {
+async fn ended(state: State, cookie: Option<Arc<str>>) {
     let goes_on = || match &cookie {
         Some(cookie) => state.accounts.goes_on(cookie),
         None => state.config.borrow().http.anonymous == Anonymous::Viewer,
@@ -210,7 +208,7 @@ async fn admit(state: &State, needed: Role, request: Request, next: Next) -> Res
     }
     let changes = needed == Role::Admin && !matches!(*request.method(), Method::GET | Method::HEAD);
     let csrf = request.headers().get(CSRF).and_then(|token| token.to_str().ok()).unwrap_or_default();
-    let is_shown = request.extensions().get::<Session>().is_some_and(|session| session.admits(csrf));
+    let is_shown = request.extensions().get::<Entered>().is_some_and(|entered| entered.session.admits(csrf));
     if changes && matches!(who, Who::Person(_)) && !is_shown {
         let text = format!("`{CSRF}` is missing or wrong: log in again");
         return ApiError::new(StatusCode::FORBIDDEN, text).into_response();
@@ -223,18 +221,10 @@ pub(super) fn log_in_first() -> ApiError {
     ApiError::new(StatusCode::UNAUTHORIZED, "log in first: `labd open` on the machine prints a link")
 }
 
-/// Whether a page of this very origin asks, as browsers say.
-fn is_own_page(headers: &HeaderMap) -> bool {
-    let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
-    let site = text(HeaderName::from_static("sec-fetch-site"));
-    if site.is_some_and(|site| !matches!(site, "same-origin" | "none")) {
-        return false;
-    }
-    let (Some(origin), Some(host)) = (text(header::ORIGIN), text(header::HOST)) else { return false };
-    origin
-        .strip_prefix("http://")
-        .or_else(|| origin.strip_prefix("https://"))
-        .is_some_and(|own| own.eq_ignore_ascii_case(host))
+/// Scheme of the page that asks, where that is one of this very origin; https where a proxy with TLS stands before this.
+fn own_scheme(headers: &HeaderMap) -> Option<Scheme> {
+    let host = headers.get(header::HOST)?.to_str().ok()?;
+    [Scheme::HTTP, Scheme::HTTPS].into_iter().find(|scheme| origin_is_own(headers, scheme.as_str(), host))
 }
 
 /// A cookie that came twice: one of the two is somebody else's.
@@ -302,7 +292,7 @@ mod tests {
             (&[host, ("origin", "http://localhost:8600"), ("sec-fetch-site", "same-site")][..], false),
             (&[("origin", "http://localhost:8600")][..], false),
         ] {
-            assert_eq!(is_own_page(&headers(lines)), own, "{lines:?}");
+            assert_eq!(own_scheme(&headers(lines)).is_some(), own, "{lines:?}");
         }
     }
 

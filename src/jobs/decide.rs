@@ -397,14 +397,9 @@ fn word<'a>(job: &Job, handed: &Submitted, told: Option<&'a Jobs>, now: Timestam
     }
 }
 
-/// Whether a list was asked for after that. What lies in the future was before the clock was set back; not what is a moment
-/// ahead, since two tasks read the clock.
+/// Whether a list was asked for after that; it may be a moment ahead of `now`, since two tasks read the clock.
 fn was_asked_after(asked_at: Timestamp, at: Timestamp, now: Timestamp) -> bool {
-    match (asked_at > now.plus(Duration::from_secs(1)), at > now) {
-        (true, false) => false,
-        (false, true) => true,
-        (true, true) | (false, false) => asked_at > at,
-    }
+    !at.not_before(asked_at, now.plus(Duration::from_secs(1)))
 }
 
 /// Whether Ray's entry of this id is about this very job. Another may have had the id before.

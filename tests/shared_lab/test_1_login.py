@@ -116,6 +116,8 @@ def test_passwords_are_not_guessed_and_the_person_still_gets_in(lab, anna):
     assert tries[0] == 401 and tries[-1] == 429
     assert anna.ask("GET", "api/v1/me")[0] == 200, "who is in stays in"
     assert lab.log_in().ask("GET", "api/v1/me")[0] == 200, "and there is the link"
+    lab.add_user("fred", "viewer", PASSWORD)
+    assert logged_in(lab, "fred").ask("GET", "api/v1/me")[0] == 200, "nor is another shut out"
 
 
 def test_what_is_wrong_with_a_user_is_said_in_a_line(lab):
