@@ -538,6 +538,9 @@ async fn answers_stream_as_they_come() {
     assert!(body.next().await.is_none());
 }
 
+/// Path that MinIO's console refuses to the user of the jobs' keys.
+const FORBIDDEN: &str = "/api/v1/admin/info";
+
 /// MinIO's console: one session at a time, which `restart` ends.
 struct FakeConsole {
     fake: Fake,
@@ -567,6 +570,9 @@ impl FakeConsole {
             let right = format!("token=session-hunter2-{}", v.load(Ordering::SeqCst));
             if heard.get("cookie") != [right.as_str()] {
                 return (over, "no session").into_response();
+            }
+            if heard.uri.path() == FORBIDDEN {
+                return (over, "not for this user").into_response();
             }
             ([(header::SET_COOKIE, "token=another; Path=/")], "objects").into_response()
         })
@@ -629,6 +635,19 @@ async fn one_login_is_enough_for_all_who_wait_and_a_refused_one_is_not_repeated_
     let (status, line) = text(rig.ask("GET", "/minio/api/v1/x", &[]).await).await;
     assert_eq!((status, line.as_str()), (502, "MinIO's console refuses labd's own login (401 Unauthorized)\n"));
     assert_eq!(console.fake.heard().len(), before + 3);
+}
+
+#[tokio::test]
+async fn what_minio_forbids_in_a_good_session_is_asked_once_and_keeps_the_session() {
+    for over in [StatusCode::FORBIDDEN, StatusCode::UNAUTHORIZED] {
+        let console = FakeConsole::new(over).await;
+        let rig = Rig::before(&console.fake);
+        let answer = rig.ask("GET", &format!("/minio{FORBIDDEN}"), &[]).await;
+        assert_eq!(text(answer).await, (over.as_u16(), "not for this user".to_owned()));
+        assert_eq!(console.fake.heard().iter().filter(|heard| heard.uri.path() == FORBIDDEN).count(), 1);
+        assert_eq!(text(rig.ask("GET", "/minio/api/v1/x", &[]).await).await.0, 200);
+        assert_eq!(console.logins(), 1);
+    }
 }
 
 /// Service that echoes what a WebSocket says, says first with which headers it was opened, and tells when it has gone.
