@@ -13,7 +13,7 @@ packages = pathlib.Path(sys.argv[1]).read_text().split()
 
 @ray.remote(num_cpus=0)
 def there():
-    return importlib.metadata.version("lightning")
+    return importlib.metadata.version(packages[-1])
 
 
 ray.init()

@@ -37,8 +37,6 @@ TOLD = {"RAY_NODE_ID", "RAY_RAYLET_PID", "RAY_enable_pipe_based_agent_to_parent_
 UNSAID = {"RAY_CLIENT_MODE": "0", "RAY_LD_PRELOAD_ON_WORKERS": "0"}
 # Ray has it loaded into what `ray start` starts, and not into agents and workers. What is forked does without.
 ALLOCATOR = "/ray/core/libjemalloc.so"
-# Read by Ray's library, which does not tell.
-READ_BY_RAY = ("RAY_", "GRPC_", "OTEL_", "ABSL_")
 
 
 def socket_path():
@@ -112,7 +110,7 @@ class Agents(labd_warm.Parent):
         env = dict(request["env"])
         if env.get("LD_PRELOAD", "").endswith(ALLOCATOR):
             del env["LD_PRELOAD"]
-        early = {name for name in {*env, *self.env} if name.startswith((*labd_warm.READ_EARLY, *READ_BY_RAY))}
+        early = {name for name in {*env, *self.env} if name.startswith((*labd_warm.READ_EARLY, *labd_warm.READ_BY_RAY))}
         if why := self.has_another((early | labd_warm.Recorder.reads) - TOLD, {**UNSAID, **env}, {**UNSAID, **self.env}):
             return why
         return labd_warm.unsound(with_ray=True)

@@ -989,6 +989,22 @@ def wrap_working_dir(plugin_class):
     plugin_class.create, plugin_class.delete_uri = labd_create, labd_delete
 
 
+def wrap_agent(agent_class):
+    """Tells the server of warm starts (labd_warm.py) which jobs come to this node: Ray has every node make a job's own
+    environment when its driver starts, before there is work for it."""
+    get_or_create = agent_class.GetOrCreateRuntimeEnv
+    env = dict(os.environ)  # the raylet's; it changes while an environment is made
+
+    async def labd_get_or_create(self, request):
+        with contextlib.suppress(Exception):
+            import labd_warm
+
+            labd_warm.announce(request.job_id.decode(), env, json.loads(request.serialized_runtime_env).get("env_vars") or {})
+        return await get_or_create(self, request)
+
+    agent_class.GetOrCreateRuntimeEnv = labd_get_or_create
+
+
 def open_store(root):
     if sys.prefix != sys.base_prefix:
         raise NotShared("the image's Python is a virtual environment")
@@ -1052,6 +1068,8 @@ def install():
         wrap_working_dir(WorkingDirPlugin)
     except Exception as error:
         print(f"labd: working directories are as Ray makes them ({type(error).__name__}: {error})", file=sys.stderr, flush=True)
+    with contextlib.suppress(Exception):
+        wrap_agent(sys.modules["runtime_env_agent"].RuntimeEnvAgent)  # the name that the agent's own script imports it by
 
 
 class Plugin(RuntimeEnvPlugin):

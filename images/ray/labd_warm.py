@@ -4,8 +4,12 @@ What a recovery waits for is Python: a worker with a runtime environment imports
 to run it; with Ray Train, PyTorch and Lightning that is seconds of CPU. So:
 
 - **The server** (`python -m labd_warm serve`, started by the container's start.sh beside `ray start`) imports numpy, pandas,
-  pyarrow, torch and the like (`serve-light`: only what Ray needs), and keeps the compiled code of Ray's own modules. It never imports Ray: `ray._raylet` reads
-  `RAY_*` when it is loaded, and starts threads later. It touches no GPU.
+  pyarrow, torch and the like (`serve-light`: only what Ray needs), and keeps the compiled code of Ray's own modules. It never
+  imports Ray: `ray._raylet` takes what `RAY_*` says when it is loaded for good, the job's id included. It touches no GPU.
+- **A job's process** is a child of the server that has imported Ray with the environment of a job's workers, and forks them:
+  Ray starts two processes for the first work of a job on a node, and both would import it at once. It is made when Ray's agent
+  announces the job (labd_packages.py), which is when its driver starts, or else when the first worker comes; and it ends when
+  it has had no worker for a while, or others are wanted more.
 - **The first process** is the one that Ray starts. `labd_warm.pth` brings it here when it is about to run Ray's
   `setup_worker.py` or `default_worker.py`. It hands its files, environment, arguments, directory, limits and signals to the
   server over a Unix socket, then waits: signals are passed on, and it ends as the worker ends. When it is killed the worker
@@ -16,8 +20,9 @@ to run it; with Ray Train, PyTorch and Lightning that is seconds of CPU. So:
 
 Served is only a process that would have got the same: this Python, these packages (an overlay of this environment, a
 working directory or a PYTHONPATH that shadows none of them), the same values of every environment variable that was read
-while they were imported, and the same programs where PATH was searched for one. In every other case, and when anything is
-wrong, the process goes on as if nothing were here. It waits for a server that has just started where that has no torch to
+while they were imported, and the same programs where PATH was searched for one. The same holds for what a job's process has
+imported besides; where only that differs, the server forks the worker, and it imports Ray itself. In every other case, and when
+anything is wrong, the process goes on as if nothing were here. It waits for a server that has just started where that has no torch to
 import, or a worker of the same job has had torch from one in this container: that takes less time than its own import.
 
 `LABD_WARM=0` switches it off.
@@ -28,6 +33,9 @@ import sys
 SOCKET = "LABD_WARM_SOCKET"
 SETUP, WORKER = "/ray/_private/workers/setup_worker.py", "/ray/_private/workers/default_worker.py"
 ANSWER_SECONDS = 5.0
+# And where a job's process has to import Ray before: less time than this process's own import would take, busy as the machine is.
+RAY_SECONDS = 30.0
+WAIT = b"."
 # What an environment's own .pth files add, which the worker reads again: setuptools, which comes with Lightning.
 OVERLAYS = {"DistutilsMetaFinder"}
 # How old a process may be that still waits for a server; a file says for which jobs that is worth it.
@@ -41,6 +49,11 @@ READ_EARLY = ("LD_", "GLIBC_", "MALLOC_", "JE_", "MIMALLOC_", "ARROW_", "OMP_", 
               "PROTOCOL_BUFFERS_")
 # Those of them that the worker handles itself, or that are read when they are used.
 HANDLED = {"PYTHONPATH", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "MKL_NUM_THREADS", "TORCH_HOME"}
+# Read by Ray's library when it is loaded, which does not tell.
+READ_BY_RAY = ("RAY_", "GRPC_", "OTEL_", "ABSL_")
+# What only Ray's agents are told.
+AGENTS_OWN = {"RAY_NODE_ID", "RAY_enable_pipe_based_agent_to_parent_health_check"}
+ANNOUNCE_SECONDS = 0.2  # the agent has other things to do
 
 
 def socket_path():
@@ -207,6 +220,10 @@ def hand_over(argv, env, folder=None, path=None, connect=None):
     try:
         conn.sendall(body)
         answer, extra, _, _ = conn.recvmsg(256, 64)
+        if answer == WAIT:
+            conn.settimeout(RAY_SECONDS)
+            answer, extra, _, _ = conn.recvmsg(256, 64)
+        answer = answer.removeprefix(WAIT)
         assert answer[:1] == b"+", answer.decode(errors="replace")
         pidfd = int.from_bytes(extra[0][2][:4], sys.byteorder)
     except BaseException:
@@ -241,6 +258,22 @@ def hand_over(argv, env, folder=None, path=None, connect=None):
     _signal.pthread_sigmask(_signal.SIG_UNBLOCK, [-code])
     os.kill(os.getpid(), -code)
     os._exit(128 - code)
+
+
+def announce(job, env, variables):
+    """Tells the server, where there is one, that workers of this job may come, with this environment and these variables in it:
+    called by Ray's agent for environments, which hears of a job when its driver starts."""
+    if "0" in (env.get("LABD_WARM"), variables.get("LABD_WARM")) or any("$" in value for value in variables.values()):
+        return
+    import marshal
+    import socket
+
+    told = {name: value for name, value in {**env, **variables, "RAY_JOB_ID": job}.items() if name.startswith(READ_BY_RAY) and name not in AGENTS_OWN}
+    body = marshal.dumps({"announced": told})
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as conn:
+        conn.settimeout(ANNOUNCE_SECONDS)
+        conn.connect(socket_path())
+        conn.sendall(len(body).to_bytes(8, "big") + body)
 
 
 def connected(conn):
@@ -366,7 +399,7 @@ def build():
     for name, path in (("ray._private.workers.default_worker", f"{ray}/_private/workers/default_worker.py"),):
         rays[name] = path
     with open(base + ".json", "w") as file:
-        json.dump({"layers": layers, "rays": rays}, file)
+        json.dump({"layers": layers, "rays": rays, "first": RAYS[0]}, file)
     if os.path.exists(base + ".stamp"):
         os.remove(base + ".stamp")
     if not as_ray_does():
@@ -428,26 +461,43 @@ class Recorder(type(os.environ)):
         return dict(self.items())
 
 
+class Recording:
+    """The time during which `Recorder` notes what is read, and which programs are looked for."""
+
+    def __enter__(self):
+        import shutil
+
+        self.plain, self.which, self.over = os.environ.__class__, shutil.which, False
+
+        def noted(cmd, mode=os.F_OK | os.X_OK, path=None):
+            if path is None and not self.over:
+                Recorder.programs[cmd, mode] = found = self.which(cmd, mode, os.environ.copy().get("PATH", os.defpath))
+                return found
+            return self.which(cmd, mode, path)
+
+        shutil.which = noted
+        os.environ.__class__ = Recorder
+
+    def __exit__(self, *_):
+        import shutil
+
+        os.environ.__class__, shutil.which = self.plain, self.which
+        self.over = True  # who has taken `noted` for its own keeps it
+
+
+def changed(before, after):
+    """The variables that an import set, {name: value} with None for one that it removed."""
+    return {name: after.get(name) for name in {*before, *after} if before.get(name) != after.get(name)}
+
+
 def preload(lists):
-    """Imports everything; returns the layers, oldest first: {module name: module} each, and the variables that its import set,
-    {name: value} with None for one that it removed."""
+    """Imports everything; returns the layers, oldest first: {module name: module} each, and the variables that its import set."""
     import importlib
-    import shutil
 
-    plain, which, over = os.environ.__class__, shutil.which, []
-
-    def noted(cmd, mode=os.F_OK | os.X_OK, path=None):
-        if path is None and not over:
-            Recorder.programs[cmd, mode] = found = which(cmd, mode, os.environ.copy().get("PATH", os.defpath))
-            return found
-        return which(cmd, mode, path)
-
-    shutil.which = noted
     had = {key: os.environ.get(key) for key in ("OPENBLAS_NUM_THREADS",)}
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # its threads would not live through a fork; the worker says how many
-    os.environ.__class__ = Recorder
     layers, sets = [], []
-    try:
+    with Recording():
         for names in lists:
             before, env = set(sys.modules), os.environ.copy()
             for name in names:
@@ -459,13 +509,9 @@ def preload(lists):
                 raise RuntimeError("Ray was imported")
             layers.append({m: module for m, module in list(sys.modules.items())
                            if m not in before and m.split(".")[0] not in sys.stdlib_module_names and not m.startswith("_cython")})
-            after = os.environ.copy()
-            sets.append({name: after.get(name) for name in {*env, *after} if env.get(name) != after.get(name)})
-    finally:
-        os.environ.__class__, shutil.which = plain, which
-        over.append(True)  # who has taken `noted` for its own keeps it
-        for key, value in had.items():
-            os.environ.pop(key, None) if value is None else os.environ.__setitem__(key, value)
+            sets.append(changed(env, os.environ.copy()))
+    for key, value in had.items():
+        os.environ.pop(key, None) if value is None else os.environ.__setitem__(key, value)
     return layers, sets
 
 
@@ -536,28 +582,43 @@ class Parent:
     def run(self):
         """Serves; in a child it returns what that has to carry out."""
         while self.listener is not None or self.children:
-            for fd, _ in self.poll.poll():
+            asked_for = self.poll
+            for fd, _ in asked_for.poll(self.patience()) or [(None, 0)]:
+                if self.poll is not asked_for:
+                    break  # a new process, with files of its own
                 if fd in self.children:
                     self.ended(fd)
+                    work = None
                 elif self.listener is not None and fd == self.listener.fileno():
-                    conn, _ = self.listener.accept()
-                    if (work := self.serve(conn)) is not None:
-                        return work
+                    work = self.asked()
                 else:
-                    self.other(fd)
+                    work = self.other(fd)
+                if work is not None:
+                    return work
         return None
 
+    def patience(self):
+        """The milliseconds after which `other` hears that nothing happened; None for never."""
+
     def other(self, fd):
-        """What a server has to do where another of its files is ready."""
+        """What a server has to do where another of its files is ready; in a child it returns as `run` does."""
 
-    def serve(self, conn):
-        import warnings
-
-        fds, why, pid = [], None, None
+    def asked(self):
+        conn, _ = self.listener.accept()
+        request, fds = None, []
         try:
             conn.settimeout(ANSWER_SECONDS)
             request, fds = receive(conn)
             why = self.refuses(request, conn)
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+        return self.serve(conn, request, fds, why)
+
+    def serve(self, conn, request, fds, why):
+        import warnings
+
+        pid = None
+        try:
             if why is None:
                 with warnings.catch_warnings(action="ignore"):  # of its threads; `unsound` has looked at them
                     pid = os.fork()
@@ -604,7 +665,8 @@ class Parent:
 
     def leave(self, conn):
         """In the child: nothing of the server's is open any more."""
-        self.listener.close()
+        if self.listener is not None:
+            self.listener.close()
         conn.close()
         for pidfd, (_, other) in self.children.items():
             os.close(pidfd)
@@ -645,6 +707,8 @@ class Server(Parent):
     """The server of workers: everything that does not change between two requests, and the children that live."""
 
     what = "a worker process"
+    is_of_job = False
+    first = None  # where Ray was imported: what it has put at the head of the path
 
     def __init__(self, path, more):
         import gc
@@ -660,6 +724,8 @@ class Server(Parent):
         self.reads = Recorder.reads - HANDLED
         self.finders = {kind(f) for f in sys.meta_path}
         self.tops = {name.split(".")[0] for name in sys.modules} | {"ray"}
+        self.rays = self.listed("first")
+        self.jobs, self.forked = {}, {}  # what Ray reads of the environment -> channel; pidfd -> pid
         if why := unsound():
             print(f"labd: no warm starts on this node: {why}", file=sys.stderr, flush=True)
             sys.exit(0)
@@ -668,6 +734,10 @@ class Server(Parent):
         self.listen()
         if os.path.exists(path + SOON):
             os.remove(path + SOON)
+
+    def finding(self):
+        """What finds modules that are in memory, not yet imported as far as a worker can see."""
+        return [Hidden(self.layers[1:], self.sets[1:], self.blas), Codes(self.codes)]
 
     def announce(self):
         """Workers wait for a server that takes a second; not for one that imports torch, which few of them use."""
@@ -682,7 +752,7 @@ class Server(Parent):
         import json
 
         with open(os.environ.get("LABD_WARM_LIST") or os.path.splitext(__file__)[0] + ".json") as file:
-            return json.load(file)[what]
+            return json.load(file).get(what, [])
 
     def dated(self):
         """Packages that come or go change the date of the folder that they lie in."""
@@ -698,6 +768,8 @@ class Server(Parent):
 
     def refuses(self, request, conn):
         """Why this request is not served; None where the worker will be as one that starts by itself."""
+        if "announced" in request:
+            return unsound()
         if self.dated() != self.dirs:
             self.deaf()
             return "packages were installed into Ray's own environment since this node started"
@@ -718,13 +790,248 @@ class Server(Parent):
         made_on_it = not overlay or set(site.PREFIXES) <= set(request["site"])
         if os.path.dirname(os.path.abspath(__file__)) not in shared or shared != [p for p in self.base if p in shared] or not made_on_it:
             return "its environment is not made on Ray's"
-        for path in request["path"]:
+        return self.shadows(request["path"]) or unsound()
+
+    def shadows(self, paths):
+        """A module that one of these folders has, and that is in memory from another one."""
+        for path in paths:
             if path not in self.base and os.path.exists(path):
                 if not os.path.isdir(path):
                     return "it has an archive in its path"
                 if shadows := {name.split(".")[0] for name in os.listdir(path)} & self.tops:
                     return f"its {min(shadows)} is another"
-        return unsound()
+        return None
+
+    def serve(self, conn, request, fds, why):
+        return None if why is None and self.passed_on(conn, request, fds) else super().serve(conn, request, fds, why)
+
+    def passed_on(self, conn, request, fds):
+        """Whether it is left to the process of its job, which is made here where there is none; in that process itself, too."""
+        announced = request.get("announced")
+        env = request["env"] if announced is None else {**self.env, **announced}
+        try:
+            channel = self.of_job(env, conn, fds)
+            if channel is not None and announced is None:
+                conn.sendall(WAIT)
+                post(channel, request, [conn.fileno(), *fds])
+        except OSError:
+            channel = None
+        if self.is_of_job:
+            return True
+        if channel is None and announced is None:
+            return False
+        conn.close()
+        for fd in fds:
+            os.close(fd)
+        return True
+
+    def of_job(self, env, conn, fds):
+        """The channel to the process for workers with this environment, which is made where there is none."""
+        if not self.rays or "RAY_JOB_ID" not in env:
+            return None
+        told = of_ray(env)
+        channel = self.jobs.pop(told, None) or self.begin_job(env, conn, fds)
+        if channel is not None:
+            self.jobs[told] = channel  # the one that was last wanted is the last
+        return channel
+
+    def begin_job(self, env, conn, fds):
+        """Forks a process for workers with this environment; returns the channel to it, None in that process."""
+        import select
+        import socket
+        import warnings
+
+        while len(self.jobs) >= MOST_JOBS:
+            self.forget(next(iter(self.jobs.values())))
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                pid = os.fork()
+        except OSError:
+            ours.close()
+            theirs.close()
+            raise
+        if pid == 0:
+            ours.close()
+            self.leave(conn)
+            for fd in fds:
+                os.close(fd)
+            self.__class__ = OfJob
+            self.begin(theirs, env)
+            return None
+        theirs.close()
+        ours.settimeout(CHANNEL_SECONDS)
+        pidfd = os.pidfd_open(pid)
+        self.forked[pidfd] = pid
+        for fd in (ours.fileno(), pidfd):
+            self.poll.register(fd, select.POLLIN)
+        return ours
+
+    def forget(self, channel):
+        """The process at the other end ends with the last of its workers."""
+        self.jobs = {told: other for told, other in self.jobs.items() if other is not channel}
+        self.poll.unregister(channel.fileno())
+        channel.close()
+
+    def other(self, fd):
+        if fd in self.forked:
+            self.poll.unregister(fd)
+            os.waitpid(self.forked.pop(fd), 0)
+            os.close(fd)
+            return None
+        if (channel := next((c for c in self.jobs.values() if c.fileno() == fd), None)) is None:
+            return None
+        try:
+            request, fds = fetch(channel)
+        except Exception:
+            request, fds = None, []
+        if fds:  # its job's process will not have it
+            import socket
+
+            return super().serve(socket.socket(fileno=fds[0]), request, fds[1:], None)
+        if request == NO_RAY:
+            self.rays = []  # it hands back what it was asked
+        else:
+            self.forget(channel)
+        return None
+
+    def leave(self, conn):
+        super().leave(conn)
+        for pidfd in self.forked:
+            os.close(pidfd)
+        for channel in self.jobs.values():
+            channel.close()
+        self.forked, self.jobs = {}, {}
+
+
+class OfJob(Server):
+    """A job's process: what the server becomes in a child of its own. What it will not fork it hands back."""
+
+    what = "a worker process, without what its job's process has imported,"
+
+    is_of_job = True
+
+    def begin(self, channel, env):
+        """In the new process, before it has heard of any worker."""
+        import gc
+        import select
+
+        self.listener, self.env = channel, env
+        self.poll = select.poll()
+        self.poll.register(channel, select.POLLIN)
+        self.unfit = None
+        gc.disable()
+        try:
+            self.imports()
+            self.unfit = unsound(with_ray=True)
+        except Exception as error:
+            self.unfit = f"{type(error).__name__}: {error}"
+        gc.enable()
+        gc.freeze()
+        if self.unfit:
+            print(f"labd: worker processes import Ray themselves: {self.unfit}", file=sys.stderr, flush=True)
+            self.hand_back(NO_RAY)
+
+    def hand_back(self, what, fds=()):
+        try:
+            post(self.listener, what, fds)
+        except OSError:
+            pass  # nobody is there any more; who has asked goes on by itself
+
+    def imports(self):
+        import importlib
+
+        set_environment(self.env)
+        set_variables(self.sets[0])
+        sys.meta_path[:0] = self.finding()
+        before, path, env, meta = set(sys.modules), list(sys.path), os.environ.copy(), list(sys.meta_path)
+        hidden, reads = dict(sys.meta_path[0].where), set(Recorder.reads)
+        Recorder.reads.clear()
+        with Recording():
+            for name in self.rays:
+                importlib.import_module(name)
+        self.reads = Recorder.reads - HANDLED
+        Recorder.reads |= reads
+        if sys.meta_path != meta or sys.meta_path[0].where != hidden or sys.path[len(sys.path) - len(path):] != path:
+            raise RuntimeError("its import changes how others are imported")
+        self.first = sys.path[:len(sys.path) - len(path)]  # Ray has packages of its own, which come before all others
+        self.sets[0] = {**self.sets[0], **changed(env, os.environ.copy())}
+        self.tops |= {name.split(".")[0] for name in set(sys.modules) - before}
+
+    def patience(self):
+        return None if self.children else IDLE_SECONDS * 1000
+
+    def asked(self):
+        import socket
+
+        try:
+            request, (conn, *fds) = fetch(self.listener)
+        except Exception:
+            self.deaf()  # nobody is there any more
+            return None
+        if why := self.refuses(request, None):
+            self.hand_back(request, [conn, *fds])
+            for fd in (conn, *fds):
+                os.close(fd)
+            if why not in self.said and not self.unfit:
+                self.said.add(why)
+                print(f"labd: a worker process imports Ray itself: {why}", file=sys.stderr, flush=True)
+            return None
+        conn = socket.socket(fileno=conn)
+        conn.settimeout(ANSWER_SECONDS)
+        return Parent.serve(self, conn, request, fds, None)
+
+    def other(self, fd):
+        if fd is None:
+            self.deaf()
+
+    def refuses(self, request, conn):
+        """What the server itself has not seen to: it has not imported Ray."""
+        env = request["env"]
+        if why := self.unfit or self.has_another(self.reads, env, self.env) or self.shadows(request["path"]):
+            return why
+        if env.get("PATH") != self.env.get("PATH") and (other := self.programs_elsewhere(env.get("PATH"))):
+            return f"its {other} is another"
+        return unsound(with_ray=True)
+
+
+# The job's processes that a server has beside it; each may be for some workers of a job only.
+MOST_JOBS = 4
+# How long such a process waits for a worker to fork while it has none. Chosen, not measured.
+IDLE_SECONDS = 300
+# It reads while it has nothing else to do, and imports Ray in less than that.
+CHANNEL_SECONDS = 1.0
+NO_RAY = "no Ray"
+
+
+def of_ray(env):
+    """What Ray's library reads of an environment, without telling."""
+    return tuple(sorted((name, value) for name, value in env.items() if name.startswith(READ_BY_RAY)))
+
+
+def post(channel, what, fds=()):
+    """Sends a value and files as one message."""
+    import marshal
+    import socket
+
+    channel.sendmsg([marshal.dumps(what)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, b"".join(fd.to_bytes(4, sys.byteorder) for fd in fds))] if fds else [])
+
+
+def fetch(channel):
+    """A message as it was posted; raises where it is none, as at the channel's end."""
+    import marshal
+    import socket
+
+    body, extra, flags, _ = channel.recvmsg(1 << 20, socket.CMSG_LEN(4 * (MOST_FILES + 1)), socket.MSG_CMSG_CLOEXEC)
+    fds = files_in(extra)
+    try:
+        if flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
+            raise ValueError("a part is missing")
+        return marshal.loads(body), fds
+    except BaseException:
+        for fd in fds:
+            os.close(fd)
+        raise
 
 
 def receive(conn):
@@ -732,10 +1039,7 @@ def receive(conn):
     import socket
 
     head, extra, flags, _ = conn.recvmsg(8, socket.CMSG_LEN(4 * MOST_FILES), socket.MSG_CMSG_CLOEXEC)
-    fds = []
-    for level, what, data in extra:
-        if (level, what) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            fds += [int.from_bytes(data[i:i + 4], sys.byteorder) for i in range(0, len(data) - len(data) % 4, 4)]
+    fds = files_in(extra)
     try:
         left, parts = int.from_bytes(head, "big"), []
         if len(head) != 8 or flags & socket.MSG_CTRUNC or left > 64 << 20:
@@ -746,13 +1050,23 @@ def receive(conn):
             parts.append(part)
             left -= len(part)
         request = marshal.loads(b"".join(parts))
-        if len(fds) != 2 + len(request["files"]):
+        if len(fds) != (0 if "announced" in request else 2 + len(request["files"])):
             raise ValueError("files are missing")
         return request, fds
     except BaseException:
         for fd in fds:
             os.close(fd)
         raise
+
+
+def files_in(extra):
+    import socket
+
+    fds = []
+    for level, what, data in extra:
+        if (level, what) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds += [int.from_bytes(data[i:i + 4], sys.byteorder) for i in range(0, len(data) - len(data) % 4, 4)]
+    return fds
 
 
 def blas_setters():
@@ -826,16 +1140,19 @@ def take_on(request, fds):
             file.write(request["oom"])
     for number in request["ignored"]:
         signal.signal(number, signal.SIG_IGN)
+    set_environment(request["env"])
+    fresh()
+    sys.orig_argv = request["argv"]
+    sys.executable, sys._base_executable = request["executable"], request["base_executable"]
+
+
+def set_environment(env):
     # A variable that stays is not written again: what shows a process's title looks for its arguments before the first one.
-    env = request["env"]
     for name in [n for n in os.environ if n not in env]:
         del os.environ[name]
     for name, value in env.items():
         if os.environ.get(name) != value:
             os.environ[name] = value
-    fresh()
-    sys.orig_argv = request["argv"]
-    sys.executable, sys._base_executable = request["executable"], request["base_executable"]
 
 
 def as_main(script, code):
@@ -864,14 +1181,15 @@ def become(server, request, fds):
     path = request["path"] + [p for p in server.base if p not in request["path"]]
     sys.path[:] = path
     sys.path_importer_cache.clear()
-    sys.meta_path[:0] = [Hidden(server.layers[1:], server.sets[1:], server.blas), Codes(server.codes)]
+    if server.first is None:
+        sys.meta_path[:0] = server.finding()
     if overlay:
         site = sys.modules["site"]
         site.PREFIXES[:] = request["site"]
         for folder in [p for p in path if p not in server.base and p.endswith("-packages")]:
             site.addsitedir(folder, set(path))
     hooks(os.path.dirname(os.path.abspath(__file__)))
-    sys.path[:] = [*([] if sys.flags.safe_path else [os.path.dirname(os.path.realpath(script))]), *path]
+    sys.path[:] = [*(server.first or []), *([] if sys.flags.safe_path else [os.path.dirname(os.path.realpath(script))]), *path]
 
     if (kept := server.codes.get(DEFAULT)) and os.path.realpath(script) == os.path.realpath(kept[1]):
         code = kept[0]

@@ -840,6 +840,27 @@ def test_ray_makes_a_working_directory_where_that_failed_or_labd_knows_no_folder
     assert ask("gcs://a.zip") == [77]
 
 
+def test_the_agent_announces_each_job_and_makes_its_environment_whatever_comes_of_that(monkeypatch):
+    class Agent:
+        async def GetOrCreateRuntimeEnv(self, request):
+            return request.job_id
+
+    def announce(*told):
+        announced.append(told)
+        raise OSError("nobody listens")
+
+    announced = []
+    monkeypatch.setitem(sys.modules, "labd_warm", types.SimpleNamespace(announce=announce))
+    monkeypatch.setenv("RAY_OF_RAYLET", "1")
+    packages.wrap_agent(Agent)
+    monkeypatch.setenv("RAY_OF_AGENT", "1")
+    for text in ('{"env_vars": {"A": "1"}}', "{}", "not JSON"):
+        request = types.SimpleNamespace(job_id=b"01000000", serialized_runtime_env=text)
+        assert asyncio.run(Agent().GetOrCreateRuntimeEnv(request)) == b"01000000"
+    assert [(job, env.get("RAY_OF_RAYLET"), env.get("RAY_OF_AGENT"), more) for job, env, more in announced] == [
+        ("01000000", "1", None, {"A": "1"}), ("01000000", "1", None, {})]
+
+
 def test_the_agent_has_its_plugins_wrapped(monkeypatch, capsys):
     def module(name, **members):
         made = types.ModuleType(name)
@@ -854,12 +875,14 @@ def test_the_agent_has_its_plugins_wrapped(monkeypatch, capsys):
     monkeypatch.setattr(packages, "wrap", lambda plugin, kind: wrapped.append(plugin))
     monkeypatch.setattr(packages, "wrap_cache", wrapped.append)
     monkeypatch.setattr(packages, "wrap_working_dir", wrapped.append)
+    module("runtime_env_agent", RuntimeEnvAgent="RuntimeEnvAgent")
+    monkeypatch.setattr(packages, "wrap_agent", wrapped.append)
     packages.install()
-    assert wrapped == ["PipPlugin", "UvPlugin", "URICache", "WorkingDirPlugin"]
+    assert wrapped == ["PipPlugin", "UvPlugin", "URICache", "WorkingDirPlugin", "RuntimeEnvAgent"]
     # Where Ray has one of them no more, the others are wrapped.
     module("ray._private.runtime_env.working_dir")
     packages.install()
-    assert wrapped[4:] == ["PipPlugin", "UvPlugin", "URICache"]
+    assert wrapped[5:] == ["PipPlugin", "UvPlugin", "URICache", "RuntimeEnvAgent"]
     assert "working directories are as Ray makes them" in capsys.readouterr().err
 
 

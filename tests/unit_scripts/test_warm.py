@@ -1,4 +1,5 @@
 """Worker processes forked from a warm one, with a default_worker.py that tells what it sees. No engine, no Ray needed."""
+import contextlib
 import json
 import os
 import pathlib
@@ -264,6 +265,14 @@ def test_the_end_of_the_warm_process_ends_no_worker(node):
     assert node.run()[0]["warm"]
 
 
+def has_socket(pid):
+    for file in pathlib.Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            if "socket:" in os.readlink(file):
+                return True
+    return False
+
+
 def test_a_worker_of_a_job_with_torch_waits_for_a_warm_process_that_has_just_started(node):
     (node.site / "torch.py").write_text("import types\ncuda = types.SimpleNamespace(is_initialized=lambda: False)\n")
     job = f"labdtest{os.getpid()}"
@@ -275,8 +284,7 @@ def test_a_worker_of_a_job_with_torch_waits_for_a_warm_process_that_has_just_sta
     try:
         assert not node.run(env=env)[0]["warm"], "not for ever"
         first = node.start(env=env)
-        has = lambda: [os.readlink(f) for f in pathlib.Path(f"/proc/{first.pid}/fd").iterdir()]
-        wait_for("it asks", lambda: any("socket:" in file for file in has()), 4, every=0.05)
+        wait_for("it asks", lambda: has_socket(first.pid), 4, every=0.05)
         node.serve()
         out, err = first.communicate(timeout=60)
         assert json.loads(out.splitlines()[0])["warm"], err
@@ -313,6 +321,139 @@ def test_without_a_warm_process_or_with_a_deaf_one_a_worker_starts_by_itself(nod
     # What it was asked for while it was deaf becomes no second worker: that would write here, too.
     assert first.stdout.read() == ""
     assert node.run()[0]["warm"]
+
+
+RAY = """
+import json as _, os, sys, queue
+PID, JOB, READS = os.getpid(), os.environ["RAY_JOB_ID"], os.environ.get("READ_BY_RAYS_MODULES")
+sys.path.insert(0, os.path.dirname(__file__) + "/thirdparty")
+os.environ["RAY_CLIENT_MODE"] = "0"
+"""
+SAYS = "import ray; print(ray.PID, ray.JOB, ray.READS, os.environ['RAY_CLIENT_MODE'], ':'.join(sys.path))"
+
+
+@pytest.fixture
+def with_ray(node):
+    node.put("ray/__init__.py", RAY)
+    (node.folder / "list.json").write_text(json.dumps({"layers": [["json"], ["heavy"]], "rays": {}, "first": ["ray"]}))
+    node.env["RAY_JOB_ID"] = "01000000"
+    return node
+
+
+def says(node, path=None, **env):
+    seen, out, err = node.run(SAYS, env=node.env | env)
+    assert seen["warm"], err
+    pid, *rest = out.splitlines()[1].split()
+    return int(pid), seen, rest
+
+
+def test_workers_of_one_job_are_forked_from_a_process_that_has_imported_ray_once(with_ray):
+    with_ray.serve()
+    first = [with_ray.start(SAYS) for _ in range(3)]
+    told = [f.communicate(timeout=60)[0].splitlines()[1] for f in first]
+    assert len(set(told)) == 1 and told[0].split()[1:4] == ["01000000", "None", "0"], "Ray sees the job's environment"
+    pid, seen, _ = says(with_ray)
+    assert str(pid) == told[0].split()[0], "a later one comes from the same process"
+    cold, out, _ = with_ray.run(SAYS, env=with_ray.env | {"LABD_WARM": "0"})
+    assert out.splitlines()[1].split()[1:] == told[0].split()[1:], "and it has the same path as one that starts by itself"
+    assert pid not in (seen["pid"], cold["pid"]) and not seen["visible"] and not cold["warm"]
+    other, _, rest = says(with_ray, RAY_JOB_ID="02000000")
+    assert other != pid and rest[0] == "02000000", "another job has one of its own"
+    more, _, _ = says(with_ray, RAY_worker_niceness="3")
+    assert more not in (pid, other), "and so have workers of a job whose environment has another value for Ray"
+    assert says(with_ray)[0] == pid
+    with_ray.stop()
+    wait_for("they end with the server", lambda: gone(pid) and gone(other), 20)
+
+
+def test_a_worker_that_reads_something_else_while_it_imports_ray_imports_it_itself(with_ray, tmp_path):
+    with_ray.serve()
+    kept = says(with_ray)[0]
+    pid, seen, rest = says(with_ray, READ_BY_RAYS_MODULES="hunter2")
+    assert pid == seen["pid"] and rest[1] == "hunter2"
+    (tmp_path / "queue.py").write_text("")
+    pid, seen, _ = says(with_ray, PYTHONPATH=str(tmp_path))
+    assert pid == seen["pid"], "a module of its own, which only Ray imports"
+    assert says(with_ray)[0] == kept
+    said = with_ray.said.read_text()
+    assert "its READ_BY_RAYS_MODULES is another" in said and "its queue is another" in said and "hunter2" not in said
+
+
+def test_a_job_that_was_announced_finds_ray_imported(with_ray):
+    """As Ray's agent announces it: with the raylet's environment, and what is only that agent's own."""
+    with_ray.serve()
+
+    def announce(**variables):
+        env = {**with_ray.env, "RAY_NODE_ID": "abc", "RAY_SET": "raylet"}
+        told = f"import sys, labd_warm; labd_warm.announce('03000000', {env!r}, {variables!r})"
+        done = subprocess.run([with_ray.python, "-c", told], env=with_ray.env, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+
+    def children():
+        return subprocess.run(["ps", "--ppid", str(with_ray.server.pid), "-o", "pid="], capture_output=True, text=True).stdout.split()
+
+    announce(RAY_worker_niceness="0", OTHER="1")
+    wait_for("its process is there", children, 20)
+    announce(RAY_worker_niceness="0")
+    made = children()
+    pid, _, rest = says(with_ray, RAY_JOB_ID="03000000", RAY_worker_niceness="0", RAY_SET="raylet", MINE="1")
+    assert [str(pid)] == made == children() and rest[0] == "03000000"
+    announce(LABD_WARM="0")
+    announce(RAY_worker_niceness="$OTHER")
+    assert says(with_ray)[0] != pid and len(children()) == 2, "what has it off or is not known yet is not announced"
+
+
+def test_a_worker_waits_while_ray_is_imported_on_a_busy_machine(with_ray):
+    with_ray.put("ray/__init__.py", RAY + "import time\ntime.sleep(6)\n")
+    with_ray.serve()
+    first = [with_ray.start(SAYS) for _ in range(2)]
+    told = [f.communicate(timeout=60)[0].splitlines() for f in first]
+    assert all(json.loads(seen)["warm"] for seen, _ in told) and told[0][1] == told[1][1], "longer than for an answer"
+
+
+@pytest.mark.parametrize(
+    "more, why",
+    [
+        ("import threading, time\nthreading.Thread(target=time.sleep, args=(1000,), daemon=True).start()\n", "a library has started threads"),
+        ("raise OSError('not today')\n", "OSError: not today"),
+        ("sys.path.append('/x')\n", "changes how others are imported"),
+        ("import heavy\n", "changes how others are imported"),
+    ],
+)
+def test_where_ray_cannot_be_imported_ahead_workers_import_it(with_ray, more, why):
+    """It is tried once for a server; whoever asked meanwhile is served without."""
+    with_ray.put("ray/__init__.py", RAY + "if not sys.argv[-1].startswith('pass'):\n    " + more.replace("\n", "\n    "))
+    with_ray.serve()
+    assert all(json.loads(f.communicate(timeout=60)[0].splitlines()[0])["warm"] for f in [with_ray.start("import os") for _ in range(2)])
+    for job in ("01000000", "02000000"):
+        seen, out, err = with_ray.run("pass", env=with_ray.env | {"RAY_JOB_ID": job})
+        assert seen["warm"], err
+    assert with_ray.said.read_text().count("worker processes import Ray themselves: ") == 1 and why in with_ray.said.read_text()
+
+
+def test_the_end_of_a_jobs_process_costs_nobody_a_warm_start_later(with_ray):
+    with_ray.serve()
+    held = with_ray.start("import ray; print(ray.PID, flush=True); sys.stdin.read(); print('went on')")
+    assert json.loads(held.stdout.readline())["warm"]
+    pid = int(held.stdout.readline())
+    os.kill(pid, signal.SIGKILL)
+    wait_for("it is buried", lambda: not os.path.exists(f"/proc/{pid}"), 20)
+    assert says(with_ray)[0] != pid
+    out, _ = held.communicate("", timeout=60)
+    assert out == "went on\n" and held.returncode == 1, "its worker lives on; how that ends, nobody knows any more"
+
+
+def test_few_jobs_have_a_process_at_a_time_and_none_is_taken_from_under_its_workers(with_ray):
+    with_ray.serve()
+    held = with_ray.start("import ray; print(ray.PID, flush=True); sys.stdin.read(); sys.exit(7)")
+    assert json.loads(held.stdout.readline())["warm"]
+    oldest = int(held.stdout.readline())
+    pids = [says(with_ray, RAY_JOB_ID=f"{n:02}000000")[0] for n in range(2, 8)]
+    wait_for("the older ones have ended", lambda: [gone(pid) for pid in pids] == [True] * 2 + [False] * 4, 20)
+    assert not gone(oldest) and says(with_ray)[0] != oldest
+    held.communicate("", timeout=60)
+    assert held.returncode == 7
+    wait_for("it ends with its last worker", lambda: gone(oldest), 20)
 
 
 def cases(folder):
