@@ -1,5 +1,6 @@
 """What labd adds to Python processes of its lab: names for a job's unnamed runs, a log that goes on after the Ray head died, Train
-state that any head can read, imports before there is work, Torch on simulated GPUs, and a word where a Tune sweep would begin again.
+state that any head can read, imports before there is work, Torch on simulated GPUs, a curve of what a run reports, and a word
+where a Tune sweep would begin again.
 
 **Names.** Ray Train resumes a run that starts again under the same `RunConfig(name=..., storage_path=...)`. A script that gives no
 name gets a dated one each time, so its resubmission would begin from nothing. In the driver of a job that came through
@@ -33,6 +34,9 @@ it died with a worker's node and came back on another, in the process that was k
 assigned for a CUDA device. Where torch itself finds none, Ray's devices are the CPU, NCCL becomes gloo, and Lightning's
 `accelerator="gpu"` is the CPU. One line in the job's log says so.
 
+**Curve.** Runs that the driver of a job of the front door makes tell labd what they report to Ray Train (labd_curve.py). Not the
+runs that Tune starts in Ray's worker processes, nor those of Train V1.
+
 **Tune.** Where `Tuner(trainer)` meets Train V2, which Ray refuses with "Improper 'run'", a hint names the ways out. In a job's
 driver, each sweep kept in an S3 store gets one empty object `.labd/<attempt>.<how>.<submission id>` in its folder, with
 which `labd status` tells a sweep that resumes from one that begins again.
@@ -46,6 +50,7 @@ JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # what Ray's job supervisor tells the entry
 KEY = "labd.run"
 ROOT = "labd.root"  # the front door's mark on every job
 ATTEMPT = "labd.attempt"
+SUBMITTED = "labd.submitted"
 CONFIG = "ray.train.v2.api.config"
 WORKER = "ray._private.worker"
 KV = "ray.experimental.internal_kv"
@@ -57,6 +62,7 @@ TORCH = "ray.train.torch"
 FOR_TORCH = ("torch", "torchvision", "lightning", "pytorch_lightning", TORCH, "ray.train.lightning")
 PREEMPTION = "ray.train.v2._internal.callbacks.preemption_callback"
 STATE = "ray.train.v2._internal.state.state_manager"
+CALLBACKS = "ray.train.v2._internal.callbacks.env_callback"
 DEVICES = "ray.air._internal.device_manager"
 PROCESS_GROUPS = "torch.distributed.distributed_c10d"
 LIGHTNING = {
@@ -102,6 +108,7 @@ def install():
         if metadata.get(ROOT):
             when_imported(WORKER, lambda module: (patient(module), keep_listening(module.Worker)))
             when_imported(TUNER, lambda module: remember_asking(module.Tuner))
+            when_imported(CALLBACKS, lambda module: tell_of_reports(module, metadata))
     except Exception as error:
         warn(error, NO_RESUME)
 
@@ -422,6 +429,36 @@ def plain_versions(manager):
         return update(self, run_id, framework_versions, *args, **kwargs)
 
     manager.update_train_run_framework_versions = wrapped(update, update_train_run_framework_versions)
+
+
+# ---- curve ----
+
+
+def tell_of_reports(module, metadata):
+    """A callback of labd's beside those that RAY_TRAIN_CALLBACKS names. Not in that variable: a Python that the script starts
+    would inherit it, and one without labd's modules could not train."""
+    make = module._initialize_env_callbacks
+
+    def _initialize_env_callbacks():
+        callbacks = make()
+        try:
+            import labd_curve
+            from ray import cloudpickle
+
+            # Whole, not by name: the controller may run in another environment than the script.
+            cloudpickle.register_pickle_by_value(labd_curve)
+            job = {
+                "root": str(metadata[ROOT]),
+                "submitted": str(metadata.get(SUBMITTED) or ""),
+                "submission": str(metadata.get("job_submission_id") or metadata[ROOT]),
+                "attempt": int(metadata.get(ATTEMPT) or 1),
+            }
+            callbacks.append(labd_curve.Curve(job))
+        except Exception as error:
+            warn(error, "labd keeps no curve of this run")
+        return callbacks
+
+    module._initialize_env_callbacks = wrapped(make, _initialize_env_callbacks)
 
 
 # ---- Torch on simulated GPUs ----

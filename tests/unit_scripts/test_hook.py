@@ -99,6 +99,24 @@ class TunerInternal:
             raise ValueError("Improper 'run'")
         return "fitted"
 """,
+    "ray/train/v2/_internal/execution/callback.py": """
+class ControllerCallback:
+    pass
+
+class ReportCallback:
+    pass
+
+class WorkerGroupCallback:
+    pass
+""",
+    "ray/train/v2/_internal/callbacks/env_callback.py": """
+def _initialize_env_callbacks():
+    return ["the script's own"]
+""",
+    "ray/cloudpickle.py": """
+def register_pickle_by_value(module):
+    print("whole", module.__name__)
+""",
     "ray/tune/tuner.py": """
 from ray.tune.impl.tuner_internal import TunerInternal
 
@@ -242,6 +260,26 @@ def test_what_the_hook_does_not_understand_never_breaks_a_script(job, tmp_path):
     (tmp_path / "fake/ray/train/__init__.py").write_text("from ray.train.v2.api.config import Other\n")
     out, err = job("import ray.train\nprint(ray.train.Other.__name__)", FOOD)
     assert out == ["Other"] and err.count("labd:") == 1
+
+
+CALLBACKS = """
+from ray.train.v2._internal.callbacks.env_callback import _initialize_env_callbacks
+for callback in _initialize_env_callbacks():
+    print(getattr(callback, "job", callback))
+"""
+
+
+def test_runs_of_a_job_tell_labd_what_they_report_beside_the_scripts_own_callbacks(job):
+    metadata = {"labd.run": "", "labd.root": "food11", "labd.attempt": "2", "labd.submitted": "2026", "job_submission_id": "food11-r1"}
+    out, err = job(CALLBACKS, metadata)
+    told = "{'root': 'food11', 'submitted': '2026', 'submission': 'food11-r1', 'attempt': 2}"
+    assert " ".join(out) == f"whole labd_curve the script's own {told}" and err == ""
+    assert " ".join(job(CALLBACKS, {"labd.run": "x"})[0]) == "the script's own", "not a job of the front door"
+
+
+def test_without_its_module_there_is_no_curve_and_the_script_runs(job):
+    out, err = job("import sys\nsys.modules['labd_curve'] = None\n" + CALLBACKS, {"labd.run": "", "labd.root": "food11"})
+    assert " ".join(out) == "the script's own" and err.startswith("labd: labd keeps no curve of this run (")
 
 
 def test_a_script_that_is_wrong_fails_with_its_own_error(job):
