@@ -15,6 +15,16 @@ step() {
 
 # from_pypi LIST: what scripts/LIST.txt pins is in target/tools/venv, which is on PATH.
 from_pypi() {
+    local lock
+    mkdir -p "$tools"
+    # Two scripts may run at once.
+    exec {lock}>"$tools/venv.lock"
+    flock "$lock"
+    fetch_from_pypi "$1"
+    exec {lock}>&-
+}
+
+fetch_from_pypi() {
     local list=scripts/$1.txt venv=$tools/venv
     cmp -s "$list" "$venv/$1.txt" && return
     echo "$me: fetching what $list pins from PyPI into target/tools/venv" >&2

@@ -36,4 +36,5 @@ if [[ ${1:-build} == test ]]; then
     # shellcheck source=scripts/lib.sh
     . scripts/lib.sh
     from_pypi browser
+    from_pypi openapi
 fi

@@ -31,12 +31,15 @@ pub enum Command {
 /// Reason why a command was not carried out.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// No service has that name; the text names those there are.
+    /// No service (GPU, fault) has that name; the text names those there are, or says what lists them.
     #[error("{0}")]
     UnknownService(String),
     /// The command is wrong, such as a reload of a broken `labd.toml`; nothing was changed.
     #[error("{0}")]
     Invalid(String),
+    /// Something else must be done first, which the text names.
+    #[error("{0}")]
+    Barred(String),
     /// The daemon is on its way out.
     #[error("labd is shutting down")]
     ShuttingDown,

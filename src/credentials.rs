@@ -20,6 +20,8 @@ pub struct Secrets {
     pub minio_root: Keys,
     /// JupyterLab's token.
     pub jupyter_token: Secret,
+    /// Secret by which JupyterLab knows the page's door. Whoever writes a notebook can read it: it opens nothing else.
+    pub jupyter_door: Secret,
     /// Password of Grafana's user `admin`.
     pub grafana_password: Secret,
 }
@@ -61,6 +63,16 @@ struct Root {
     secret_key: String,
 }
 
+/// Secret of the page's door to JupyterLab, in a file of its own: older versions had none, and refuse a field that they do
+/// not know.
+const DOOR_FILE: &str = "jupyter-door.json";
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct JupyterDoor {
+    jupyter_door: String,
+}
+
 /// Reads the credentials, making them when there are none yet, and those of another S3 store when `labd.toml` names one.
 ///
 /// Fails in one line that never carries a credential.
@@ -68,7 +80,8 @@ pub fn load_or_make(config: &Config) -> Result<Secrets, String> {
     let dir = &config.lab.data_dir;
     let stored = read_or_make(dir, FILE, random)?;
     let root = read_or_make(dir, ROOT_FILE, random_root)?;
-    with_s3(config, stored, root)
+    let door = read_or_make(dir, DOOR_FILE, random_door)?;
+    with_s3(config, stored, root, door)
 }
 
 fn read_or_make<T: Serialize + DeserializeOwned>(dir: &Path, file: &str, fresh: fn() -> T) -> Result<T, String> {
@@ -88,10 +101,11 @@ pub fn load_or_pretend(config: &Config) -> Result<Secrets, String> {
     let dir = &config.lab.data_dir;
     let stored = read(&dir.join(FILE)).ok().flatten().unwrap_or_else(random);
     let root = read(&dir.join(ROOT_FILE)).ok().flatten().unwrap_or_else(random_root);
-    with_s3(config, stored, root)
+    let door = read(&dir.join(DOOR_FILE)).ok().flatten().unwrap_or_else(random_door);
+    with_s3(config, stored, root, door)
 }
 
-fn with_s3(config: &Config, stored: Stored, root: Root) -> Result<Secrets, String> {
+fn with_s3(config: &Config, stored: Stored, root: Root, door: JupyterDoor) -> Result<Secrets, String> {
     let (access, secret) = match &config.s3 {
         Some(s3) => (read_key(&s3.access_key_file)?, read_key(&s3.secret_key_file)?),
         None => (stored.s3_access_key, stored.s3_secret_key),
@@ -102,6 +116,7 @@ fn with_s3(config: &Config, stored: Stored, root: Root) -> Result<Secrets, Strin
         s3_secret_key: Secret::new(secret),
         minio_root: Keys { access: Secret::new(root.access_key), secret: Secret::new(root.secret_key) },
         jupyter_token: Secret::new(stored.jupyter_token),
+        jupyter_door: Secret::new(door.jupyter_door),
         grafana_password: Secret::new(stored.grafana_password),
     })
 }
@@ -143,6 +158,10 @@ fn random_root() -> Root {
     Root { access_key: word(20), secret_key: word(40) }
 }
 
+fn random_door() -> JupyterDoor {
+    JupyterDoor { jupyter_door: word(40) }
+}
+
 fn random() -> Stored {
     Stored {
         // Ray wants at least 32 hexadecimal digits' worth; MinIO takes 3 to 20 and 8 to 40 characters.
@@ -177,6 +196,11 @@ mod tests {
         let upgraded = load_or_make(&config).expect("read");
         assert_eq!(upgraded.s3_access_key, first.s3_access_key);
         assert_ne!(upgraded.minio_root, first.minio_root);
+        assert_eq!(upgraded.jupyter_door, first.jupyter_door);
+        let door = config.lab.data_dir.join(DOOR_FILE);
+        assert_eq!(fs::metadata(&door).expect("there").permissions().mode() & 0o777, 0o600);
+        fs::remove_file(&door).expect("removable");
+        assert_ne!(load_or_make(&config).expect("read").jupyter_door, first.jupyter_door);
         fs::write(&path, "{\"ray_token\": \"abc").expect("writable");
         let error = load_or_make(&config).expect_err("damaged");
         assert!(error.contains("damaged") && !error.contains("abc"), "{error}");

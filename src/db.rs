@@ -54,6 +54,18 @@ impl From<rusqlite::Error> for OpenFailure {
     }
 }
 
+impl OpenFailure {
+    /// Reason in one line.
+    pub(crate) fn reason(self) -> String {
+        match self {
+            Self::Newer(found) => {
+                format!("a newer labd wrote it (schema {found}): install that labd again, or move the file away")
+            }
+            Self::Corrupt(reason) | Self::NotNow(reason) => reason,
+        }
+    }
+}
+
 /// Whether the file itself is damaged.
 pub(crate) fn is_corrupt(e: &rusqlite::Error) -> bool {
     matches!(e.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
@@ -96,6 +108,8 @@ pub(crate) fn open(path: &Path, shape: &Shape) -> Result<Connection, OpenFailure
     db.pragma_update(None, "synchronous", "full")?;
     // The log of a busy lab stays small on disk while nobody reads it for long.
     db.pragma_update(None, "journal_size_limit", 8 * 1024 * 1024)?;
+    // In KiB: what is written are the last few pages, and what is read now and then is not worth 2 MiB of memory for ever.
+    db.pragma_update(None, "cache_size", -256)?;
     migrate(&mut db, shape)?;
     Ok(db)
 }
@@ -229,6 +243,18 @@ mod tests {
         assert_eq!(["", "-wal"].map(|side| fs::read(with_suffix(&copy, side)).expect("there")), before);
         let newer = Shape { migrations: &[], ..SHAPE };
         assert!(matches!(read(&copy, &newer, count), Err(OpenFailure::Newer(1))));
+    }
+
+    /// `.cargo/config.toml` says what for.
+    #[test]
+    fn sqlite_sets_no_memory_aside() {
+        let db = Connection::open_in_memory().expect("made");
+        let mut options = db.prepare("PRAGMA compile_options").expect("a question");
+        let options = options.query_map([], |row| row.get(0)).expect("an answer");
+        let options: Vec<String> = options.collect::<rusqlite::Result<_>>().expect("text");
+        for option in ["DEFAULT_LOOKASIDE=0,0", "DEFAULT_PCACHE_INITSZ=0"] {
+            assert!(options.iter().any(|known| known == option), "{option} is not among {options:?}");
+        }
     }
 
     /// Other people's tokens are in there, so nobody else may open it, nor what SQLite puts beside it.

@@ -78,7 +78,7 @@ pub fn resolve(
         grafana_user: "admin".to_owned(),
         grafana_password: secrets.grafana_password.clone(),
         minio: Keys { access: secrets.s3_access_key.clone(), secret: secrets.s3_secret_key.clone() },
-        jupyter: secrets.jupyter_token.clone(),
+        jupyter: secrets.jupyter_door.clone(),
     };
     let view = Arc::new(PlanView { node, gpus: gpus.clone(), sizes, plan: plan.clone() });
     Ok(DesiredState { config, plan, gpus, ray_token: secrets.ray_token, store, view, credentials, sign_ins })

@@ -17,13 +17,16 @@ const FILE: u32 = 0o600;
 const FOLDER: u32 = 0o700;
 /// Names of what labd and its supervision keep in the data directory. A name with more behind it, such as
 /// `journal.db-wal`, is theirs as well.
-const KEPT: [&str; 13] = [
+const KEPT: [&str; 16] = [
     "accounts.db",
+    "history.db",
     "machine.",
     "secrets.",
     "minio-root.",
+    "page.",
     "journal.db",
     "ledger.db",
+    "training.db",
     "labd.",
     "door",
     "packages",
@@ -116,7 +119,7 @@ mod tests {
         assert_eq!(mode(&path), 0o700);
         assert_eq!(mode(path.parent().expect("one")) & 0o055, 0o055, "others of the machine go through there");
         // As an older labd left it.
-        for name in ["journal.db-wal", "ledger.db.corrupt-20260101", "secrets.json", "machine.json"] {
+        for name in ["history.db-shm", "journal.db-wal", "ledger.db.corrupt-20260101", "secrets.json", "page.pem"] {
             fs::write(path.join(name), "").expect("written");
         }
         fs::set_permissions(&path, Permissions::from_mode(0o755)).expect("set");

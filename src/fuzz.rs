@@ -6,10 +6,12 @@ use std::path::Path;
 use labd_gpu::{line::Line, smi};
 
 use crate::{
-    config::Config,
+    config::{Config, tls::Certificate},
     gpus::kmsg,
     jobs::submission::{Named, Submission},
     ray::{self, Mark},
+    time::Timestamp,
+    training::report::Report,
 };
 
 /// Reads `labd.toml`, which a person writes.
@@ -17,6 +19,14 @@ pub fn config(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     if let Err(e) = Config::parse(Path::new("/etc/labd/labd.toml"), &text) {
         assert!(!e.to_string().contains('\n'), "people read one line of an error: {e}");
+    }
+}
+
+/// Reads a certificate with its key, which somebody else made.
+pub fn certificate(bytes: &[u8]) {
+    match Certificate::parse(bytes, bytes) {
+        Ok(certificate) => drop((certificate.covers("lab.example"), certificate.out_of_time(Timestamp::now()))),
+        Err(wrong) => assert!(!wrong.text.contains('\n'), "people read one line of an error: {wrong:?}"),
     }
 }
 
@@ -37,8 +47,12 @@ pub fn submission(bytes: &[u8]) {
     let _ = (read.retry(), read.asks(), read.packages(), read.names_run(), read.names_place());
 }
 
-/// Reads answers of Ray's dashboard: jobs and training runs.
+/// Reads answers of Ray's dashboard, jobs and training runs, and what a run's controller posts.
 pub fn ray(bytes: &[u8]) {
+    let now = Timestamp::from_millis(1);
+    if let Some(report) = Report::parse(bytes, now) {
+        assert!(report.points.iter().all(|point| point.values.len() == report.names.len() && point.at <= now));
+    }
     if let Ok(answer) = serde_json::from_slice(bytes) {
         let _ = ray::train::read(&answer);
         let _ = ray::read_jobs(answer);
@@ -75,6 +89,10 @@ mod tests {
         "[lab]\nname = \"x\"\nchange_window = \"24 h\"\n[network]\nsubnet = \"198.18.7.0/24\"\n[[mounts]]\nsource = \"/a\"\n\
          target = \"/b\"\n[services.ray-worker]\nmemory = \"9 GiB\"\n[images.build]\npackages = [\"a>=1\"]\n",
     ];
+    const CERTIFICATE: &[&str] = &[
+        concat!(include_str!("../tests/data/tls/cert.pem"), include_str!("../tests/data/tls/key.pem")),
+        concat!(include_str!("../tests/data/tls/ca.pem"), include_str!("../tests/data/tls/key.pem")),
+    ];
     const SUBMISSION: &[&str] = &[
         r#"{"entrypoint": "python a.py", "submission_id": "a", "metadata": {"labd.retry": "3", "labd.run": "r"},
             "runtime_env": {"env_vars": {"A": "b"}, "pip": ["x"], "working_dir": "gcs://_ray_pkg_0123456789abcdef.zip"},
@@ -85,6 +103,9 @@ mod tests {
         include_str!("../tests/data/ray-2.60-train-runs.json"),
         r#"[{"submission_id": "a", "status": "FAILED", "error_type": "X", "message": "m", "start_time": 1, "end_time": 2,
              "driver_node_id": "00ff", "driver_exit_code": 1}]"#,
+        r#"{"root": "a", "submission": "a-r1", "run": "a", "run_id": "0a", "names": ["loss"], "dropped": 3,
+            "points": [{"seq": 1, "at": 5, "group": 1, "checkpoint": "checkpoint_1", "values": [null]}],
+            "groups": [{"group": 1, "began": 4, "ended": 6, "why": "x", "nodes": ["198.18.1.20"]}]}"#,
     ];
     const KERNEL: &[&str] = &[
         "3,1234,5678,-;NVRM: Xid (PCI:0000:41:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus.\n \
@@ -195,6 +216,7 @@ mod tests {
         for text in CONFIG {
             Config::parse(Path::new("/labd.toml"), text).expect("right");
         }
+        Certificate::parse(CERTIFICATE[0].as_bytes(), CERTIFICATE[0].as_bytes()).expect("right");
         for text in SUBMISSION {
             Submission::parse(text.as_bytes()).expect("right").check().expect("right");
         }
@@ -210,6 +232,11 @@ mod tests {
         #[test]
         fn no_labd_toml_makes_it_panic(bytes in varied(CONFIG)) {
             config(&bytes);
+        }
+
+        #[test]
+        fn no_certificate_makes_it_panic(bytes in varied(CERTIFICATE)) {
+            certificate(&bytes);
         }
 
         #[test]

@@ -5,6 +5,7 @@
 //! that was lost to infrastructure from one that failed by its own error. For that an end that somebody asked for
 //! ([`Cause::Asked`]) is an incident like any other; it is told quietly, and in no list of what died.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::time::Timestamp;
@@ -17,7 +18,7 @@ pub const KEPT: usize = 100;
 pub const OOM_INSIDE: &str = "out of memory: a process in it was killed";
 
 /// Death of one service and its way back.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Incident {
     /// Name of the service, such as `ray-worker-0`.
     pub service: String,
@@ -59,7 +60,7 @@ impl Order {
 }
 
 /// Cause of a service's end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Cause {
     /// Exit by itself, or a kill.
@@ -102,7 +103,7 @@ impl Cause {
 }
 
 /// Share of one training run in an incident.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Interrupted {
     /// Name of the Ray Train run.
     pub run: String,
@@ -110,6 +111,7 @@ pub struct Interrupted {
     pub training_at: Option<Timestamp>,
     /// Name of the checkpoint it resumed from; absent when it started from the beginning or has not resumed yet.
     pub checkpoint: Option<String>,
-    /// Time between that checkpoint and the death, in milliseconds: work that is done again.
+    /// Time between that checkpoint and the death, in milliseconds: work that is done again. Of a GPU that was quarantined, the
+    /// time to when its worker's group ended: it is drained, and works on until then.
     pub lost_ms: Option<u64>,
 }

@@ -18,12 +18,14 @@ pub mod doctor;
 pub mod door;
 pub mod engine;
 mod files;
+pub mod findings;
 pub mod front_door;
 #[doc(hidden)]
 pub mod fuzz;
 #[cfg(test)]
 mod golden;
 pub mod gpus;
+pub mod history;
 pub mod http;
 pub mod incident;
 pub mod install;
@@ -31,6 +33,7 @@ pub mod jobs;
 pub mod journal;
 pub mod minio;
 pub mod node;
+pub mod notify;
 pub mod pins;
 pub mod plan;
 pub mod ray;
@@ -42,3 +45,5 @@ pub mod spec;
 pub mod supervise;
 mod text;
 pub mod time;
+pub mod tls;
+pub mod training;

@@ -4,7 +4,10 @@
 use std::{net::Ipv4Addr, time::Duration};
 
 use crate::{
-    checkpoints::StoreView,
+    checkpoints::{
+        StoreView,
+        listing::{REMEMBERED, StoredRun},
+    },
     incident::{Cause, Incident, Interrupted},
     ray::{TrainRun, train::Attempt},
     time::Timestamp,
@@ -13,8 +16,9 @@ use crate::{
 /// Tolerance between clocks that are read a moment apart: a worker group is called ended only after its death.
 const SLACK: Duration = Duration::from_millis(500);
 
-/// Training runs that had a worker, or their driver, on the node that died; `address` is the node's. Repeated calls
-/// give the same answer while they are on their way, and one that changes no more once they train.
+/// Training runs that had a worker, or their driver, on the node that died; `address` is the node's. Once a run trains again,
+/// what the incident says of it stands, whatever Ray and the store have forgotten since: a later call adds only what was not
+/// known, such as a newer checkpoint from before the death.
 ///
 /// Give it every run that labd knows, and the store as it was looked at since the death (`Checkpoints::refresh_now`): the newest
 /// checkpoint from before the death is the one that a run resumes from.
@@ -24,7 +28,8 @@ pub fn training(
     runs: &[TrainRun],
     store: &StoreView,
 ) -> Vec<Interrupted> {
-    let Some(address) = address else { return Vec::new() };
+    // A service that is not planned any more has no node; what it did is known.
+    let Some(address) = address else { return incident.training.clone() };
     let died_at = incident.died_at;
     let mut all: Vec<Interrupted> = Vec::new();
     for run in runs {
@@ -37,13 +42,20 @@ pub fn training(
             all.push(Interrupted { run: run.name.clone(), training_at, checkpoint: None, lost_ms: None });
             continue;
         }
-        let checkpoint = newest_before(run, store, died_at);
+        let Some(worked_until) = worked_until(incident, run) else {
+            all.push(Interrupted { run: run.name.clone(), training_at, checkpoint: None, lost_ms: None });
+            continue;
+        };
+        let kept = kept(run, store);
+        let checkpoint = kept.and_then(|kept| newest_before(kept, worked_until));
         let resumed = training_at.and(checkpoint.clone());
-        // A run without a checkpoint starts from the beginning; whether it has one is known only from a look at its store.
+        // A run without a checkpoint starts from the beginning; whether it has one is known only from a look at its store, and
+        // not any more where so many came since that older ones are forgotten.
         let began_anew = training_at.is_some()
             && checkpoint.is_none()
+            && kept.is_none_or(|kept| kept.seen.len() < REMEMBERED)
             && run.prefix(&store.bucket).is_some()
-            && store.looked_at.is_some_and(|at| at > died_at);
+            && store.looked_at.is_some_and(|at| at > worked_until);
         let work_since = match &resumed {
             Some((_, written_at)) => Some(*written_at),
             None if began_anew => began(run, runs),
@@ -53,11 +65,30 @@ pub fn training(
             run: run.name.clone(),
             training_at,
             checkpoint: resumed.map(|(name, _)| name),
-            lost_ms: work_since.map(|since| u64::try_from(died_at.since(since).as_millis()).unwrap_or(u64::MAX)),
+            lost_ms: work_since.map(|since| u64::try_from(worked_until.since(since).as_millis()).unwrap_or(u64::MAX)),
         });
     }
+    let mut all = settled(&incident.training, all);
     all.sort_by(|a, b| a.run.cmp(&b.run));
     all
+}
+
+/// What is seen now, with what is known already: a run that trained again did so at that time, and from a checkpoint that was
+/// there, or a newer one that only a later look at the store found. Ray and the store forget; what they had was so.
+fn settled(known: &[Interrupted], mut now: Vec<Interrupted>) -> Vec<Interrupted> {
+    for old in known.iter().filter(|old| old.training_at.is_some()) {
+        match now.iter_mut().find(|new| new.run == old.run) {
+            Some(new) => {
+                new.training_at = old.training_at;
+                if old.lost_ms.is_some() && new.lost_ms.is_none_or(|lost| Some(lost) >= old.lost_ms) {
+                    new.checkpoint.clone_from(&old.checkpoint);
+                    new.lost_ms = old.lost_ms;
+                }
+            }
+            None => now.push(old.clone()),
+        }
+    }
+    now
 }
 
 /// Whether the run was under way on that node at that moment.
@@ -69,6 +100,16 @@ fn was_hit(run: &TrainRun, address: Ipv4Addr, died_at: Timestamp) -> bool {
     }
     run.driver == Some(address)
         || run.attempts.iter().any(|a| spans(a.started_at, a.ended_at) && a.workers.contains(&address))
+}
+
+/// Time until which the run worked there: a worker whose GPU is quarantined is drained, and trains on until its group ends, which
+/// is not known before. `None` until then.
+fn worked_until(incident: &Incident, run: &TrainRun) -> Option<Timestamp> {
+    if incident.cause != Cause::Gpu {
+        return Some(incident.died_at);
+    }
+    let group = run.attempts.iter().rev().find(|a| a.started_at <= incident.died_at)?;
+    Some(group.ended_at.or(run.ended_at)?.max(incident.died_at))
 }
 
 /// Entries of the same run, this one included: a run that is submitted again keeps its name and its place.
@@ -92,17 +133,20 @@ fn began(run: &TrainRun, runs: &[TrainRun]) -> Option<Timestamp> {
     entries(run, runs).flat_map(|r| &r.attempts).filter_map(trained_at).min()
 }
 
-fn newest_before(run: &TrainRun, store: &StoreView, died_at: Timestamp) -> Option<(String, Timestamp)> {
+/// What the store has of a run.
+fn kept<'a>(run: &TrainRun, store: &'a StoreView) -> Option<&'a StoredRun> {
     let prefix = run.prefix(&store.bucket)?;
-    let stored = store.runs.iter().find(|s| s.prefix == prefix)?;
-    stored.seen.iter().find(|c| c.at <= died_at).map(|c| (c.name.clone(), c.at))
+    store.runs.iter().find(|s| s.prefix == prefix)
+}
+
+fn newest_before(stored: &StoredRun, at: Timestamp) -> Option<(String, Timestamp)> {
+    stored.seen.iter().find(|c| c.at <= at).map(|c| (c.name.clone(), c.at))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
-        checkpoints::listing::StoredRun,
         incident::Order,
         ray::train::AttemptStatus,
         snapshot::{CheckpointView, RunStatus},
@@ -173,8 +217,8 @@ mod tests {
         }
     }
 
-    fn of(address: Ipv4Addr, runs: &[TrainRun], store: &StoreView) -> Vec<Told> {
-        let incident = Incident {
+    fn incident() -> Incident {
+        Incident {
             service: "ray-worker-0".to_owned(),
             cause: Cause::Exit,
             why: String::new(),
@@ -184,7 +228,11 @@ mod tests {
             ready_at: None,
             training: Vec::new(),
             order: Order::default(),
-        };
+        }
+    }
+
+    fn of(address: Ipv4Addr, runs: &[TrainRun], store: &StoreView) -> Vec<Told> {
+        let incident = incident();
         let seconds = |at: Timestamp| at.as_millis() / 1_000;
         training(&incident, Some(address), runs, store)
             .into_iter()
@@ -262,20 +310,61 @@ mod tests {
     #[test]
     fn a_worker_that_ends_on_request_says_nothing_of_lost_work() {
         let runs = [run("a", 40, None, &[(50, Some(52), Some(130), &[WORKER]), (131, Some(134), None, &[OTHER])])];
-        let asked = Incident {
-            service: "ray-worker-0".to_owned(),
-            cause: Cause::Asked,
-            why: "restarted by hand".to_owned(),
-            died_at: at(DIED),
-            noticed_at: at(DIED),
-            running_at: None,
-            ready_at: None,
-            training: Vec::new(),
-            order: Order::default(),
-        };
+        let asked = Incident { cause: Cause::Asked, why: "restarted by hand".to_owned(), ..incident() };
         let told = training(&asked, Some(WORKER), &runs, &store("a", &[99, 129], 140));
         let again = Interrupted { run: "a".to_owned(), training_at: Some(at(134)), checkpoint: None, lost_ms: None };
         assert_eq!(told, [again]);
+    }
+
+    #[test]
+    fn what_became_of_a_run_that_trains_again_stands_whatever_is_forgotten_since() {
+        let first: Group<'_> = (50, Some(52), Some(101), &[WORKER]);
+        let runs = [run("a", 40, None, &[first, (101, Some(104), None, &[OTHER])])];
+        let later: Vec<i64> = (0..64).map(|n| 105 + n).collect();
+        let forgotten = store("a", &later, 200);
+        let elsewhere = StoreView { bucket: "other".to_owned(), ..StoreView::default() };
+        // Ray remembers its newest worker groups only.
+        let newest_group = [run("a", 40, None, &[(150, Some(152), None, &[OTHER])])];
+        let other_group = [run("a", 40, None, &[first, (150, Some(152), None, &[OTHER])])];
+        for kept in [store("a", &[90, 99], 107), store("a", &[], 107)] {
+            let mut known = incident();
+            known.training = training(&known, Some(WORKER), &runs, &kept);
+            assert!(known.training[0].lost_ms.is_some() && known.training[0].training_at == Some(at(104)));
+            for (what, address, runs, store) in [
+                ("64 newer checkpoints", Some(WORKER), &runs[..], &forgotten),
+                ("another store", Some(WORKER), &runs, &elsewhere),
+                ("no run", Some(WORKER), &[], &kept),
+                ("no node", None, &runs, &kept),
+                ("no such group", Some(WORKER), &newest_group, &kept),
+                ("a later group", Some(WORKER), &other_group, &kept),
+            ] {
+                assert_eq!(training(&known, address, runs, store), known.training, "{what}");
+            }
+        }
+        // Nobody looked in time: nothing is known of what was lost.
+        assert_eq!(of(WORKER, &runs, &forgotten), [interrupted("a", Some(104), None, None)]);
+        // The store was looked at since, and has a newer checkpoint from before the death.
+        let mut known = incident();
+        known.training = training(&known, Some(WORKER), &runs, &store("a", &[90], 95));
+        known.training = training(&known, Some(WORKER), &runs, &store("a", &[90, 99, 105], 107));
+        let record = &known.training[0];
+        assert_eq!((record.checkpoint.as_deref(), record.lost_ms), (Some("checkpoint_99"), Some(1_000)));
+    }
+
+    #[test]
+    fn a_worker_whose_gpu_is_quarantined_works_on_until_its_group_ends() {
+        let quarantined = Incident { cause: Cause::Gpu, ..incident() };
+        let kept = store("a", &[99, 129, 136], 140);
+        let way = |groups: &[Group<'_>]| training(&quarantined, Some(WORKER), &[run("a", 40, None, groups)], &kept);
+        let trains_on = Interrupted { run: "a".to_owned(), training_at: None, checkpoint: None, lost_ms: None };
+        assert_eq!(way(&[(50, Some(52), None, &[WORKER])]), [trains_on]);
+        let again = Interrupted {
+            run: "a".to_owned(),
+            training_at: Some(at(134)),
+            checkpoint: Some("checkpoint_129".to_owned()),
+            lost_ms: Some(1_000),
+        };
+        assert_eq!(way(&[(50, Some(52), Some(130), &[WORKER]), (131, Some(134), None, &[OTHER])]), [again]);
     }
 
     #[test]

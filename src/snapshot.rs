@@ -5,6 +5,7 @@
 //! goes away raises the number.
 
 pub use labd_gpu::Reading;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{incident::Incident, time::Timestamp};
@@ -13,7 +14,7 @@ use crate::{incident::Incident, time::Timestamp};
 pub const SCHEMA: u32 = 1;
 
 /// The whole lab at one moment.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Snapshot {
     /// Version of this schema, [`SCHEMA`].
     pub schema: u32,
@@ -52,6 +53,9 @@ pub struct Snapshot {
     pub incidents: Vec<Incident>,
     /// Links that lead a person on.
     pub links: Vec<Link>,
+    /// Certificate with which the page is served; absent where that is without TLS.
+    #[serde(default)]
+    pub tls: Option<TlsView>,
     /// Notices for a person, worst first.
     pub notices: Vec<Notice>,
 }
@@ -76,6 +80,7 @@ impl Snapshot {
             demands: Vec::new(),
             incidents: Vec::new(),
             links: Vec::new(),
+            tls: None,
             notices: Vec::new(),
         }
     }
@@ -91,7 +96,7 @@ impl Snapshot {
 }
 
 /// The running daemon.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct DaemonView {
     /// Version of labd.
     pub version: String,
@@ -106,7 +111,7 @@ pub struct DaemonView {
 }
 
 /// The machine as measured at start-up; loads are refreshed.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct NodeView {
     /// Host name.
     pub hostname: String,
@@ -130,7 +135,7 @@ pub struct NodeView {
 }
 
 /// One file system.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct DiskView {
     /// Mount point.
     pub mount: String,
@@ -138,10 +143,13 @@ pub struct DiskView {
     pub total_bytes: u64,
     /// Free for use, in bytes.
     pub available_bytes: u64,
+    /// Number of its device, by which one that is mounted twice is known; for labd itself.
+    #[serde(skip)]
+    pub device: Option<u64>,
 }
 
 /// The container engine as last seen.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "kebab-case")]
 pub enum EngineView {
     /// Not asked yet.
@@ -163,7 +171,7 @@ pub enum EngineView {
 }
 
 /// The closed set of states a service can be in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ServiceState {
     /// Switched off in `labd.toml`.
@@ -234,7 +242,7 @@ impl ServiceState {
 }
 
 /// View of one service.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct ServiceView {
     /// Name, such as `ray-worker-0`.
     pub name: String,
@@ -259,7 +267,7 @@ pub struct ServiceView {
 }
 
 /// View of one GPU, or of one partition of it that a worker gets like a GPU.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct GpuView {
     /// Stable identifier: the vendor's UUID, or `SIM-0` and so on.
     pub id: String,
@@ -291,6 +299,10 @@ pub struct GpuView {
     /// Kind of partition, such as `1g.10gb`.
     #[serde(default)]
     pub partition: Option<String>,
+    /// Share of it that Ray has given to tasks and actors, a notebook's and Tune's among them: 0 to 1; absent while Ray does
+    /// not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub taken: Option<f64>,
     /// Present reading; absent when nothing tells. Its processes are in [`Self::processes`].
     #[serde(default)]
     pub reading: Option<Reading>,
@@ -300,7 +312,7 @@ pub struct GpuView {
 }
 
 /// State of a GPU: whether it can be used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum GpuState {
     /// Usable.
@@ -327,7 +339,7 @@ impl GpuState {
 }
 
 /// Trouble of a GPU.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct GpuTrouble {
     /// Row of the fault table, such as `xid-79`.
     pub code: String,
@@ -340,7 +352,7 @@ pub struct GpuTrouble {
 }
 
 /// A process on a GPU.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct GpuProcess {
     /// Its id on the host.
     pub pid: u32,
@@ -351,7 +363,7 @@ pub struct GpuProcess {
 }
 
 /// Source of the GPUs' readings.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct GpuSource {
     /// The source, such as `NVML`.
     pub name: String,
@@ -366,7 +378,7 @@ pub struct GpuSource {
 }
 
 /// View of one job: what Ray reports of it, and what the ledger knows beyond that.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct JobView {
     /// Ray's submission id.
     pub submission_id: String,
@@ -400,10 +412,20 @@ pub struct JobView {
     /// Note for its owner about its run, in one line, such as that its id was used before.
     #[serde(default)]
     pub note: Option<String>,
+    /// User that its submission names (metadata `labd.user`), in one line; absent when it names none.
+    #[serde(default)]
+    pub user: Option<String>,
+}
+
+impl JobView {
+    /// Whether it runs, and on this worker: then it holds the worker's GPU.
+    pub fn runs_on(&self, worker: &str) -> bool {
+        self.status == JobStatus::Running && self.workers.iter().any(|name| name == worker)
+    }
 }
 
 /// Status of a job, as Ray reports it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum JobStatus {
     /// Waiting for its driver's place.
@@ -437,7 +459,7 @@ impl JobStatus {
 }
 
 /// Outcome of a job: the meaning of its end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum JobOutcome {
     /// It succeeded.
@@ -452,7 +474,7 @@ pub enum JobOutcome {
 
 /// View of one training run: what Ray reports of it and what the S3 store has of it. A run that was submitted again is
 /// the same run.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct RunView {
     /// Name; with the folders above it when it is not at the top of the bucket.
     pub name: String,
@@ -477,7 +499,7 @@ pub struct RunView {
 }
 
 /// One checkpoint.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct CheckpointView {
     /// Its name, such as `checkpoint_2026-11-24_03-41-12.123456`.
     pub name: String,
@@ -488,7 +510,7 @@ pub struct CheckpointView {
 }
 
 /// Ray's states of a training run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum RunStatus {
     /// Is being set up.
@@ -535,7 +557,7 @@ impl RunStatus {
 }
 
 /// Installation of the packages of one job's environment on one node.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct InstallView {
     /// Service of the node, such as `ray-worker-0`.
     pub node: String,
@@ -566,7 +588,7 @@ pub struct InstallsView {
 }
 
 /// Phase of an installation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum InstallPhase {
     /// Packages are being chosen.
@@ -581,8 +603,21 @@ pub enum InstallPhase {
     Failed,
 }
 
+impl InstallPhase {
+    /// The word in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Resolving => "resolving",
+            Self::Installing => "installing",
+            Self::Waiting => "waiting",
+            Self::Done => "done",
+            Self::Failed => "failed",
+        }
+    }
+}
+
 /// Demand on Ray that cannot be met now.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct DemandView {
     /// Resources that one request asks for, such as `4 GPU, 8 CPU`.
     pub asks_for: String,
@@ -592,10 +627,14 @@ pub struct DemandView {
     pub infeasible: bool,
     /// Resources of the largest node, such as `1 GPU, 8 CPU`.
     pub node_has: String,
+    /// Resources of the whole lab, such as `2 GPU`, where [`Self::asks_for`] is what is asked for at once on several nodes and is
+    /// more than that; empty otherwise.
+    #[serde(default)]
+    pub lab_has: String,
 }
 
 /// A link for people. Never carries a credential.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Link {
     /// Name of what it leads to.
     pub name: String,
@@ -603,8 +642,22 @@ pub struct Link {
     pub url: String,
 }
 
+/// Certificate with which the page is served over TLS.
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+pub struct TlsView {
+    /// SHA-256 fingerprint, as browsers and `openssl x509 -fingerprint` show it.
+    pub fingerprint: String,
+    /// Whether labd made it.
+    pub self_signed: bool,
+    /// Time until which it is valid.
+    pub expires_at: Timestamp,
+    /// Name for links, where the certificate is not for the address that they would name.
+    #[serde(default)]
+    pub host: Option<String>,
+}
+
 /// Severity of a notice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Severity {
     /// Good to know.
@@ -616,7 +669,7 @@ pub enum Severity {
 }
 
 /// Notice for a person.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Notice {
     /// Severity.
     pub severity: Severity,
@@ -625,7 +678,7 @@ pub struct Notice {
 }
 
 /// Entry of the journal, as the API and `labd events` show it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Event {
     /// Running number, without gaps unless history was dropped.
     pub seq: i64,

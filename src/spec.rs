@@ -407,11 +407,12 @@ pub enum Change {
 /// [`ContainerSpec::parts`].
 pub fn is_hard(part: &str) -> bool {
     // Not the lab's own settings, some of which are secret as well: a proxy's login may wait.
-    const CREDENTIALS: [&str; 8] = [
+    const CREDENTIALS: [&str; 9] = [
         "AWS_ACCESS_KEY_ID",
         "AWS_SECRET_ACCESS_KEY",
         "GF_SECURITY_ADMIN_PASSWORD",
         "JUPYTER_TOKEN",
+        "LABD_JUPYTER_DOOR",
         "MINIO_ROOT_PASSWORD",
         "MINIO_ROOT_USER",
         "RAY_AUTH_MODE",

@@ -13,6 +13,11 @@ pub(crate) fn one_line(text: &str, most: usize) -> String {
     clip(&text.split_whitespace().collect::<Vec<_>>().join(" "), most)
 }
 
+/// Text of others that cannot steer the terminal, nor turn the text around it.
+pub(crate) fn clean(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() || is_invisible(c) { ' ' } else { c }).collect()
+}
+
 /// A segment of a URL's path: everything but unreserved characters is percent-encoded (RFC 3986, section 2.3).
 pub(crate) fn path_segment(text: &str) -> String {
     use std::fmt::Write as _;
@@ -26,6 +31,14 @@ pub(crate) fn path_segment(text: &str) -> String {
         }
     }
     segment
+}
+
+/// Field of a line of CSV (RFC 4180). What a spreadsheet would take for a formula begins with an apostrophe, and what some
+/// take for the end of a field is quoted.
+pub(crate) fn csv_field(text: &str) -> String {
+    let formula = text.starts_with(['=', '+', '-', '@', '\t', '\r', '\n']);
+    let text = if formula { format!("'{text}") } else { text.to_owned() };
+    if text.contains([',', ';', '\t', '"', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text }
 }
 
 /// Word as a shell reads it.
@@ -207,6 +220,23 @@ mod tests {
         assert_eq!(one_line(" a\n\tb ", 3), "a b");
         assert_eq!(one_line("äöüß", 3), "äö…");
         assert_eq!((clip("", 0), clip("ab", 0)), (String::new(), "…".to_owned()));
+    }
+
+    #[test]
+    fn a_field_of_csv_is_neither_a_formula_nor_more_than_one_field() {
+        for (text, field) in [
+            ("loss", "loss"),
+            ("a, \"b\"", "\"a, \"\"b\"\"\""),
+            ("=HYPERLINK(\"x\")", "\"'=HYPERLINK(\"\"x\"\")\""),
+            ("-1+2", "'-1+2"),
+            ("@x", "'@x"),
+            ("a;=1", "\"a;=1\""),
+            ("a\t=1", "\"a\t=1\""),
+            ("\n=1", "\"'\n=1\""),
+            ("", ""),
+        ] {
+            assert_eq!(csv_field(text), field);
+        }
     }
 
     #[test]

@@ -2,8 +2,9 @@
 //!
 //! Nothing below `plan` and `supervise::decide` reads a clock; [`Timestamp::now`] is for the edges.
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Milliseconds since 1970-01-01T00:00:00Z. Serialised as RFC 3339 with milliseconds, in UTC.
@@ -181,6 +182,11 @@ impl Moment {
         Self(ms)
     }
 
+    /// Milliseconds of the same clock.
+    pub const fn as_millis(self) -> i64 {
+        self.0
+    }
+
     /// This moment plus `d`; saturates at the end of time.
     #[must_use]
     pub fn plus(self, d: Duration) -> Self {
@@ -246,6 +252,20 @@ impl std::fmt::Display for Timestamp {
 impl Serialize for Timestamp {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
         s.collect_str(self)
+    }
+}
+
+impl JsonSchema for Timestamp {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Timestamp".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "format": "date-time" })
     }
 }
 

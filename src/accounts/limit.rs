@@ -33,6 +33,9 @@ const GLOBAL_COST: Duration = Duration::from_millis(50);
 /// What may be used up at once.
 const GLOBAL_BURST: Duration = Duration::from_secs(1);
 
+/// Time between two words about failed logins: whoever guesses must not fill the journal with that.
+const TOLD_EVERY: Duration = Duration::from_mins(10);
+
 /// Most counts at once, each of about 150 bytes. The one that failed longest ago makes room.
 const MOST: usize = 10_000;
 
@@ -42,6 +45,22 @@ pub(super) struct Limit {
     counts: BTreeMap<Key, Count>,
     /// Moment at which nothing is used up of [`GLOBAL_BURST`].
     global_free_at: Moment,
+    /// Failures that nobody was told of.
+    untold: Option<Failures>,
+    /// Moment at which somebody was told of some.
+    told_at: Option<Moment>,
+}
+
+/// Failed logins with names, since somebody was told of some.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Failures {
+    pub(super) number: u32,
+    /// Name that the last was with.
+    pub(super) name: String,
+    /// Address that it came from.
+    pub(super) from: IpAddr,
+    /// Moment of it.
+    at: Moment,
 }
 
 /// What failures are counted for.
@@ -97,6 +116,23 @@ impl Limit {
             }
         }
         self.withdraw(attempt);
+    }
+
+    /// Counts a failure with a name among those that somebody is told of.
+    pub(super) fn failed(&mut self, name: String, from: IpAddr, now: Moment) {
+        // Few that are long ago were people who mistyped; many are told, whenever that is.
+        let counts = |untold: &Failures| untold.number >= FREE || now.since(untold.at) < FORGOTTEN;
+        let before = self.untold.take().filter(counts).map_or(0, |untold| untold.number);
+        self.untold = Some(Failures { number: before.saturating_add(1), name, from, at: now });
+    }
+
+    /// What somebody should be told now, which counts as told. Whoever is let in after failures is a reason to tell of them at
+    /// once.
+    pub(super) fn tell(&mut self, is_in: bool, now: Moment) -> Option<Failures> {
+        let is_soon = self.told_at.is_some_and(|told| now.since(told) < TOLD_EVERY);
+        let told = self.untold.take_if(|untold| untold.number >= FREE && (is_in || !is_soon))?;
+        self.told_at = Some(now);
+        Some(told)
     }
 
     /// Gives back what an attempt was charged whose password nobody looked at.
@@ -191,6 +227,36 @@ mod tests {
 
     fn at(secs: u64) -> Moment {
         Moment::from_millis(1_000_000).plus(Duration::from_secs(secs))
+    }
+
+    #[test]
+    fn failures_are_told_once_in_a_while_and_a_mistyped_password_never() {
+        let mut limit = Limit::default();
+        let mut tell = |n: u64, name: &str, from, is_right: bool| {
+            let attempt = limit.begin(Some(name), from, at(n)).expect("let through");
+            if is_right {
+                limit.succeeded(attempt);
+            } else {
+                limit.failed(name.to_owned(), from, at(n));
+            }
+            limit.tell(is_right, at(n)).map(|told| (told.number, told.name))
+        };
+        let wrong = false;
+        for n in 0..4 {
+            assert_eq!(tell(n, "ada", HERE, wrong), None);
+        }
+        assert_eq!(tell(4, "ada", HERE, true), None, "a person who mistyped");
+        assert_eq!(tell(4_000, "ada", HERE, wrong), None, "that was long ago");
+        for n in 4_001..4_004 {
+            assert_eq!(tell(n, "bob", THERE, wrong), None);
+        }
+        assert_eq!(tell(4_004, "bob", THERE, wrong), Some((5, "bob".to_owned())));
+        let loopback = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+        for n in 50_000..50_010 {
+            let told = tell(n, &format!("guess {n}"), loopback, wrong);
+            assert_eq!(told.map(|told| told.0), (n == 50_004).then_some(5), "{n}");
+        }
+        assert_eq!(tell(50_010, "bob", loopback, true), Some((5, "guess 50009".to_owned())), "somebody is in");
     }
 
     /// Address number `n` of many.

@@ -1,20 +1,22 @@
 //! Accounts: who may log in to the page, and who is.
 //!
 //! People log in with a name and a password, or with a link that is good for once, and then have a session, which lasts over a
-//! restart of labd. Everything is held in memory, so that a request asks no disk, and is on disk in `accounts.db` before a
-//! caller hears that it was done. Where the disk takes nothing, people still log in, since a full disk is what they want to
-//! look at: their sessions then last until labd restarts.
+//! restart of labd. The page's second origin has cookies of its own, which belong to a session ([`visit`]). Everything is held
+//! in memory, so that a request asks no disk, and is on disk in `accounts.db` before a caller hears that it was done. Where the
+//! disk takes nothing, people still log in, since a full disk is what they want to look at: their sessions then last until labd
+//! restarts.
 //!
 //! Neither a password nor a token is ever kept: of passwords there are argon2id hashes, of tokens SHA-256.
 
 mod limit;
-mod link;
+mod once;
 mod password;
 mod rules;
 mod session;
 mod store;
 #[cfg(test)]
 mod tests;
+mod visit;
 
 use std::{
     collections::BTreeMap,
@@ -26,18 +28,21 @@ use std::{
     time::Duration,
 };
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use self::{
-    limit::Limit,
-    link::Links,
+    limit::{Failures, Limit},
+    once::Once,
     password::{Busy, Hasher, Turn, Verdict},
-    session::{Sessions, Which},
+    session::{Digest, Sessions, Which},
     store::{Change, Entry, Found, OpenStore, Store},
+    visit::Visits,
 };
 pub use self::{
-    link::LINK_VALID,
-    session::{NewSession, SESSION_LIFETIME, Session, SessionView},
+    once::LINK_VALID,
+    session::{NewSession, SESSION_LIFETIME, Session, SessionView, Way, is_for},
+    visit::TICKET_VALID,
 };
 use crate::{
     secret::Secret,
@@ -51,7 +56,7 @@ const FILE: &str = "accounts.db";
 const WRITE_EVERY: Duration = Duration::from_mins(1);
 
 /// What a person may do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
     /// Looking at everything that holds no secret.
@@ -99,7 +104,7 @@ pub struct Person {
 }
 
 /// Account as it is shown to people.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Account {
     /// Name to log in with.
     pub name: String,
@@ -176,6 +181,9 @@ pub enum LoginError {
     /// Link that was used, is too old, was made before labd restarted, or never was one.
     #[error("this link was used already or is older than 10 minutes: `labd open` makes a new one")]
     Link,
+    /// Ticket that was used, is too old, or never was one; or one of a session that is over.
+    #[error("this way in was used already or is older than 30 s: open JupyterLab from labd's page again")]
+    Ticket,
     /// Too many failures before.
     #[error("too many failed logins: try again in {}", human(*again_in))]
     TooMany {
@@ -233,7 +241,8 @@ struct Book {
     /// Whether `accounts` are those on disk.
     is_read: bool,
     sessions: Sessions,
-    links: Links,
+    links: Once<Person>,
+    visits: Visits,
     /// Moment at which the use of sessions was last written.
     written_at: Moment,
 }
@@ -253,7 +262,7 @@ impl Book {
                 self.accounts.insert(entry.account.name.clone(), entry);
             }
             Change::Remove(name) => {
-                self.links.end_of(&name);
+                self.links.retain(|person| person.name != name);
                 self.accounts.remove(&name);
             }
         }
@@ -281,7 +290,8 @@ impl Accounts {
             epoch: 0,
             is_read: store.is_read(),
             sessions,
-            links: Links::default(),
+            links: Once::new(LINK_VALID),
+            visits: Visits::default(),
             written_at: now.moment,
         };
         let inner = Inner { disk: Mutex::new(store), book: Mutex::new(book), limit: Mutex::default(), hasher };
@@ -362,13 +372,13 @@ impl Accounts {
     }
 
     /// Logs a person in who says a name and a password.
-    pub async fn log_in(&self, name: &str, password: &Secret, from: IpAddr) -> Result<NewSession, LoginError> {
+    pub async fn log_in(&self, name: &str, password: &Secret, way: Way) -> Result<NewSession, LoginError> {
         let now = Now::read();
         // No account has such a name, and it is not kept in the limit's memory.
         let counted = if rules::check_name(name).is_ok() { name } else { "" };
-        let attempt = self.0.limit().begin(Some(counted), from, now.moment);
+        let attempt = self.0.limit().begin(Some(counted), way.from, now.moment);
         let attempt = attempt.map_err(|again_in| LoginError::TooMany { again_in })?;
-        let done = self.check_and_begin(name.to_owned(), password.clone(), from, now.wall).await;
+        let done = self.check_and_begin(name.to_owned(), password.clone(), way, now).await;
         match &done {
             Ok(_) => self.0.limit().succeeded(attempt),
             Err(LoginError::Busy | LoginError::Unavailable(_)) => self.0.limit().withdraw(attempt),
@@ -378,16 +388,34 @@ impl Accounts {
         done
     }
 
+    /// What somebody should be told of failed logins after an attempt, in one line; each is said once. `is_in`: whether that one
+    /// was let in.
+    pub fn failures(&self, is_in: bool) -> Option<String> {
+        let Failures { number, name, from, .. } = self.0.limit().tell(is_in, Moment::now())?;
+        // Who mistakes one field for the other types a password here.
+        let is_known = self.0.book().accounts.contains_key(&name);
+        let who = if is_known { format!("`{name}`") } else { "nobody known".to_owned() };
+        Some(format!("{number} failed logins, the last as {who} from {from}"))
+    }
+
     async fn check_and_begin(
         &self,
         name: String,
         password: Secret,
-        from: IpAddr,
-        now: Timestamp,
+        way: Way,
+        now: Now,
     ) -> Result<NewSession, LoginError> {
         let turn = self.0.hasher.turn().await?;
         let inner = Arc::clone(&self.0);
-        let done = tokio::task::spawn_blocking(move || inner.log_in(&name, &password, from, turn, now)).await;
+        let done = tokio::task::spawn_blocking(move || {
+            let done = inner.log_in(&name, &password, way, turn, now.wall);
+            // Here, where it is known also of a caller who has hung up.
+            if matches!(done, Err(LoginError::Wrong)) {
+                inner.limit().failed(name, way.from, now.moment);
+            }
+            done
+        });
+        let done = done.await;
         done.unwrap_or_else(|_| Err(LoginError::Unavailable(DIED.to_owned())))
     }
 
@@ -399,18 +427,15 @@ impl Accounts {
 
     /// Logs a person in who has a link. Nobody guesses one, so that who has a link is let in whatever failed before from
     /// their address; what is none counts as a failure of the address.
-    pub async fn log_in_by_link(&self, token: &Secret, from: IpAddr) -> Result<NewSession, LoginError> {
+    pub async fn log_in_by_link(&self, token: &Secret, way: Way) -> Result<NewSession, LoginError> {
         let now = Now::read();
         let begun = {
             let mut book = self.0.book();
             let person = book.links.take(token, now.moment);
-            person.map(|person| book.sessions.begin(person, true, from, now.wall))
+            person.map(|person| book.sessions.begin(person, true, way, now.wall))
         };
         let Some(new) = begun else {
-            return Err(match self.0.limit().begin(None, from, now.moment) {
-                Ok(_charged) => LoginError::Link,
-                Err(again_in) => LoginError::TooMany { again_in },
-            });
+            return Err(self.none(LoginError::Link, way.from, now.moment));
         };
         if let Err(reason) = self.save(now.wall).await {
             tracing::warn!("the session of `{}` lasts until labd restarts: {reason}", new.person.name);
@@ -420,9 +445,14 @@ impl Accounts {
 
     /// Session of a request's cookie, which counts as used now. Answers from memory; what it changes is written once a minute.
     pub fn session(&self, cookie: &str) -> Option<Session> {
+        self.used(|_| Some(Digest::of(cookie)))
+    }
+
+    fn used(&self, key: impl FnOnce(&Book) -> Option<Digest>) -> Option<Session> {
         let now = Now::read();
         let mut book = self.0.book();
-        let session = book.sessions.used(cookie, now.wall);
+        let key = key(&book)?;
+        let session = book.sessions.used(key, now.wall);
         let is_due = book.sessions.is_unwritten() && now.moment.since(book.written_at) >= WRITE_EVERY;
         if is_due && let Ok(runtime) = tokio::runtime::Handle::try_current() {
             book.written_at = now.moment;
@@ -438,7 +468,49 @@ impl Accounts {
 
     /// Whether the session of a cookie goes on. To look is no use of it.
     pub fn goes_on(&self, cookie: &str) -> bool {
-        self.0.book().sessions.goes_on(cookie, Timestamp::now())
+        self.0.book().sessions.goes_on(&Digest::of(cookie), Timestamp::now())
+    }
+
+    /// Ticket with which the session of this cookie begins a visit of the second origin, once, within 30 s; none when that
+    /// session is over.
+    pub fn ticket(&self, cookie: &str) -> Option<Secret> {
+        let (now, session) = (Now::read(), Digest::of(cookie));
+        let mut book = self.0.book();
+        book.sessions.goes_on(&session, now.wall).then(|| book.visits.ticket(session, now.moment))
+    }
+
+    /// Begins a visit of the second origin for whoever has a ticket, and returns its cookie, which is good there only. What is
+    /// no ticket counts as a failure of the address, as with links.
+    pub fn enter(&self, ticket: &Secret, way: Way) -> Result<Secret, LoginError> {
+        let now = Now::read();
+        let begun = {
+            let mut book = self.0.book();
+            let Book { sessions, visits, .. } = &mut *book;
+            let goes_on = |session: &Digest| sessions.goes_on(session, now.wall);
+            let session = visits.take(ticket, now.moment).filter(&goes_on);
+            session.map(|session| visits.begin(session, way.over_tls, now.moment, goes_on))
+        };
+        begun.ok_or_else(|| self.none(LoginError::Ticket, way.from, now.moment))
+    }
+
+    /// Error of whoever showed what is no token: it counts as a failure of the address.
+    fn none(&self, error: LoginError, from: IpAddr, now: Moment) -> LoginError {
+        match self.0.limit().begin(None, from, now) {
+            Ok(_charged) => error,
+            Err(again_in) => LoginError::TooMany { again_in },
+        }
+    }
+
+    /// Session to which the visit of this cookie belongs. It counts as used now: whoever works in JupyterLab need not look at
+    /// the page, too.
+    pub fn visit(&self, cookie: &str) -> Option<Session> {
+        self.used(|book| book.visits.session(cookie))
+    }
+
+    /// Whether the visit of this cookie goes on, as its session does. To look is no use of it.
+    pub fn visit_goes_on(&self, cookie: &str) -> bool {
+        let book = self.0.book();
+        book.visits.session(cookie).is_some_and(|session| book.sessions.goes_on(&session, Timestamp::now()))
     }
 
     /// Ends the session of a cookie, where there is one. Returns once that is on disk.
@@ -548,7 +620,7 @@ impl Inner {
         &self,
         name: &str,
         password: &Secret,
-        from: IpAddr,
+        way: Way,
         turn: Turn,
         now: Timestamp,
     ) -> Result<NewSession, LoginError> {
@@ -563,7 +635,7 @@ impl Inner {
         // An old hash is as good as no new one.
         let renewed = if is_outdated { self.hasher.hash(password, &turn).ok() } else { None };
         drop(turn);
-        self.begin_by_password(name, epoch, renewed, from, now)
+        self.begin_by_password(name, epoch, renewed, way, now)
     }
 
     /// Begins a session of an account whose password with this number was just given.
@@ -572,7 +644,7 @@ impl Inner {
         name: &str,
         epoch: u64,
         renewed: Option<Secret>,
-        from: IpAddr,
+        way: Way,
         now: Timestamp,
     ) -> Result<NewSession, LoginError> {
         let current = |book: &Book| book.entry(name).ok().filter(|entry| entry.epoch == epoch).cloned();
@@ -581,7 +653,7 @@ impl Inner {
             // It may have got another password, or be gone, while this one was checked.
             let Some(Entry { account, .. }) = current(&book) else { return Err(LoginError::Wrong) };
             let person = Person { name: account.name, role: account.role };
-            book.sessions.begin(person, false, from, now)
+            book.sessions.begin(person, false, way, now)
         };
         let recorded = self.change(now, |book| {
             let Some(mut entry) = current(book) else { return Ok(Change::Nothing) };

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
@@ -59,10 +60,41 @@ pub(super) fn token() -> Secret {
     Secret::new(hex(&rand::random::<[u8; 32]>()))
 }
 
+/// Beginning of the cookies that were made over TLS.
+const OVER_TLS: &str = "s-";
+
+/// Value of a cookie, of which can be told how it was made.
+pub(super) fn cookie(over_tls: bool) -> Secret {
+    let token = token();
+    if over_tls { Secret::new(format!("{OVER_TLS}{}", token.expose())) } else { token }
+}
+
+/// Whether a cookie is good for this way: one that went over a network in the clear, where others may have read it, opens
+/// nothing over TLS.
+pub fn is_for(cookie: &str, over_tls: bool) -> bool {
+    cookie.starts_with(OVER_TLS) == over_tls
+}
+
+/// Way on which somebody logs in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Way {
+    /// Address that they come from.
+    pub from: IpAddr,
+    /// Whether that is over labd's own TLS.
+    pub over_tls: bool,
+}
+
+#[cfg(test)]
+impl From<IpAddr> for Way {
+    fn from(from: IpAddr) -> Self {
+        Self { from, over_tls: false }
+    }
+}
+
 /// Session that has just begun, with what its browser must keep: labd keeps no more than hashes.
 #[derive(Debug)]
 pub struct NewSession {
-    /// Cookie that each request brings along, 64 hex digits.
+    /// Cookie that each request brings along; see [`is_for`].
     pub cookie: Secret,
     /// Token that each request which changes something brings along in a header, where no other site can put it.
     pub csrf: Secret,
@@ -93,7 +125,7 @@ impl Session {
 }
 
 /// Session as it is shown to people.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct SessionView {
     /// Name of the session: eight hex digits of its cookie's hash, which open nothing.
     pub id: String,
@@ -166,14 +198,14 @@ impl Sessions {
     }
 
     /// Begins a session, and returns what its browser must keep.
-    pub(super) fn begin(&mut self, person: Person, by_link: bool, from: IpAddr, now: Timestamp) -> NewSession {
+    pub(super) fn begin(&mut self, person: Person, by_link: bool, way: Way, now: Timestamp) -> NewSession {
         self.expire(now);
         self.make_room(MOST_OF_ONE - 1, |stored| stored.person.name == person.name);
         self.make_room(MOST - 1, |_| true);
-        let (cookie, csrf) = (token(), token());
+        let (cookie, csrf) = (cookie(way.over_tls), token());
         let key = Digest::of(cookie.expose());
         let csrf_digest = Digest::of(csrf.expose());
-        let from = from.to_canonical();
+        let from = way.from.to_canonical();
         let stored = Stored { person: person.clone(), by_link, csrf: csrf_digest, from, began: now, used: now };
         self.all.insert(key, stored);
         self.changed.insert(key);
@@ -181,8 +213,7 @@ impl Sessions {
     }
 
     /// Session of a cookie, which is used now.
-    pub(super) fn used(&mut self, cookie: &str, now: Timestamp) -> Option<Session> {
-        let cookie = Digest::of(cookie);
+    pub(super) fn used(&mut self, cookie: Digest, now: Timestamp) -> Option<Session> {
         let stored = self.all.get_mut(&cookie)?;
         stored.set_right(now);
         if stored.is_over(now) {
@@ -200,8 +231,8 @@ impl Sessions {
     }
 
     /// Whether the session of a cookie goes on. To look is no use of it.
-    pub(super) fn goes_on(&self, cookie: &str, now: Timestamp) -> bool {
-        self.all.get(&Digest::of(cookie)).is_some_and(|stored| !stored.is_over(now))
+    pub(super) fn goes_on(&self, cookie: &Digest, now: Timestamp) -> bool {
+        self.all.get(cookie).is_some_and(|stored| !stored.is_over(now))
     }
 
     /// Ends the session of a cookie.
@@ -326,39 +357,45 @@ mod tests {
     #[test]
     fn a_session_ends_after_seven_days_however_much_it_is_used() {
         let mut sessions = Sessions::default();
-        let new = sessions.begin(ada(), false, FROM, at(0));
+        let new = sessions.begin(ada(), false, FROM.into(), at(0));
         assert_eq!(new.expires_at, at(7 * 24));
         for hours in (0..7 * 24).step_by(11) {
-            assert_eq!(sessions.used(new.cookie.expose(), at(hours)).expect("there").expires_at, new.expires_at);
+            assert_eq!(
+                sessions.used(Digest::of(new.cookie.expose()), at(hours)).expect("there").expires_at,
+                new.expires_at
+            );
         }
-        assert!(sessions.used(new.cookie.expose(), at(7 * 24).minus(Duration::from_millis(1))).is_some());
-        assert!(sessions.used(new.cookie.expose(), at(7 * 24)).is_none());
-        assert!(sessions.used(new.cookie.expose(), at(0)).is_none(), "for good");
+        assert!(sessions.used(Digest::of(new.cookie.expose()), at(7 * 24).minus(Duration::from_millis(1))).is_some());
+        assert!(sessions.used(Digest::of(new.cookie.expose()), at(7 * 24)).is_none());
+        assert!(sessions.used(Digest::of(new.cookie.expose()), at(0)).is_none(), "for good");
     }
 
     #[test]
     fn a_session_that_nobody_uses_ends_after_twelve_hours() {
         let mut sessions = Sessions::default();
-        let new = sessions.begin(ada(), false, FROM, at(0));
+        let new = sessions.begin(ada(), false, FROM.into(), at(0));
         assert_eq!(sessions.view(at(11)).len(), 1);
         assert!(restarted(&sessions, at(12)).view(at(12)).is_empty());
-        assert!(sessions.used(new.cookie.expose(), at(11)).is_some(), "looking at the list is no use of it");
-        assert!(sessions.used(new.cookie.expose(), at(22)).is_some());
+        assert!(
+            sessions.used(Digest::of(new.cookie.expose()), at(11)).is_some(),
+            "looking at the list is no use of it"
+        );
+        assert!(sessions.used(Digest::of(new.cookie.expose()), at(22)).is_some());
         assert!(sessions.view(at(34)).is_empty());
     }
 
     #[test]
     fn a_clock_set_back_neither_ends_a_session_nor_makes_it_last_longer() {
         let mut sessions = Sessions::default();
-        let new = sessions.begin(ada(), false, FROM, at(1_000));
+        let new = sessions.begin(ada(), false, FROM.into(), at(1_000));
         let mut read = restarted(&sessions, at(0));
         for sessions in [&mut sessions, &mut read] {
-            assert!(sessions.used(new.cookie.expose(), at(0)).is_some());
+            assert!(sessions.used(Digest::of(new.cookie.expose()), at(0)).is_some());
             assert!(sessions.is_unwritten());
             for hours in (0..7 * 24).step_by(11) {
-                assert!(sessions.used(new.cookie.expose(), at(hours)).is_some());
+                assert!(sessions.used(Digest::of(new.cookie.expose()), at(hours)).is_some());
             }
-            assert!(sessions.used(new.cookie.expose(), at(7 * 24)).is_none());
+            assert!(sessions.used(Digest::of(new.cookie.expose()), at(7 * 24)).is_none());
         }
     }
 
@@ -367,41 +404,41 @@ mod tests {
         let mut sessions = Sessions::default();
         let begin = |sessions: &mut Sessions, ms: i64| {
             let person = Person { name: format!("person {ms}"), ..ada() };
-            sessions.begin(person, false, FROM, Timestamp::from_millis(ms))
+            sessions.begin(person, false, FROM.into(), Timestamp::from_millis(ms))
         };
         let (first, second) = (begin(&mut sessions, 0), begin(&mut sessions, 1));
         for n in 2..1_000 {
             begin(&mut sessions, n);
         }
         let now = Timestamp::from_millis(1_000);
-        assert!(sessions.used(first.cookie.expose(), now).is_some());
+        assert!(sessions.used(Digest::of(first.cookie.expose()), now).is_some());
         begin(&mut sessions, 1_001);
         assert_eq!(sessions.view(now).len(), 1_000);
-        assert!(sessions.used(second.cookie.expose(), now).is_none());
-        assert!(sessions.used(first.cookie.expose(), now).is_some());
+        assert!(sessions.used(Digest::of(second.cookie.expose()), now).is_none());
+        assert!(sessions.used(Digest::of(first.cookie.expose()), now).is_some());
     }
 
     #[test]
     fn one_person_logs_nobody_else_out_by_logging_in() {
         let mut sessions = Sessions::default();
-        let other = sessions.begin(Person { name: "other".into(), ..ada() }, false, FROM, at(0));
-        let first = sessions.begin(ada(), false, FROM, at(0));
+        let other = sessions.begin(Person { name: "other".into(), ..ada() }, false, FROM.into(), at(0));
+        let first = sessions.begin(ada(), false, FROM.into(), at(0));
         let now = at(0).plus(HOUR / 60);
         for _ in 0..MOST {
-            sessions.begin(ada(), false, FROM, now);
+            sessions.begin(ada(), false, FROM.into(), now);
         }
         assert_eq!(sessions.view(now).len(), MOST_OF_ONE + 1);
-        assert!(sessions.used(other.cookie.expose(), now).is_some());
-        assert!(sessions.used(first.cookie.expose(), now).is_none());
+        assert!(sessions.used(Digest::of(other.cookie.expose()), now).is_some());
+        assert!(sessions.used(Digest::of(first.cookie.expose()), now).is_none());
     }
 
     #[test]
     fn what_is_written_is_what_changed() {
         let mut sessions = Sessions::default();
-        let new = sessions.begin(ada(), false, FROM, at(0));
+        let new = sessions.begin(ada(), false, FROM.into(), at(0));
         let first = sessions.unwritten();
         assert_eq!((first.put.len(), first.ended.len()), (1, 0));
-        sessions.used(new.cookie.expose(), at(0).plus(HOUR / 2));
+        sessions.used(Digest::of(new.cookie.expose()), at(0).plus(HOUR / 2));
         sessions.written(&first);
         let second = sessions.unwritten();
         assert_eq!(second.put[0].1.used, at(0).plus(HOUR / 2), "used while it was written");
@@ -412,7 +449,7 @@ mod tests {
         assert_eq!((third.put.len(), third.ended.len()), (0, 1));
         // A disk that can be read only now does not bring it back.
         sessions.read(second.put, at(1));
-        assert!(sessions.used(new.cookie.expose(), at(1)).is_none());
+        assert!(sessions.used(Digest::of(new.cookie.expose()), at(1)).is_none());
         sessions.written(&third);
         assert!(!sessions.is_unwritten());
     }

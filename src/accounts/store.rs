@@ -160,12 +160,12 @@ impl Store {
         if self.is_read {
             return Ok(None);
         }
-        self.load().map(Some).map_err(|e| self.not_kept(&in_words(e)))
+        self.load().map(Some).map_err(|e| self.not_kept(&e.reason()))
     }
 
     /// Writes an account and the sessions, all or nothing. Returns once they are on disk; the error is one line.
     pub(super) fn write(&mut self, change: &Change, sessions: &Unwritten) -> Result<(), String> {
-        self.try_write(change, sessions).map_err(|e| self.not_kept(&in_words(e)))
+        self.try_write(change, sessions).map_err(|e| self.not_kept(&e.reason()))
     }
 
     fn try_write(&mut self, change: &Change, sessions: &Unwritten) -> Result<(), OpenFailure> {
@@ -184,13 +184,6 @@ impl Store {
 
     fn not_kept(&self, reason: &str) -> String {
         format!("accounts and sessions are not recorded in `{}`: {reason}", self.path.display())
-    }
-}
-
-fn in_words(e: OpenFailure) -> String {
-    match e {
-        OpenFailure::Newer(_) => "a newer labd took it over".into(),
-        OpenFailure::Corrupt(reason) | OpenFailure::NotNow(reason) => reason,
     }
 }
 

@@ -79,12 +79,12 @@ async fn pass(time: Duration) {
 }
 
 async fn log_in(accounts: &Accounts, name: &str) -> NewSession {
-    accounts.log_in(name, &secret(PASSWORD), HERE).await.expect("logged in")
+    accounts.log_in(name, &secret(PASSWORD), HERE.into()).await.expect("logged in")
 }
 
 async fn by_link(accounts: &Accounts, name: &str, role: Role) -> NewSession {
     let link = accounts.link(person(name, role));
-    accounts.log_in_by_link(&link, HERE).await.expect("logged in")
+    accounts.log_in_by_link(&link, HERE.into()).await.expect("logged in")
 }
 
 fn is_in(accounts: &Accounts, session: &NewSession) -> bool {
@@ -92,7 +92,7 @@ fn is_in(accounts: &Accounts, session: &NewSession) -> bool {
 }
 
 async fn fail(accounts: &Accounts, name: &str, from: IpAddr) -> LoginError {
-    accounts.log_in(name, &secret("incorrect horse"), from).await.expect_err("refused")
+    accounts.log_in(name, &secret("incorrect horse"), from.into()).await.expect_err("refused")
 }
 
 #[tokio::test(start_paused = true)]
@@ -111,8 +111,8 @@ async fn an_account_is_added_listed_changed_and_removed() {
     assert_eq!(lab.open().list().await.expect("listed"), want, "after a restart");
     accounts.set_role("bob", Role::Admin).await.expect("set");
     accounts.set_password("bob", &secret("another password")).await.expect("set");
-    assert_eq!(accounts.log_in("bob", &secret(PASSWORD), HERE).await.expect_err("old"), LoginError::Wrong);
-    let bob = accounts.log_in("bob", &secret("another password"), HERE).await.expect("logged in");
+    assert_eq!(accounts.log_in("bob", &secret(PASSWORD), HERE.into()).await.expect_err("old"), LoginError::Wrong);
+    let bob = accounts.log_in("bob", &secret("another password"), HERE.into()).await.expect("logged in");
     assert_eq!(bob.person, person("bob", Role::Admin));
     accounts.remove("bob").await.expect("removed");
     for accounts in [accounts, lab.open()] {
@@ -155,8 +155,8 @@ async fn an_unknown_name_and_a_wrong_password_are_told_apart_by_nobody() {
         fail(&accounts, "ada", HERE).await,
         fail(&accounts, "bob", HERE).await,
         fail(&accounts, &long, THERE).await,
-        accounts.log_in("ada", &secret(&long), THERE).await.expect_err("refused"),
-        accounts.log_in("ada", &secret(""), THERE).await.expect_err("refused"),
+        accounts.log_in("ada", &secret(&long), THERE.into()).await.expect_err("refused"),
+        accounts.log_in("ada", &secret(""), THERE.into()).await.expect_err("refused"),
     ];
     assert!(errors.iter().all(|e| *e == LoginError::Wrong), "{errors:?}");
 }
@@ -249,7 +249,7 @@ async fn a_new_password_a_lower_role_and_a_removal_end_sessions_at_once() {
     accounts.remove("ada").await.expect("removed");
     assert!(!is_in(&accounts, &ada) && !after_restart(&ada));
     assert!(!is_in(&accounts, &linked) && !after_restart(&linked));
-    assert_eq!(accounts.log_in_by_link(&waiting, HERE).await.expect_err("ended"), LoginError::Link);
+    assert_eq!(accounts.log_in_by_link(&waiting, HERE.into()).await.expect_err("ended"), LoginError::Link);
     assert!(is_in(&accounts, &bob) && after_restart(&bob), "somebody else's");
 }
 
@@ -259,7 +259,7 @@ async fn a_password_that_was_changed_or_removed_while_it_was_checked_begins_no_s
     let lab = Lab::new();
     let accounts = lab.with_ada().await;
     let epoch = || accounts.0.book().accounts.get("ada").map_or(0, |entry| entry.epoch);
-    let begin = |epoch| accounts.0.begin_by_password("ada", epoch, None, HERE, START);
+    let begin = |epoch| accounts.0.begin_by_password("ada", epoch, None, HERE.into(), START);
     let old = epoch();
     accounts.set_role("ada", Role::Viewer).await.expect("set");
     assert_eq!(begin(old).expect("the same password").person.role, Role::Viewer);
@@ -279,9 +279,9 @@ async fn sessions_are_listed_and_ended_by_their_id_or_their_persons_name() {
     let accounts = lab.with_ada().await;
     let ada = log_in(&accounts, "ada").await;
     pass(HOUR).await;
-    let mapped = "::ffff:192.0.2.2".parse().expect("an address");
+    let mapped: IpAddr = "::ffff:192.0.2.2".parse().expect("an address");
     let link = accounts.link(person("root", Role::Admin));
-    let root = accounts.log_in_by_link(&link, mapped).await.expect("logged in");
+    let root = accounts.log_in_by_link(&link, mapped.into()).await.expect("logged in");
     pass(HOUR).await;
     assert!(is_in(&accounts, &ada));
     let views = accounts.sessions();
@@ -308,15 +308,15 @@ async fn a_link_is_good_once_for_ten_minutes_and_until_a_restart() {
     let lab = Lab::new();
     let accounts = lab.open();
     let link = accounts.link(person("root", Role::Viewer));
-    let root = accounts.log_in_by_link(&link, HERE).await.expect("logged in");
+    let root = accounts.log_in_by_link(&link, HERE.into()).await.expect("logged in");
     assert_eq!(accounts.session(root.cookie.expose()).expect("there").person, person("root", Role::Viewer));
-    assert_eq!(accounts.log_in_by_link(&link, HERE).await.expect_err("used"), LoginError::Link);
+    assert_eq!(accounts.log_in_by_link(&link, HERE.into()).await.expect_err("used"), LoginError::Link);
     let old = accounts.link(person("root", Role::Viewer));
     pass(10 * MINUTE).await;
-    assert_eq!(accounts.log_in_by_link(&old, HERE).await.expect_err("old"), LoginError::Link);
+    assert_eq!(accounts.log_in_by_link(&old, HERE.into()).await.expect_err("old"), LoginError::Link);
     let lost = accounts.link(person("root", Role::Viewer));
     let accounts = lab.open();
-    assert_eq!(accounts.log_in_by_link(&lost, HERE).await.expect_err("ended"), LoginError::Link);
+    assert_eq!(accounts.log_in_by_link(&lost, HERE.into()).await.expect_err("ended"), LoginError::Link);
     assert!(is_in(&accounts, &root));
 }
 
@@ -324,24 +324,72 @@ async fn a_link_is_good_once_for_ten_minutes_and_until_a_restart() {
 async fn who_fails_too_often_waits_and_nobody_else_does() {
     let lab = Lab::new();
     let accounts = lab.with_ada().await;
-    for _ in 0..6 {
+    for n in 0..6 {
         assert_eq!(fail(&accounts, "ada", THERE).await, LoginError::Wrong);
+        let told = format!("5 failed logins, the last as `ada` from {THERE}");
+        assert_eq!(accounts.failures(false), (n == 4).then_some(told), "said once");
     }
     let refused = fail(&accounts, "ada", THERE).await;
     assert_eq!(refused, LoginError::TooMany { again_in: Duration::from_secs(1) });
     assert!(refused.to_string().contains("try again in 1.0 s"), "{refused}");
     let right = || secret(PASSWORD);
-    assert!(accounts.log_in("ada", &right(), THERE).await.is_err(), "not even with the password");
+    assert!(accounts.log_in("ada", &right(), THERE.into()).await.is_err(), "not even with the password");
     log_in(&accounts, "ada").await;
     let link = accounts.link(person("ada", Role::Admin));
-    accounts.log_in_by_link(&link, THERE).await.expect("nobody guesses a link");
+    accounts.log_in_by_link(&link, THERE.into()).await.expect("nobody guesses a link");
     let guess = || secret("a guess at a link");
-    assert!(matches!(accounts.log_in_by_link(&guess(), THERE).await, Err(LoginError::TooMany { .. })));
+    assert!(matches!(accounts.log_in_by_link(&guess(), THERE.into()).await, Err(LoginError::TooMany { .. })));
     pass(Duration::from_secs(1)).await;
-    assert_eq!(accounts.log_in_by_link(&guess(), THERE).await.expect_err("none"), LoginError::Link);
-    assert!(accounts.log_in("ada", &right(), THERE).await.is_err(), "that counted, too");
+    assert_eq!(accounts.log_in_by_link(&guess(), THERE.into()).await.expect_err("none"), LoginError::Link);
+    assert!(accounts.log_in("ada", &right(), THERE.into()).await.is_err(), "that counted, too");
     pass(Duration::from_secs(2)).await;
-    accounts.log_in("ada", &right(), THERE).await.expect("after the wait");
+    accounts.log_in("ada", &right(), THERE.into()).await.expect("after the wait");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_password_typed_as_the_name_is_not_told() {
+    let lab = Lab::new();
+    let accounts = lab.with_ada().await;
+    for _ in 0..5 {
+        fail(&accounts, PASSWORD, THERE).await;
+    }
+    assert_eq!(accounts.failures(false), Some(format!("5 failed logins, the last as nobody known from {THERE}")));
+}
+
+/// A class logs in at the same moment: what is not known to be wrong is no failure.
+#[tokio::test(start_paused = true)]
+async fn only_what_was_wrong_is_told_and_also_of_who_hung_up() {
+    let lab = Lab::new();
+    let accounts = lab.with_ada().await;
+    let (right, loopback) = (secret(PASSWORD), IpAddr::V4(Ipv4Addr::LOCALHOST));
+    let names: Vec<String> = (0..8).map(|n| format!("student-{n}")).collect();
+    for name in &names {
+        accounts.add(name, Role::Viewer, &right).await.expect("added");
+    }
+    let told = futures_util::future::join_all(names.iter().map(async |name| {
+        let done = accounts.log_in(name, &right, loopback.into()).await;
+        (done.is_ok(), accounts.failures(done.is_ok()))
+    }));
+    assert!(told.await.iter().all(|told| *told == (true, None)));
+    let (wrong, hasher) = (secret("incorrect horse"), &accounts.0.hasher);
+    let mut cx = Context::from_waker(Waker::noop());
+    for _ in 0..5 {
+        // The book is held, so that it is still being checked when its caller goes; when both turns are free again, it was.
+        let held = accounts.0.book();
+        let looked = pin!(accounts.log_in("ada", &wrong, THERE.into())).poll(&mut cx);
+        assert!(looked.is_pending(), "{looked:?}");
+        drop(held);
+        drop([hasher.turn().await.expect("free"), hasher.turn().await.expect("free")]);
+    }
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    let told = loop {
+        match accounts.failures(false) {
+            Some(told) => break told,
+            None => assert!(std::time::Instant::now() < deadline, "nothing is told"),
+        }
+        tokio::task::yield_now().await;
+    };
+    assert_eq!(told, format!("5 failed logins, the last as `ada` from {THERE}"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -353,7 +401,7 @@ async fn who_hangs_up_before_the_answer_has_failed_and_who_is_turned_away_has_no
     let mut cx = Context::from_waker(Waker::noop());
     for _ in 0..6 {
         let password = secret(PASSWORD);
-        assert!(pin!(accounts.log_in("ada", &password, THERE)).poll(&mut cx).is_pending());
+        assert!(pin!(accounts.log_in("ada", &password, THERE.into())).poll(&mut cx).is_pending());
     }
     let mut waiting: Vec<_> = (0..32).map(|_| Box::pin(hasher.turn())).collect();
     for turn in &mut waiting {
@@ -472,7 +520,7 @@ async fn where_nothing_can_be_read_it_says_so_and_tries_again() {
     fs::write(&data, "a file where a folder should be").expect("written");
     let Opened { accounts, note } = open();
     assert!(note.is_some_and(|note| note.contains("nobody can log in by password") && !note.contains('\n')));
-    let refused = accounts.log_in("ada", &secret(PASSWORD), HERE).await.expect_err("unknown");
+    let refused = accounts.log_in("ada", &secret(PASSWORD), HERE.into()).await.expect_err("unknown");
     assert!(matches!(&refused, LoginError::Unavailable(_)) && !refused.to_string().contains('\n'), "{refused}");
     assert!(matches!(accounts.list().await, Err(AccountError::Unavailable(_))));
     assert!(matches!(accounts.set_role("ada", Role::Viewer).await, Err(AccountError::Unavailable(_))));
@@ -541,8 +589,8 @@ async fn nothing_secret_is_shown_or_stored() {
     shown += &format!("{:?} {:?}", accounts.sessions(), accounts.list().await.expect("listed"));
     shown += &serde_json::to_string(&(accounts.sessions(), accounts.list().await.expect("listed"))).expect("JSON");
     let show = |e: &dyn std::error::Error| format!("{e} {e:?}");
-    shown += &show(&accounts.log_in("ada", &secret(wrong), HERE).await.expect_err("wrong"));
-    shown += &show(&accounts.log_in_by_link(&new.cookie, HERE).await.expect_err("no link"));
+    shown += &show(&accounts.log_in("ada", &secret(wrong), HERE.into()).await.expect_err("wrong"));
+    shown += &show(&accounts.log_in_by_link(&new.cookie, HERE.into()).await.expect_err("no link"));
     shown += &show(&accounts.add("bob", Role::Viewer, &secret("incorrect")).await.expect_err("short"));
     shown += &show(&accounts.set_password("ada", &secret("incorrect")).await.expect_err("short"));
     shown += &show(&accounts.set_password("bob", &secret(wrong)).await.expect_err("nobody"));

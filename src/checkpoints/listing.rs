@@ -17,7 +17,7 @@ pub(super) const RECORD: &str = "checkpoint_manager_snapshot.json";
 /// Folder of the marks that the hook in labd's Ray image leaves in a sweep's.
 const MARKS: &str = "/.labd";
 /// Number of checkpoints of a run that are remembered one by one; the newest ones.
-pub(super) const REMEMBERED: usize = 64;
+pub const REMEMBERED: usize = 64;
 
 /// Object of the bucket.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -194,10 +194,16 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn finish(self, root: &str, record: Option<&Record>) -> StoredRun {
+        let written = |folder: &Folder| folder.files > 0;
+        let named = |name: &str| record.is_none_or(|r| r.names.contains(name));
+        // The record is read after the listing: of a run that saves often and keeps few, all that was listed may be deleted by
+        // then, and all that the record names be newer. What is older than all of that was a checkpoint.
+        let outrun = !self.checkpoints.iter().any(|(name, folder)| written(folder) && named(name));
+        let oldest = record.and_then(|r| r.names.first()).filter(|_| outrun).map(String::as_str);
         let mut seen: Vec<CheckpointView> = self
             .checkpoints
             .into_iter()
-            .filter(|(name, folder)| folder.files > 0 && record.is_none_or(|r| r.names.contains(*name)))
+            .filter(|(name, folder)| written(folder) && (named(name) || oldest.is_some_and(|oldest| *name < oldest)))
             .map(|(name, folder)| CheckpointView { name: name.to_owned(), at: folder.at, bytes: folder.bytes })
             .collect();
         newest_first(&mut seen);
@@ -342,6 +348,20 @@ mod tests {
         // Not read yet: the newest folder it is.
         let unread = listing(REAL).runs(&BTreeMap::new());
         assert_eq!(unread[0].newest.as_ref().map(|c| c.name.as_str()), Some(B));
+    }
+
+    #[test]
+    fn a_run_that_saves_faster_than_it_is_looked_at_has_the_newest_checkpoint_that_was_listed() {
+        let newest = |names: &[&str]| {
+            let runs = listing(REAL).runs(&records(&[("surv", names)]));
+            runs[0].newest.as_ref().map(|c| c.name.clone())
+        };
+        let (between, later) = ("checkpoint_2026-11-24_23-09-06.000000", "checkpoint_2026-11-24_23-09-07.500000");
+        assert_eq!(newest(&[later, "checkpoint_2026-11-24_23-09-08.100000"]).as_deref(), Some(B));
+        assert_eq!(newest(&[B, later]).as_deref(), Some(B));
+        // What is newer than all that Ray names is being written, or was torn; where it names none, none is there.
+        assert_eq!(newest(&[between]).as_deref(), Some(A));
+        assert_eq!(newest(&[]), None);
     }
 
     #[test]

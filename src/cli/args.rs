@@ -72,9 +72,14 @@ pub(super) enum Command {
     Status(Status),
     /// Show jobs with every attempt at them, or one job; stop one
     #[command(
-        after_help = "Examples:\n  labd jobs\n  labd jobs food11\n  labd jobs food11 --json | jq '.attempts[] | {submission_id, message}'\n  labd jobs stop food11    # whichever attempt runs, also one that waits for resources\n\nA job that was lost and resubmitted is one job: its first id stands for it."
+        after_help = "Examples:\n  labd jobs\n  labd jobs food11\n  labd jobs food11 --json | jq '.attempts[] | {submission_id, message}'\n  labd jobs food11 --csv >food11.csv    # its training curve\n  labd jobs stop food11    # whichever attempt runs, also one that waits for resources\n\nA job that was lost and resubmitted is one job: its first id stands for it."
     )]
     Jobs(Jobs),
+    /// Show GPU hours by user and job, and GPUs that are held but idle
+    #[command(
+        after_help = "Examples:\n  labd usage\n  labd usage --days 1\n  labd usage --days 90 --csv >usage.csv\n  labd usage --json | jq '.weeks[0].users'\n\nWho submits a job may say who they are: ray job submit --metadata-json '{\"labd.user\": \"anna\"}'"
+    )]
+    Usage(Usage),
     /// Show what a service prints
     #[command(after_help = "Examples:\n  labd logs ray-head\n  labd logs ray-worker-0 -f\n  labd logs minio -n 20")]
     Logs(Logs),
@@ -116,6 +121,12 @@ pub(super) enum Command {
         after_help = "Examples:\n  labd user add anna --role viewer\n  labd user list\n  labd user passwd anna <password.txt\n  labd user remove anna    # and end its sessions"
     )]
     User(User),
+    /// Show who is told what happens to the lab, and send a test message
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  labd notify list\n  labd notify test        # every target of labd.toml\n  labd notify test ops\n\nExits 1 when a target was not told. Of addresses and secrets nothing is shown."
+    )]
+    Notify(Notify),
     /// Show the users, passwords and tokens for logging in to the services
     #[command(
         after_help = "Examples:\n  sudo labd credentials\n  export RAY_AUTH_TOKEN=$(sudo labd credentials --json | jq -r '.[0].secret')"
@@ -214,8 +225,24 @@ pub(super) struct Jobs {
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
+    /// Print the job's training curve as CSV
+    #[arg(long, requires = "id", conflicts_with = "json")]
+    pub(super) csv: bool,
     #[command(subcommand)]
     pub(super) command: Option<JobsCommand>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(super) struct Usage {
+    /// Number of days, today included
+    #[arg(long, value_name = "N", default_value_t = 14, value_parser = clap::value_parser!(u32).range(1..=400))]
+    pub(super) days: u32,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+    /// Print CSV, a line for each day, job, user and GPU
+    #[arg(long, conflicts_with = "json")]
+    pub(super) csv: bool,
 }
 
 #[derive(Debug, Clone, Subcommand)]
@@ -303,6 +330,19 @@ pub(super) enum User {
     End {
         /// Its id, as `labd user sessions` shows it
         session: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Notify {
+    /// List the targets, what they are told of, and what they were not told yet
+    List(Json),
+    /// Send a test message to one target, or to all
+    Test {
+        /// Its name
+        name: Option<String>,
+        #[command(flatten)]
+        json: Json,
     },
 }
 

@@ -2,8 +2,6 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use serde::Serialize;
-
 use super::{
     args::Global,
     client::Client,
@@ -12,7 +10,8 @@ use super::{
     text::{Out, Style},
 };
 use crate::{
-    doctor::{self, Check, DaemonSeen, Subject, Verdict},
+    doctor::{self, DaemonSeen, Subject},
+    findings::{Check, Report, Verdict},
     snapshot::Snapshot,
 };
 
@@ -20,17 +19,6 @@ use crate::{
 const DAEMON: Duration = Duration::from_secs(5);
 /// Column at which each finding's words begin.
 const INDENT: usize = 25;
-
-/// Report that `--json` prints.
-#[derive(Serialize)]
-struct Report<'a> {
-    version: &'static str,
-    ok: usize,
-    skipped: usize,
-    warn: usize,
-    fail: usize,
-    checks: &'a [Check],
-}
 
 /// Runs `labd doctor`.
 pub(super) async fn doctor(global: &Global, json: bool, out: &mut Out) -> Result<(), Failure> {
@@ -50,20 +38,32 @@ pub(super) async fn doctor(global: &Global, json: bool, out: &mut Out) -> Result
     })
     .await;
     told?;
-    let count = |verdict| checks.iter().filter(|c| c.verdict == verdict).count();
-    let (ok, skipped, warn, fail) =
-        (count(Verdict::Ok), count(Verdict::Skipped), count(Verdict::Warn), count(Verdict::Fail));
+    let all = report(&checks);
     if json {
-        out.json(&Report { version: env!("CARGO_PKG_VERSION"), ok, skipped, warn, fail, checks: &checks })?;
+        out.json(&all)?;
     } else {
+        let Report { ok, skipped, warn, fail, .. } = all;
         out.line(&format!("\n{ok} ok, {skipped} skipped, {warn} with warnings, {fail} failed"))?;
     }
-    if fail == 0 {
+    if all.fail == 0 {
         return Ok(());
     }
     let mut names: Vec<&str> = checks.iter().filter(|c| c.verdict == Verdict::Fail).map(|c| c.name.as_str()).collect();
     names.dedup();
     Err(Failure::new(Exit::Failure, format!("checks failed: {}", names.join(", "))))
+}
+
+/// Report that `--json` prints, and the API answers.
+fn report(checks: &[Check]) -> Report<&Check> {
+    let count = |verdict| checks.iter().filter(|c| c.verdict == verdict).count();
+    Report {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        ok: count(Verdict::Ok),
+        skipped: count(Verdict::Skipped),
+        warn: count(Verdict::Warn),
+        fail: count(Verdict::Fail),
+        checks: checks.iter().collect(),
+    }
 }
 
 async fn daemon(global: &Global) -> DaemonSeen {
@@ -147,6 +147,15 @@ fn shell(command: &str, width: usize) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_printed_is_what_the_api_documents() {
+        let check = |verdict| Check { name: "a".into(), verdict, why: "b".into(), fix: Some("c".into()) };
+        let checks = [Verdict::Ok, Verdict::Skipped, Verdict::Warn, Verdict::Fail].map(check);
+        let printed = serde_json::to_value(report(&checks)).expect("plain values");
+        let read: Report = serde_json::from_value(printed.clone()).expect("as documented");
+        assert_eq!(serde_json::to_value(read).expect("plain values"), printed);
+    }
 
     #[test]
     fn a_finding_fits_eighty_columns_and_its_fix_can_be_pasted() {

@@ -211,6 +211,11 @@ fn details(s: &Snapshot, style: Style) -> String {
         parts.extend(g.pci.as_ref().map(|pci| format!("PCI {pci}")));
         parts.extend(g.numa_node.map(|n| format!("NUMA node {n}")));
         parts.extend(g.partition.as_ref().map(|p| format!("partition {}", clean(p))));
+        parts.extend(g.taken.map(|share| match share {
+            0.0 => "free".to_owned(),
+            1.0 => "in use".to_owned(),
+            _ => format!("{:.0} % of it in use", share * 100.0),
+        }));
         if let Some(r) = &g.reading {
             if r.asleep {
                 parts.push("asleep: not read, since that would wake it".to_owned());
@@ -360,6 +365,7 @@ mod tests {
             numa_node: Some(1),
             parent: None,
             partition: None,
+            taken: None,
             reading: Some(Reading {
                 utilisation_percent: Some(97.4),
                 memory_used_bytes: Some(61 << 30),

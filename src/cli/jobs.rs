@@ -1,18 +1,19 @@
-//! `labd jobs`: each job once, with every attempt at it. Folding and rendering are pure.
+//! `labd jobs`: each job once, with every attempt at it. Rendering is pure.
 
-use serde::Serialize;
+use hyper::Method;
 use serde_json::Value;
 
 use super::{
     args::{Jobs, JobsCommand},
     client::Client,
-    exit::{Exit, Failure},
-    status::{age, clean, cut, hard_wrap, id_cell, job_paint, paint, wrap},
+    exit::Failure,
+    status::{age, clean, hard_wrap, id_cell, job_paint, paint, wrap},
     text::{Out, Style},
 };
 use crate::{
     config::Bytes,
-    snapshot::{JobOutcome, JobStatus, JobView, RunView, Snapshot},
+    jobs::whole::{Folded, JobDetail, fold},
+    snapshot::{JobOutcome, JobView, Snapshot},
     text::{path_segment, shell_word},
     time::Timestamp,
 };
@@ -25,73 +26,22 @@ pub(super) async fn run(client: &Client<'_>, args: &Jobs, out: &mut Out) -> Resu
         let line = client.command(&format!("/api/v1/jobs/{}/stop", path_segment(id))).await?;
         return out.line(&line);
     }
-    let told: Value = client.json("/api/v1/snapshot").await?;
-    let snapshot: Snapshot = serde_json::from_value(told.clone()).map_err(|e| {
-        Failure::new(Exit::Failure, format!("the daemon is of another version, restart it (its answer: {e})"))
-    })?;
-    let jobs = fold(&snapshot.jobs);
     let now = Timestamp::now();
     let Some(id) = &args.id else {
+        let snapshot: Snapshot = client.json("/api/v1/snapshot").await?;
+        let jobs = fold(&snapshot.jobs);
         return if args.json { out.json(&jobs) } else { out.text(&list(&jobs, now, out.style())) };
     };
-    let found = jobs.iter().find(|job| job.attempts.iter().any(|attempt| attempt.submission_id == *id));
-    let Some(job) = found else {
-        let line = format!("no job {:?} among the newest {}; see `labd jobs`", cut(id, 128), snapshot.jobs.len());
-        return Err(Failure::new(Exit::NoService, line));
-    };
-    let run = snapshot.runs.iter().find(|run| job.run.as_ref() == Some(&run.name));
-    let installs: Vec<&Value> = told["installs"].as_array().into_iter().flatten().collect();
+    let path = format!("/api/v1/jobs/{}", path_segment(id));
+    if args.csv {
+        return out.bytes(&client.bytes(Method::GET, &format!("{path}/curve.csv")).await?);
+    }
     if args.json {
-        let run = serde_json::to_value(run).unwrap_or_default();
-        let mut all = serde_json::to_value(job).unwrap_or_default();
-        all["train_run"] = run;
-        return out.json(&all);
+        let told: Value = client.json(&path).await?;
+        return out.json(&told);
     }
-    out.text(&one(job, run, &installs, now, out.style()))
-}
-
-/// Job with every attempt at it.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-struct Folded<'a> {
-    /// Id that its owner knows.
-    id: &'a str,
-    /// Status: its newest attempt's.
-    status: JobStatus,
-    outcome: Option<JobOutcome>,
-    run: Option<String>,
-    workers: &'a [String],
-    waits_for: Option<&'a str>,
-    /// Attempts, oldest first.
-    attempts: Vec<&'a JobView>,
-}
-
-/// Jobs, the one with the newest attempt first.
-fn fold(jobs: &[JobView]) -> Vec<Folded<'_>> {
-    let root = |job: &JobView| job.resubmission_of.clone().unwrap_or_else(|| job.submission_id.clone());
-    let mut families: Vec<(String, Vec<&JobView>)> = Vec::new();
-    for job in jobs {
-        let id = root(job);
-        match families.iter_mut().find(|(known, _)| *known == id) {
-            Some((_, attempts)) => attempts.push(job),
-            None => families.push((id, vec![job])),
-        }
-    }
-    let mut folded = Vec::new();
-    for (id, mut attempts) in families {
-        attempts.sort_by_key(|job| job.attempt);
-        let (Some(first), Some(&newest)) = (attempts.first(), attempts.last()) else { continue };
-        let of_root = first.resubmission_of.as_deref().filter(|root| *root == id).unwrap_or(&first.submission_id);
-        folded.push(Folded {
-            id: of_root,
-            status: newest.status,
-            outcome: newest.outcome,
-            run: attempts.iter().rev().find_map(|job| job.run.clone()),
-            workers: &newest.workers,
-            waits_for: newest.waits_for.as_deref(),
-            attempts,
-        });
-    }
-    folded
+    let job: JobDetail = client.json(&path).await?;
+    out.text(&one(&job, now, out.style()))
 }
 
 fn list(jobs: &[Folded<'_>], now: Timestamp, style: Style) -> String {
@@ -125,7 +75,7 @@ fn list(jobs: &[Folded<'_>], now: Timestamp, style: Style) -> String {
     text
 }
 
-fn one(job: &Folded<'_>, run: Option<&RunView>, installs: &[&Value], now: Timestamp, style: Style) -> String {
+fn one(job: &JobDetail, now: Timestamp, style: Style) -> String {
     const LABEL: usize = 13;
     let mut text = String::new();
     let mut row = |label: &str, what: &str| {
@@ -136,7 +86,8 @@ fn one(job: &Folded<'_>, run: Option<&RunView>, installs: &[&Value], now: Timest
     };
     let Some(newest) = job.attempts.last() else { return String::new() };
     let ago = |at: Option<Timestamp>| at.map_or_else(|| "-".to_owned(), |at| format!("{} ago", age(now, at)));
-    row("job", job.id);
+    let run = job.train_run.as_ref();
+    row("job", &job.id);
     let as_which = if newest.submission_id == job.id { String::new() } else { format!(" as {}", newest.submission_id) };
     row("status", &format!("{}{as_which}", job.status.as_str()));
     row("command", &newest.entrypoint);
@@ -144,15 +95,12 @@ fn one(job: &Folded<'_>, run: Option<&RunView>, installs: &[&Value], now: Timest
     if newest.ended_at.is_some() {
         row("ended", &ago(newest.ended_at));
     }
-    if let Some(waits_for) = job.waits_for {
+    if let Some(waits_for) = &job.waits_for {
         row("waits", waits_for);
     }
-    for install in installs {
-        let word = |key: &str| install[key].as_str().unwrap_or_default().to_owned();
-        if job.attempts.iter().any(|attempt| attempt.submission_id == word("job")) {
-            let bytes = Bytes::new(install["bytes"].as_u64().unwrap_or(0));
-            row("packages", &format!("{} on {}, {bytes} so far", word("phase"), word("node")));
-        }
+    for install in &job.installs {
+        let (phase, bytes) = (install.phase.as_str(), Bytes::new(install.bytes));
+        row("packages", &format!("{phase} on {}, {bytes} so far", install.node));
     }
     match (&job.run, run) {
         (Some(name), Some(run)) => row("run", &format!("{name}, {}", run.status.map_or("-", |status| status.as_str()))),
@@ -184,7 +132,7 @@ fn one(job: &Folded<'_>, run: Option<&RunView>, installs: &[&Value], now: Timest
             row("message", &newest.message);
         }
     }
-    row("its log", &format!("ray job logs -f {}", shell_word(job.id)));
+    row("its log", &format!("ray job logs -f {}", shell_word(&job.id)));
     paint_status(text, newest, style)
 }
 
@@ -196,7 +144,10 @@ fn paint_status(text: String, newest: &JobView, style: Style) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::snapshot::{CheckpointView, RunStatus};
+    use crate::{
+        jobs::whole::detail,
+        snapshot::{CheckpointView, InstallPhase, InstallView, JobStatus, RunStatus, RunView},
+    };
 
     fn at(s: i64) -> Timestamp {
         Timestamp::from_millis(s * 1_000)
@@ -218,6 +169,7 @@ mod tests {
             waits_for: None,
             workers: Vec::new(),
             note: None,
+            user: None,
         }
     }
 
@@ -276,10 +228,21 @@ mod tests {
             looked_at: None,
             note: None,
         };
-        let install =
-            serde_json::json!({"job": "food11-r1", "node": "ray-worker-1", "phase": "installing", "bytes": 1 << 20});
+        let install = InstallView {
+            node: "ray-worker-1".into(),
+            job: "food11-r1".into(),
+            phase: InstallPhase::Installing,
+            since: at(1),
+            ended_at: None,
+            bytes: 1 << 20,
+            packages: 0,
+            reason: None,
+        };
+        let mut snapshot = crate::http::testing::a_snapshot();
+        (snapshot.runs, snapshot.installs) = (vec![run], vec![install]);
         let folded = fold(&jobs);
-        let text = one(&folded[1], Some(&run), &[&install], at(125), Style { color: false, width: 80 });
+        let job = detail(&folded[1], &snapshot, &[], None, at(125)).expect("a job");
+        let text = one(&job, at(125), Style { color: false, width: 80 });
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
         for part in [
             "RUNNING as food11-r1",

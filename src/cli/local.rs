@@ -18,7 +18,7 @@ use super::{
     text::Out,
 };
 use crate::{
-    config::{Bytes, Config, mounts},
+    config::{Bytes, Config, mounts, tls},
     daemon::{self, Machine, Options},
     desired::DesiredState,
     engine::{
@@ -226,7 +226,8 @@ pub(super) fn config(global: &Global, command: args::Config, out: &mut Out) -> R
             // What fits this machine is part of what is right; the subnet does not matter for that.
             let machine = Machine::without_gpus(node::facts(), None, [198, 18, 100]);
             machine.resolve(config.clone(), path, true)?;
-            for warning in mounts::check(&config, path)? {
+            for warning in mounts::check(&config, path)?.into_iter().chain(tls::check(&config, path, Timestamp::now())?)
+            {
                 out.line(&format!("warning: {warning}"))?;
             }
             match found {

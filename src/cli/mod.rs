@@ -6,7 +6,8 @@
 //! * `status`: the snapshot as text, pure.
 //! * `text`: the only way to the terminal.
 //! * `log`: where the daemon logs.
-//! * `doctor`, `follow`, `gpu`, `install`, `jobs`, `local`, `probe`, `up`, `user`: the commands.
+//! * `doctor`, `follow`, `gpu`, `install`, `jobs`, `local`, `notify`, `probe`, `up`, `usage`, `user`: the
+//!   commands.
 
 pub mod args;
 mod client;
@@ -18,10 +19,12 @@ mod install;
 mod jobs;
 mod local;
 mod log;
+mod notify;
 mod probe;
 mod status;
 mod text;
 mod up;
+mod usage;
 mod user;
 
 use std::process::ExitCode;
@@ -100,6 +103,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
             out.text(&text)
         }
         Command::Jobs(args) => jobs::run(&client, &args, &mut out).await,
+        Command::Usage(args) => usage::run(&client, &args, &mut out).await,
         Command::Logs(args) => follow::logs(&client, &args, &mut out).await,
         Command::Events(args) => follow::events(&client, &args, &mut out).await,
         Command::Start(args) => command_to(&client, &args.service, "start", &mut out).await,
@@ -118,6 +122,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Plan(args) => local::plan(&global, &args, &mut out).await,
         Command::User(command) => user::run(&client, command, &mut out).await,
         Command::Open(args) => user::open(&client, args.print, &mut out).await,
+        Command::Notify(command) => notify::run(&client, command, &mut out).await,
         Command::Credentials(args) => credentials(&client, args.json, &mut out).await,
         Command::Images(command) => local::images(&global, command, &mut out).await,
         Command::Config(command) => local::config(&global, command, &mut out),

@@ -1,6 +1,7 @@
 //! Status: the snapshot as text. Pure: the same snapshot, time and style give the same lines.
 
 use super::text::Style;
+pub(super) use crate::text::clean;
 use crate::{
     config::Bytes,
     front_door::installs::in_words,
@@ -8,7 +9,6 @@ use crate::{
         EngineView, InstallPhase, InstallView, JobStatus, JobView, RunStatus, RunView, ServiceState, ServiceView,
         Severity, Snapshot,
     },
-    text::is_invisible,
     time::{Timestamp, human},
 };
 
@@ -50,7 +50,9 @@ pub(super) fn render(s: &Snapshot, now: Timestamp, style: Style) -> String {
     for d in &s.demands {
         let requests = if d.count == 1 { "1 request".to_owned() } else { format!("{} requests", d.count) };
         let asks = cut(&clean(&d.asks_for), 40);
-        let line = if d.infeasible {
+        let line = if !d.lab_has.is_empty() {
+            format!("{requests} for {asks} at once can never be met; the lab has {}", clean(&d.lab_has))
+        } else if d.infeasible {
             format!("{requests} for {asks} can never be met; the largest node has {}", clean(&d.node_has))
         } else {
             format!("{requests} for {asks} waiting; all such resources are in use")
@@ -304,11 +306,6 @@ pub(super) fn age(now: Timestamp, at: Timestamp) -> String {
     }
 }
 
-/// Text from jobs and containers that cannot steer the terminal, nor turn the text around it.
-pub(super) fn clean(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() || is_invisible(c) { ' ' } else { c }).collect()
-}
-
 /// Id for a column of `width` characters. One that is longer has lines of its own, written here, and leaves it empty.
 pub(super) fn id_cell(id: &str, width: usize, style: Style, text: &mut String) -> String {
     let id = clean(id);
@@ -415,6 +412,7 @@ mod tests {
                 numa_node: None,
                 parent: None,
                 partition: None,
+                taken: None,
                 reading: None,
                 processes: Vec::new(),
             }],
@@ -434,6 +432,7 @@ mod tests {
                 waits_for: Some("waits for 2 GPU, 8 CPU, which no node has: the largest has 1 GPU, 8 CPU".into()),
                 workers: vec!["ray-worker-0".into()],
                 note: None,
+                user: None,
             }],
             runs: vec![
                 RunView {
@@ -485,8 +484,10 @@ mod tests {
                 count: 1,
                 infeasible: true,
                 node_has: "1 GPU, 8 CPU".into(),
+                lab_has: String::new(),
             }],
             links: vec![Link { name: "status page".into(), url: "http://localhost:8600/".into() }],
+            tls: None,
             notices: vec![Notice { severity: Severity::Warning, text: "a long warning ".repeat(12) }],
         }
     }

@@ -66,6 +66,9 @@ pub(super) async fn up(global: &Global, args: &args::Up, out: &mut Out) -> Resul
         && let Ok(link) = user::link(&client).await
     {
         out.line(&format!("\nlog in ({})\n  {}", link.good, link.url))?;
+        if let Some(text) = link.certificate() {
+            out.line(&text)?;
+        }
     }
     if broken.is_empty() { Ok(()) } else { Err(Failure::new(Exit::Failure, broken.join("; "))) }
 }

@@ -55,13 +55,30 @@ pub(super) async fn run(client: &Client<'_>, command: User, out: &mut Out) -> Re
 pub(super) async fn open(client: &Client<'_>, print: bool, out: &mut Out) -> Result<(), Failure> {
     let link = link(client).await?;
     out.line(&link.url)?;
-    if print || !out.is_terminal() { Ok(()) } else { out.line(&link.good) }
+    if print || !out.is_terminal() {
+        return Ok(());
+    }
+    out.line(&link.good)?;
+    link.certificate().map_or(Ok(()), |text| out.line(&text))
 }
 
 /// Link that logs in, and how long it is good, in words.
 pub(super) struct Link {
     pub(super) url: String,
     pub(super) good: String,
+    /// SHA-256 fingerprint of the page's certificate, where labd made it.
+    fingerprint: Option<String>,
+}
+
+impl Link {
+    /// Words on what the browser will ask.
+    pub(super) fn certificate(&self) -> Option<String> {
+        let fingerprint = self.fingerprint.as_ref()?;
+        Some(format!(
+            "the browser will warn of the certificate, which labd made itself;\n\
+             go on only where it shows this SHA-256 fingerprint:\n  {fingerprint}"
+        ))
+    }
 }
 
 /// Link as the daemon answers it.
@@ -70,6 +87,7 @@ pub(super) async fn link(client: &Client<'_>) -> Result<Link, Failure> {
     Ok(Link {
         url: told["url"].as_str().unwrap_or_default().to_owned(),
         good: format!("good once, for {} min", told["expires_in_s"].as_u64().unwrap_or_default() / 60),
+        fingerprint: told["fingerprint"].as_str().map(str::to_owned),
     })
 }
 

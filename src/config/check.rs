@@ -112,6 +112,8 @@ impl Config {
             );
         }
         self.check_packages()?;
+        self.check_notify()?;
+        self.check_tls()?;
         if self.jobs.resubmissions > 1000 {
             return wrong(&["jobs", "resubmissions"], "must be 0 to 1000".into());
         }
@@ -195,7 +197,16 @@ impl Config {
     }
 
     fn check_ports(&self) -> Result<(), (Vec<String>, String)> {
-        let mut taken = BTreeMap::from([(self.lab.page.port(), "lab.page")]);
+        let second = self.http.jupyter_port;
+        if second != 0 && second == self.lab.page.port() {
+            return Err((
+                vec!["http".into(), "jupyter_port".into()],
+                format!(
+                    "port {second} is also that of `lab.page`; JupyterLab needs an origin of its own, so another port"
+                ),
+            ));
+        }
+        let mut taken = BTreeMap::from([(self.lab.page.port(), "lab.page"), (second, "http.jupyter_port")]);
         for (key, port) in self.ports.each() {
             if port == 0 {
                 continue;

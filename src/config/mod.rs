@@ -8,9 +8,11 @@ mod check;
 pub mod environment;
 mod line;
 pub mod mounts;
+pub mod notify;
 pub mod packages;
 mod size;
 mod span;
+pub mod tls;
 
 use std::{
     collections::BTreeMap,
@@ -21,8 +23,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+pub use notify::{MailSecurity, Notify, NotifyEvent, NotifyKind};
 pub use size::Bytes;
 pub use span::Span;
+pub use tls::Tls;
 
 use crate::spec::ImageName;
 
@@ -59,8 +63,10 @@ pub struct Config {
     pub jobs: JobSettings,
     /// `[journal]`: how long history is kept.
     pub journal: JournalSettings,
-    /// `[http]`: who may use the page.
+    /// `[http]`: who may use the page, and over what.
     pub http: HttpSettings,
+    /// `[[notify]]`: who is told what happens.
+    pub notify: Vec<Notify>,
 }
 
 /// `[lab]`.
@@ -95,11 +101,26 @@ impl Default for Lab {
 }
 
 /// `[http]`.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct HttpSettings {
     /// Rights of whoever reaches the page and has not logged in.
     pub anonymous: Anonymous,
+    /// Port of JupyterLab behind the page's login, on the page's address: an origin of its own, since what people write
+    /// there runs in the visitor's browser. 0 lets the kernel choose a free one.
+    pub jupyter_port: u16,
+    /// Whether the page and JupyterLab behind its login are served over TLS, and with whose certificate.
+    pub tls: Tls,
+    /// File with the certificate and its issuers (PEM), the page's own first.
+    pub certificate: Option<PathBuf>,
+    /// File with the certificate's key (PEM).
+    pub key: Option<PathBuf>,
+}
+
+impl Default for HttpSettings {
+    fn default() -> Self {
+        Self { anonymous: Anonymous::default(), jupyter_port: 8601, tls: Tls::default(), certificate: None, key: None }
+    }
 }
 
 /// Rights of whoever reaches the page and has not logged in.
@@ -429,6 +450,18 @@ pub struct Build {
     pub debian_mirror: Option<String>,
 }
 
+impl Build {
+    /// Proxy through which a host is reached, over TLS or without; absent where it is reached without one.
+    pub fn proxy(&self, host: &str, tls: bool) -> Option<&str> {
+        let direct = self.no_proxy.iter().flat_map(|list| list.split(',')).any(|n| {
+            let n = n.trim().trim_start_matches('.');
+            !n.is_empty() && (host == n || host.ends_with(&format!(".{n}")))
+        });
+        let proxy = if tls { &self.https_proxy } else { &self.http_proxy };
+        proxy.as_deref().filter(|_| !direct)
+    }
+}
+
 /// `[jobs]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -592,6 +625,14 @@ mod tests {
             ("[network]\npublish = \"2001:db8::7\"", &["labd.toml:2:", "2001:db8::7"]),
             ("[ports]\njupyter = 8265", &["labd.toml:2:", "dashboard"]),
             ("[ports]\njupyter = 88888", &["labd.toml:2:"]),
+            ("[ports]\njupyter = 8601", &["labd.toml:2:", "`http.jupyter_port`"]),
+            ("[http]\njupyter_port = 8600", &["labd.toml:2:", "`lab.page`"]),
+            ("[http]\ntls = \"on\"", &["labd.toml:2:", "self-signed"]),
+            ("[http]\ntls = \"given\"", &["labd.toml:2:", "`http.tls`", "`http.certificate` is missing"]),
+            ("[http]\ntls = \"given\"\ncertificate = \"/c\"", &["labd.toml:2:", "`http.key` is missing"]),
+            ("[http]\ntls = \"given\"\ncertificate = \"c\"\nkey = \"/k\"", &["labd.toml:3:", "absolute"]),
+            ("[http]\nkey = \"/k\"", &["labd.toml:2:", "`http.key`", "`tls = \"given\"`"]),
+            ("[http]\ntls = \"self-signed\"\ncertificate = \"/c\"", &["labd.toml:3:", "remove this line"]),
             ("[ray]\nobject_store = \"1 MiB\"", &["labd.toml:2:", "75 MiB"]),
             ("[ray]\npackages_limit = \"1 MiB\"", &["labd.toml:2:", "`ray.packages_limit`", "1 GiB"]),
             ("[ray]\nenv = { \"A-B\" = \"\" }", &["labd.toml:2:", "A-B", "letters"]),

@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use listeners::{EngineLogs, serve_door, serve_page, serve_relay, serve_scrapes};
+use listeners::{EngineSource, serve_door, serve_page, serve_relay, serve_scrapes, serve_second};
 use machine::{FIRST_LOOK, Heard, follow_loads, keep_gpus};
 pub use machine::{Machine, look_at_gpus, subnet};
 use reload::{Late, WORKSPACE, in_time, workspace_maker};
@@ -34,16 +34,20 @@ use crate::{
     door::{Door, Upstreams},
     engine::{docker::DockerEngine, events, guard, images::Images},
     files,
-    front_door::{self, FrontDoor, installs},
-    http, jobs,
+    front_door::{self, FrontDoor, installs, reports},
+    history::{self, History},
+    http::{self, Secured},
+    jobs,
     journal::{Entry, Journal, Kind},
     node::{self, address},
-    pins,
+    notify, pins,
     ray::{HttpJobs, Ray},
     services,
     snapshot::{DaemonView, Snapshot},
     supervise::{self, DoorView, Parts, Scrapes},
     time::Timestamp,
+    tls,
+    training::{self, Training},
 };
 
 /// Options of `labd run`.
@@ -126,14 +130,20 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let desired = machine.resolve(config, &options.config, false)?;
     if let Err(Late(line)) = in_time(WORKSPACE, "lab.workspace", workspace_maker(&desired.config)).await? {
         // JupyterLab alone needs it, and says so.
-        tracing::error!("{line}");
-        note(&journal, "workspace", &line);
+        complain(&journal, "workspace", &line);
     }
     make_door(&desired.config)?;
     let accounts::Opened { accounts, note: trouble } = Accounts::open(&data_dir).map_err(|e| other(&e))?;
     if let Some(line) = trouble {
-        tracing::error!("{line}");
-        note(&journal, "accounts", &line);
+        complain(&journal, "accounts", &line);
+    }
+    let (gpu_history, trouble) = History::open(&data_dir);
+    if let Some(line) = trouble {
+        complain(&journal, "history", &line);
+    }
+    let training::Opened { training, note: trouble } = Training::open(&data_dir);
+    if let Some(line) = trouble {
+        complain(&journal, "training-curves", &line);
     }
     let host_names = desired.config.lab.host_names.clone();
     let ledger = jobs::open(&data_dir).map_err(|e| other(&e))?;
@@ -153,6 +163,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let (snapshot, snapshots) =
         watch::channel(Arc::new(Snapshot::unobserved(daemon.clone(), node.borrow().clone(), Timestamp::now())));
     tokio::spawn(follow_loads(engine.clone(), snapshots.clone(), tell_loads));
+    let recording = tokio::spawn(history::follow(gpu_history.clone(), snapshots.clone(), stopped.clone()));
     let (plan, plans) = watch::channel(desired.view.clone());
     let (credentials, all_credentials) = watch::channel(Arc::new(desired.credentials.clone()));
     let ray = Ray::spawn();
@@ -169,21 +180,50 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         journal: journal.clone(),
     };
     let ledger = jobs::spawn(ledger, keeper);
+    let notifier =
+        notify::spawn(notify::Parts { snapshot: snapshots.clone(), config: configs.clone(), journal: journal.clone() });
+    let (tell_second, second_view) = watch::channel(DoorView::default());
     let (tell_upstreams, upstreams) = watch::channel(Arc::new(Upstreams::default()));
-    let host_names = [address, facts.hostname.clone()].into_iter().chain(host_names).collect();
+    let host_names: Arc<[String]> = [address, facts.hostname.clone()].into_iter().chain(host_names).collect();
+    for line in tls::open_without(&desired.config) {
+        tracing::warn!("{line}");
+    }
+    let served = tls::spawn(tls::Parts {
+        config: configs.clone(),
+        path: options.config.clone(),
+        hosts: host_names.to_vec(),
+        journal: journal.clone(),
+        stopped: stopped.clone(),
+    })
+    .await;
+    let source = Arc::new(EngineSource(engine.clone()));
     let state = http::State {
         snapshot: snapshots,
+        feed: http::Feed::default(),
         journal: journal.clone(),
         control: control.clone(),
-        logs: Arc::new(EngineLogs(engine.clone())),
+        logs: source.clone(),
+        files: source,
         plan: plans,
         credentials: all_credentials,
         jobs: ledger.clone(),
+        training: training.clone(),
+        head: ray.endpoint(),
         gpus: gpus.clone(),
+        history: gpu_history,
+        notify: notifier.clone(),
         accounts: accounts.clone(),
         cookie: format!("labd-{}", desired.config.lab.name).into(),
+        second: http::Second {
+            // Names of labs have no underscore: this is never the cookie of another one's page.
+            cookie: format!("labd_jupyter-{}", desired.config.lab.name).into(),
+            listener: second_view.clone(),
+        },
+        tls: served.clone(),
         door: Door::new(upstreams, desired.sign_ins.clone()),
+        doctor: http::Doctor::new(&options.config, &options.socket),
         config: configs.clone(),
+        turns: http::Turns::default(),
         host_names,
         shutdown: stopped.clone(),
     };
@@ -192,19 +232,28 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let mut servers = JoinSet::new();
     servers.spawn(http::serve_unix(socket, http::admin_router(state.clone()), stopped.clone()));
     let page_address = desired.config.lab.page;
-    if !page_address.ip().is_unspecified() {
-        let scrape = SocketAddr::from((desired.plan.network.gateway, page_address.port()));
-        tell_scrapes.send_replace(Scrapes { address: Some(scrape), last: None });
+    let scrape = SocketAddr::from((desired.plan.network.gateway, page_address.port()));
+    tell_scrapes.send_replace(Scrapes { address: Some(scrape), last: None });
+    let prometheus = desired.plan.service(services::prometheus::DEF.name()).map(|s| IpAddr::V4(s.container.address));
+    let mut by_page = None;
+    if page_address.ip().is_unspecified() {
+        // The page's own listener has the address as well.
+        let router = listeners::scrapes(state.clone(), tell_scrapes);
+        by_page = prometheus.map(|peer| http::Scraped { address: scrape.ip(), peer, router });
+    } else {
         // Prometheus, and whoever is on this machine. The address is on a bridge, and hosts with a route to it would be heard.
-        let prometheus =
-            desired.plan.service(services::prometheus::DEF.name()).map(|s| IpAddr::V4(s.container.address));
         let known = [Some(scrape.ip()), prometheus];
         let served =
             serve_scrapes(scrape, known.into_iter().flatten().collect(), state.clone(), tell_scrapes, stopped.clone());
         tokio::spawn(served);
     }
     let (tell_page, page_trouble) = watch::channel(None);
-    servers.spawn(serve_page(page_address, http::public_router(state), tell_page, stopped.clone()));
+    let to_https = http::to_https_router(Arc::clone(&state.host_names));
+    let second = Secured::new(served.clone(), http::second_router(state.clone()), to_https.clone(), None);
+    servers.spawn(serve_second(configs.clone(), second, tell_second, stopped.clone()));
+    let page_link = services::page_url(&desired.config, &node.borrow().address, served.borrow().view.as_ref());
+    let page = Secured::new(served.clone(), http::public_router(state), to_https, by_page);
+    servers.spawn(serve_page(page_address, page, tell_page, stopped.clone()));
 
     note(&journal, "started", &format!("labd {} (pid {})", daemon.version, daemon.pid));
     let replan = reload::replan(options.config.clone(), machine.clone());
@@ -212,7 +261,9 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let door = FrontDoor::new(ledger.clone(), packages, ray.endpoint(), ray.watch(), desired.ray_token.clone());
     let (door_view, door_views) = watch::channel(DoorView::default());
     let (installs, all_installs) = installs::spawn(journal.clone());
-    let front_door = front_door::router(door.clone()).merge(installs::router(door, installs));
+    let front_door = front_door::router(door.clone())
+        .merge(reports::router(door.clone(), training.clone()))
+        .merge(installs::router(door, installs));
     tokio::spawn(serve_door(configs, front_door.clone(), door_view, stopped.clone()));
     tokio::spawn(serve_relay(
         desired.config.door_dir().join(services::front_door::SOCKET),
@@ -241,8 +292,11 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         replan,
         jobs: ledger.watch(),
         installs: all_installs,
+        notify: notifier.watch(),
         door: door_views,
         page: page_trouble,
+        second: second_view,
+        tls: served,
         scrapes,
         config: tell_config,
         upstreams: tell_upstreams,
@@ -254,7 +308,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         credentials,
         stop: stopped,
     }));
-    tracing::info!(page = %format_args!("http://{page_address}/"), socket = %options.socket.display(), "labd is up");
+    tracing::info!(page = %page_link, socket = %options.socket.display(), "labd is up");
     // Told to nobody when systemd did not start us.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 
@@ -268,6 +322,8 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     while servers.join_next().await.is_some() {}
     // A hanging disk must not keep the daemon.
     let _ = tokio::time::timeout(Duration::from_secs(2), journal.flush()).await;
+    let _ = tokio::time::timeout(Duration::from_secs(2), recording).await;
+    let _ = tokio::time::timeout(Duration::from_secs(2), training.flush()).await;
     if let Ok(Err(line)) = tokio::time::timeout(Duration::from_secs(2), accounts.flush()).await {
         tracing::warn!("{line}");
     }
@@ -300,6 +356,12 @@ fn claim(lab: &str, dir: &Path) -> Result<File, StartError> {
         ))),
         Err(TryLockError::Error(e)) => Err(broken(e)),
     }
+}
+
+/// Says what is wrong, in the log and in the journal.
+fn complain(journal: &Journal, what: &str, line: &str) {
+    tracing::error!("{line}");
+    note(journal, what, line);
 }
 
 fn note(journal: &Journal, what: &str, reason: &str) {

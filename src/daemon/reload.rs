@@ -10,11 +10,11 @@ use futures_util::FutureExt as _;
 
 use super::{StartError, machine::Machine};
 use crate::{
-    config::Config,
+    config::{self, Config},
     node,
     pins::{self, Pins},
     supervise,
-    time::human,
+    time::{Timestamp, human},
 };
 
 /// Function that reads `labd.toml` again and refuses what a running daemon cannot change, compared with what it was
@@ -37,6 +37,9 @@ pub(super) fn reload(path: PathBuf, first: Config, machine: Machine) -> supervis
                     path.display()
                 ));
             }
+        }
+        if let Some(warning) = config::tls::check(&config, &path, Timestamp::now()).map_err(|e| e.to_string())? {
+            tracing::warn!("{warning}");
         }
         // The machine as it is now is what a person who asks for this wants to be planned for.
         let facts = node::facts();

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Check, DaemonSeen, QUESTION, Scene, blocking, count, say};
+use super::{Check, DaemonSeen, QUESTION, Scene, blocking, count, is_open_to_all, say};
 use crate::{
     daemon,
     engine::docker::Standing,
@@ -19,9 +19,7 @@ use crate::{
 pub(super) async fn config(scene: &Scene) -> Vec<Check> {
     const NAME: &str = "labd.toml";
     vec![match &scene.config {
-        Ok((config, Some(path)))
-            if config.holds_logins() && fs::metadata(path).is_ok_and(|m| m.mode() & 0o007 != 0) =>
-        {
+        Ok((config, Some(path))) if config.holds_logins() && is_open_to_all(path) => {
             let why =
                 format!("{} holds logins of mirrors or proxies, and every local user can read it", path.display());
             Check::warn(NAME, why, format!("chmod o= {}", path.display()))
@@ -141,7 +139,7 @@ pub(super) async fn services(scene: &Scene) -> Vec<Check> {
                 checks.push(Check::warn(NAME, said, format!("labd logs {name} -n 50")));
             }
             ServiceState::Unavailable => checks.push(Check::warn(NAME, said, "labd images list")),
-            ServiceState::Held => checks.push(Check::warn(NAME, said, format!("labd start {name}"))),
+            ServiceState::Held => checks.push(Check::warn(NAME, said, end_of_hold(name, &service.last_reason))),
             _ => {}
         }
     }
@@ -150,6 +148,12 @@ pub(super) async fn services(scene: &Scene) -> Vec<Check> {
         checks.push(Check::ok(NAME, format!("{ready} of {on} are ready{rest}")));
     }
     checks
+}
+
+/// Command that ends a hold: a reason that names a GPU's release is a quarantine, which `labd start` does not end.
+fn end_of_hold(name: &str, reason: &str) -> String {
+    let release = reason.split('`').find(|part| part.starts_with("labd gpu release "));
+    release.map_or_else(|| format!("labd start {name}"), str::to_owned)
 }
 
 /// Process of Ray.
@@ -274,6 +278,14 @@ mod tests {
         assert!(judge("loaded", "enabled", "active", "yes").1.starts_with("systemctl daemon-reload"));
         let other = judge_unit("LoadState=loaded\nUnitFileState=enabled\nActiveState=active\n", Some("[Unit]\n"));
         assert_eq!(other.fix.as_deref(), Some("labd install"));
+    }
+
+    #[test]
+    fn a_hold_is_ended_by_the_command_that_ends_it() {
+        let by_hand = "stopped by hand; `labd start ray-worker-1` or `docker start labd-ray-worker-1` releases it";
+        let quarantined = "its GPU is quarantined: it fell off the bus; reboot; then `labd gpu release SIM-1`";
+        assert_eq!(end_of_hold("ray-worker-1", by_hand), "labd start ray-worker-1");
+        assert_eq!(end_of_hold("ray-worker-1", quarantined), "labd gpu release SIM-1");
     }
 
     #[test]

@@ -252,7 +252,8 @@ mod tests {
     use crate::doctor::Verdict;
 
     fn disk(mount: &str, used: u64) -> DiskView {
-        DiskView { mount: mount.to_owned(), total_bytes: 1_000 << 30, available_bytes: (1_000 - used * 10) << 30 }
+        let available_bytes = (1_000 - used * 10) << 30;
+        DiskView { mount: mount.to_owned(), total_bytes: 1_000 << 30, available_bytes, device: None }
     }
 
     #[test]

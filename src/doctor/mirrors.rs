@@ -172,7 +172,7 @@ fn judge_packages(
     checks
 }
 
-/// Asks a place as the builds would, through the proxy of `labd.toml`. labd speaks no TLS: of an https place it is seen
+/// Asks a place as the builds would, through the proxy of `labd.toml`. No TLS is spoken: of an https place it is seen
 /// whether somebody is there, not what it says.
 async fn ask(url: &str, config: &Config) -> Answer {
     let Ok(url) = Url::parse(url) else {
@@ -195,12 +195,7 @@ async fn reach(url: &Url, config: &Config) -> Result<Option<i64>, String> {
     let build = &config.images.build;
     let (host, port) = (url.host_str().unwrap_or_default(), url.port_or_known_default().unwrap_or(443));
     let tls = url.scheme() == "https";
-    let proxy = if tls { &build.https_proxy } else { &build.http_proxy };
-    let direct = build.no_proxy.iter().flat_map(|list| list.split(',')).any(|n| {
-        let n = n.trim().trim_start_matches('.');
-        !n.is_empty() && (host == n || host.ends_with(&format!(".{n}")))
-    });
-    let proxy = proxy.as_deref().filter(|_| !direct).and_then(|p| Url::parse(p).ok());
+    let proxy = build.proxy(host, tls).and_then(|p| Url::parse(p).ok());
     let target = match &proxy {
         Some(p) => (p.host_str().unwrap_or_default().to_owned(), p.port_or_known_default().unwrap_or(3128)),
         None => (host.to_owned(), port),

@@ -4,6 +4,7 @@
 //! * [`gpu`]: GPUs, their drivers and device nodes, and how containers get them.
 //! * [`machine`]: memory, limits, disks, the clock.
 //! * [`ports`]: whether the lab's ports are free.
+//! * [`tls`]: the page's certificate, and what is open beyond this machine without one.
 //! * [`subnet`]: whether the lab's subnet is free, and who reaches whom across it.
 //! * [`store`]: known holes of the MinIO image.
 //! * [`mirrors`]: whether registries, mirrors and proxies can be reached.
@@ -21,11 +22,20 @@ mod mirrors;
 mod ports;
 mod store;
 mod subnet;
+mod tls;
 
-use std::{future::Future, path::PathBuf, pin::Pin, process::Stdio, sync::Arc, time::Duration};
+use std::{
+    fs,
+    future::Future,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    pin::Pin,
+    process::Stdio,
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
-use serde::{Deserialize, Serialize};
 use tokio::{process::Command, sync::OnceCell};
 
 use crate::{
@@ -35,77 +45,14 @@ use crate::{
         docker::{DockerEngine, Setup, Standing},
     },
     snapshot::Snapshot,
-    text::without_logins,
 };
+
+pub use crate::findings::{Check, Verdict};
 
 /// Longest time for one check.
 const CHECK: Duration = Duration::from_secs(10);
 /// Longest time for one question inside a check, so that what hangs is named and not only the check.
 const QUESTION: Duration = Duration::from_secs(5);
-
-/// Verdict of a check.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Verdict {
-    /// As it should be.
-    Ok,
-    /// Not checked; `why` says why.
-    Skipped,
-    /// Works now, and will hurt.
-    Warn,
-    /// Broken, or will not work.
-    Fail,
-}
-
-impl Verdict {
-    /// The word on the screen and in JSON.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::Skipped => "skipped",
-            Self::Warn => "warn",
-            Self::Fail => "fail",
-        }
-    }
-}
-
-/// Finding of one check.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Check {
-    /// Name of the check, such as `live-restore`. Several findings of one kind share it.
-    pub name: String,
-    /// Verdict.
-    pub verdict: Verdict,
-    /// Reason, in one line.
-    pub why: String,
-    /// Fix, for a root shell, one command per line. What only a person can do is a comment (`# ...`).
-    pub fix: Option<String>,
-}
-
-impl Check {
-    fn new(name: &str, verdict: Verdict, why: impl Into<String>, fix: Option<String>) -> Self {
-        // People paste what doctor says into mails, and addresses of mirrors and proxies may hold logins.
-        let why: String = why.into();
-        let fix = fix.map(|text| without_logins(&text));
-        Self { name: name.to_owned(), verdict, why: without_logins(&why), fix }
-    }
-
-    fn ok(name: &str, why: impl Into<String>) -> Self {
-        Self::new(name, Verdict::Ok, why, None)
-    }
-
-    fn skipped(name: &str, why: impl Into<String>) -> Self {
-        Self::new(name, Verdict::Skipped, why, None)
-    }
-
-    fn warn(name: &str, why: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self::new(name, Verdict::Warn, why, Some(fix.into()))
-    }
-
-    fn fail(name: &str, why: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self::new(name, Verdict::Fail, why, Some(fix.into()))
-    }
-}
 
 /// Subject of the examination.
 #[derive(Debug, Clone)]
@@ -252,6 +199,7 @@ fn list(scene: &Arc<Scene>) -> Vec<(&'static str, Work)> {
         "nfs": machine::nfs,
         "clock": machine::clock,
         "ports": ports::ports,
+        "tls": tls::tls,
         "subnet": subnet::subnet,
         "fake-ip": subnet::fake_ip,
         "subnet-guard": subnet::guarded,
@@ -353,6 +301,11 @@ fn uid() -> Option<u32> {
 }
 
 /// Number with its noun, such as `1 GPU` or `2 GPUs`.
+/// Whether every user of this machine can read this file, or change it.
+fn is_open_to_all(file: &Path) -> bool {
+    fs::metadata(file).is_ok_and(|file| file.mode() & 0o007 != 0)
+}
+
 fn count(n: usize, what: &str) -> String {
     if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
 }

@@ -49,6 +49,10 @@ pub(super) async fn ports(scene: &Scene) -> Vec<Check> {
 pub(super) fn wanted(config: &Config) -> Vec<Wanted> {
     let mut all =
         vec![Wanted { setting: "lab.page".into(), address: config.lab.page.ip(), port: config.lab.page.port() }];
+    if services::jupyter::DEF.is_enabled(config) && config.http.jupyter_port != 0 {
+        let setting = "http.jupyter_port".into();
+        all.push(Wanted { setting, address: config.lab.page.ip(), port: config.http.jupyter_port });
+    }
     let on = services::ALL.iter().filter(|def| def.is_enabled(config));
     for (name, port) in on.flat_map(|def| def.ports).filter_map(|port| port.setting(&config.ports)) {
         // 0 is for the engine to choose.
@@ -91,8 +95,8 @@ fn judge_ports(
                 let why = format!("port {port} (`{setting}`) is taken by {name} (pid {pid})");
                 checks.push(Check::fail(NAME, why, fix));
             }
-            // The daemon answers, and its page is somewhere.
-            None if daemon.is_some() && *setting == "lab.page" => ours += 1,
+            // The daemon answers, and what it listens at is somewhere.
+            None if daemon.is_some() && ["lab.page", "http.jupyter_port"].contains(&setting.as_str()) => ours += 1,
             None => {
                 let who =
                     if root_user { "another network namespace" } else { "another user (as root, doctor says whom)" };
@@ -199,7 +203,7 @@ mod tests {
     #[test]
     fn who_has_a_port_is_named() {
         let wanted = wanted(&config("[services.grafana]\nenabled = false\n[ports]\ngcs = 0\n"));
-        assert_eq!(wanted.len(), 6, "none for what is off or chosen by the engine");
+        assert_eq!(wanted.len(), 7, "none for what is off or chosen by the engine");
         let judge = |listeners: &[Listener], standing: &[Standing], daemon| {
             let found = judge_ports(&wanted, listeners, standing, "labd", daemon, false);
             assert_eq!(found.len(), 1, "{found:?}");
@@ -210,7 +214,7 @@ mod tests {
             port,
             process: process.map(|(pid, name)| (pid, name.to_owned())),
         };
-        assert_eq!(judge(&[], &[], None), (Verdict::Ok, "all 6 are free".into()));
+        assert_eq!(judge(&[], &[], None), (Verdict::Ok, "all 7 are free".into()));
         assert_eq!(judge(&[on(9000, "127.0.0.2".parse().expect("an address"), None)], &[], None).0, Verdict::Ok);
         assert_eq!(
             judge(&[on(9000, ANY, Some((7, "nginx")))], &[], None),
@@ -218,7 +222,7 @@ mod tests {
         );
         assert!(judge(&[on(9000, LOOP, None)], &[], None).1.contains("another user"));
         let page = on(8600, LOOP, Some((12, "labd")));
-        assert_eq!(judge(std::slice::from_ref(&page), &[], Some(12)).1, "1 held by this lab, 5 free");
+        assert_eq!(judge(std::slice::from_ref(&page), &[], Some(12)).1, "1 held by this lab, 6 free");
         assert!(judge(&[page], &[], None).1.contains("taken by labd (pid 12)"), "another lab's");
         let proxy = on(8888, LOOP, Some((9, "docker-proxy")));
         let ours = container("labd-jupyter", Some("labd"), LOOP, 8888);

@@ -60,6 +60,9 @@ impl IntoResponse for Own {
     }
 }
 
+/// Part of the name of the log of Ray's agent for environments.
+const ENVIRONMENTS: &str = "runtime_env_agent";
+
 /// Request that may pass.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Passed {
@@ -108,7 +111,7 @@ pub(super) fn check(
         return refuse(StatusCode::FORBIDDEN, "refused: service workers would outlive the login");
     }
     let path = target(uri.path(), up).map_err(|refused| not_passed(refused, up, uri))?;
-    if let Some(own) = own_answer(up, method, &understood(path)) {
+    if let Some(own) = own_answer(up, method, &understood(path), uri.query().unwrap_or_default()) {
         return Err(own);
     }
     if !admission.admin && up.admin_only {
@@ -141,7 +144,7 @@ fn not_passed(refused: Refused, up: &Upstream, uri: &Uri) -> Own {
 }
 
 /// Answer to what must not reach a service, or need not. `path` is what the service would understand.
-fn own_answer(up: &Upstream, method: &Method, path: &str) -> Option<Own> {
+fn own_answer(up: &Upstream, method: &Method, path: &str, query: &str) -> Option<Own> {
     let below = |of: &str| path.strip_prefix(of).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
     let forbidden = |text: &'static str| Some(Own::line(StatusCode::FORBIDDEN, text));
     match up.kind {
@@ -154,6 +157,10 @@ fn own_answer(up: &Upstream, method: &Method, path: &str) -> Option<Own> {
         Kind::Ray if ["/worker", "/task", "/memory_profile"].iter().any(|of| below(of)) => {
             forbidden("processes are not profiled through this page")
         }
+        // It writes each job's environment there, and what a person puts into `env_vars` is theirs.
+        Kind::Ray if below("/api/v0/logs") && names(query, ENVIRONMENTS) => {
+            forbidden("this log has jobs' environment variables in it, and is not shown here")
+        }
         // It has no button that would; and what is submitted past the front door is in no ledger.
         Kind::Ray if !matches!(*method, Method::GET | Method::HEAD) => {
             forbidden("Ray's dashboard is only looked at here: jobs are submitted at its own port")
@@ -163,6 +170,11 @@ fn own_answer(up: &Upstream, method: &Method, path: &str) -> Option<Own> {
         Kind::MinioConsole if below("/api/v1/logout") => Some(Own::Done),
         _ => None,
     }
+}
+
+/// Whether a value of a query has this word in it.
+fn names(query: &str, word: &str) -> bool {
+    url::form_urlencoded::parse(query.as_bytes()).any(|(_, value)| value.to_ascii_lowercase().contains(word))
 }
 
 /// The host that a request names, if it names one, once.
@@ -253,6 +265,21 @@ mod tests {
             vec![OWN, ("sec-fetch-site", "none"), ("sec-fetch-site", "cross-site")],
         ] {
             assert!(!own(&bad), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn the_log_with_everybodys_environment_variables_is_not_passed_on() {
+        let asked = |query: &str| {
+            judge(Kind::Ray, "GET", &format!("/ray/api/v0/logs/file?node_ip=198.18.0.9&{query}"), &[], true)
+        };
+        for query in
+            ["filename=runtime_env_agent.log", "filename=x%2F..%2Fruntime_env%5Fagent.log.1", "glob=Runtime_Env_Agent*"]
+        {
+            assert_eq!(asked(query).map_err(status), Err(403), "{query}");
+        }
+        for query in ["filename=runtime_env_setup-01000000.log", "filename=raylet.out", "submission_id=raysubmit_1"] {
+            assert!(asked(query).is_ok(), "{query}");
         }
     }
 

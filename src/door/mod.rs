@@ -112,6 +112,11 @@ impl Door {
         Self::new(watch::channel(Arc::default()).1, SignIns::none())
     }
 
+    /// Whether a service is there to be asked.
+    pub fn is_there(&self, kind: Kind) -> bool {
+        self.upstreams.borrow().address(kind).is_some()
+    }
+
     /// Passes a request on to a service, and its answer back. Only its own path is ever passed on to it, so the address
     /// must be the one that the client sent: a router may be merged with another, and not nested in one.
     pub async fn pass(&self, kind: Kind, admission: Admission, request: Request) -> Response {

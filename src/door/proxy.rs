@@ -137,7 +137,7 @@ impl Moved {
 }
 
 /// Body as it is, which fails when no piece of it comes for this time; `fault` is why it failed.
-fn timed(body: Body, patience: Duration, moved: Moved, fault: Arc<OnceLock<Fault>>) -> Body {
+pub(super) fn timed(body: Body, patience: Duration, moved: Moved, fault: Arc<OnceLock<Fault>>) -> Body {
     if body.is_end_stream() {
         return body;
     }

@@ -479,6 +479,21 @@ async fn waits_end() {
     assert_eq!((status, line.as_str()), (504, "Grafana does not answer\n"));
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_answer_is_waited_for_from_the_last_piece_of_a_request_on() {
+    let moved = proxy::Moved::default();
+    let begun = tokio::time::Instant::now();
+    let (fault, every) = (Arc::default(), Duration::from_secs(3));
+    let slow = stream::unfold(0, move |n| async move {
+        tokio::time::sleep(every).await;
+        (n < 4).then_some((Ok::<_, std::io::Error>("piece"), n + 1))
+    });
+    let body = proxy::timed(Body::from_stream(slow), every * 2, moved.clone(), fault);
+    let (whole, ()) = tokio::join!(to_bytes(body, usize::MAX), moved.silent(every + Duration::from_secs(1)));
+    assert_eq!(whole.expect("all of it").len(), 20);
+    assert_eq!(begun.elapsed(), every * 4 + every + Duration::from_secs(1));
+}
+
 #[tokio::test]
 async fn an_upload_is_not_buffered() {
     const PIECES: usize = 50;

@@ -9,18 +9,20 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use axum::{
     Router,
     extract::{Request, State as From},
-    http::{HeaderMap, StatusCode},
+    http::StatusCode,
     response::{IntoResponse, Response},
     routing::post,
 };
-use http_body_util::{BodyExt as _, Limited};
 use serde::Deserialize;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::Instant,
 };
 
-use super::FrontDoor;
+use super::{
+    FrontDoor,
+    posts::{self, Trust},
+};
 use crate::{
     config::Bytes,
     journal::{Entry as Record, Journal, Kind},
@@ -108,12 +110,9 @@ pub fn spawn(journal: Journal) -> (Installs, watch::Receiver<Arc<InstallsView>>)
     (Installs { reports }, view)
 }
 
-/// Check whether a request is one of the lab's own, by the front door's token.
-type Trust = Arc<dyn Fn(&HeaderMap) -> bool + Send + Sync>;
-
 /// The router for reports, beside the front door's own.
 pub fn router(door: FrontDoor, installs: Installs) -> Router {
-    of(Arc::new(move |headers: &HeaderMap| door.is_ours(headers)), installs)
+    of(posts::trust(door), installs)
 }
 
 fn of(trust: Trust, installs: Installs) -> Router {
@@ -122,13 +121,11 @@ fn of(trust: Trust, installs: Installs) -> Router {
 
 async fn report(From((trust, installs)): From<(Trust, Installs)>, request: Request) -> Response {
     let say = |status: StatusCode, text: &'static str| (status, text).into_response();
-    if !trust(request.headers()) {
-        return say(StatusCode::UNAUTHORIZED, "not authorized: `Authorization: Bearer` with Ray's token is needed\n");
-    }
-    let Ok(body) = Limited::new(request.into_body(), LARGEST).collect().await else {
-        return say(StatusCode::PAYLOAD_TOO_LARGE, "a report exceeds 16 KiB\n");
+    let body = match posts::body(&trust, request, LARGEST, "a report exceeds 16 KiB\n").await {
+        Ok(body) => body,
+        Err(refusal) => return refusal.into_response(),
     };
-    let Some(report) = Report::parse(&body.to_bytes()) else {
+    let Some(report) = Report::parse(&body) else {
         return say(
             StatusCode::BAD_REQUEST,
             "not a report: JSON with node, job, key, phase, since_ms, bytes, packages\n",
@@ -265,7 +262,7 @@ pub fn in_words(i: &InstallView, now: Timestamp) -> String {
 
 #[cfg(test)]
 mod tests {
-    use axum::body::Body;
+    use axum::{body::Body, http::HeaderMap};
     use serde_json::{Value, json};
     use tower::ServiceExt as _;
 
@@ -381,6 +378,15 @@ mod tests {
         view.changed().await.expect("the task lives");
         assert_eq!(view.borrow_and_update().installs, []);
         assert_eq!(began.elapsed().as_secs(), SILENT.as_secs());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_report_that_never_ends_is_given_up() {
+        let router = of(Arc::new(|_: &HeaderMap| true), spawn(Journal::in_memory()).0);
+        let body = Body::from_stream(futures_util::stream::pending::<Result<bytes::Bytes, std::io::Error>>());
+        let answer = router.oneshot(Request::post("/labd/installs").body(body).expect("valid"));
+        let answer = tokio::time::timeout(Duration::from_secs(20), answer).await.expect("given up");
+        assert_eq!(answer.expect("infallible").status(), StatusCode::REQUEST_TIMEOUT);
     }
 
     #[test]

@@ -12,6 +12,7 @@
 //! | `PUT /api/packages/gcs/{name}` | passed on while a copy is kept | kept, uploaded with its job |
 //! | `GET /api/packages/gcs/{name}` | passed on, unless no copy is kept | answered from what is kept |
 //! | `GET /api/version` | passed on | the last answer, which every client asks for first |
+//! | `GET /api/grafana_health` | "disabled": panels are on labd's page | the same |
 //! | everything else | passed on | `503` with `Retry-After` |
 //!
 //! Ray checks its token itself; labd checks it, too, before anything is recorded, since what is recorded is submitted
@@ -20,7 +21,9 @@
 
 pub mod installs;
 mod job;
+mod posts;
 mod proxy;
+pub mod reports;
 mod tail;
 #[cfg(test)]
 mod tests;
@@ -35,6 +38,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{any, get, post},
 };
+use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt as _, Limited};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
@@ -48,8 +52,9 @@ use crate::{
         packages::Packages,
         submission::{self, Submission},
     },
-    ray::{Endpoint, Gcs, HttpJobs, RayView, Reply},
+    ray::{Endpoint, Gcs, HttpJobs, RayView, Reply, dashboards::HEALTHY},
     secret::Secret,
+    services::front_door::GRAFANA,
     text::path_segment,
     time::Timestamp,
 };
@@ -62,6 +67,10 @@ const ANSWER: Duration = Duration::from_mins(1);
 const HOLD: Duration = Duration::from_mins(1);
 /// Time after which a client should ask again: a head that died is back in about 5 s.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("2");
+
+/// What Ray's dashboard hears of Grafana on this address, where `/grafana` is nobody's: as where it is switched off. Behind the
+/// page's login it hears the head itself.
+const NO_PANELS: &str = r#"{"result":true,"msg":"Grafana disabled","data":{"grafanaHost":"DISABLED"}}"#;
 
 /// Front door: everything that it answers from.
 #[derive(Clone)]
@@ -153,10 +162,16 @@ impl FrontDoor {
     }
 }
 
+fn json(text: &'static str) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "application/json")], text)
+}
+
 /// The router for both listeners.
 pub fn router(door: FrontDoor) -> Router {
     Router::new()
         .route("/labd/healthz", get(|| async { "ok\n" }))
+        .route(&format!("{GRAFANA}/api/health"), get(|| async { json(HEALTHY) }))
+        .route("/api/grafana_health", get(|| async { json(NO_PANELS) }))
         .route("/api/version", get(version))
         .route("/api/jobs", post(submit).fallback(any(pass_on)))
         .route("/api/jobs/", post(submit).fallback(any(pass_on)))
@@ -187,13 +202,9 @@ async fn submit(From(door): From<FrontDoor>, request: Request) -> Response {
         return door.pass(request).await;
     }
     let (parts, body) = request.into_parts();
-    let body = match Limited::new(body, submission::LARGEST).collect().await {
-        Ok(body) => body.to_bytes(),
-        Err(e) if e.is::<http_body_util::LengthLimitError>() => {
-            let text = "a submission must be at most 1 MiB: put larger data into a file of `working_dir`\n";
-            return (StatusCode::PAYLOAD_TOO_LARGE, text).into_response();
-        }
-        Err(_) => return (StatusCode::BAD_REQUEST, "the submission broke off\n").into_response(),
+    let body = match whole(body).await {
+        Ok(body) => body,
+        Err(refusal) => return refusal.into_response(),
     };
     match Submission::parse(&body) {
         Some(submission) => match submission.check() {
@@ -208,6 +219,24 @@ async fn submit(From(door): From<FrontDoor>, request: Request) -> Response {
         None => {
             let text = "not a submission: a JSON object with a string `entrypoint`, and `metadata` and `runtime_env` as objects\n";
             (StatusCode::BAD_REQUEST, text).into_response()
+        }
+    }
+}
+
+/// Body of a submission, which may come slowly, but not without end.
+async fn whole(body: Body) -> Result<Bytes, (StatusCode, &'static str)> {
+    let mut body = Limited::new(body, submission::LARGEST);
+    let mut bytes = BytesMut::new();
+    loop {
+        match tokio::time::timeout(ANSWER, body.frame()).await {
+            Ok(Some(Ok(frame))) => bytes.extend_from_slice(&frame.into_data().unwrap_or_default()),
+            Ok(None) => return Ok(bytes.freeze()),
+            Ok(Some(Err(e))) if e.is::<http_body_util::LengthLimitError>() => {
+                let text = "a submission must be at most 1 MiB: put larger data into a file of `working_dir`\n";
+                return Err((StatusCode::PAYLOAD_TOO_LARGE, text));
+            }
+            Ok(Some(Err(_))) => return Err((StatusCode::BAD_REQUEST, "the submission broke off\n")),
+            Err(_) => return Err((StatusCode::REQUEST_TIMEOUT, "the submission brought nothing for a minute\n")),
         }
     }
 }

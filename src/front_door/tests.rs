@@ -293,6 +293,16 @@ async fn a_submission_is_recorded_placed_and_submitted_and_a_strangers_or_a_page
 }
 
 #[tokio::test]
+async fn the_head_hears_that_panels_can_be_embedded_and_a_page_on_this_address_that_they_cannot() {
+    let rig = Rig::new().await;
+    let (status, text) = rig.ask(Method::GET, "/labd/grafana/api/health", &[], Body::empty()).await;
+    assert!(status == StatusCode::OK && text.contains(r#""database":"ok""#), "{status} {text}");
+    let (status, text) = rig.ask(Method::GET, "/api/grafana_health", &[], Body::empty()).await;
+    assert!(status == StatusCode::OK && text.contains(r#""grafanaHost":"DISABLED""#), "{status} {text}");
+    assert!(rig.heard.lock().expect("unpoisoned").is_empty(), "nobody asked the head");
+}
+
+#[tokio::test]
 async fn while_the_head_is_away_submissions_are_kept_and_reads_are_told_to_come_again() {
     let rig = Rig::new().await;
     rig.away();
@@ -630,4 +640,16 @@ fn a_job_is_deleted_once_ray_has_seen_its_end() {
     assert_eq!((wait(10_000), wait(12_500)), (Duration::from_secs(3), Duration::from_millis(500)));
     assert_eq!((wait(13_000), wait(99_000)), (Duration::ZERO, Duration::ZERO));
     assert_eq!(wait(0), Duration::from_secs(3), "never longer, whatever the clocks say");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_submission_may_come_slowly_and_is_given_up_when_nothing_comes() {
+    let slow = futures_util::stream::unfold(0, |n| async move {
+        tokio::time::sleep(ANSWER / 2).await;
+        (n < 5).then(|| (Ok::<_, std::io::Error>(bytes::Bytes::from_static(b"ab")), n + 1))
+    });
+    assert_eq!(super::whole(Body::from_stream(slow)).await, Ok(bytes::Bytes::from_static(b"ababababab")));
+    let silent = Body::from_stream(futures_util::stream::pending::<Result<bytes::Bytes, std::io::Error>>());
+    let refused = tokio::time::timeout(2 * ANSWER, super::whole(silent)).await.expect("given up");
+    assert_eq!(refused.map_err(|(status, _)| status), Err(StatusCode::REQUEST_TIMEOUT));
 }

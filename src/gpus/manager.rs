@@ -592,7 +592,7 @@ impl GpuManager {
             }
             Order::Drill { fault, .. } => {
                 let Some(fault) = health::by_code(fault) else {
-                    return Err(Refusal::Invalid(format!("no fault `{fault}`; `labd gpu faults` lists them")));
+                    return Err(Refusal::UnknownService(format!("no fault `{fault}`; `labd gpu faults` lists them")));
                 };
                 let now = Timestamp::now();
                 self.said.retain(|(of, _), _| *of != id);

@@ -1,17 +1,34 @@
 //! `GET /api/v1/credentials`: the one place where secrets are shown, and only over the Unix socket.
 
 use axum::{Json, extract::State as From};
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::State;
+use crate::credentials::Credential;
+
+/// Credential of one service, in the clear.
+#[derive(JsonSchema, Serialize)]
+pub(super) struct CredentialView {
+    /// Name of what it opens.
+    name: String,
+    /// Name to log in with; absent where none is asked for.
+    user: Option<String>,
+    /// Password, token or key.
+    secret: String,
+    /// Address of what it opens.
+    url: String,
+}
 
 /// Credentials of the lab, in the clear.
-pub(super) async fn get(From(state): From<State>) -> Json<Value> {
-    let all = state.credentials.borrow();
-    all.iter()
-        .map(|c| json!({ "name": c.name, "user": c.user, "secret": c.secret.expose(), "url": c.url }))
-        .collect::<Value>()
-        .into()
+pub(super) async fn get(From(state): From<State>) -> Json<Vec<CredentialView>> {
+    let view = |c: &Credential| CredentialView {
+        name: c.name.clone(),
+        user: c.user.clone(),
+        secret: c.secret.expose().to_owned(),
+        url: c.url.clone(),
+    };
+    Json(state.credentials.borrow().iter().map(view).collect())
 }
 
 #[cfg(test)]

@@ -1,14 +1,45 @@
-//! Refusals as JSON: `{"error": "one line"}` with the fitting status.
+//! Refusals as problem details (RFC 9457), with the fitting status. `detail` is one line for a person; `error` is the same,
+//! under the name that earlier versions had for it.
 
 use axum::{
     Json,
-    extract::{OriginalUri, rejection::QueryRejection},
-    http::{Method, StatusCode},
+    extract::OriginalUri,
+    http::{Method, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use crate::control::Refusal;
+
+/// Refusal as it is sent.
+#[derive(JsonSchema, Serialize)]
+pub(super) struct Problem {
+    /// One line for a person: what is wrong, and what would be right.
+    detail: String,
+    /// The same, under the name that earlier versions had for it.
+    error: String,
+    /// The HTTP status.
+    #[schemars(range(min = 400, max = 599))]
+    status: u16,
+    /// The status in words.
+    title: &'static str,
+    /// Kind of problem, by RFC 9457: there is nothing to know beyond the status.
+    #[serde(rename = "type")]
+    kind: &'static str,
+}
+
+/// Answer to something that was asked for and is under way or done.
+#[derive(JsonSchema, Serialize)]
+pub(super) struct Done {
+    /// One line for a person.
+    message: String,
+}
+
+/// Answer that something is under way or done.
+pub(super) fn done(message: impl Into<String>) -> Json<Done> {
+    Json(Done { message: message.into() })
+}
 
 /// Refusal of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,7 +59,16 @@ impl ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        (self.status, Json(json!({ "error": self.text }))).into_response()
+        let problem = Problem {
+            error: self.text.clone(),
+            detail: self.text,
+            status: self.status.as_u16(),
+            title: self.status.canonical_reason().unwrap_or_default(),
+            kind: "about:blank",
+        };
+        // Strings and a number always serialise.
+        let problem = serde_json::to_string(&problem).unwrap_or_default();
+        (self.status, [(header::CONTENT_TYPE, "application/problem+json")], problem).into_response()
     }
 }
 
@@ -37,15 +77,10 @@ impl From<Refusal> for ApiError {
         let status = match refusal {
             Refusal::UnknownService(_) => StatusCode::NOT_FOUND,
             Refusal::Invalid(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            Refusal::Barred(_) => StatusCode::CONFLICT,
             Refusal::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
         };
         Self::new(status, refusal.to_string())
-    }
-}
-
-impl From<QueryRejection> for ApiError {
-    fn from(rejection: QueryRejection) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, rejection.body_text())
     }
 }
 

@@ -1,30 +1,33 @@
 //! `POST /api/v1/reload`, `POST /api/v1/apply` and `POST /api/v1/down`: commands to the whole lab.
 
 use axum::{Extension, Json, extract::State as From};
-use serde_json::{Value, json};
 
-use super::{ApiError, State, who::Who};
+use super::{
+    ApiError, State,
+    error::{Done, done},
+    who::Who,
+};
 use crate::control::Command;
 
 /// Reads `labd.toml` again; a broken one is refused and changes nothing.
-pub(super) async fn reload(From(state): From<State>, Extension(who): Extension<Who>) -> Result<Json<Value>, ApiError> {
+pub(super) async fn reload(From(state): From<State>, Extension(who): Extension<Who>) -> Result<Json<Done>, ApiError> {
     ask(&state, &who, "reload", Command::Reload).await
 }
 
 /// Recreates what waits with changed settings.
-pub(super) async fn apply(From(state): From<State>, Extension(who): Extension<Who>) -> Result<Json<Value>, ApiError> {
+pub(super) async fn apply(From(state): From<State>, Extension(who): Extension<Who>) -> Result<Json<Done>, ApiError> {
     ask(&state, &who, "apply", Command::Apply).await
 }
 
 /// Stops and removes every container, keeps all data, ends the daemon.
-pub(super) async fn down(From(state): From<State>, Extension(who): Extension<Who>) -> Result<Json<Value>, ApiError> {
+pub(super) async fn down(From(state): From<State>, Extension(who): Extension<Who>) -> Result<Json<Done>, ApiError> {
     ask(&state, &who, "down", Command::Down).await
 }
 
-async fn ask(state: &State, who: &Who, what: &str, command: Command) -> Result<Json<Value>, ApiError> {
+async fn ask(state: &State, who: &Who, what: &str, command: Command) -> Result<Json<Done>, ApiError> {
     let message = state.control.ask(command).await?;
     state.asked(who, None, what);
-    Ok(Json(json!({ "message": message })))
+    Ok(done(message))
 }
 
 #[cfg(test)]

@@ -2,22 +2,24 @@
 
 use std::time::Duration;
 
-use axum::{
-    body::Body,
-    extract::{Path, Query, State as From, rejection::QueryRejection},
-    http::{StatusCode, header},
-    response::{IntoResponse, Response},
-};
+use axum::{body::Body, extract::State as From, http::StatusCode};
 use bytes::Bytes;
 use futures_util::{
     StreamExt as _,
     stream::{self, BoxStream},
 };
+use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{ApiError, State, stopped};
+use super::{
+    ApiError, State,
+    extract::{Path, Query},
+    openapi::Text,
+    services::named,
+    stopped,
+};
 
-const TAIL: usize = 200;
+const TAIL: u32 = 200;
 
 /// Source of the output of services.
 pub trait LogSource: Send + Sync + 'static {
@@ -27,10 +29,13 @@ pub trait LogSource: Send + Sync + 'static {
 }
 
 /// Query for output.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Wanted {
-    tail: Option<usize>,
+    /// Number of last lines; 200 when absent.
+    #[schemars(range(max = u32::MAX))]
+    tail: Option<u32>,
+    /// Whether to go on with what it writes from now on.
     #[serde(default)]
     follow: bool,
 }
@@ -39,11 +44,11 @@ pub(super) struct Wanted {
 pub(super) async fn get(
     From(state): From<State>,
     Path(name): Path<String>,
-    wanted: Result<Query<Wanted>, QueryRejection>,
-) -> Result<Response, ApiError> {
-    let Query(wanted) = wanted?;
-    known(&state, &name)?;
-    let mut lines = state.logs.logs(&name, wanted.tail.unwrap_or(TAIL), wanted.follow);
+    Query(wanted): Query<Wanted>,
+) -> Result<Text, ApiError> {
+    named(&state.snapshot.borrow(), &name)?;
+    let tail = usize::try_from(wanted.tail.unwrap_or(TAIL)).unwrap_or(usize::MAX);
+    let mut lines = state.logs.logs(&name, tail, wanted.follow);
     // A service may have written nothing yet; then the answer begins all the same.
     let first = match tokio::time::timeout(Duration::from_millis(500), lines.next()).await {
         Ok(Some(Err(reason))) => return Err(ApiError::new(StatusCode::BAD_GATEWAY, reason)),
@@ -51,17 +56,7 @@ pub(super) async fn get(
         Err(_) => None,
     };
     let body = stream::iter(first).chain(lines).map(|line| line.map_err(std::io::Error::other));
-    let body = Body::from_stream(body.take_until(stopped(state.shutdown)));
-    Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], body).into_response())
-}
-
-fn known(state: &State, name: &str) -> Result<(), ApiError> {
-    let snapshot = state.snapshot.borrow();
-    if snapshot.services.iter().any(|s| s.name == name) {
-        return Ok(());
-    }
-    let names: Vec<&str> = snapshot.services.iter().map(|s| s.name.as_str()).collect();
-    Err(ApiError::new(StatusCode::NOT_FOUND, format!("no service `{name}`; there are: {}", names.join(", "))))
+    Ok(Text(Body::from_stream(body.take_until(stopped(state.shutdown)))))
 }
 
 #[cfg(test)]

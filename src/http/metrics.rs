@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeMap,
     fmt::{Display, Write as _},
-    time::Duration,
 };
 
 use axum::{
@@ -15,7 +14,7 @@ use axum::{
 use super::State;
 use crate::{
     incident::Cause,
-    journal::{JournalHealth, Totals},
+    journal::{JournalHealth, RECOVERY_BOUNDS, Totals},
     snapshot::{EngineView, GpuState, JobStatus, Reading, ServiceState, Snapshot},
 };
 
@@ -85,15 +84,21 @@ fn render(s: &Snapshot, recording: bool, incidents: &BTreeMap<(String, Cause), T
             out.sample("labd_incidents_total", &labels, total.incidents);
         }
     }
-    out.family("labd_recovery_seconds", "summary", "From a service's death to its being ready again.");
+    out.family("labd_recovery_seconds", "histogram", "From a service's death to its being ready again.");
     for service in &s.services {
-        let of = incidents
-            .iter()
-            .filter(|((name, cause), _)| *name == service.name && *cause != Cause::Asked && cause.ends());
-        let (count, sum) = of.fold((0, Duration::ZERO), |(n, d), (_, t)| (n + t.recovered, d + t.recovery));
+        let mut total = Totals::default();
+        for ((name, cause), of) in incidents {
+            if *name == service.name && *cause != Cause::Asked && cause.ends() {
+                total.add(of);
+            }
+        }
         let labels = [("service", service.name.as_str())];
-        out.sample("labd_recovery_seconds_sum", &labels, sum.as_secs_f64());
-        out.sample("labd_recovery_seconds_count", &labels, count);
+        let bounds = RECOVERY_BOUNDS.iter().map(u64::to_string).zip(total.within);
+        for (bound, count) in bounds.chain([("+Inf".to_owned(), total.recovered)]) {
+            out.sample("labd_recovery_seconds_bucket", &[labels[0], ("le", &bound)], count);
+        }
+        out.sample("labd_recovery_seconds_sum", &labels, total.recovery.as_secs_f64());
+        out.sample("labd_recovery_seconds_count", &labels, total.recovered);
     }
 
     out.family("labd_gpu_info", "gauge", "One series per GPU; always 1. `simulated` is true without such hardware.");
@@ -198,6 +203,8 @@ impl Text {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::{
         http::{
@@ -235,6 +242,9 @@ mod tests {
                  worker=\"ray-worker-0\"} 1",
                 "labd_incidents_total{service=\"ray-head\",cause=\"exit\"} 1",
                 "labd_incidents_total{service=\"ray-head\",cause=\"hang\"} 0",
+                "labd_recovery_seconds_bucket{service=\"ray-head\",le=\"3\"} 0",
+                "labd_recovery_seconds_bucket{service=\"ray-head\",le=\"5\"} 1",
+                "labd_recovery_seconds_bucket{service=\"ray-head\",le=\"+Inf\"} 1",
                 "labd_recovery_seconds_sum{service=\"ray-head\"} 4.5",
                 "labd_recovery_seconds_count{service=\"ray-head\"} 1",
                 "labd_jobs{status=\"RUNNING\"} 1",
@@ -252,7 +262,8 @@ mod tests {
     #[test]
     fn what_dashboards_ask_for_stays_as_it_was_released() {
         let snapshot = serde_json::from_str(include_str!("../../tests/data/golden/snapshot.json")).expect("a snapshot");
-        let totals = Totals { incidents: 2, recovered: 1, recovery: Duration::from_millis(4_500) };
+        let mut totals = Totals { incidents: 2, ..Totals::default() };
+        totals.add_recovery(Duration::from_millis(4_500));
         let incidents = Cause::ALL.map(|cause| (("minio".to_owned(), cause), totals)).into();
         let text = render(&snapshot, true, &incidents);
         // What it says to people may be said better; names, labels and values are what machines read.
@@ -274,7 +285,8 @@ mod tests {
                 assert!(announced.insert(rest.split(' ').next().expect("a name")), "twice: {line}");
             } else if !line.starts_with('#') {
                 let name = line.split(['{', ' ']).next().expect("a name");
-                let family = name.trim_end_matches("_sum").trim_end_matches("_count");
+                let family =
+                    ["_bucket", "_sum", "_count"].iter().find_map(|part| name.strip_suffix(part)).unwrap_or(name);
                 assert!(announced.contains(family), "not announced: {line}");
                 assert!(line.rsplit_once(' ').expect("a value").1.parse::<f64>().is_ok(), "{line}");
             }

@@ -6,6 +6,8 @@ use std::{
     net::{IpAddr, SocketAddr},
     os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
+    pin::Pin,
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -18,13 +20,23 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::{
+    net::sockopt::set_tcp_user_timeout,
+    process::{Resource, Rlimit, getrlimit, setrlimit},
+};
 use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
-    sync::{Semaphore, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    time::Sleep,
 };
 
-use super::{login::Address, stopped, who::Peer};
+use super::{
+    login::Address,
+    stopped,
+    tls::{OverTls, Secured, Stream},
+    who::Peer,
+};
 use crate::files;
 
 /// Longest time that an answer in progress may take once the daemon ends.
@@ -32,6 +44,9 @@ const GRACE: Duration = Duration::from_secs(2);
 /// Silence after which a client is not waited for, at first or between two requests. Clients with longer-lived
 /// connections connect again: other servers close theirs after 5 s.
 const SILENCE: Duration = Duration::from_secs(10);
+/// Time after which a client that reads nothing of what is said to it is dropped: a page that sleeps comes back by itself.
+/// Chosen, not measured.
+const STALLED: Duration = Duration::from_secs(30);
 /// Largest number of connections of one listener.
 const CONNECTIONS: u64 = 8_192;
 
@@ -44,11 +59,11 @@ pub fn raise_open_files() -> u64 {
     now.unwrap_or(u64::MAX)
 }
 
-/// Number of connections that one listener takes: four listeners together leave half of the descriptors to the engine,
+/// Number of connections that one listener takes: five listeners together leave half of the descriptors to the engine,
 /// the databases and the clients of the head.
 fn most_connections() -> usize {
     let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    usize::try_from((files / 8).clamp(16, CONNECTIONS)).unwrap_or(usize::MAX)
+    usize::try_from((files / 10).clamp(16, CONNECTIONS)).unwrap_or(usize::MAX)
 }
 
 /// Reason why labd cannot listen.
@@ -139,7 +154,7 @@ fn lock(path: &Path, socket: &Path) -> Result<File, ServeError> {
 pub async fn serve_unix(socket: UnixSocket, router: Router, shutdown: watch::Receiver<bool>) {
     let UnixSocket { listener, path, _lock } = socket;
     let listener = WithUser(listener);
-    serve(listener, router, shutdown, most_connections()).await;
+    serve(listener, Plainly::new(router), shutdown, most_connections()).await;
     let _ = fs::remove_file(&path);
 }
 
@@ -164,22 +179,73 @@ pub async fn bind_tcp(addr: SocketAddr, setting: &str) -> Result<TcpListener, Se
 
 /// Serves until `shutdown` turns true.
 pub async fn serve_tcp(listener: TcpListener, router: Router, shutdown: watch::Receiver<bool>) {
-    serve_few(listener, router, shutdown, most_connections()).await;
+    serve(prompt(listener), Plainly::new(router), shutdown, most_connections()).await;
 }
 
-async fn serve_few(listener: TcpListener, router: Router, shutdown: watch::Receiver<bool>, most: usize) {
-    // Answers are small, and people wait for them.
-    let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
-    serve(listener, router, shutdown, most).await;
+/// Serves over TLS, where the configuration asks for that, until `shutdown` turns true.
+pub async fn serve_secured(listener: TcpListener, secured: Secured, shutdown: watch::Receiver<bool>) {
+    serve(prompt(listener), secured, shutdown, most_connections()).await;
+}
+
+/// Listener whose connections wait for nobody: answers are small, and people wait for them.
+fn prompt(listener: TcpListener) -> impl Listener<Io = TcpStream, Addr = SocketAddr> {
+    listener.tap_io(|stream| {
+        drop(stream.set_nodelay(true));
+        // The kernel holds megabytes for a client before a write has to wait: it counts from the first that is not taken.
+        let _ = set_tcp_user_timeout(stream, u32::try_from(STALLED.as_millis()).unwrap_or(u32::MAX));
+    })
 }
 
 /// Serves `known` peers alone until `shutdown` turns true; a connection of anybody else is closed unheard.
 pub async fn serve_tcp_to(known: Vec<IpAddr>, listener: TcpListener, router: Router, shutdown: watch::Receiver<bool>) {
-    serve(KnownPeers { known, listener }, router, shutdown, most_connections()).await;
+    serve(KnownPeers { known, listener }, Plainly::new(router), shutdown, most_connections()).await;
+}
+
+/// Beginning of a connection: what HTTP is spoken on, and who answers.
+pub(super) trait Greets<S, O>: Clone + Send + 'static {
+    /// Stream that HTTP is spoken on.
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    /// The greeted connection; none for one that comes to nothing.
+    fn greet(self, stream: S, other_end: &O) -> impl Future<Output = Option<Greeted<Self::Stream>>> + Send;
+}
+
+/// Connection on which HTTP can begin.
+pub(super) struct Greeted<S> {
+    pub(super) stream: S,
+    pub(super) service: TowerToHyperService<Router>,
+    pub(super) over: OverTls,
+}
+
+/// Greeting of those who begin with HTTP at once.
+#[derive(Clone)]
+struct Plainly(TowerToHyperService<Router>);
+
+impl Plainly {
+    fn new(router: Router) -> Self {
+        Self(TowerToHyperService::new(router))
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static, O: Sync> Greets<S, O> for Plainly {
+    type Stream = S;
+
+    async fn greet(self, stream: S, _: &O) -> Option<Greeted<S>> {
+        Some(Greeted { stream, service: self.0, over: OverTls(false) })
+    }
+}
+
+impl Greets<TcpStream, SocketAddr> for Secured {
+    type Stream = Stream;
+
+    async fn greet(self, stream: TcpStream, other_end: &SocketAddr) -> Option<Greeted<Stream>> {
+        // A handshake is a few steps: whoever takes longer says nothing.
+        tokio::time::timeout(SILENCE, Secured::greet(self, stream, *other_end)).await.ok()?
+    }
 }
 
 /// Other end of a connection, of which the requests on it are told.
-trait OtherEnd: Clone + Send + 'static {
+trait OtherEnd: Clone + Send + Sync + 'static {
     fn tell(&self, request: &mut Request<Incoming>);
 }
 
@@ -219,6 +285,7 @@ impl Listener for WithUser {
 #[derive(Clone)]
 struct Telling<O> {
     other_end: O,
+    over: OverTls,
     inner: TowerToHyperService<Router>,
 }
 
@@ -229,6 +296,9 @@ impl<O: OtherEnd> Service<Request<Incoming>> for Telling<O> {
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         self.other_end.tell(&mut request);
+        if self.over.0 {
+            request.extensions_mut().insert(self.over);
+        }
         self.inner.call(request)
     }
 }
@@ -257,17 +327,74 @@ impl Listener for KnownPeers {
     }
 }
 
+/// Connection whose other end must read: what is said to it may wait for [`STALLED`], not longer.
+struct Impatient<S> {
+    stream: S,
+    stalled: Option<Pin<Box<Sleep>>>,
+    /// Place that it takes, also once it is a WebSocket, of which the server knows nothing any more.
+    #[expect(dead_code, reason = "held, not read")]
+    place: Option<OwnedSemaphorePermit>,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Impatient<S> {
+    /// Result of a step of writing, or the end of patience.
+    fn patient<T>(&mut self, cx: &mut Context<'_>, step: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if step.is_ready() {
+            self.stalled = None;
+            return step;
+        }
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(STALLED)));
+        ready!(stalled.as_mut().poll(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Impatient<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Impatient<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let step = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.patient(cx, step)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let step = Pin::new(&mut self.stream).poll_flush(cx);
+        self.patient(cx, step)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let step = Pin::new(&mut self.stream).poll_shutdown(cx);
+        self.patient(cx, step)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let step = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.patient(cx, step)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
 /// Takes connections, at most `most` at once, until `shutdown` turns true; those that are then being answered
 /// have a moment. A client that does not read its answer must not keep the daemon from ending.
-async fn serve(
-    mut listener: impl Listener<Addr: OtherEnd>,
-    router: Router,
+async fn serve<L: Listener<Addr: OtherEnd>>(
+    mut listener: L,
+    greeting: impl Greets<L::Io, L::Addr>,
     shutdown: watch::Receiver<bool>,
     most: usize,
 ) {
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(SILENCE);
-    let service = TowerToHyperService::new(router);
     let places = std::sync::Arc::new(Semaphore::new(most));
     let end = stopped(shutdown.clone());
     tokio::pin!(end);
@@ -281,11 +408,18 @@ async fn serve(
             next = next => next,
             () = &mut end => break,
         };
-        let service = Telling { other_end, inner: service.clone() };
-        let (connection, end) = (http.serve_connection(TokioIo::new(stream), service), stopped(shutdown.clone()));
+        let (http, greeting, end) = (http.clone(), greeting.clone(), stopped(shutdown.clone()));
         tokio::spawn(async move {
-            let mut connection = std::pin::pin!(connection.with_upgrades());
-            // How a client leaves is its own affair.
+            let mut end = std::pin::pin!(end);
+            // How a client leaves, and what it does not understand of a greeting, is its own affair.
+            let greeted = tokio::select! {
+                greeted = greeting.greet(stream, &other_end) => greeted,
+                () = &mut end => None,
+            };
+            let Some(Greeted { stream, service, over }) = greeted else { return };
+            let service = Telling { other_end, over, inner: service };
+            let stream = TokioIo::new(Impatient { stream, stalled: None, place });
+            let mut connection = std::pin::pin!(http.serve_connection(stream, service).with_upgrades());
             tokio::select! {
                 _ = &mut connection => {}
                 () = end => {
@@ -293,7 +427,6 @@ async fn serve(
                     let _ = tokio::time::timeout(GRACE, connection).await;
                 }
             }
-            drop(place);
         });
     }
     let all = places.acquire_many(u32::try_from(most).unwrap_or(u32::MAX));
@@ -302,6 +435,10 @@ async fn serve(
 
 #[cfg(test)]
 mod tests {
+    use axum::{
+        extract::ws::WebSocketUpgrade,
+        routing::{any, get},
+    };
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
@@ -394,7 +531,8 @@ mod tests {
         assert!(raise_open_files() >= 1_024 && most_connections() >= 16);
         let listener = bind_tcp("127.0.0.1:0".parse().expect("an address"), "lab.page").await.expect("binds");
         let addr = listener.local_addr().expect("bound");
-        tokio::spawn(serve_few(listener, public_router(lab.state.clone()), lab.state.shutdown.clone(), 20));
+        let greeting = Plainly::new(public_router(lab.state.clone()));
+        tokio::spawn(serve(prompt(listener), greeting, lab.state.shutdown.clone(), 20));
         let mut idle = Vec::new();
         for _ in 0..20 {
             idle.push(tokio::net::TcpStream::connect(addr).await.expect("it listens"));
@@ -439,5 +577,51 @@ mod tests {
         tokio::time::sleep(Duration::from_millis(50)).await;
         lab.shutdown.send_replace(true);
         tokio::time::timeout(GRACE * 3, server).await.expect("it ends").expect("no panic");
+    }
+
+    #[tokio::test]
+    async fn a_websocket_takes_a_place_until_it_ends() {
+        let opened = any(|upgrade: WebSocketUpgrade| async move {
+            upgrade.on_upgrade(|mut socket| async move { while socket.recv().await.is_some() {} })
+        });
+        let router = Router::new().route("/ws", opened).route("/", get(|| async { "here" }));
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let address = listener.local_addr().expect("bound");
+        let lab = Lab::new();
+        tokio::spawn(serve(listener, Plainly::new(router), lab.state.shutdown.clone(), 1));
+        let socket = TcpStream::connect(address).await.expect("it listens");
+        let (socket, _) = tokio_tungstenite::client_async(format!("ws://{address}/ws"), socket).await.expect("opens");
+        let mut waits = TcpStream::connect(address).await.expect("it listens");
+        waits.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await.expect("sent");
+        let mut answer = String::new();
+        let early =
+            tokio::time::timeout(std::time::Duration::from_millis(300), waits.read_to_string(&mut answer)).await;
+        assert!(early.is_err(), "there is one place: {answer}");
+        drop(socket);
+        waits.read_to_string(&mut answer).await.expect("an answer");
+        assert!(answer.ends_with("here"), "{answer}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_reads_nothing_is_dropped() {
+        let (ours, theirs) = tokio::io::duplex(64);
+        let mut connection = Impatient { stream: ours, stalled: None, place: None };
+        connection.write_all(&[b'x'; 64]).await.expect("there is room");
+        let more = tokio::time::timeout(STALLED * 2, connection.write_all(b"more")).await;
+        let error = more.expect("given up").expect_err("nobody reads");
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        drop(theirs);
+        // One that reads slowly is waited for.
+        let (ours, mut theirs) = tokio::io::duplex(64);
+        let mut connection = Impatient { stream: ours, stalled: None, place: None };
+        let reads = tokio::spawn(async move {
+            let mut sum = 0;
+            while sum < 640 {
+                tokio::time::sleep(STALLED / 2).await;
+                sum += theirs.read(&mut [0; 64]).await.expect("it writes");
+            }
+        });
+        connection.write_all(&[b'x'; 640]).await.expect("somebody reads");
+        reads.await.expect("no panic");
     }
 }

@@ -1,38 +1,77 @@
-//! `POST /api/v1/services/{name}/{start|stop|restart}`.
+//! The services as the snapshot has them, and `POST /api/v1/services/{service}/{start|stop|restart}`.
 
-use axum::{
-    Extension, Json,
-    extract::{Path, State as From},
-    http::StatusCode,
+use axum::{Extension, Json, extract::State as From, http::StatusCode};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    ApiError, State,
+    error::{Done, done},
+    extract::Path,
+    who::Who,
 };
-use serde_json::{Value, json};
+use crate::{
+    control::Command,
+    snapshot::{ServiceView, Snapshot},
+    text::one_line,
+};
 
-use super::{ApiError, State, who::Who};
-use crate::control::Command;
+/// Every service of the lab.
+#[derive(Debug, JsonSchema, Serialize)]
+pub(super) struct Services {
+    /// Every service of the plan, in the order they are started.
+    services: Vec<ServiceView>,
+}
+
+/// Every service.
+pub(super) async fn list(From(state): From<State>) -> Json<Services> {
+    Json(Services { services: state.snapshot.borrow().services.clone() })
+}
+
+/// One service.
+pub(super) async fn one(From(state): From<State>, Path(name): Path<String>) -> Result<Json<ServiceView>, ApiError> {
+    Ok(Json(named(&state.snapshot.borrow(), &name)?.clone()))
+}
+
+/// Service of this name.
+pub(super) fn named<'a>(snapshot: &'a Snapshot, name: &str) -> Result<&'a ServiceView, ApiError> {
+    snapshot.services.iter().find(|service| service.name == name).ok_or_else(|| {
+        let names: Vec<&str> = snapshot.services.iter().map(|s| s.name.as_str()).collect();
+        let text = format!("no service `{}`; there are: {}", one_line(name, 128), names.join(", "));
+        ApiError::new(StatusCode::NOT_FOUND, text)
+    })
+}
+
+/// What can be done with a service.
+#[derive(Debug, Clone, Copy, JsonSchema, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Verb {
+    Start,
+    Stop,
+    Restart,
+}
 
 /// Hands the command to the supervision loop and answers with its one line: `{"message": "..."}`.
 pub(super) async fn post(
     From(state): From<State>,
     Extension(who): Extension<Who>,
-    Path((service, verb)): Path<(String, String)>,
-) -> Result<Json<Value>, ApiError> {
+    Path((service, verb)): Path<(String, Verb)>,
+) -> Result<Json<Done>, ApiError> {
     let named = service.clone();
-    let command = match verb.as_str() {
-        "start" => Command::Start { service },
-        "stop" => Command::Stop { service },
-        "restart" => Command::Restart { service },
-        _ => {
-            let text = format!("unknown action `{verb}`: use `start`, `stop` or `restart`");
-            return Err(ApiError::new(StatusCode::NOT_FOUND, text));
-        }
+    let (command, verb) = match verb {
+        Verb::Start => (Command::Start { service }, "start"),
+        Verb::Stop => (Command::Stop { service }, "stop"),
+        Verb::Restart => (Command::Restart { service }, "restart"),
     };
     let message = state.control.ask(command).await?;
-    state.asked(&who, Some(&named), &verb);
-    Ok(Json(json!({ "message": message })))
+    state.asked(&who, Some(&named), verb);
+    Ok(done(message))
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::{
         control::Refusal,
@@ -64,14 +103,18 @@ mod tests {
         for (refusal, want) in [
             (Refusal::UnknownService("no service `minoi`; there are: minio".into()), 404),
             (Refusal::Invalid("labd.toml:3: ...".into()), 422),
+            (Refusal::Barred("ray-worker-0 cannot be started now: ...".into()), 409),
             (Refusal::ShuttingDown, 503),
         ] {
             let says = refusal.to_string();
             let lab = Lab::answering(move |_| Err(refusal.clone()));
             let answer = ask(admin_router(lab.state.clone()), "POST", "/api/v1/services/minoi/start").await;
-            let (status, text) = status_and_text(answer).await;
-            assert_eq!(status.as_u16(), want);
-            assert_eq!(text, json!({ "error": says }).to_string());
+            assert_eq!(answer.headers()["content-type"], "application/problem+json");
+            let title = answer.status().canonical_reason().expect("a known status");
+            let (_, text) = status_and_text(answer).await;
+            let problem =
+                json!({ "type": "about:blank", "title": title, "status": want, "detail": says, "error": says });
+            assert_eq!(text, problem.to_string());
         }
         let lab = Lab::new();
         let answer = ask(admin_router(lab.state.clone()), "POST", "/api/v1/services/minio/explode").await;

@@ -10,21 +10,23 @@ use axum::{
 };
 use bytes::Bytes;
 use futures_util::{
-    StreamExt as _,
+    FutureExt as _, StreamExt as _,
+    future::BoxFuture,
     stream::{self, BoxStream},
 };
 use tempfile::TempDir;
 use tokio::sync::watch;
 use tower::ServiceExt as _;
 
-use super::{LogSource, State};
+use super::{Doctor, Feed, FileSource, LogSource, Second, State};
 use crate::{
-    accounts::{Accounts, Role},
+    accounts::{Accounts, Role, Way},
     config::{Anonymous, Config},
     control::{Command, Control, Refusal},
     credentials::Credential,
     door::Door,
     gpus::handle::Gpus,
+    history::History,
     journal::Journal,
     plan::{self, PlanView},
     secret::Secret,
@@ -32,6 +34,7 @@ use crate::{
         CheckpointView, DaemonView, EngineView, GpuState, GpuView, JobStatus, JobView, NodeView, RunStatus, RunView,
         SCHEMA, ServiceState, ServiceView, Snapshot,
     },
+    supervise::DoorView,
     time::Timestamp,
 };
 
@@ -51,6 +54,13 @@ impl LogSource for Silent {
     }
 }
 
+impl FileSource for Silent {
+    fn file(&self, service: &str, path: &str, _: usize) -> BoxFuture<'static, Result<Vec<u8>, String>> {
+        let none = format!("{service} has not written {path} yet");
+        std::future::ready(Err(none)).boxed()
+    }
+}
+
 impl Lab {
     /// Lab whose loop has ended: it answers no command.
     pub(crate) fn new() -> Self {
@@ -65,9 +75,19 @@ impl Lab {
 
     /// Cookie and CSRF token of somebody who logged in.
     pub(crate) async fn log_in(&self, role: Role) -> (String, String) {
+        self.log_in_on(role, false).await
+    }
+
+    /// The same, with a cookie that is good over TLS or without.
+    pub(crate) async fn log_in_on(&self, role: Role, over_tls: bool) -> (String, String) {
         let person = crate::accounts::Person { name: format!("a {}", role.as_str()), role };
         let link = self.state.accounts.link(person);
-        let session = self.state.accounts.log_in_by_link(&link, [127, 0, 0, 1].into()).await.expect("good once");
+        let session = self
+            .state
+            .accounts
+            .log_in_by_link(&link, Way { from: [127, 0, 0, 1].into(), over_tls })
+            .await
+            .expect("good once");
         let cookie = session.cookie.expose();
         (format!("{}={cookie}", self.state.cookie), session.csrf.expose().to_owned())
     }
@@ -101,19 +121,30 @@ impl Lab {
         let inputs = plan::tests::inputs("", 2, 32);
         let (plan, sizes) = plan::make(&inputs).expect("it fits");
         let view = PlanView { node: inputs.node, gpus: inputs.gpus, sizes, plan };
+        let listener = DoorView { port: Some(8601), trouble: None };
         let state = State {
+            notify: crate::notify::Notifier::none(snapshots.clone(), configs.clone()),
             snapshot: snapshots,
             journal,
             control,
             logs: Arc::new(Silent),
+            files: Arc::new(Silent),
             plan: watch::channel(Arc::new(view)).1,
             credentials: watch::channel(Arc::new(vec![credential])).1,
             jobs: crate::jobs::Ledger::none(),
+            training: crate::training::Training::open(dir.path()).training,
+            head: watch::channel(None).1,
             gpus: Gpus::none(),
+            history: History::open(dir.path()).0,
             accounts: Accounts::open(dir.path()).expect("opens").accounts,
             cookie: "labd-test-lab".into(),
+            feed: Feed::default(),
+            second: Second { cookie: "labd_jupyter-test-lab".into(), listener: watch::channel(listener).1 },
+            tls: watch::channel(Arc::default()).1,
             door: Door::closed(),
+            doctor: Doctor::by("/bin/true".into(), [].into()),
             config: configs,
+            turns: super::Turns::default(),
             host_names: Arc::new([]),
             shutdown: stop,
         };
@@ -165,6 +196,7 @@ pub(crate) fn a_snapshot() -> Snapshot {
             numa_node: None,
             parent: None,
             partition: None,
+            taken: None,
             reading: None,
             processes: Vec::new(),
         }],
@@ -184,6 +216,7 @@ pub(crate) fn a_snapshot() -> Snapshot {
             waits_for: None,
             workers: Vec::new(),
             note: None,
+            user: None,
         }],
         runs: vec![RunView {
             name: "food11".into(),
@@ -203,6 +236,7 @@ pub(crate) fn a_snapshot() -> Snapshot {
         demands: vec![],
         incidents: vec![],
         links: vec![],
+        tls: None,
         notices: vec![],
     }
 }
@@ -240,12 +274,18 @@ pub(crate) async fn json(answer: Response) -> serde_json::Value {
 pub(crate) struct Sse {
     body: BodyDataStream,
     text: String,
+    id: Option<String>,
 }
 
 impl Sse {
     pub(crate) fn new(answer: Response) -> Self {
         assert_eq!(answer.headers()["content-type"], "text/event-stream");
-        Self { body: answer.into_body().into_data_stream(), text: String::new() }
+        Self { body: answer.into_body().into_data_stream(), text: String::new(), id: None }
+    }
+
+    /// Id of the last event that had one.
+    pub(crate) fn last_id(&self) -> Option<String> {
+        self.id.clone()
     }
 
     /// Next event; `None` at the end of the stream.
@@ -255,6 +295,7 @@ impl Sse {
                 let field =
                     |name: &str| message.lines().find_map(|l| l.strip_prefix(name)).map(|v| v.trim_start().to_owned());
                 let found = field("event:").zip(field("data:"));
+                self.id = field("id:").or(self.id.take());
                 self.text = rest.to_owned();
                 if found.is_some() {
                     return found;

@@ -5,12 +5,13 @@
 //! | the Unix socket, whose permissions decide | the user whose process is at its other end | everything |
 //! | TCP, with the cookie of a session | the person who logged in | what their role allows |
 //! | TCP, without one | nobody | read, where `http.anonymous` says so |
+//! | TCP, on the second origin | whose session began the visit ([`super::second`]) | open JupyterLab, as an admin |
 //!
 //! A browser sends the cookie along whoever wrote the page that asks, if only from another port of this machine. So what is no
 //! plain reading must come from a page of labd's own (`Origin`). And every server on another port of this host is sent the cookie by
 //! whoever opens its page: what changes anything must show a token besides, which is told once, at the login.
 
-use std::{borrow::Cow, fs, sync::Arc, time::Duration};
+use std::{borrow::Cow, fs, future::Future, sync::Arc, time::Duration};
 
 use axum::{
     body::{Body, HttpBody as _},
@@ -22,9 +23,9 @@ use axum::{
 use futures_util::StreamExt as _;
 use tokio::sync::watch;
 
-use super::{ApiError, State, stopped};
+use super::{ApiError, State, second, stopped, tls::OverTls};
 use crate::{
-    accounts::{Person, Role, Session},
+    accounts::{Person, Role, Session, is_for},
     config::Anonymous,
     door::{Admission, origin_is_own},
 };
@@ -76,9 +77,9 @@ impl Who {
 
 /// Session of whoever asks, and the cookie that showed it.
 #[derive(Clone)]
-struct Entered {
+pub(super) struct Entered {
     session: Arc<Session>,
-    cookie: Arc<str>,
+    pub(super) cookie: Arc<str>,
 }
 
 /// User at the other end of a Unix socket.
@@ -110,16 +111,17 @@ pub(super) async fn local(mut request: Request, next: Next) -> Response {
 pub(super) async fn remote(From(state): From<State>, mut request: Request, next: Next) -> Response {
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
     let upgrades = request.headers().contains_key(header::UPGRADE);
-    if (!reads || upgrades) && own_scheme(request.headers()).is_none() {
+    let over = OverTls::of(&request);
+    if (!reads || upgrades) && own_scheme(over, request.headers()).is_none() {
         let text = "this must come from labd's own page: its `Origin` is another's, or missing";
         return ApiError::new(StatusCode::FORBIDDEN, text).into_response();
     }
-    let Ok(value) = cookie(request.headers(), &state.cookie) else {
-        let text =
-            "two cookies of one name: another server on this machine may have set one; clear the cookies of this site";
-        return ApiError::new(StatusCode::BAD_REQUEST, text).into_response();
+    let value = match cookie(request.headers(), &over.cookie(&state.cookie)) {
+        Ok(value) => value,
+        Err(twice) => return ApiError::from(twice).into_response(),
     };
     let entered = value
+        .filter(|cookie| is_for(cookie, over.0))
         .and_then(|cookie| Some(Entered { session: Arc::new(state.accounts.session(cookie)?), cookie: cookie.into() }));
     let cookie = entered.as_ref().map(|entered| Arc::clone(&entered.cookie));
     let who = entered.as_ref().map_or(Who::Nobody, |entered| Who::Person(entered.session.person.clone()));
@@ -127,51 +129,99 @@ pub(super) async fn remote(From(state): From<State>, mut request: Request, next:
     if let Some(entered) = entered {
         request.extensions_mut().insert(entered);
     }
-    let response = next.run(request).await;
+    until(next.run(request).await, ended(state, cookie))
+}
+
+/// Answer that ends when whoever asked may not ask any more, where it is a stream: that goes on for as long as its page is open.
+fn until(response: Response, over: impl Future<Output = ()> + Send + 'static) -> Response {
     if response.body().size_hint().exact().is_some() {
         return response;
     }
-    // A stream goes on for as long as its page is open.
-    response.map(|body| Body::from_stream(body.into_data_stream().take_until(ended(state, cookie))))
+    response.map(|body| Body::from_stream(body.into_data_stream().take_until(over)))
 }
 
 /// Lets through to a service's own page who logged in; a browser that wants a page is sent to the login.
 pub(super) async fn visitors(From(state): From<State>, mut request: Request, next: Next) -> Response {
     let Some(Entered { session, cookie }) = request.extensions().get::<Entered>().cloned() else {
-        let is_page = request
-            .headers()
-            .get(header::ACCEPT)
-            .and_then(|v| v.to_str().ok())
-            .is_some_and(|v| v.contains("text/html"));
-        if is_page && *request.method() == Method::GET {
+        if wants_page(&request) {
             return Redirect::to("/").into_response();
         }
         return log_in_first().into_response();
     };
-    let (tell, told) = watch::channel(false);
+    let is_admin = session.person.role == Role::Admin;
+    let admission = admission(&state, &request, is_admin, ended(state.clone(), Some(cookie)));
+    request.extensions_mut().insert(admission);
+    next.run(request).await
+}
+
+/// Lets through to what is on the second origin who visits it: by its own cookie, for as long as the session goes on that the
+/// visit belongs to, and is an admin's.
+pub(super) async fn second_visitors(From(state): From<State>, mut request: Request, next: Next) -> Response {
+    let over = OverTls::of(&request);
+    let value = match cookie(request.headers(), &over.cookie(&state.second.cookie)) {
+        Ok(value) => value,
+        Err(twice) => return ApiError::from(twice).into_response(),
+    };
+    let value = value.filter(|cookie| is_for(cookie, over.0));
+    let visit = value.and_then(|cookie| Some((state.accounts.visit(cookie)?, Arc::<str>::from(cookie))));
+    let Some((session, cookie)) = visit else {
+        if wants_page(&request) {
+            return Redirect::to(second::ENTER).into_response();
+        }
+        return ApiError::new(StatusCode::UNAUTHORIZED, second::NOT_IN).into_response();
+    };
+    if session.person.role != Role::Admin {
+        return only_looks(&session.person.name).into_response();
+    }
+    let over = || {
+        let (accounts, cookie) = (state.accounts.clone(), Arc::clone(&cookie));
+        watch_for(move || accounts.visit_goes_on(&cookie))
+    };
+    let admission = admission(&state, &request, true, over());
+    request.extensions_mut().insert(admission);
+    until(next.run(request).await, over())
+}
+
+/// Whether a browser asks for a page to show, and not for a part of one.
+fn wants_page(request: &Request) -> bool {
+    let accepted = request.headers().get(header::ACCEPT).and_then(|v| v.to_str().ok());
+    *request.method() == Method::GET && accepted.is_some_and(|v| v.contains("text/html"))
+}
+
+/// What the door is told of whoever asks. A WebSocket ends when it is `over`, or with labd.
+fn admission(
+    state: &State,
+    request: &Request,
+    admin: bool,
+    over: impl Future<Output = ()> + Send + 'static,
+) -> Admission {
+    let (tell, ended) = watch::channel(false);
     if request.headers().contains_key(header::UPGRADE) {
-        // A WebSocket ends with its session, or with labd.
+        let shutdown = state.shutdown.clone();
         tokio::spawn(async move {
-            let shutdown = state.shutdown.clone();
             tokio::select! {
-                () = ended(state, Some(cookie)) => {}
+                () = over => {}
                 () = stopped(shutdown) => {}
                 () = tell.closed() => {}
             }
             tell.send_replace(true);
         });
     }
-    let scheme = own_scheme(request.headers()).unwrap_or(Scheme::HTTP);
-    request.extensions_mut().insert(Admission { admin: session.person.role == Role::Admin, scheme, ended: told });
-    next.run(request).await
+    let over = OverTls::of(request);
+    Admission { admin, scheme: own_scheme(over, request.headers()).unwrap_or(over.scheme()), ended }
 }
 
 /// Waits until the session of this cookie has ended; without one, until nobody may look any more who is not known.
 async fn ended(state: State, cookie: Option<Arc<str>>) {
-    let goes_on = || match &cookie {
+    let goes_on = move || match &cookie {
         Some(cookie) => state.accounts.goes_on(cookie),
         None => state.config.borrow().http.anonymous == Anonymous::Viewer,
     };
+    watch_for(goes_on).await;
+}
+
+/// Waits until something does not go on any more.
+async fn watch_for(goes_on: impl Fn() -> bool) {
     while goes_on() {
         tokio::time::sleep(LOOK).await;
     }
@@ -201,8 +251,7 @@ async fn admit(state: &State, needed: Role, request: Request, next: Next) -> Res
     match who.role(anonymous) {
         Some(role) if role >= needed => {}
         Some(_) if matches!(who, Who::Person(_)) => {
-            let text = format!("{} may look, and change nothing: `labd user role` makes an admin", who.name());
-            return ApiError::new(StatusCode::FORBIDDEN, text).into_response();
+            return only_looks(&who.name()).into_response();
         }
         _ => return log_in_first().into_response(),
     }
@@ -216,20 +265,36 @@ async fn admit(state: &State, needed: Role, request: Request, next: Next) -> Res
     next.run(request).await
 }
 
+/// Refusal of a viewer.
+fn only_looks(name: &str) -> ApiError {
+    let text = format!("{name} may look, and change nothing: `labd user role` makes an admin");
+    ApiError::new(StatusCode::FORBIDDEN, text)
+}
+
 /// Refusal of somebody who is not known.
 pub(super) fn log_in_first() -> ApiError {
     ApiError::new(StatusCode::UNAUTHORIZED, "log in first: `labd open` on the machine prints a link")
 }
 
-/// Scheme of the page that asks, where that is one of this very origin; https where a proxy with TLS stands before this.
-fn own_scheme(headers: &HeaderMap) -> Option<Scheme> {
+/// Scheme of the page that asks, where that is one of this very origin; without TLS of labd's own https is one, too, where a proxy
+/// with TLS stands before this.
+pub(super) fn own_scheme(over: OverTls, headers: &HeaderMap) -> Option<Scheme> {
     let host = headers.get(header::HOST)?.to_str().ok()?;
-    [Scheme::HTTP, Scheme::HTTPS].into_iter().find(|scheme| origin_is_own(headers, scheme.as_str(), host))
+    let possible = [Scheme::HTTP, Scheme::HTTPS].into_iter().filter(|scheme| !over.0 || *scheme == Scheme::HTTPS);
+    possible.into_iter().find(|scheme| origin_is_own(headers, scheme.as_str(), host))
 }
 
 /// A cookie that came twice: one of the two is somebody else's.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Twice;
+
+impl std::convert::From<Twice> for ApiError {
+    fn from(Twice: Twice) -> Self {
+        let text =
+            "two cookies of one name: another server on this machine may have set one; clear the cookies of this site";
+        Self::new(StatusCode::BAD_REQUEST, text)
+    }
+}
 
 /// Value of the cookie of this name.
 pub(super) fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, Twice> {
@@ -292,8 +357,12 @@ mod tests {
             (&[host, ("origin", "http://localhost:8600"), ("sec-fetch-site", "same-site")][..], false),
             (&[("origin", "http://localhost:8600")][..], false),
         ] {
-            assert_eq!(own_scheme(&headers(lines)).is_some(), own, "{lines:?}");
+            assert_eq!(own_scheme(OverTls(false), &headers(lines)).is_some(), own, "{lines:?}");
+            assert_eq!(own_scheme(OverTls(true), &headers(lines)), None, "a page without TLS is another's: {lines:?}");
         }
+        let https = headers(&[host, ("origin", "https://localhost:8600")]);
+        assert_eq!(own_scheme(OverTls(true), &https), Some(Scheme::HTTPS));
+        assert_eq!(own_scheme(OverTls(false), &https), Some(Scheme::HTTPS), "behind a proxy");
     }
 
     async fn sent(router: Router, method: &str, path: &str, lines: &[(&'static str, &str)]) -> (u16, String) {

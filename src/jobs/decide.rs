@@ -878,6 +878,22 @@ mod tests {
         golden["ends"].as_array().expect("ends").iter().for_each(crate::golden::holds::<super::super::past::End>);
     }
 
+    #[test]
+    fn a_list_knows_what_came_before_it_was_asked_for_whatever_was_done_to_the_clock() {
+        let now = ts(110);
+        for (what, asked_at, at, knows) in [
+            ("later", ts(105), ts(100), true),
+            ("earlier", ts(100), ts(105), false),
+            ("at that moment", ts(100), ts(100), false),
+            ("a moment ahead of this task's clock", now.plus(Duration::from_millis(500)), now, true),
+            ("before the clock was set back", ts(200), ts(100), false),
+            ("after that, and the other before", ts(100), ts(200), true),
+            ("both before, later", ts(201), ts(200), true),
+        ] {
+            assert_eq!(was_asked_after(asked_at, at, now), knows, "{what}");
+        }
+    }
+
     fn ts(s: i64) -> Timestamp {
         Timestamp::from_millis(s * 1000)
     }

@@ -9,6 +9,7 @@
 //! * [`past`]: ids that are used again. Pure.
 //! * [`store`]: the file.
 //! * [`packages`]: uploaded code, kept beside it.
+//! * [`whole`]: one job with every attempt at it, as the page and the command line show it. Pure.
 //!
 //! One task owns the book. It hears the front door (`mpsc`), what Ray reports, labd's incidents and where services are
 //! (`watch`), and publishes the jobs as the snapshot shows them through one `watch`. Each submission to Ray is a task
@@ -23,6 +24,7 @@ pub mod submission;
 #[cfg(test)]
 mod tests;
 mod view;
+pub mod whole;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -113,6 +115,7 @@ enum Ask {
     Deleting { id: String, last: JobStatus, reply: oneshot::Sender<()> },
     Forget { id: String, last: Option<JobStatus>, reply: oneshot::Sender<()> },
     Attempts { id: String, reply: oneshot::Sender<Vec<Job>> },
+    Older { than: Option<(Timestamp, String)>, most: usize, reply: oneshot::Sender<Vec<JobView>> },
     Unkept { what: String },
 }
 
@@ -159,6 +162,14 @@ impl Ledger {
     pub async fn attempts(&self, id: &str) -> Option<Vec<Job>> {
         let (reply, answer) = oneshot::channel();
         self.ask.send(Ask::Attempts { id: id.to_owned(), reply }).await.ok()?;
+        answer.await.ok()
+    }
+
+    /// Jobs as the ledger alone knows them, newest first: those that were submitted before this time, or at it with a smaller
+    /// id. `None` while labd ends.
+    pub async fn older(&self, than: Option<(Timestamp, String)>, most: usize) -> Option<Vec<JobView>> {
+        let (reply, answer) = oneshot::channel();
+        self.ask.send(Ask::Older { than, most, reply }).await.ok()?;
         answer.await.ok()
     }
 
@@ -823,6 +834,10 @@ impl<A: JobApi> LedgerTask<A> {
             }
             Ask::Attempts { id, reply } => {
                 let _ = reply.send(past::chain(&self.book, &id).into_iter().cloned().collect());
+                return false;
+            }
+            Ask::Older { than, most, reply } => {
+                let _ = reply.send(view::older(&self.book, than.as_ref(), most));
                 return false;
             }
             Ask::Unkept { what } => self.note("package-not-kept", what),

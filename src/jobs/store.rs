@@ -290,10 +290,7 @@ struct NotWritten {
 
 impl From<OpenFailure> for NotWritten {
     fn from(e: OpenFailure) -> Self {
-        let reason = match e {
-            OpenFailure::Newer(_) => "a newer labd took it over".to_owned(),
-            OpenFailure::Corrupt(reason) | OpenFailure::NotNow(reason) => reason,
-        };
+        let reason = e.reason();
         Self { is_full: reason == db::FULL, reason }
     }
 }

@@ -9,19 +9,23 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     ray::{ATTEMPT, Mark, ROOT, SETUP_SECONDS, SUBMITTED},
-    text::{clip, is_invisible},
+    text::{clean, clip, is_invisible, one_line},
 };
 
 /// Metadata key: `never`, or how often at most a lost job is resubmitted. Set by a person.
 pub const RETRY: &str = "labd.retry";
 /// Metadata key: name of a training run without a name of its own. Empty when it is not to be named.
 pub const RUN: &str = "labd.run";
+/// Metadata key: who submitted it, for the lab's account of GPU hours. Set by a person.
+pub const USER: &str = "labd.user";
 /// Metadata key: one line for the job's log, such as that its id was used before.
 pub const NOTE: &str = "labd.note";
 
 /// Largest request body: the agent that Ray hands a submission to takes no larger one (aiohttp's default), and answers with
 /// a traceback.
 pub const LARGEST: usize = 1 << 20;
+/// Longest name of a user that is shown, in characters: chosen, not measured.
+const LONGEST_USER: usize = 60;
 /// Longest id, in characters: `labd jobs` and a run's name have room for it.
 const LONGEST_ID: usize = 128;
 /// Longest id, in bytes: Ray writes a job's log to `job-driver-<id>.log`, a file name has at most 255 bytes, and a
@@ -145,6 +149,11 @@ impl Submission {
             None => Retry::Default,
             Some(text) => Retry::AtMost(text.trim().parse().unwrap_or(0)),
         }
+    }
+
+    /// Name of its user as the person gave it, in one line that cannot steer a terminal.
+    pub fn user(&self) -> Option<String> {
+        Some(one_line(&clean(self.metadata(USER)?), LONGEST_USER)).filter(|name| !name.is_empty())
     }
 
     fn metadata(&self, key: &str) -> Option<&str> {
@@ -411,6 +420,22 @@ mod tests {
             &json!({"entrypoint": "x", "runtime_env": {"working_dir": "gcs://a.zip", "py_modules": ["gcs://b.zip", "s3://c.zip", "gcs://../d"]}}),
         );
         assert_eq!(sent.packages().into_iter().collect::<Vec<_>>(), ["a.zip", "b.zip"]);
+    }
+
+    #[test]
+    fn a_user_is_one_short_line() {
+        let with = |user: &str| of(&json!({"entrypoint": "x", "metadata": {USER: user}})).user();
+        assert_eq!(of(&json!({"entrypoint": "x"})).user(), None);
+        for (given, shown) in [
+            ("anna", Some("anna")),
+            ("  Ännchen \n von  Tharau ", Some("Ännchen von Tharau")),
+            ("a\u{1b}[2J\u{202e}b", Some("a [2J b")),
+            (" \u{200b}\n", None),
+            ("", None),
+        ] {
+            assert_eq!(with(given).as_deref(), shown, "{given:?}");
+        }
+        assert_eq!(with(&"x".repeat(10_000)).expect("cut").chars().count(), LONGEST_USER);
     }
 
     #[test]

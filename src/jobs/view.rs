@@ -15,6 +15,7 @@ use crate::{
     snapshot::{JobOutcome, JobStatus, JobView, RunStatus},
     spec::worker_slot,
     text::one_line,
+    time::Timestamp,
 };
 
 /// Number of jobs that the snapshot shows.
@@ -29,20 +30,26 @@ enum Known<'a> {
     Ray(&'a RayJob),
 }
 
-/// Jobs that are shown: what has not ended comes first, with all attempts at it, then the newest.
-fn chosen<'a>(book: &'a BTreeMap<String, Job>, told: &BTreeMap<&str, &'a RayJob>) -> Vec<Known<'a>> {
+/// Jobs that are shown: what has workers comes first, since GPUs and their hours are told by it, however many wait behind
+/// it; then what else has not ended, with all attempts at it; then the newest.
+fn chosen<'a>(
+    book: &'a BTreeMap<String, Job>,
+    told: &BTreeMap<&str, &'a RayJob>,
+    at_work: &BTreeSet<&str>,
+) -> Vec<Known<'a>> {
+    let rank = |ended: bool, id: &str| if at_work.contains(id) { 0 } else { 1 + u8::from(ended) };
     let open: BTreeSet<&str> = book.values().filter(|job| !job.is_over()).map(|job| job.root.as_str()).collect();
     let ledger = book.values().map(|job| {
-        let ended = !open.contains(job.root.as_str());
-        (ended, Reverse((Some(job.submitted_at), job.id.as_str())), Known::Ledger(job))
+        let rank = rank(!open.contains(job.root.as_str()), &job.id);
+        (rank, Reverse((Some(job.submitted_at), job.id.as_str())), Known::Ledger(job))
     });
     let others = told.values().filter(|job| !book.contains_key(&job.submission_id)).map(|&job| {
-        let ended = job.status.is_final();
-        (ended, Reverse((job.started_at, job.submission_id.as_str())), Known::Ray(job))
+        let rank = rank(job.status.is_final(), &job.submission_id);
+        (rank, Reverse((job.started_at, job.submission_id.as_str())), Known::Ray(job))
     });
     let mut all: Vec<_> = ledger.chain(others).collect();
     if all.len() > SHOWN {
-        all.select_nth_unstable_by_key(SHOWN, |(ended, newest, _)| (*ended, *newest));
+        all.select_nth_unstable_by_key(SHOWN, |(rank, newest, _)| (*rank, *newest));
         all.truncate(SHOWN);
     }
     all.into_iter().map(|(_, _, known)| known).collect()
@@ -58,7 +65,7 @@ pub(super) fn view(
 ) -> LedgerView {
     let told: BTreeMap<&str, &RayJob> =
         ray.jobs.iter().flat_map(|t| &t.jobs).map(|job| (job.submission_id.as_str(), job)).collect();
-    let mut jobs: Vec<JobView> = chosen(book, &told)
+    let mut jobs: Vec<JobView> = chosen(book, &told, &at_work(ray, services))
         .into_iter()
         .map(|known| match known {
             Known::Ledger(job) => {
@@ -93,6 +100,14 @@ pub(super) fn view(
     }
 }
 
+/// Submissions that GPU workers work for: their run has a worker group, or their driver is on a worker.
+fn at_work<'a>(ray: &'a RayView, services: &BTreeMap<Ipv4Addr, String>) -> BTreeSet<&'a str> {
+    let runs = ray.runs.iter().filter(|run| !group(run).is_empty()).filter_map(|run| run.submission_id.as_deref());
+    let told = ray.jobs.iter().flat_map(|told| &told.jobs).filter(|job| job.status == JobStatus::Running);
+    let jobs = told.filter(|job| driver(job, ray).is_some_and(|address| gpu_worker(address, services).is_some()));
+    runs.chain(jobs.map(|job| job.submission_id.as_str())).collect()
+}
+
 /// GPU workers a job runs on: its training run's, or the one that its driver is on.
 fn workers(
     run: Option<&TrainRun>,
@@ -100,16 +115,28 @@ fn workers(
     ray: &RayView,
     services: &BTreeMap<Ipv4Addr, String>,
 ) -> Vec<String> {
-    let attempt = run.and_then(|run| run.attempts.last()).filter(|attempt| attempt.ended_at.is_none());
-    let of_run = attempt.map(|attempt| attempt.workers.clone()).unwrap_or_default();
-    let of_driver = || {
-        let node = told?.driver_node.as_ref()?;
-        ray.nodes.iter().find(|n| n.id == *node).map(|n| n.address)
-    };
-    let addresses = if of_run.is_empty() { of_driver().into_iter().collect() } else { of_run };
-    let names = addresses.iter().filter_map(|address| services.get(address));
-    let workers: BTreeSet<&String> = names.filter(|name| worker_slot(name).is_some()).collect();
+    let of_run = run.map(group).unwrap_or_default();
+    let of_driver = if of_run.is_empty() { told.and_then(|job| driver(job, ray)) } else { None };
+    let addresses = of_run.iter().copied().chain(of_driver);
+    let workers: BTreeSet<&String> = addresses.filter_map(|address| gpu_worker(address, services)).collect();
     workers.into_iter().cloned().collect()
+}
+
+/// Addresses of a run's worker group; none where it has none now.
+fn group(run: &TrainRun) -> &[Ipv4Addr] {
+    let now = run.attempts.last().filter(|attempt| attempt.ended_at.is_none());
+    now.map(|attempt| attempt.workers.as_slice()).unwrap_or_default()
+}
+
+/// Address of the node that a job's driver is on.
+fn driver(job: &RayJob, ray: &RayView) -> Option<Ipv4Addr> {
+    let node = job.driver_node.as_ref()?;
+    ray.nodes.iter().find(|known| known.id == *node).map(|known| known.address)
+}
+
+/// GPU worker with this address.
+fn gpu_worker(address: Ipv4Addr, services: &BTreeMap<Ipv4Addr, String>) -> Option<&String> {
+    services.get(&address).filter(|name| worker_slot(name).is_some())
 }
 
 /// Reason why a job that Ray has and that is PENDING waits.
@@ -140,7 +167,17 @@ fn waits_for(job: &Job, ray: &RayView) -> Option<String> {
 
 /// Reason why a run without workers waits.
 fn waiting_run(ray: &RayView) -> String {
-    match ray.demands.iter().find(|d| d.asks_for.contains("GPU")) {
+    let mut demands = ray.demands.iter().filter(|d| d.asks_for.contains("GPU"));
+    // Whose demand it is, Ray does not say: where several runs wait, what can be met is told of each.
+    let several = ray.runs.iter().filter(|run| run.status == RunStatus::Scheduling).nth(1).is_some();
+    let first = demands.next();
+    match first.filter(|d| !(several && d.infeasible)).or_else(|| demands.find(|d| !d.infeasible)).or(first) {
+        Some(d) if !d.lab_has.is_empty() => {
+            format!(
+                "its run asks for {} at once, the lab has {}: it can never run; `ray job stop` ends it",
+                d.asks_for, d.lab_has
+            )
+        }
         Some(d) if d.infeasible => {
             format!("its run waits for {}, which no node has: the largest has {}", d.asks_for, d.node_has)
         }
@@ -206,7 +243,26 @@ fn of_ray(job: &RayJob) -> JobView {
         waits_for: None,
         workers: Vec::new(),
         note: None,
+        user: None,
     }
+}
+
+/// View of a job by the ledger alone.
+pub(super) fn of_the_past(job: &Job) -> JobView {
+    of_ledger(job, None, Present { head: true, driver: true, store: true })
+}
+
+/// Newest jobs of the ledger that come after this place, newest first.
+pub(super) fn older(book: &BTreeMap<String, Job>, than: Option<&(Timestamp, String)>, most: usize) -> Vec<JobView> {
+    let place = |job: &Job| (job.submitted_at, job.id.clone());
+    let is_older = |job: &&Job| than.is_none_or(|(at, id)| (job.submitted_at, &job.id) < (*at, id));
+    let mut all: Vec<&Job> = book.values().filter(is_older).collect();
+    if all.len() > most {
+        all.select_nth_unstable_by_key(most, |job| Reverse(place(job)));
+        all.truncate(most);
+    }
+    all.sort_by_cached_key(|job| Reverse(place(job)));
+    all.into_iter().map(of_the_past).collect()
 }
 
 fn of_ledger(job: &Job, told: Option<&RayJob>, present: Present) -> JobView {
@@ -258,6 +314,7 @@ fn of_ledger(job: &Job, told: Option<&RayJob>, present: Present) -> JobView {
         waits_for: None,
         workers: Vec::new(),
         note: job.note.clone(),
+        user: job.submission.user(),
     }
 }
 
@@ -277,9 +334,28 @@ mod tests {
     };
 
     const WORKER: Ipv4Addr = Ipv4Addr::new(198, 18, 100, 20);
+    const DRIVER: Ipv4Addr = Ipv4Addr::new(198, 18, 100, 11);
 
     fn ts(s: i64) -> Timestamp {
         Timestamp::from_millis(s * 1_000)
+    }
+
+    #[test]
+    fn older_jobs_are_told_newest_first_from_any_place_on() {
+        let at = |id: &str, s: i64| Job { submitted_at: ts(s), ..job(id, json!({})) };
+        let book: BTreeMap<String, Job> =
+            [at("a", 3), at("b", 1), at("c", 2), at("d", 2)].map(|job| (job.id.clone(), job)).into();
+        for (than, most, want) in [
+            (None, 9, vec!["a", "d", "c", "b"]),
+            (None, 2, vec!["a", "d"]),
+            (Some((ts(2), "d")), 9, vec!["c", "b"]),
+            (Some((ts(2), "x")), 1, vec!["d"]),
+            (Some((ts(0), "x")), 9, vec![]),
+        ] {
+            let than = than.map(|(at, id)| (at, id.to_owned()));
+            let told = older(&book, than.as_ref(), most);
+            assert_eq!(told.iter().map(|job| job.submission_id.as_str()).collect::<Vec<_>>(), want, "{than:?} {most}");
+        }
     }
 
     fn job(id: &str, sent: Value) -> Job {
@@ -335,10 +411,24 @@ mod tests {
         }
     }
 
+    fn node(id: u8, address: Ipv4Addr) -> RayNode {
+        RayNode {
+            id: vec![id],
+            address,
+            port: 0,
+            alive: true,
+            is_head: false,
+            started_at: ts(1),
+            name: String::new(),
+            resources: BTreeMap::new(),
+            available: BTreeMap::new(),
+            labels: BTreeMap::new(),
+        }
+    }
+
     fn shown(jobs: Vec<Job>, ray: &RayView) -> LedgerView {
         let book = jobs.into_iter().map(|job| (job.id.clone(), job)).collect();
-        let other = Ipv4Addr::new(198, 18, 100, 11);
-        let services = [(WORKER, "ray-worker-0".to_owned()), (other, "ray-driver".to_owned())].into();
+        let services = [(WORKER, "ray-worker-0".to_owned()), (DRIVER, "ray-driver".to_owned())].into();
         let present = Present { head: true, driver: true, store: false };
         view(&book, ray, &services, present, None)
     }
@@ -360,6 +450,24 @@ mod tests {
     }
 
     #[test]
+    fn what_has_a_gpu_is_shown_however_many_wait_behind_it() {
+        let jobs =
+            (0..60).map(|n| Job { submitted_at: ts(100 + n), ..job(&format!("trial-{n:02}"), json!({})) }).collect();
+        // Of one the run has a worker; of another the driver is on one, or was, or is elsewhere.
+        let elsewhere = RayJob { driver_node: Some(vec![2]), ..told("trial-03", JobStatus::Running) };
+        let told = vec![told("trial-01", JobStatus::Running), told("trial-02", JobStatus::Succeeded), elsewhere];
+        let ray = RayView {
+            runs: vec![run("trial-00", "trial-00", RunStatus::Running, vec![WORKER])],
+            jobs: Some(Jobs { asked_at: ts(3), jobs: told }.into()),
+            nodes: vec![node(1, WORKER), node(2, DRIVER)],
+            ..RayView::default()
+        };
+        let shown = shown(jobs, &ray).jobs;
+        let ids: Vec<&str> = shown.iter().map(|job| job.submission_id.as_str()).collect();
+        assert_eq!((ids.len(), &ids[47..]), (50, &["trial-12", "trial-01", "trial-00"][..]), "the oldest ones run");
+    }
+
+    #[test]
     fn nothing_is_shown_of_the_job_that_had_this_id_before() {
         let before = RayJob { started_at: Some(ts(0)), ..told("again", JobStatus::Succeeded) };
         let jobs = Jobs { asked_at: ts(3), jobs: vec![before] };
@@ -374,19 +482,9 @@ mod tests {
             count: 1,
             infeasible,
             node_has: "1 GPU, 8 CPU".into(),
+            lab_has: String::new(),
         };
-        let node = RayNode {
-            id: vec![1],
-            address: WORKER,
-            port: 0,
-            alive: true,
-            is_head: false,
-            started_at: ts(1),
-            name: String::new(),
-            resources: BTreeMap::new(),
-            available: BTreeMap::new(),
-            labels: [("labd.role".to_owned(), "driver".to_owned())].into(),
-        };
+        let node = RayNode { labels: [("labd.role".to_owned(), "driver".to_owned())].into(), ..node(1, WORKER) };
         let there = RayView { gcs: Gcs::Reachable, nodes: vec![node], ..RayView::default() };
         let with = |demands| RayView { demands, ..there.clone() };
         let two = json!({"entrypoint_num_gpus": 2, "entrypoint_num_cpus": 8});
@@ -404,6 +502,31 @@ mod tests {
         ] {
             let view = shown(vec![job("a", sent)], &ray);
             let waits = view.jobs[0].waits_for.clone().unwrap_or_default();
+            assert!(waits.contains(said), "{waits}");
+        }
+    }
+
+    #[test]
+    fn a_run_says_whether_it_waits_its_turn_or_for_what_the_lab_does_not_have() {
+        let demand = |asks: &str, infeasible: bool, lab: &str| DemandView {
+            asks_for: asks.into(),
+            count: 1,
+            infeasible,
+            node_has: "1 GPU, 8 CPU".into(),
+            lab_has: lab.into(),
+        };
+        let whole = || demand("3 GPU", true, "2 GPU");
+        for (runs, demands, said) in [
+            (1, vec![whole()], "asks for 3 GPU at once, the lab has 2 GPU: it can never run"),
+            (1, vec![demand("4 GPU", true, "")], "4 GPU, which no node has: the largest has 1 GPU"),
+            (1, vec![demand("1 GPU", false, "")], "waits for 1 GPU: all in use"),
+            (2, vec![whole(), demand("1 GPU", false, "")], "waits for 1 GPU: all in use"),
+            (2, vec![whole()], "it can never run"),
+        ] {
+            let runs = ["a", "b"][..runs].iter().map(|id| run(id, id, RunStatus::Scheduling, vec![])).collect();
+            let jobs = Jobs { asked_at: ts(5), jobs: vec![told("a", JobStatus::Running)] };
+            let ray = RayView { runs, demands, jobs: Some(jobs.into()), ..RayView::default() };
+            let waits = shown(vec![job("a", json!({}))], &ray).jobs[0].waits_for.clone().unwrap_or_default();
             assert!(waits.contains(said), "{waits}");
         }
     }

@@ -160,6 +160,10 @@ impl Options {
     }
 }
 
+/// Upper bounds of the times from death to ready, as a histogram has them, in seconds: a worker is back after some 2 s, the head
+/// after 4 s, and a machine whose packages must be fetched anew takes minutes.
+pub const RECOVERY_BOUNDS: [u64; 12] = [1, 2, 3, 5, 8, 15, 30, 60, 120, 300, 900, 3_600];
+
 /// Incidents of one service with one cause, over everything the journal remembers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Totals {
@@ -169,6 +173,29 @@ pub struct Totals {
     pub recovered: u64,
     /// Sum of the times from death to ready, over those.
     pub recovery: Duration,
+    /// Number of those that took no longer than each of [`RECOVERY_BOUNDS`].
+    pub within: [u64; RECOVERY_BOUNDS.len()],
+}
+
+impl Totals {
+    /// Counts a service that is ready again, so long after its death.
+    pub(crate) fn add_recovery(&mut self, took: Duration) {
+        self.recovered += 1;
+        self.recovery += took;
+        for (count, bound) in self.within.iter_mut().zip(RECOVERY_BOUNDS) {
+            *count += u64::from(took <= Duration::from_secs(bound));
+        }
+    }
+
+    /// Adds those of another cause.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.incidents += other.incidents;
+        self.recovered += other.recovered;
+        self.recovery += other.recovery;
+        for (count, more) in self.within.iter_mut().zip(other.within) {
+            *count += more;
+        }
+    }
 }
 
 /// State that writer and readers both need, without the database.
@@ -199,8 +226,7 @@ impl Shared {
         let old = self.incidents.insert(key.clone(), incident);
         total.incidents += u64::from(old.is_none());
         if let (None, Some(took)) = (old.as_ref().and_then(back), now_back) {
-            total.recovered += 1;
-            total.recovery += took;
+            total.add_recovery(took);
         }
         self.unsaved_incidents.insert(key);
         // The oldest that is on disk goes; with a disk that takes nothing the newest count.
@@ -322,6 +348,11 @@ impl Journal {
         query.merge(stored, &lock(&self.0.shared).ring)
     }
 
+    /// Number of the newest event since labd began, from memory.
+    pub fn newest(&self) -> Option<i64> {
+        lock(&self.0.shared).ring.back().map(|event| event.seq)
+    }
+
     /// Event of the state that a service entered last.
     pub async fn last_state(&self, service: &str) -> Option<Event> {
         let service = Some(service.to_owned());
@@ -337,6 +368,30 @@ impl Journal {
     /// The newest incidents, oldest first, at most [`KEPT`].
     pub fn incidents(&self) -> Vec<Incident> {
         lock(&self.0.shared).incidents.values().cloned().collect()
+    }
+
+    /// Incidents that nobody asked for, newest first: those before this time, or at it of a service that comes before this one
+    /// by name. What the database cannot tell comes from memory.
+    pub async fn older_incidents(&self, than: Option<(Timestamp, String)>, most: usize) -> Vec<Incident> {
+        let path = self.0.path.clone();
+        let asked = than.clone();
+        let stored = tokio::task::spawn_blocking(move || {
+            if path.as_os_str().is_empty() {
+                Ok(Vec::new())
+            } else {
+                query::older_incidents(&path, asked.as_ref(), most)
+            }
+        });
+        let stored = stored.await.ok().and_then(|read| {
+            read.inspect_err(|e| tracing::debug!("cannot read the journal, answering from memory: {e}")).ok()
+        });
+        let key = |incident: &Incident| (incident.died_at, incident.service.clone());
+        let is_wanted = |i: &Incident| i.cause != Cause::Asked && than.as_ref().is_none_or(|than| key(i) < *than);
+        let mut all: BTreeMap<IncidentKey, Incident> =
+            stored.unwrap_or_default().into_iter().map(|incident| (key(&incident), incident)).collect();
+        // What is in memory is newer than what is on disk.
+        all.extend(self.incidents().into_iter().filter(is_wanted).map(|incident| (key(&incident), incident)));
+        all.into_values().rev().take(most).collect()
     }
 
     /// Keeps an incident in place of its earlier form, which is known by service and time of death. Never blocks.

@@ -9,7 +9,7 @@ use std::{
 use rusqlite::{Connection, OpenFlags, Row, params};
 
 use super::Kind;
-use super::Totals;
+use super::{RECOVERY_BOUNDS, Totals};
 use crate::{
     db,
     incident::{Cause, Incident, KEPT},
@@ -105,16 +105,40 @@ pub(super) fn incidents(db: &Connection) -> rusqlite::Result<Vec<Incident>> {
     Ok(bodies.iter().filter_map(|body| serde_json::from_str(body).ok()).collect())
 }
 
+/// Incidents that nobody asked for, newest first, from this place on. One that this labd cannot read is left out.
+pub(super) fn older_incidents(
+    path: &Path,
+    than: Option<&(Timestamp, String)>,
+    most: usize,
+) -> rusqlite::Result<Vec<Incident>> {
+    let db = db::connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    let (at, service) = than.map_or((i64::MAX, ""), |(at, service)| (at.as_millis(), service.as_str()));
+    let most = i64::try_from(most).unwrap_or(i64::MAX);
+    let mut older = db.prepare(
+        "SELECT body FROM incidents WHERE cause != ?4 AND (died_at_ms, service) < (?1, ?2) \
+         ORDER BY died_at_ms DESC, service DESC LIMIT ?3",
+    )?;
+    let asked = Cause::Asked.as_str();
+    let bodies = older.query_map(params![at, service, most, asked], |row| row.get::<_, String>(0))?;
+    let bodies: Vec<String> = bodies.collect::<rusqlite::Result<_>>()?;
+    Ok(bodies.iter().filter_map(|body| serde_json::from_str(body).ok()).collect())
+}
+
 /// Incidents by service and cause.
 pub(super) fn incident_totals(db: &Connection) -> rusqlite::Result<BTreeMap<(String, Cause), Totals>> {
-    let mut sums = db.prepare(
-        "SELECT service, cause, count(*), count(recovery_ms), coalesce(sum(recovery_ms), 0) FROM incidents \
+    let within: String = RECOVERY_BOUNDS.map(|s| format!(", coalesce(sum(recovery_ms <= {s}000), 0)")).concat();
+    let mut sums = db.prepare(&format!(
+        "SELECT service, cause, count(*), count(recovery_ms), coalesce(sum(recovery_ms), 0){within} FROM incidents \
          GROUP BY service, cause",
-    )?;
+    ))?;
     let rows = sums.query_map([], |row| {
         let (service, cause): (String, String) = (row.get(0)?, row.get(1)?);
         let count = |column| row.get::<_, i64>(column).map(|n| u64::try_from(n).unwrap_or(0));
-        let total = Totals { incidents: count(2)?, recovered: count(3)?, recovery: Duration::from_millis(count(4)?) };
+        let recovery = Duration::from_millis(count(4)?);
+        let mut total = Totals { incidents: count(2)?, recovered: count(3)?, recovery, ..Totals::default() };
+        for (i, within) in total.within.iter_mut().enumerate() {
+            *within = count(5 + i)?;
+        }
         Ok(Cause::ALL.into_iter().find(|c| c.as_str() == cause).map(|cause| ((service, cause), total)))
     })?;
     rows.filter_map(Result::transpose).collect()

@@ -14,6 +14,8 @@ const LOW: u64 = 85;
 const FULL: u64 = 95;
 /// Distance below a threshold to which a file system must fall before it counts as crossed back, in percent points.
 const BACK: u64 = 2;
+/// Share of what is used from which on the store is named as what fills a disk, in percent. Chosen.
+const WORTH_NAMING: u64 = 1;
 /// Number of the largest runs that are named.
 const NAMED: usize = 3;
 
@@ -71,14 +73,14 @@ pub struct Users<'a> {
 /// Compares every file system with its level before, and returns those that crossed a threshold: once each way.
 pub fn look(levels: &mut Levels, disks: &[DiskView]) -> Vec<Crossing> {
     let mut crossings = Vec::new();
-    for disk in disks {
+    for (n, disk) in disks.iter().enumerate() {
         let before = levels.get(&disk.mount).copied().unwrap_or_default();
         let now = level(used_percent(disk), before);
         if now != before {
             levels.insert(disk.mount.clone(), now);
-            let free = Bytes::new(disk.available_bytes);
-            let text = format!("{} is {} % full, {free} free", disk.mount, used_percent(disk));
-            crossings.push(Crossing { mount: disk.mount.clone(), to: now, text });
+            if !is_told(disks, n) {
+                crossings.push(Crossing { mount: disk.mount.clone(), to: now, text: fill(disk) });
+            }
         }
     }
     levels.retain(|mount, _| disks.iter().any(|d| d.mount == *mount));
@@ -89,25 +91,47 @@ pub fn look(levels: &mut Levels, disks: &[DiskView]) -> Vec<Crossing> {
 pub fn notices(levels: &Levels, disks: &[DiskView], users: Users<'_>) -> Vec<Notice> {
     let notice = |disk: &DiskView| {
         let level = levels.get(&disk.mount).copied().unwrap_or_default();
-        let (mount, percent) = (&disk.mount, used_percent(disk));
-        let free = Bytes::new(disk.available_bytes);
-        let largest = largest(disk, users);
+        // What is stored there may go by the other name.
+        let of_store = disks.iter().find(|other| users.store == Some(other.mount.as_str()) && are_one(other, disk));
+        let (fill, largest) = (fill(disk), largest(of_store.unwrap_or(disk), users));
         match level {
             Level::Fine => None,
             Level::Low => Some(Notice {
                 severity: Severity::Warning,
-                text: format!("{mount} is {percent} % full, {free} free: make room before it is full.{largest}"),
+                text: format!("{fill}: make room before it is full.{largest}"),
             }),
             Level::Full => Some(Notice {
                 severity: Severity::Error,
                 text: format!(
-                    "{mount} is {percent} % full, {free} free: checkpoints that cannot be written are lost work. labd deletes \
+                    "{fill}: checkpoints that cannot be written are lost work. labd deletes \
                      nothing: remove what is not needed.{largest}"
                 ),
             }),
         }
     };
-    disks.iter().filter_map(notice).collect()
+    let told = disks.iter().enumerate().filter(|&(n, _)| !is_told(disks, n));
+    told.filter_map(|(_, disk)| notice(disk)).collect()
+}
+
+/// Whether one before it is the same file system.
+fn is_told(disks: &[DiskView], n: usize) -> bool {
+    disks[..n].iter().any(|before| are_one(before, &disks[n]))
+}
+
+/// Whether both are one file system, mounted twice.
+fn are_one(a: &DiskView, b: &DiskView) -> bool {
+    a.device.is_some() && a.device == b.device
+}
+
+/// Whether a file system counts as full, given whether it did before.
+pub fn is_full(disk: &DiskView, before: bool) -> bool {
+    let before = if before { Level::Full } else { Level::Fine };
+    level(used_percent(disk), before) == Level::Full
+}
+
+/// Text that says how full a file system is, such as `/data is 96 % full, 40.0 GiB free`.
+pub fn fill(disk: &DiskView) -> String {
+    format!("{} is {} % full, {} free", disk.mount, used_percent(disk), Bytes::new(disk.available_bytes))
 }
 
 /// File system of `disks` that a path is on: the longest mount point above it.
@@ -135,7 +159,8 @@ fn used_percent(disk: &DiskView) -> u64 {
 
 /// Text such as ` Checkpoints take 13 GiB of it: food11 12 GiB, old 1 GiB; ...`, or nothing.
 fn largest(disk: &DiskView, users: Users<'_>) -> String {
-    if users.store != Some(disk.mount.as_str()) || users.bucket_bytes == 0 {
+    let used = disk.total_bytes.saturating_sub(disk.available_bytes);
+    if users.store != Some(disk.mount.as_str()) || users.bucket_bytes <= used / 100 * WORTH_NAMING {
         return String::new();
     }
     let mut runs: Vec<&RunView> = users.runs.iter().filter(|run| run.used_bytes > 0).collect();
@@ -155,7 +180,8 @@ mod tests {
     use super::*;
 
     fn disk(mount: &str, used: u64) -> DiskView {
-        DiskView { mount: mount.to_owned(), total_bytes: 1_000 << 30, available_bytes: (1_000 - used * 10) << 30 }
+        let available_bytes = (1_000 - used * 10) << 30;
+        DiskView { mount: mount.to_owned(), total_bytes: 1_000 << 30, available_bytes, device: None }
     }
 
     fn run(name: &str, used_bytes: u64) -> RunView {
@@ -201,6 +227,22 @@ mod tests {
     }
 
     #[test]
+    fn a_file_system_that_is_mounted_twice_is_told_once() {
+        let on = |device, disk| DiskView { device: Some(device), ..disk };
+        let disks = [on(1, disk("/", 87)), on(1, disk("/var/lib/docker", 87)), on(2, disk("/data", 87))];
+        let mut levels = Levels::new();
+        assert_eq!(look(&mut levels, &disks).iter().map(|c| c.mount.as_str()).collect::<Vec<_>>(), ["/", "/data"]);
+        let users = Users { store: Some("/var/lib/docker"), runs: &[run("large", 500 << 30)], bucket_bytes: 500 << 30 };
+        let told = notices(&levels, &disks, users);
+        assert!(told.len() == 2 && told[0].text.contains("large 500.0 GiB"), "{told:?}");
+        assert_eq!(
+            look(&mut levels, &[on(1, disk("/", 10)), on(1, disk("/var/lib/docker", 10)), on(2, disk("/data", 10))])
+                .len(),
+            2
+        );
+    }
+
+    #[test]
     fn a_full_disk_says_what_is_at_stake_and_what_is_large() {
         let disks = [disk("/", 96), disk("/var/lib/docker", 87), disk("/data", 20)];
         let mut levels = Levels::new();
@@ -214,11 +256,21 @@ mod tests {
         let of_store = &told[1].text;
         assert!(of_store.contains("13.0 GiB of it: large 12.0 GiB, small 1 MiB;"), "{of_store}");
         assert!(say(None).iter().all(|n| !n.text.contains("large")));
+        let small = Users { store: Some("/var/lib/docker"), runs: &runs, bucket_bytes: 8 << 30 };
+        assert!(
+            notices(&levels, &disks, small).iter().all(|n| !n.text.contains("large")),
+            "less than a hundredth of it"
+        );
     }
 
     #[test]
     fn sizes_that_make_no_sense_are_no_reason_to_fall_over() {
-        let odd = |total_bytes, available_bytes| DiskView { mount: "/".to_owned(), total_bytes, available_bytes };
+        let odd = |total_bytes, available_bytes| DiskView {
+            mount: "/".to_owned(),
+            total_bytes,
+            available_bytes,
+            device: None,
+        };
         for disk in [odd(0, 0), odd(0, u64::MAX), odd(5, 9), odd(u64::MAX, u64::MAX), odd(u64::MAX, 0)] {
             let mut levels = Levels::new();
             look(&mut levels, &[disk]);

@@ -189,9 +189,12 @@ pub(crate) fn disks(places: &[PathBuf]) -> Vec<DiskView> {
             .max_by_key(|d| d.mount_point().as_os_str().len());
         let Some(disk) = on else { continue };
         let mount = disk.mount_point().display().to_string();
-        if !found.iter().any(|d| d.mount == mount) {
-            found.push(DiskView { mount, total_bytes: disk.total_space(), available_bytes: disk.available_space() });
+        if found.iter().any(|d| d.mount == mount) {
+            continue;
         }
+        let device = fs::metadata(disk.mount_point()).ok().map(|mount| mount.dev());
+        let (total_bytes, available_bytes) = (disk.total_space(), disk.available_space());
+        found.push(DiskView { mount, total_bytes, available_bytes, device });
     }
     found
 }

@@ -28,6 +28,7 @@ pub(crate) fn secrets() -> Secrets {
         s3_secret_key: Secret::new("tttt-secret"),
         minio_root: Keys { access: Secret::new("tttt-root"), secret: Secret::new("tttt-root-secret") },
         jupyter_token: Secret::new("tttt-jupyter"),
+        jupyter_door: Secret::new("tttt-jupyter-door"),
         grafana_password: Secret::new("tttt-grafana"),
     }
 }
@@ -74,6 +75,7 @@ fn a_change_concerns_only_what_it_concerns() {
     assert_eq!(changed("", "[images.build]\ngoproxy = \"https://g\""), [""; 0]);
     assert_eq!(changed("", "[ray]\npackages_limit = \"9 GiB\""), &code[1..]);
     assert_eq!(changed("", "[ports]\njupyter = 8889"), ["jupyter"]);
+    assert!(changed("", "[http]\njupyter_port = 8701").is_empty());
     assert_eq!(
         changed("", "[services.minio]\nmemory = \"1.5 GiB\"\n[services.ray-worker]\nmemory = \"6 GiB\"").len(),
         3
@@ -100,13 +102,13 @@ fn golden_containers() -> Vec<String> {
 fn no_edit_changes_a_container_unnoticed() {
     let golden = [
         "minio 82d06c463fc3a64a dcc0950b9caa7a74",
-        "ray-head dd691b65fe6e7382 9f24e8f29f48cca3",
+        "ray-head 596ae008aecd3a81 9f24e8f29f48cca3",
         "ray-driver 6baa90c4989ed541 6ac8a5045fcd7f23",
         "ray-worker-0 e4246ecb40dd1694 3515777b06b4bbda",
-        "jupyter 3ccd2e787c40b4bf c9b89e77cc229879",
+        "jupyter 05a74d6f8cd4a372 381a7259c486e2f9",
         "front-door 2833f4fec0b47ff6 2310fa03d0b022f6",
         "prometheus 93d3c59c525778fb 5bbdbc0663843b8e",
-        "grafana 9273e029a51b2ea6 a8bc500cd8d617c6",
+        "grafana aeadd135f8d9aa64 a8bc500cd8d617c6",
     ];
     assert_eq!(golden_containers(), golden);
 }

@@ -4,7 +4,11 @@ use std::{collections::BTreeSet, path::Path, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty, Full, Limited, StreamBody, combinators::BoxBody};
-use hyper::{Method, Request, StatusCode, body::Frame, header};
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::{Frame, Incoming},
+    header,
+};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
@@ -12,9 +16,14 @@ use hyper_util::{
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::io::AsyncReadExt as _;
+use url::Url;
 
 use super::{Endpoint, gcs::Gcs};
-use crate::{snapshot::JobStatus, text::path_segment, time::Timestamp};
+use crate::{
+    snapshot::JobStatus,
+    text::{path_segment, shell_word},
+    time::Timestamp,
+};
 
 /// Metadata key of a job that labd submitted: the person's submission that it belongs to.
 pub const ROOT: &str = "labd.root";
@@ -28,6 +37,8 @@ const ANSWER: Duration = Duration::from_secs(10);
 const TAKEN: Duration = Duration::from_secs(30);
 /// Longest wait for a package to be taken.
 const UPLOADED: Duration = Duration::from_mins(5);
+/// What is said of a dashboard that does not answer, or not in time.
+const NO_ANSWER: &str = "the dashboard does not answer";
 /// Largest answer read: thousands of jobs.
 const LARGEST: usize = 64 << 20;
 /// Number of characters that are kept of a job's last output: Ray sends up to 20 000 of them.
@@ -205,6 +216,33 @@ impl HttpJobs {
         self.ask(Method::DELETE, &format!("/api/jobs/{}", path_segment(submission_id)), empty(), ANSWER).await
     }
 
+    /// The last lines of what a job's driver printed, as a stream. Ray reads them from the end of the file where the driver ran: a
+    /// node that came back after a death has another id, and at the same address the same files.
+    pub async fn log(
+        &self,
+        submission_id: &str,
+        lines: usize,
+    ) -> Result<impl futures_util::Stream<Item = Result<Bytes, hyper::Error>> + Send + use<>, String> {
+        let no_log = || {
+            format!(
+                "Ray has no log of this job now, as it has not begun or its node is gone: see `labd jobs {}`",
+                shell_word(submission_id)
+            )
+        };
+        // By the node and the file: asked by the submission, Ray answers with an error of its own (Ray 2.60).
+        let told: Value = serde_json::from_slice(&self.job(submission_id).await?.body).unwrap_or_default();
+        let file = path_segment(&format!("job-driver-{submission_id}.log"));
+        for node in nodes_of(&told) {
+            let path = format!("/api/v0/logs/file?{node}&filename={file}&lines={lines}");
+            let answer = tokio::time::timeout(ANSWER, self.begin(Method::GET, &path, empty())).await;
+            let answer = answer.map_err(|_| NO_ANSWER)??;
+            if answer.status().is_success() {
+                return Ok(answer.into_body().into_data_stream());
+            }
+        }
+        Err(no_log())
+    }
+
     /// Answer to `GET /api/version`, as it is.
     pub async fn version(&self) -> Result<Bytes, String> {
         let reply = self.ask(Method::GET, "/api/version", empty(), ANSWER).await?;
@@ -219,7 +257,8 @@ impl HttpJobs {
         serde_json::from_slice(&reply.body).map_err(|_| format!("the dashboard's answer to {path} is not JSON"))
     }
 
-    async fn ask(&self, method: Method, path: &str, body: Sent, patience: Duration) -> Result<Reply, String> {
+    /// Asks, and returns an answer of which the body is still to come.
+    async fn begin(&self, method: Method, path: &str, body: Sent) -> Result<Response<Incoming>, String> {
         let request = Request::builder()
             .method(method)
             .uri(format!("http://{}{path}", self.endpoint.dashboard))
@@ -227,8 +266,12 @@ impl HttpJobs {
             .header(header::CONTENT_TYPE, "application/json")
             .body(body)
             .map_err(|_| "the dashboard has no valid address")?;
+        self.client.request(request).await.map_err(|_| NO_ANSWER.to_owned())
+    }
+
+    async fn ask(&self, method: Method, path: &str, body: Sent, patience: Duration) -> Result<Reply, String> {
         let work = async {
-            let answer = self.client.request(request).await.map_err(|_| "the dashboard does not answer".to_owned())?;
+            let answer = self.begin(method, path, body).await?;
             let status = answer.status().as_u16();
             let content_type = answer.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
             let content_type = content_type.unwrap_or("text/plain; charset=utf-8").to_owned();
@@ -240,7 +283,7 @@ impl HttpJobs {
             let body = body?.to_bytes();
             Ok(Reply { status, content_type, body })
         };
-        tokio::time::timeout(patience, work).await.map_err(|_| "the dashboard does not answer".to_owned())?
+        tokio::time::timeout(patience, work).await.map_err(|_| NO_ANSWER)?
     }
 }
 
@@ -343,8 +386,18 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
     pairs.collect::<Option<Vec<u8>>>().filter(|id| !id.is_empty())
 }
 
+/// Where a job's driver runs or ran, as questions for its files say it: the node, and the one that is at its address since. Ray
+/// forgets the address of a node now and then when an earlier one there is declared dead (Ray 2.60).
+fn nodes_of(job: &Value) -> impl Iterator<Item = String> + use<> {
+    let id = job["driver_node_id"].as_str().map(|id| format!("node_id={}", path_segment(id)));
+    let agent = job["driver_agent_http_address"].as_str().and_then(|address| Url::parse(address).ok());
+    let address = agent.as_ref().and_then(Url::host_str).map(|host| format!("node_ip={}", path_segment(host)));
+    id.into_iter().chain(address)
+}
+
 #[cfg(test)]
 mod tests {
+    use futures_util::TryStreamExt as _;
     use serde_json::json;
 
     use super::*;
@@ -384,5 +437,52 @@ mod tests {
             assert!(parse(nonsense).is_empty());
         }
         assert_eq!(last_words("ä".repeat(9_000)).chars().count(), LAST_WORDS);
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_log_is_asked_of_the_node_that_has_it() {
+        use axum::{Json, Router, extract::Request, response::IntoResponse as _, routing::get};
+
+        let is_ours = |asked: &Request| asked.headers()["authorization"] == "Bearer t0ken";
+        let job = move |asked: Request| async move {
+            let node = if asked.uri().path().ends_with("/new") { Value::Null } else { json!("00ff") };
+            if is_ours(&asked) {
+                let agent = asked.uri().path().ends_with("/back").then_some("http://198.18.0.11:52365");
+                Json(json!({ "driver_node_id": node, "driver_agent_http_address": agent })).into_response()
+            } else {
+                StatusCode::UNAUTHORIZED.into_response()
+            }
+        };
+        let file = move |asked: Request| async move {
+            match asked.uri().query() {
+                Some("node_id=00ff&filename=job-driver-a%2Fb.log&lines=7") if is_ours(&asked) => {
+                    "the end".into_response()
+                }
+                Some("node_ip=198.18.0.11&filename=job-driver-back.log&lines=7") if is_ours(&asked) => {
+                    "as before".into_response()
+                }
+                _ => StatusCode::NOT_FOUND.into_response(),
+            }
+        };
+        let router = Router::new().route("/api/jobs/{id}", get(job)).route("/api/v0/logs/file", get(file));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let dashboard = listener.local_addr().expect("bound");
+        let serving = tokio::spawn(async move { axum::serve(listener, router).await });
+        let token = crate::secret::Secret::new("t0ken");
+        let jobs = HttpJobs::new(Endpoint { gcs: dashboard, dashboard, token, spares: false });
+        let log = async |id| {
+            let pieces = jobs.log(id, 7).await?;
+            let pieces: Vec<Bytes> = pieces.try_collect().await.map_err(|e| e.to_string())?;
+            Ok::<_, String>(pieces.concat())
+        };
+        assert_eq!(log("a/b").await, Ok(b"the end".to_vec()));
+        // The node died, and came back with another id.
+        assert_eq!(log("back").await, Ok(b"as before".to_vec()));
+        for id in ["new", "gone"] {
+            assert!(log(id).await.is_err_and(|line| line.starts_with("Ray has no log of this job now")), "{id}");
+        }
+        serving.abort();
+        let _ = serving.await;
+        assert_eq!(log("a/b").await, Err("the dashboard does not answer".to_owned()));
     }
 }

@@ -5,6 +5,7 @@
 //! * [`gcs`]: the calls.
 //! * [`jobs`]: the job API over HTTP.
 //! * [`train`]: the training runs.
+//! * [`dashboards`]: its own Grafana dashboards, as far as charts need them. Pure.
 //! * [`demand`]: demands that cannot be met. Pure.
 //! * [`leftovers`]: what dead drivers left in the GCS.
 //! * [`spare`]: worker processes that wait for a run to need them.
@@ -12,6 +13,7 @@
 //! Two tasks poll, so that a slow dashboard never delays what is known of nodes: one polls the GCS, one the dashboard.
 //! Both hear where the head is on one `watch`, and both publish through one `watch` of [`RayView`].
 
+pub mod dashboards;
 mod demand;
 mod gcs;
 mod jobs;
@@ -134,11 +136,21 @@ pub struct RayNode {
 impl RayNode {
     /// Whether something has taken some of its GPUs or CPUs.
     pub fn is_busy(&self) -> bool {
-        let taken = |name: &str| {
-            let free = self.available.get(name).copied().unwrap_or(0.0);
-            self.resources.get(name).is_some_and(|&all| free + 1e-6 < all)
-        };
-        !self.available.is_empty() && (taken("GPU") || taken("CPU"))
+        ["GPU", "CPU"].into_iter().filter_map(|name| self.taken(name)).any(|taken| taken > 1e-6)
+    }
+
+    /// Amount of a resource of it that is taken; `None` where it has none, or while that is not known.
+    fn taken(&self, name: &str) -> Option<f64> {
+        let all = self.resources.get(name).copied().filter(|&all| all > 0.0 && !self.available.is_empty())?;
+        // Ray leaves out what nothing is free of.
+        Some(all - self.available.get(name).copied().unwrap_or(0.0))
+    }
+
+    /// Share of its GPUs that is taken, from 0 to 1; `None` where it has none, or while that is not known.
+    pub fn gpu_taken(&self) -> Option<f64> {
+        let share = self.taken("GPU")? / self.resources.get("GPU")?;
+        // Ray counts in steps of 0.0001.
+        Some((share * 10_000.0).round() / 10_000.0)
     }
 
     /// Whether it is ALIVE and has this role: `driver` or `worker`, by the label that labd gives it.
@@ -152,6 +164,7 @@ impl RayNode {
 pub struct Ray {
     set_endpoint: Arc<watch::Sender<Option<Endpoint>>>,
     follow: watch::Sender<BTreeSet<String>>,
+    planned: watch::Sender<BTreeSet<Ipv4Addr>>,
     view: watch::Receiver<Arc<RayView>>,
     refresh_now: Arc<Notify>,
     #[cfg(test)]
@@ -180,16 +193,18 @@ impl Ray {
     pub fn spawn() -> Self {
         let (set_endpoint, heard) = watch::channel(None);
         let (follow, followed) = watch::channel(BTreeSet::new());
+        let (planned, nodes) = watch::channel(BTreeSet::new());
         let (tell, view) = watch::channel(Arc::new(RayView::default()));
         let tell = Arc::new(tell);
         let refresh_now = Arc::new(Notify::new());
-        tokio::spawn(watch_nodes(heard.clone(), tell.clone(), refresh_now.clone()));
+        tokio::spawn(watch_nodes(heard.clone(), nodes, tell.clone(), refresh_now.clone()));
         tokio::spawn(watch_jobs(heard.clone(), followed, tell));
         tokio::spawn(leftovers::watch(heard.clone()));
         tokio::spawn(spare::watch(heard, view.clone()));
         Self {
             set_endpoint: Arc::new(set_endpoint),
             follow,
+            planned,
             view,
             refresh_now,
             #[cfg(test)]
@@ -204,10 +219,11 @@ impl Ray {
         set_endpoint: watch::Sender<Option<Endpoint>>,
         unregister: Unregister,
     ) -> Self {
-        let follow = watch::channel(BTreeSet::new()).0;
+        let (follow, planned) = (watch::channel(BTreeSet::new()).0, watch::channel(BTreeSet::new()).0);
         Self {
             set_endpoint: Arc::new(set_endpoint),
             follow,
+            planned,
             view,
             refresh_now: Arc::default(),
             simulated: Some(unregister),
@@ -219,6 +235,15 @@ impl Ray {
         self.set_endpoint.send_if_modified(|old| {
             let changed = *old != head;
             *old = head;
+            changed
+        });
+    }
+
+    /// Sets the addresses of the nodes that the lab has when all of it is there: what it can never run is judged by them.
+    pub fn set_planned(&self, nodes: BTreeSet<Ipv4Addr>) {
+        self.planned.send_if_modified(|old| {
+            let changed = *old != nodes;
+            *old = nodes;
             changed
         });
     }
@@ -270,6 +295,7 @@ impl Ray {
 
 async fn watch_nodes(
     mut set_endpoint: watch::Receiver<Option<Endpoint>>,
+    planned: watch::Receiver<BTreeSet<Ipv4Addr>>,
     tell: Arc<watch::Sender<Arc<RayView>>>,
     refresh_now: Arc<Notify>,
 ) {
@@ -297,7 +323,8 @@ async fn watch_nodes(
             Ok(nodes) => {
                 misses = 0;
                 let mut nodes = newest(nodes.into_iter().map(convert).collect(), Timestamp::now());
-                let demands = state.as_ref().ok().map(demand::demands);
+                let lab = demand::Lab::new(&nodes, &planned.borrow());
+                let demands = state.as_ref().ok().map(|state| demand::demands(state, &lab));
                 for node in &mut nodes {
                     let found = state.as_ref().ok().and_then(|s| s.nodes.iter().find(|n| n.id == node.id));
                     node.available = found.map(|n| n.available.clone().into_iter().collect()).unwrap_or_default();
@@ -480,6 +507,21 @@ mod tests {
         let at = |s: i64| Timestamp::from_millis(s * 1_000);
         let old = |began| began_before(at(began), at(100), at(102));
         assert_eq!([90, 101, 102, 3_700].map(old), [true, false, false, true]);
+    }
+
+    #[test]
+    fn a_node_is_busy_however_little_is_taken_of_it() {
+        let of = |gpu: f64, cpu: f64| [("GPU".to_owned(), gpu), ("CPU".to_owned(), cpu)].into();
+        let node = |free: BTreeMap<String, f64>| RayNode {
+            resources: of(1.0, 128.0),
+            available: free,
+            ..convert(proto::Node::default())
+        };
+        let told = |free| (node(free)).gpu_taken().map(|share| (share, node(of(1.0, 127.999)).is_busy()));
+        assert_eq!(told(of(0.5, 128.0)), Some((0.5, true)));
+        assert_eq!(told([("CPU".to_owned(), 128.0)].into()), Some((1.0, true)), "nothing is free of it");
+        assert_eq!(told(BTreeMap::new()), None, "not known");
+        assert!(!node(of(1.0, 128.0)).is_busy() && node(of(1.0, 128.0)).gpu_taken() == Some(0.0));
     }
 
     #[test]

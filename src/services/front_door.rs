@@ -16,6 +16,9 @@ use crate::{
 /// Name of labd's socket in the folder that the relay sees.
 pub const SOCKET: &str = "jobs.sock";
 
+/// Path below which the front door answers for Grafana.
+pub const GRAFANA: &str = "/labd/grafana";
+
 /// The front door's relay. labd itself listens on the port that people know.
 pub static DEF: ServiceDef = ServiceDef {
     kind: Kind("front-door"),
@@ -35,13 +38,25 @@ pub static DEF: ServiceDef = ServiceDef {
     rights: RightsDef { capabilities: &[], pids: 64, read_only_root: true },
     foreign_rights: None,
     link: Some(LinkDef { rank: 1, name: "Ray dashboard", port: DASHBOARD_PORT, path: "/" }),
-    login: Some(LoginDef { rank: 1, name: "ray", user: |_| None, secret: |s| &s.ray_token, port: |p| p.dashboard }),
+    login: Some(LoginDef {
+        rank: 1,
+        name: "ray",
+        path: "/",
+        user: |_| None,
+        secret: |s| &s.ray_token,
+        port: |p| p.dashboard,
+    }),
     make: Make::One(spec),
 };
 
 /// Address at which jobs are submitted: labd's front door, not the head. An HTTP address: what `ray job submit` takes.
 pub(super) fn job_address() -> EnvValue {
     format!("http://{}:{}", DEF.name(), DASHBOARD_PORT).into()
+}
+
+/// Address at which the head asks whether there is a Grafana.
+pub(super) fn grafana_address() -> EnvValue {
+    format!("http://{}:{}{GRAFANA}", DEF.name(), DASHBOARD_PORT).into()
 }
 
 fn spec(draft: &Draft<'_>) -> ServiceSpec {

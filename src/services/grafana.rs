@@ -1,4 +1,4 @@
-//! Grafana with Ray's own dashboards, and Prometheus as their datasource.
+//! Grafana with Ray's own dashboards and labd's, and Prometheus as their datasource.
 
 use std::time::Duration;
 
@@ -29,10 +29,11 @@ pub static DEF: ServiceDef = ServiceDef {
     // The image's user is not root.
     rights: RightsDef { capabilities: &[], pids: 2_048, read_only_root: false },
     foreign_rights: None,
-    link: Some(LinkDef { rank: 4, name: "Grafana", port: PORT, path: "/" }),
+    link: Some(LinkDef { rank: 4, name: "Grafana", port: PORT, path: "/grafana/" }),
     login: Some(LoginDef {
         rank: 4,
         name: "grafana",
+        path: "/grafana/",
         user: |_| Some("admin".to_owned()),
         secret: |s| &s.grafana_password,
         port: |p| p.grafana,
@@ -48,17 +49,23 @@ fn spec(draft: &Draft<'_>) -> ServiceSpec {
         ("GF_ANALYTICS_CHECK_FOR_UPDATES", "false".into()),
         ("GF_NEWS_NEWS_FEED_ENABLED", "false".into()),
         ("GF_PATHS_PROVISIONING", "/etc/labd/provisioning".into()),
+        // Behind the page's login at this path, and on its own port: it is told its place, and the door passes it on. Ray's
+        // dashboard embeds its panels.
+        ("GF_SERVER_ROOT_URL", "%(protocol)s://%(domain)s:%(http_port)s/grafana/".into()),
+        ("GF_SERVER_SERVE_FROM_SUB_PATH", "true".into()),
+        ("GF_SECURITY_ALLOW_EMBEDDING", "true".into()),
     ]);
     container.files = vec![
         file("/etc/labd/provisioning/datasources/prometheus.yml", 0o644, DATASOURCE.into()),
-        file("/etc/labd/provisioning/dashboards/ray.yml", 0o644, PROVIDER.into()),
+        file("/etc/labd/provisioning/dashboards/labd.yml", 0o644, PROVIDERS.into()),
+        file("/etc/labd/dashboards/labd.json", 0o644, LABD.into()),
     ];
     container.mounts = vec![
         volume(draft.volume("grafana"), "/var/lib/grafana", false),
         volume(draft.volume("dashboards"), DASHBOARDS, true),
     ];
     container.cpu_shares = 512;
-    let probe = Probe::Http { port: PORT, path: "/api/health".into(), authorization: None };
+    let probe = Probe::Http { port: PORT, path: "/grafana/api/health".into(), authorization: None };
     draft.service(&DEF, container, probe, Duration::from_mins(2))
 }
 
@@ -72,8 +79,17 @@ datasources:
     access: proxy
 ";
 
-const PROVIDER: &str = "apiVersion: 1
+/// labd's own dashboard, of what its `/metrics` tells. The page draws it, too.
+pub const LABD: &str = include_str!("labd_dashboard.json");
+
+const PROVIDERS: &str = "apiVersion: 1
 providers:
+  - name: labd
+    folder: labd
+    type: file
+    updateIntervalSeconds: 3600
+    options:
+      path: /etc/labd/dashboards
   - name: Ray
     folder: Ray
     type: file

@@ -42,6 +42,7 @@ pub static DEF: ServiceDef = ServiceDef {
     login: Some(LoginDef {
         rank: 2,
         name: "minio",
+        path: "/",
         user: |s| Some(s.s3_access_key.expose().to_owned()),
         secret: |s| &s.s3_secret_key,
         port: |p| p.s3_console,

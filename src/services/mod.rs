@@ -17,15 +17,15 @@ pub mod tensorboard;
 
 pub use draft::{Draft, Inputs, Place, Sizes};
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::{
-    config::{Bytes, Config, Ports, Service, Services},
+    config::{Bytes, Config, Ports, Service, Services, Tls},
     credentials::{Credential, Secrets},
     door::Upstreams,
     gpus::Gpu,
     secret::Secret,
-    snapshot::Link,
+    snapshot::{Link, TlsView},
     spec::{ImageName, Kind, Recreate, Rights, SYSCALLS, ServiceSpec, worker_slot},
 };
 
@@ -199,6 +199,8 @@ pub struct LoginDef {
     pub rank: u8,
     /// Name of what it opens, as `labd credentials` calls it.
     pub name: &'static str,
+    /// Path at which it is used.
+    pub path: &'static str,
     /// User name, where there is one.
     pub user: fn(&Secrets) -> Option<String>,
     /// Password or token.
@@ -270,19 +272,34 @@ pub fn memory_setting(name: &str) -> Option<String> {
     def.settings.map(|_| format!("services.{}.memory", def.name()))
 }
 
-/// Links for people, given the ports as they are published. No credentials.
-pub fn links(config: &Config, address: &str, port_of: impl Fn(&str, u16) -> Option<u16>) -> Vec<Link> {
-    // What listens on loopback only is reached through a tunnel, under the name it has at the tunnel's other end.
-    let host_of = |ip: IpAddr| match ip {
+/// Host of links to what listens at an address. What listens on loopback only is reached through a tunnel, under the name it has
+/// at the tunnel's other end.
+fn link_host(ip: IpAddr, address: &str) -> String {
+    let host = match ip {
         ip if ip.is_loopback() => "localhost".to_owned(),
         ip if ip.is_unspecified() => address.to_owned(),
         ip => ip.to_string(),
     };
-    let mut links = vec![Link {
-        name: "status page".into(),
-        url: format!("http://{}:{}/", host_of(config.lab.page.ip()), config.lab.page.port()),
-    }];
-    let host = host_of(config.network.publish);
+    if host.parse::<Ipv6Addr>().is_ok() { format!("[{host}]") } else { host }
+}
+
+/// Address of the page for people's browsers.
+pub fn page_url(config: &Config, address: &str, tls: Option<&TlsView>) -> String {
+    let page = config.lab.page;
+    let scheme = if config.http.tls == Tls::Off { "http" } else { "https" };
+    let host = tls.and_then(|tls| tls.host.clone()).unwrap_or_else(|| link_host(page.ip(), address));
+    format!("{scheme}://{host}:{}/", page.port())
+}
+
+/// Links for people, given the ports as they are published. No credentials.
+pub fn links(
+    config: &Config,
+    address: &str,
+    tls: Option<&TlsView>,
+    port_of: impl Fn(&str, u16) -> Option<u16>,
+) -> Vec<Link> {
+    let mut links = vec![Link { name: "status page".into(), url: page_url(config, address, tls) }];
+    let host = link_host(config.network.publish, address);
     let mut defs: Vec<_> = ALL.iter().filter_map(|def| Some((def, def.link.as_ref()?))).collect();
     defs.sort_by_key(|(_, link)| link.rank);
     for (def, link) in defs {
@@ -330,7 +347,7 @@ pub fn logins(config: &Config, secrets: &Secrets) -> Vec<Credential> {
         name: login.name.to_owned(),
         user: (login.user)(secrets),
         secret: (login.secret)(secrets).clone(),
-        url: format!("http://{host}:{}/", (login.port)(&config.ports)),
+        url: format!("http://{host}:{}{}", (login.port)(&config.ports), login.path),
     };
     defs.into_iter().map(|(_, login)| credential(login)).collect()
 }

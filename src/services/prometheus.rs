@@ -6,7 +6,7 @@ use super::{
     FOREIGN, ForJobs, GIB, LinkDef, MIB, Make, Memory, On, Optional, PortDef, RightsDef, ServiceDef, Silence,
     draft::{Draft, file, volume, words},
 };
-use crate::spec::{ImageName, Kind, Probe, Recreate, ServiceSpec};
+use crate::spec::{EnvValue, ImageName, Kind, Probe, Recreate, ServiceSpec};
 
 /// Port of Prometheus.
 pub const PORT: u16 = 9090;
@@ -33,6 +33,11 @@ pub static DEF: ServiceDef = ServiceDef {
     login: None,
     make: Make::One(spec),
 };
+
+/// Address of its API in the lab's network.
+pub(super) fn address() -> EnvValue {
+    format!("http://{}:{PORT}/prometheus", DEF.name()).into()
+}
 
 fn spec(draft: &Draft<'_>) -> ServiceSpec {
     let config = draft.config();

@@ -3,6 +3,7 @@
 use super::{
     CODE, ForJobs, GIB, Make, Memory, On, Optional, PortDef, ServiceDef, Silence,
     draft::{Draft, RAY_STOP, env, volume},
+    front_door, prometheus,
     ray::{START, end_at_once, janitor, node_env, packages, start, start_hook},
 };
 use crate::spec::{ImageName, Kind, Probe, Recreate, ServiceSpec};
@@ -62,9 +63,12 @@ fn spec(draft: &Draft<'_>) -> ServiceSpec {
     container.env = node_env(draft);
     container.env.extend(end_at_once());
     container.env.extend(env([
-        // labd's page and Grafana show metrics; Ray's dashboard would look for a Grafana that visitors cannot reach.
-        ("RAY_GRAFANA_HOST", "DISABLED".into()),
         ("RAY_METRICS_GRAFANA_DASHBOARD_OUTPUT_DIR", DASHBOARDS.into()),
+        // Where Ray's dashboard asks whether there is a Grafana: labd says so, and its page shows the panels at this path, by
+        // Grafana's hand or its own.
+        ("RAY_GRAFANA_HOST", front_door::grafana_address()),
+        ("RAY_GRAFANA_IFRAME_HOST", "/grafana".into()),
+        ("RAY_PROMETHEUS_HOST", prometheus::address()),
     ]));
     if config.ray.persist {
         // Case-sensitive, unlike Ray's other settings; alpha in Ray 2.60.

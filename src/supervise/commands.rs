@@ -70,6 +70,11 @@ impl<E: Engine> Supervisor<E> {
     }
 
     pub(super) fn start(&mut self, service: &str) -> Result<String, Refusal> {
+        // A quarantine is ended by its own command: whoever ends it has seen to the GPU.
+        let bar = self.bar(service);
+        if !self.held.contains_key(service) {
+            self.unbarred(service)?;
+        }
         let released = self.held.remove(service).is_some();
         if released {
             self.p.journal.set_memory(held_key(service), held_word(None));
@@ -83,7 +88,18 @@ impl<E: Engine> Supervisor<E> {
         entry.touched = None;
         self.note(RecordKind::Action, Some(service), "released", "started by hand");
         self.observe(service);
-        Ok(format!("{service}: is being started"))
+        Ok(match bar {
+            Some(bar) => format!("{service}: is not stopped by hand any more, and not started yet: {}", bar.reason),
+            None => format!("{service}: is being started"),
+        })
+    }
+
+    /// Refuses what a worker cannot do whose GPU cannot be used, and says what ends that.
+    fn unbarred(&self, service: &str) -> Result<(), Refusal> {
+        match self.bar(service) {
+            Some(bar) => Err(Refusal::Barred(format!("{service} cannot be started now: {}", bar.reason))),
+            None => Ok(()),
+        }
     }
 
     pub(super) fn hold(&mut self, service: &str) -> String {
@@ -100,6 +116,7 @@ impl<E: Engine> Supervisor<E> {
         if self.held.contains_key(service) {
             return self.start(service);
         }
+        self.unbarred(service)?;
         let entry = self.entries.get_mut(service).ok_or(Refusal::ShuttingDown)?;
         entry.memory.reset_failures();
         entry.memory.restart = entry.running().is_some() || entry.acting;

@@ -162,7 +162,12 @@ impl Incidents {
 
 /// Effect of an incident on one training run that trains again, in one line.
 pub(super) fn training_in_words(i: &Incident, t: &Interrupted, training_at: Timestamp) -> String {
-    let died = if i.cause == Cause::Asked { format!("was {}", i.why) } else { "died".to_owned() };
+    let died = match i.cause {
+        Cause::Asked => format!("was {}", i.why),
+        // Its worker is drained from then on.
+        Cause::Gpu => "lost its GPU".to_owned(),
+        _ => "died".to_owned(),
+    };
     let mut line =
         format!("run {} trains again {} after {} {died}", t.run, human(training_at.since(i.died_at)), i.service);
     // Writing to a string cannot fail.
@@ -270,6 +275,9 @@ mod tests {
         let run = Interrupted { run: "food11".into(), training_at: Some(at(8_000)), checkpoint: None, lost_ms: None };
         let line = training_in_words(&over, &run, at(8_000));
         assert_eq!(line, "run food11 trains again 7.0 s after w was restarted by hand");
+        let quarantined = Incident { cause: Cause::Gpu, ..over };
+        let line = training_in_words(&quarantined, &run, at(8_000));
+        assert_eq!(line, "run food11 trains again 7.0 s after w lost its GPU", "it trained on for a while");
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! Inputs of a decision about a service, beside the observation of its container.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+};
 
 use super::{
     decide::{
@@ -39,8 +42,15 @@ impl<E: Engine> Supervisor<E> {
                 spares: self.p.desired.config.ray.warm_starts,
             })
         });
+        self.p.ray.set_planned(self.ray_nodes());
         self.p.ray.set_endpoint(endpoint);
         self.p.checkpoints.set_endpoint(self.p.desired.store.clone().or_else(|| self.minio()));
+    }
+
+    /// Addresses of all that is planned as a node of Ray.
+    fn ray_nodes(&self) -> BTreeSet<Ipv4Addr> {
+        let specs = self.entries.values().filter_map(|e| e.spec.as_ref());
+        specs.filter(|s| s.enabled && s.kind.is_ray_node()).map(|s| s.container.address).collect()
     }
 
     /// MinIO as a store, while it is ready.

@@ -114,6 +114,8 @@ impl<E: Engine> Supervisor<E> {
         let ray = self.p.ray.watch().borrow().clone();
         let door = self.p.door.borrow().clone();
         let page = self.p.page.borrow().clone();
+        let second = self.p.second.borrow().trouble.clone();
+        let tls = self.p.tls.borrow().clone();
         let moment = Moment::now();
         let unanswered: Vec<&str> = self
             .entries
@@ -123,6 +125,7 @@ impl<E: Engine> Supervisor<E> {
             .collect();
         let ledger = self.p.jobs.borrow().clone();
         let installs = self.p.installs.borrow().clone();
+        let notify = self.p.notify.borrow().clone();
         let store = self.p.checkpoints.watch().borrow().clone();
         let port_of = |service: &str, port: u16| {
             if service == services::front_door::DEF.name() {
@@ -153,8 +156,11 @@ impl<E: Engine> Supervisor<E> {
             ray: &ray,
             ledger: &ledger,
             installs: &installs,
+            notify: &notify,
             door: door.trouble.as_deref(),
             page: page.as_deref(),
+            second: second.as_deref(),
+            tls: &tls,
             unanswered: &unanswered,
             scrapes: *self.p.scrapes.borrow(),
             store: &store,

@@ -29,11 +29,13 @@ use crate::{
     jobs::LedgerView,
     journal::{Entry as Record, Journal, Kind as RecordKind},
     node::disk_guard,
+    notify::TargetView,
     plan::PlanView,
     ray::Ray,
     snapshot::{DaemonView, EngineView, InstallsView, NodeView, ServiceState, Snapshot},
     spec::ImageName,
     time::{Moment, Now, Timestamp},
+    tls,
 };
 
 /// Interval between two looks at everything, by the engine's list of all containers: an event that was missed costs at most
@@ -100,10 +102,16 @@ pub struct Parts<E> {
     pub jobs: watch::Receiver<Arc<LedgerView>>,
     /// Packages that nodes install.
     pub installs: watch::Receiver<Arc<InstallsView>>,
+    /// Targets that are told what happens, and which of them are not.
+    pub notify: watch::Receiver<Arc<Vec<TargetView>>>,
     /// State of the front door on the host.
     pub door: watch::Receiver<DoorView>,
     /// Reason why the status page is not served, in one line.
     pub page: watch::Receiver<Option<String>>,
+    /// Listener of the page's second origin.
+    pub second: watch::Receiver<DoorView>,
+    /// Certificate of both.
+    pub tls: watch::Receiver<Arc<tls::Served>>,
     /// Requests of Prometheus for labd's own metrics.
     pub scrapes: watch::Receiver<Scrapes>,
     /// Channel for the configuration that a reload brought.
@@ -127,7 +135,7 @@ pub struct Parts<E> {
     pub stop: watch::Receiver<bool>,
 }
 
-/// Listener of the front door on the host.
+/// Listener on the host: of the front door, or of the page's second origin.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct DoorView {
     /// Port it listens on; absent while it does not.
@@ -139,7 +147,7 @@ pub struct DoorView {
 /// Requests of Prometheus for labd's own metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Scrapes {
-    /// Address at which Prometheus asks, in the lab's network; `None` where that cannot be told from other requests.
+    /// Address at which Prometheus asks, in the lab's network; `None` before that is known.
     pub address: Option<SocketAddr>,
     /// Time of the last request.
     pub last: Option<Timestamp>,
@@ -270,6 +278,8 @@ impl<E: Engine> Supervisor<E> {
         let mut installs = self.p.installs.clone();
         let mut door = self.p.door.clone();
         let mut page = self.p.page.clone();
+        let mut second = self.p.second.clone();
+        let mut tls = self.p.tls.clone();
         let mut engine_view = self.p.engine_view.clone();
         let mut stop = self.p.stop.clone();
         loop {
@@ -311,6 +321,8 @@ impl<E: Engine> Supervisor<E> {
                 Ok(()) = installs.changed() => {}
                 Ok(()) = door.changed() => {}
                 Ok(()) = page.changed() => {}
+                Ok(()) = second.changed() => {}
+                Ok(()) = tls.changed() => {}
                 _ = resync.tick() => self.look(),
                 () = tokio::time::sleep(wake) => {}
             }

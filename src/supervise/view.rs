@@ -1,6 +1,6 @@
 //! The one [`Snapshot`], made from what the loop knows. Pure.
 
-use std::time::Duration;
+use std::{net::Ipv4Addr, time::Duration};
 
 use super::supervisor::Scrapes;
 use crate::{
@@ -11,6 +11,7 @@ use crate::{
     jobs::LedgerView,
     journal::JournalHealth,
     node::disk_guard::{self, Levels},
+    notify::TargetView,
     ray::RayView,
     services,
     snapshot::{
@@ -18,13 +19,16 @@ use crate::{
         RunView, SCHEMA, ServiceState, ServiceView, Severity, Snapshot,
     },
     spec::worker_name,
-    time::Timestamp,
+    time::{Timestamp, human},
+    tls,
 };
 
 /// Beginning of the notice that Prometheus does not reach labd, by which `labd doctor` knows it.
 pub const METRICS_MISSING: &str = "labd's own metrics are missing";
 /// Time without a request of Prometheus, which asks every 10 s, after which that is a notice.
 const UNSCRAPED: Duration = Duration::from_mins(2);
+/// Time before the end of a given certificate from which on that is a notice: what renews it by itself has done so 30 days before.
+const ENDS_SOON: Duration = Duration::from_hours(14 * 24);
 
 /// Inputs of a snapshot.
 pub(super) struct Known<'a> {
@@ -36,10 +40,16 @@ pub(super) struct Known<'a> {
     pub(super) ray: &'a RayView,
     pub(super) ledger: &'a LedgerView,
     pub(super) installs: &'a InstallsView,
+    /// Targets that are told what happens.
+    pub(super) notify: &'a [TargetView],
     /// Reason why the front door does not listen.
     pub(super) door: Option<&'a str>,
     /// Reason why the status page is not served.
     pub(super) page: Option<&'a str>,
+    /// Reason why the page's second origin has no port of its own.
+    pub(super) second: Option<&'a str>,
+    /// Certificate of both.
+    pub(super) tls: &'a tls::Served,
     /// Services whose container the engine says nothing of when it is asked.
     pub(super) unanswered: &'a [&'a str],
     pub(super) scrapes: Scrapes,
@@ -61,7 +71,7 @@ pub(super) struct Known<'a> {
 }
 
 pub(super) fn snapshot(k: Known<'_>) -> Snapshot {
-    let links = services::links(k.config, &k.node.address, k.port_of);
+    let links = services::links(k.config, &k.node.address, k.tls.view.as_ref(), k.port_of);
     // What is planned with, and what is known and cannot be planned with yet.
     let unplanned = k.inventory.units.iter().map(|u| &u.gpu).filter(|g| k.gpus.iter().all(|p| p.id != g.id));
     let gpus = k
@@ -70,7 +80,7 @@ pub(super) fn snapshot(k: Known<'_>) -> Snapshot {
         .chain(unplanned)
         .map(|gpu| {
             let worker = worker_name(gpu.slot);
-            let there = k.services.iter().any(|s| s.name == worker && s.container.is_some());
+            let service = k.services.iter().find(|s| s.name == worker && s.container.is_some());
             let unit = k.inventory.units.iter().find(|unit| unit.gpu.id == gpu.id);
             GpuView {
                 id: gpu.id.clone(),
@@ -78,7 +88,8 @@ pub(super) fn snapshot(k: Known<'_>) -> Snapshot {
                 vendor: gpu.vendor.as_str().to_owned(),
                 simulated: gpu.vendor == Vendor::Simulated,
                 memory_bytes: gpu.memory_bytes,
-                worker: there.then_some(worker),
+                taken: service.and_then(|s| taken(&s.address, k.ray)),
+                worker: service.is_some().then_some(worker),
                 state: unit.map(|u| u.state).unwrap_or_default(),
                 trouble: unit.and_then(|u| u.trouble.clone()),
                 pci: gpu.pci.clone(),
@@ -110,8 +121,16 @@ pub(super) fn snapshot(k: Known<'_>) -> Snapshot {
         demands: k.ray.demands.clone(),
         incidents: k.incidents,
         links,
+        tls: k.tls.view.clone(),
         notices,
     }
+}
+
+/// Share of its GPU that the node at this address has given out.
+fn taken(address: &str, ray: &RayView) -> Option<f64> {
+    let address: Ipv4Addr = address.parse().ok()?;
+    let node = ray.nodes.iter().find(|node| node.alive && node.address == address)?;
+    node.gpu_taken()
 }
 
 fn processes(unit: &Unit, service_of: &dyn Fn(&str) -> Option<String>) -> Vec<GpuProcess> {
@@ -157,6 +176,23 @@ fn notices(k: &Known<'_>, links: &[Link], runs: &[RunView]) -> Vec<Notice> {
     }
     if let Some(reason) = k.page {
         say(Severity::Warning, format!("the status page is not served: {reason}"));
+    }
+    for text in of_tls(k.tls, k.now).into_iter().chain(tls::open_without(k.config)) {
+        say(Severity::Warning, text);
+    }
+    for target in k.notify {
+        if let Some(why) = &target.trouble {
+            let name = &target.name;
+            let text =
+                format!("notifications to `{name}` are not delivered: {why}; `labd notify test {name}` tries it");
+            say(Severity::Warning, text);
+        }
+    }
+    if let Some(reason) = k.second {
+        say(
+            Severity::Warning,
+            format!("JupyterLab opens from the page only where that is visited as `localhost`: {reason}"),
+        );
     }
     if !k.unanswered.is_empty() {
         let names = k.unanswered.join(", ");
@@ -215,12 +251,15 @@ fn notices(k: &Known<'_>, links: &[Link], runs: &[RunView]) -> Vec<Notice> {
         say(Severity::Info, "the GPUs are simulated: nothing here computes on a real one".to_owned());
     }
     if k.config.network.publish.is_loopback() {
-        let ports = links.iter().filter_map(|l| url::Url::parse(&l.url).ok()?.port());
-        let tunnels: Vec<String> = ports.take(3).map(|p| format!("-L {p}:localhost:{p}")).collect();
+        // The page is the first link, and leads to what is behind the others.
+        let forward = links.iter().find_map(|l| url::Url::parse(&l.url).ok()?.port());
+        let forward = forward.map_or_else(String::new, |p| format!("-L {p}:localhost:{p} "));
         let address = &k.node.address;
         say(
             Severity::Info,
-            format!("the links open on this machine only; from yours: ssh {} {address}", tunnels.join(" ")),
+            format!(
+                "the links open on this machine only; from yours: ssh {forward}{address}, and the page leads to the rest"
+            ),
         );
     }
     let disks = &k.node.disks;
@@ -233,6 +272,29 @@ fn notices(k: &Known<'_>, links: &[Link], runs: &[RunView]) -> Vec<Notice> {
     notices.extend(k.shortages.iter().cloned());
     notices.sort_by_key(|n| std::cmp::Reverse(n.severity));
     notices
+}
+
+/// What a person must know of the page's certificate.
+fn of_tls(served: &tls::Served, now: Timestamp) -> Vec<String> {
+    let mut lines = Vec::new();
+    let old = served.view.as_ref().map(|view| view.expires_at);
+    if let Some(why) = &served.trouble {
+        lines.push(match old {
+            None => format!("the status page is not served: its certificate: {why}"),
+            Some(until) => format!("the page's certificate: {why}; the one that is served is valid until {until}"),
+        });
+    }
+    lines.extend(served.advice.iter().map(|why| format!("the page's certificate: {why}")));
+    // labd renews its own in time.
+    if let Some(view) = served.view.as_ref().filter(|view| !view.self_signed) {
+        let left = view.expires_at.since(now);
+        if left.is_zero() {
+            lines.push(format!("the page's certificate expired at {}: renew it, browsers refuse it", view.expires_at));
+        } else if left < ENDS_SOON {
+            lines.push(format!("the page's certificate expires in {}: renew it", human(left)));
+        }
+    }
+    lines
 }
 
 /// What a person must know of a source of GPU readings: that it is silent, or what it complains of.
@@ -271,7 +333,7 @@ mod tests {
 
     #[test]
     fn the_store_is_on_the_file_system_that_the_engine_names() {
-        let disk = |mount: &str| DiskView { mount: mount.into(), total_bytes: 1, available_bytes: 1 };
+        let disk = |mount: &str| DiskView { mount: mount.into(), total_bytes: 1, available_bytes: 1, device: None };
         let mut node = NodeView { disks: vec![disk("/"), disk("/data")], ..crate::http::testing::a_snapshot().node };
         assert_eq!(store_mount(&node), Some("/"));
         node.engine_data = "/data/docker".into();

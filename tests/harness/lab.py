@@ -9,6 +9,7 @@ import pathlib
 import re
 import shutil
 import signal
+import ssl
 import subprocess
 import tempfile
 import time
@@ -99,8 +100,10 @@ def build_settings():
 class Visitor:
     """What a browser does with the page: it keeps the cookie, and the page's script shows the session's CSRF token."""
 
-    def __init__(self, page):
+    def __init__(self, page, trusted=None):
+        """`trusted`: file with the certificates that are trusted where the page is served over TLS."""
         self.page, self.origin, self.cookie, self.csrf = page, page.rstrip("/"), None, None
+        self.context = ssl.create_default_context(cafile=trusted) if page.startswith("https:") else None
 
     def ask(self, method, path, body=None, **headers):
         """Status and answer, JSON where it is that. A header of None is left out."""
@@ -109,7 +112,7 @@ class Visitor:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.page + path, data, {k: v for k, v in told.items() if v is not None}, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
+            with urllib.request.urlopen(request, timeout=30, context=self.context) as answer:
                 return answer.status, self.heard(answer)
         except urllib.error.HTTPError as error:
             return error.code, self.heard(error)
@@ -156,6 +159,8 @@ prometheus = 0
 grafana = 0
 jupyter = 0
 tensorboard = 0
+[http]
+jupyter_port = 0
 [images.build]
 {build_settings() if build is None else build}
 {head}
@@ -178,7 +183,7 @@ tensorboard = 0
 
     def visitor(self):
         """A browser's stand-in, nobody yet."""
-        return Visitor(self.link("status page"))
+        return Visitor(self.link("status page"), self.data_dir / "page.pem")
 
     def log_in(self):
         """Whoever opens the link of `labd open`: an admin."""

@@ -41,6 +41,8 @@ socket = "{self.dir}/no-engine.sock"
 subnet = "198.18.227.0/24"
 [ports]
 dashboard = 0
+[http]
+jupyter_port = 0
 """)
         self.env = {**os.environ, "LABD_CONFIG": str(self.config), "LABD_SOCKET": f"{self.dir}/labd.sock", "NO_COLOR": "1",
                     "LABD_SYS_ROOT": str(self.root), "LABD_LOG": "info", "FAKE_NVML": str(self.script),

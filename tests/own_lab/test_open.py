@@ -189,6 +189,7 @@ HOLDERS = {
     "s3_access_key": CODE,
     "s3_secret_key": CODE,
     "jupyter_token": {"jupyter"},
+    "jupyter_door": {"jupyter"},
     "grafana_password": set(),
     "access_key": {"minio"},
     "secret_key": {"minio"},
@@ -216,7 +217,8 @@ def test_every_container_has_the_rights_of_the_table(lab):
 
 
 def test_every_secret_is_where_it_is_needed_and_nowhere_else(lab):
-    secrets = json.loads((lab.data_dir / "secrets.json").read_text()) | json.loads((lab.data_dir / "minio-root.json").read_text())
+    files = [json.loads((lab.data_dir / name).read_text()) for name in ("secrets.json", "minio-root.json", "jupyter-door.json")]
+    secrets = {name: value for held in files for name, value in held.items()}
     assert secrets.keys() == HOLDERS.keys()
     for name, value in secrets.items():
         holders = {s for s in RIGHTS if any(value in e for e in lab.inspect(s)["Config"]["Env"])}

@@ -158,6 +158,18 @@ def test_three_jobs_of_half_a_gpu(lab):
         assert "ran on SIM-" in lab.wait_job(f"half-{i}")
 
 
+def test_a_gpu_that_no_run_has_is_in_use_while_a_task_has_it(lab):
+    lab.wait_ready()
+    code = "import ray,time; ray.init(); ray.get(ray.remote(num_gpus=0.5,num_cpus=1)(lambda: time.sleep(15)).remote())"
+    taken = lambda: sorted(gpu.get("taken", -1) for gpu in lab.snapshot()["gpus"])
+    wait_for("all are free", lambda: taken() == [0, 0], 60)
+    lab.submit("quiet-task", "python", "-c", code)
+    wait_for("one is in use", lambda: taken() == [0, 0.5], 60, every=0.5)
+    assert "50 % of it in use" in lab.labd("gpu", "list").stdout
+    lab.wait_job("quiet-task")
+    wait_for("all are free again", lambda: taken() == [0, 0], 60)
+
+
 def test_a_tune_run_with_asha(lab):
     lab.submit("asha", "python", "tune.py", "--trials", "4", "--epochs", "8")
     logs = lab.wait_job("asha", seconds=240)

@@ -7,9 +7,10 @@ import pytest
 from harness.lab import wait_for
 
 PASSWORD = "a long enough password"
-READ = ["api/v1/snapshot", "api/v1/stream", "api/v1/events", "api/v1/events/stream", "api/v1/plan", "metrics", "api/v1/me"]
-WRITTEN = ["api/v1/services/jupyter/logs?tail=1"]
-ACTS = ["services/jupyter/restart", "jobs/none/stop", "gpus/SIM-0/release", "gpus/SIM-0/drill/xid-79", "reload", "apply"]
+READ = ["api/v1/snapshot", "api/v1/stream", "api/v1/events", "api/v1/events/stream", "api/v1/plan", "metrics", "api/v1/me",
+        "api/v1/gpus/history", "api/v1/usage", "api/v1/usage.csv", "api/v1/notify", "api/v1/doctor"]
+WRITTEN = ["api/v1/services/jupyter/logs?tail=1", "api/v1/jobs/none", "api/v1/jobs/none/curve", "api/v1/jobs/none/curve.csv", "api/v1/jobs/none/logs"]
+ACTS = ["notify/test", "jupyter/ticket", "services/jupyter/restart", "jobs/none/stop", "gpus/SIM-0/release", "gpus/SIM-0/drill/xid-79", "reload", "apply"]
 ONLY_HERE = [("POST", "down"), ("GET", "credentials"), ("POST", "links"), ("GET", "users"), ("POST", "users"), ("DELETE", "users/anna"),
              ("POST", "users/anna/password"), ("POST", "users/anna/role"), ("GET", "sessions"), ("DELETE", "sessions/00000000")]
 
@@ -35,7 +36,8 @@ def bert(lab):
 
 def test_without_a_login_there_is_the_login_page_and_nothing_else(lab):
     nobody = lab.visitor()
-    assert "<form" in nobody.ask("GET", "")[1] and nobody.ask("GET", "healthz")[0] == 200
+    page = nobody.ask("GET", "")[1]
+    assert "/js/main.js" in page and lab.name not in page and nobody.ask("GET", "healthz")[0] == 200
     for path in READ + WRITTEN:
         status, told = nobody.ask("GET", path)
         assert status == 401 and "labd open" in told["error"], path

@@ -136,8 +136,10 @@ def test_the_commented_file_has_every_setting():
 
     def flat(table, prefix=""):
         for key, value in table.items():
-            value = value[0] if isinstance(value, list) and value and isinstance(value[0], dict) else value
-            if isinstance(value, dict) and prefix + key != "ray.env":
+            if isinstance(value, list) and value and isinstance(value[0], dict):
+                for entry in value:
+                    yield from flat(entry, f"{prefix}{key}.")
+            elif isinstance(value, dict) and prefix + key != "ray.env":
                 yield from flat(value, f"{prefix}{key}.")
             else:
                 yield prefix + key

@@ -100,6 +100,7 @@ pub struct DeviceNode {
 }
 
 /// Present reading of one GPU. A value that the source does not report is absent.
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Reading {
@@ -170,6 +171,7 @@ impl Reading {
 }
 
 /// A process on a GPU.
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {
     /// Process id on the host.
@@ -180,6 +182,7 @@ pub struct Process {
 }
 
 /// Reason why a GPU runs slower than it could.
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Throttle {

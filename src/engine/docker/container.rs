@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    io,
+    io::{self, Read as _},
     net::Ipv4Addr,
 };
 
@@ -348,6 +348,17 @@ pub(super) fn counters(stats: &ContainerStatsResponse) -> Option<Counters> {
     })
 }
 
+/// Content of the one file in an archive that the engine made of it.
+pub(super) fn only_file(archive: &[u8]) -> Option<Vec<u8>> {
+    let mut archive = tar::Archive::new(archive);
+    let mut entry = archive.entries().ok()?.next()?.ok()?;
+    let mut content = Vec::new();
+    entry.header().entry_type().is_file().then_some(())?;
+    entry.read_to_end(&mut content).ok()?;
+    // One that broke off is none.
+    (content.len() as u64 == entry.size()).then_some(content)
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -503,6 +514,20 @@ mod tests {
         let header = entries[0].header();
         assert_eq!(header.path().expect("a path").to_str(), Some("etc/x/y"));
         assert_eq!((header.mode().ok(), header.uid().ok(), header.gid().ok()), (Some(0o600), Some(7), Some(7)));
+    }
+
+    #[test]
+    fn of_an_archive_the_only_file_is_taken_and_a_directory_is_none() {
+        let file = files_tar(&spec().files[..1], Timestamp::from_millis(0)).expect("memory");
+        assert_eq!(only_file(&file).as_deref(), Some(value(&spec().files[0].content).as_bytes()));
+        let mut directory = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::Directory);
+        header.set_size(0);
+        directory.append_data(&mut header, "etc/", io::empty()).expect("memory");
+        for none in [directory.into_inner().expect("memory"), file[..512].to_vec(), Vec::new(), vec![7; 2_000]] {
+            assert_eq!(only_file(&none), None);
+        }
     }
 
     #[test]

@@ -37,8 +37,9 @@ use bollard::{
     exec::StartExecResults,
     models::{EventMessage, ExecConfig, Ipam, IpamConfig, NetworkCreateRequest, NetworkInspect},
     query_parameters::{
-        CreateContainerOptions, EventsOptions, KillContainerOptions, ListContainersOptions, ListNetworksOptions,
-        LogsOptions, RemoveContainerOptions, StatsOptions, StopContainerOptions, UploadToContainerOptions,
+        CreateContainerOptions, DownloadFromContainerOptions, EventsOptions, KillContainerOptions,
+        ListContainersOptions, ListNetworksOptions, LogsOptions, RemoveContainerOptions, StatsOptions,
+        StopContainerOptions, UploadToContainerOptions,
     },
 };
 use bytes::Bytes;
@@ -286,6 +287,24 @@ impl DockerEngine {
         })
         .try_flatten()
         .boxed()
+    }
+
+    /// Content of a file in a service's container, which need not run. Fails for what is no file, and for one of more than
+    /// `largest` bytes.
+    pub async fn file(&self, service: &str, path: &str, largest: usize) -> Result<Vec<u8>, EngineError> {
+        let options = DownloadFromContainerOptions { path: path.to_owned() };
+        let name = self.container_name(service);
+        let client = self.client().await?;
+        let mut pieces = client.download_from_container(&name, Some(options));
+        let mut archive = Vec::new();
+        while let Some(piece) = pieces.next().await {
+            archive.extend_from_slice(&piece.map_err(|e| self.fail(&e))?);
+            // Its header, and what fills its last block, are less than that.
+            if archive.len() > largest + (64 << 10) {
+                return Err(EngineError::Other(format!("{path} in {service} has more than {largest} bytes")));
+            }
+        }
+        container::only_file(&archive).ok_or_else(|| EngineError::NotFound(format!("{path} in {service} is no file")))
     }
 
     /// Runs `argv` in a service's container and returns its exit code with what it printed, both streams mixed, at most

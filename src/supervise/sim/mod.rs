@@ -34,7 +34,7 @@ use super::{DoorView, EVENTS_HEARD, Parts, RESYNC, Scrapes};
 use crate::{
     checkpoints::Checkpoints,
     config::Config,
-    control::{Command, Request},
+    control::{Command, Refusal, Request},
     desired::DesiredState,
     engine::{
         EngineEventKind, events,
@@ -175,8 +175,11 @@ impl Labd {
             checkpoints: Checkpoints::simulated(),
             jobs,
             installs: watch::channel(Arc::default()).1,
+            notify: watch::channel(Arc::default()).1,
             door: watch::channel(DoorView::default()).1,
             page: watch::channel(None).1,
+            second: watch::channel(DoorView::default()).1,
+            tls: watch::channel(Arc::default()).1,
             scrapes: watch::channel(Scrapes::default()).1,
             config: watch::channel(Arc::new(Config::default())).0,
             upstreams: watch::channel(Arc::default()).0,
@@ -207,9 +210,14 @@ impl Labd {
 
     /// Sends a command, and waits for the answer as a person would.
     async fn ask(&self, command: Command) -> bool {
+        matches!(self.answer(command).await, Some(Ok(_)))
+    }
+
+    /// The same, with the answer; `None` where there is none in time.
+    async fn answer(&self, command: Command) -> Option<Result<String, Refusal>> {
         let (reply, answer) = oneshot::channel();
-        self.requests.send(Request { command, reply }).await.is_ok()
-            && matches!(tokio::time::timeout(Duration::from_secs(5), answer).await, Ok(Ok(Ok(_))))
+        self.requests.send(Request { command, reply }).await.ok()?;
+        tokio::time::timeout(Duration::from_secs(5), answer).await.ok()?.ok()
     }
 }
 
@@ -748,6 +756,32 @@ fn a_worker_waits_for_its_late_or_lost_gpu_and_leaves_a_quarantined_one_and_no_o
             h.outcome(Duration::ZERO)
         });
     }
+}
+
+#[test]
+fn a_worker_whose_gpu_is_quarantined_is_started_by_no_command_but_the_release_and_each_says_so() {
+    scenario(|| async {
+        let mut h = History::new(8);
+        h.ready_within(Duration::from_mins(1), "the beginning").await;
+        let worker = "ray-worker-0";
+        let service = || worker.to_owned();
+        h.strike(&Fault::Quarantine(service(), Duration::from_mins(2))).await;
+        h.pass(Duration::from_mins(1)).await;
+        let labd = h.labd.as_ref().expect("it runs");
+        for command in [Command::Start { service: service() }, Command::Restart { service: service() }] {
+            let refused = labd.answer(command).await.expect("an answer").expect_err("it would not end");
+            let refused = refused.to_string();
+            assert!(refused.contains("`labd gpu release SIM-0`") && !refused.contains('\n'), "{refused}");
+        }
+        // Stopped by a person as well: that is ended, and what is left is said.
+        assert!(labd.ask(Command::Stop { service: service() }).await);
+        let started =
+            labd.answer(Command::Start { service: service() }).await.expect("an answer").expect("it is ended");
+        assert!(started.contains("not started yet") && started.contains("`labd gpu release SIM-0`"), "{started}");
+        h.end_faults().await;
+        h.ready_within(BOUND, "its GPU is there").await;
+        h.outcome(Duration::ZERO)
+    });
 }
 
 #[test]
