@@ -15,6 +15,7 @@ use axum::{
     Router,
     serve::{Listener, ListenerExt as _},
 };
+use futures_util::future::{BoxFuture, MaybeDone, maybe_done};
 use hyper::{Request, body::Incoming, server::conn::http1, service::Service};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -215,6 +216,8 @@ pub(super) struct Greeted<S> {
     pub(super) stream: S,
     pub(super) service: TowerToHyperService<Router>,
     pub(super) over: OverTls,
+    /// Moment from which on nothing may be said on it any more.
+    pub(super) ends: Option<BoxFuture<'static, ()>>,
 }
 
 /// Greeting of those who begin with HTTP at once.
@@ -231,7 +234,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static, O: Sync> Greets<S, O> f
     type Stream = S;
 
     async fn greet(self, stream: S, _: &O) -> Option<Greeted<S>> {
-        Some(Greeted { stream, service: self.0, over: OverTls(false) })
+        Some(Greeted { stream, service: self.0, over: OverTls(false), ends: None })
     }
 }
 
@@ -331,9 +334,23 @@ impl Listener for KnownPeers {
 struct Impatient<S> {
     stream: S,
     stalled: Option<Pin<Box<Sleep>>>,
+    /// End of the connection, also once it is a WebSocket.
+    ends: Option<MaybeDone<BoxFuture<'static, ()>>>,
     /// Place that it takes, also once it is a WebSocket, of which the server knows nothing any more.
     #[expect(dead_code, reason = "held, not read")]
     place: Option<OwnedSemaphorePermit>,
+}
+
+impl<S> Impatient<S> {
+    fn new(stream: S, place: Option<OwnedSemaphorePermit>, ends: Option<BoxFuture<'static, ()>>) -> Self {
+        Self { stream, stalled: None, ends: ends.map(maybe_done), place }
+    }
+
+    /// Refusal of every step once the connection has ended.
+    fn goes_on(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let is_over = self.ends.as_mut().is_some_and(|ends| Pin::new(ends).poll(cx).is_ready());
+        if is_over { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
+    }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Impatient<S> {
@@ -351,12 +368,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Impatient<S> {
 
 impl<S: AsyncRead + Unpin> AsyncRead for Impatient<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.goes_on(cx)?;
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Impatient<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.goes_on(cx)?;
         let step = Pin::new(&mut self.stream).poll_write(cx, buf);
         self.patient(cx, step)
     }
@@ -376,6 +395,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Impatient<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.goes_on(cx)?;
         let step = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
         self.patient(cx, step)
     }
@@ -416,9 +436,9 @@ async fn serve<L: Listener<Addr: OtherEnd>>(
                 greeted = greeting.greet(stream, &other_end) => greeted,
                 () = &mut end => None,
             };
-            let Some(Greeted { stream, service, over }) = greeted else { return };
+            let Some(Greeted { stream, service, over, ends }) = greeted else { return };
             let service = Telling { other_end, over, inner: service };
-            let stream = TokioIo::new(Impatient { stream, stalled: None, place });
+            let stream = TokioIo::new(Impatient::new(stream, place, ends));
             let mut connection = std::pin::pin!(http.serve_connection(stream, service).with_upgrades());
             tokio::select! {
                 _ = &mut connection => {}
@@ -605,7 +625,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_client_that_reads_nothing_is_dropped() {
         let (ours, theirs) = tokio::io::duplex(64);
-        let mut connection = Impatient { stream: ours, stalled: None, place: None };
+        let mut connection = Impatient::new(ours, None, None);
         connection.write_all(&[b'x'; 64]).await.expect("there is room");
         let more = tokio::time::timeout(STALLED * 2, connection.write_all(b"more")).await;
         let error = more.expect("given up").expect_err("nobody reads");
@@ -613,7 +633,7 @@ mod tests {
         drop(theirs);
         // One that reads slowly is waited for.
         let (ours, mut theirs) = tokio::io::duplex(64);
-        let mut connection = Impatient { stream: ours, stalled: None, place: None };
+        let mut connection = Impatient::new(ours, None, None);
         let reads = tokio::spawn(async move {
             let mut sum = 0;
             while sum < 640 {

@@ -20,6 +20,7 @@ use axum::{
     middleware,
     response::{IntoResponse as _, Response},
 };
+use futures_util::FutureExt as _;
 use hyper_util::service::TowerToHyperService;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -102,28 +103,38 @@ impl Secured {
     }
 
     pub(super) async fn greet(self, stream: TcpStream, peer: SocketAddr) -> Option<Greeted<Stream>> {
-        let plainly = |stream, service| Some(Greeted { stream: Stream::Plain(stream), service, over: OverTls(false) });
+        let plainly = |stream, service, ends| {
+            Some(Greeted { stream: Stream::Plain(stream), service, over: OverTls(false), ends })
+        };
         if let Some(Scraped { address, peer: known, router }) = self.scraped
             && peer.ip().to_canonical() == known
             && stream.local_addr().is_ok_and(|local| local.ip().to_canonical() == address)
         {
-            return plainly(stream, TowerToHyperService::new(router));
+            return plainly(stream, TowerToHyperService::new(router), None);
         }
         let speaks = self.served.borrow().speaks.clone();
         let config = match speaks {
-            Speaks::Plain => return plainly(stream, self.router),
+            Speaks::Plain => return plainly(stream, self.router, Some(secret_at_last(self.served).boxed())),
             Speaks::Nothing => return None,
             Speaks::Tls(config) => config,
         };
         let mut first = [0];
         match stream.peek(&mut first).await {
             Ok(1) if first[0] == HANDSHAKE => {}
-            Ok(1) => return plainly(stream, self.to_https),
+            Ok(1) => return plainly(stream, self.to_https, None),
             _ => return None,
         }
         // Apart, so that connections without TLS are no larger for it.
         let stream = Box::pin(TlsAcceptor::from(config).accept(stream)).await.ok()?;
-        Some(Greeted { stream: Stream::Tls(Box::new(stream)), service: self.router, over: OverTls(true) })
+        Some(Greeted { stream: Stream::Tls(Box::new(stream)), service: self.router, over: OverTls(true), ends: None })
+    }
+}
+
+/// Moment at which TLS is switched on: whoever reads along on an open connection goes on reading until it ends.
+async fn secret_at_last(mut served: watch::Receiver<Arc<Served>>) {
+    if served.wait_for(|served| !matches!(served.speaks, Speaks::Plain)).await.is_err() {
+        // labd ends, which ends connections in its own way.
+        std::future::pending::<()>().await;
     }
 }
 
@@ -390,6 +401,28 @@ mod tests {
         assert_eq!(said(page.plainly().await, HEALTH).await, "");
         page.served.send_replace(Arc::default());
         assert!(said(page.plainly().await, HEALTH).await.starts_with("HTTP/1.1 200"), "switched off");
+    }
+
+    #[tokio::test]
+    async fn who_came_without_tls_is_told_nothing_more_once_it_is_switched_on() {
+        let page = page(Lab::new()).await;
+        for asked_for in
+            [speaking(&page.certificate), Arc::new(Served { speaks: Speaks::Nothing, ..Served::default() })]
+        {
+            page.served.send_replace(Arc::default());
+            let (mut streaming, mut silent) = (page.plainly().await, page.plainly().await);
+            for (stream, path) in [(&mut streaming, "api/v1/stream"), (&mut silent, "healthz")] {
+                let request = format!("GET /{path} HTTP/1.1\r\nHost: localhost:8600\r\n\r\n");
+                stream.write_all(request.as_bytes()).await.expect("it reads");
+                stream.read_exact(&mut [0; 12]).await.expect("it begins");
+            }
+            page.served.send_replace(asked_for);
+            for stream in [&mut streaming, &mut silent] {
+                // Who says nothing is dropped later than that in any case.
+                let end = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut Vec::new())).await;
+                end.expect("in time").ok();
+            }
+        }
     }
 
     /// Value of the cookie in an answer, with its name, and the whole line.

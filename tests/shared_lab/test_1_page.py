@@ -1,4 +1,7 @@
 """The page in a real browser, as people use it."""
+import contextlib
+import json
+
 import pytest
 
 from harness.browser import SHOTS, accessibility, chromium
@@ -6,6 +9,11 @@ from harness.lab import wait_for
 
 PASSWORD = "a long enough password"
 VIEWS = ("Overview", "Jobs", "GPUs", "Services", "Timeline", "Metrics", "Usage", "Doctor")
+# What a browser says of a tab that somebody covers with another, or looks at again: a headless one takes all for looked at.
+HIDDEN = """(is) => {
+  Object.defineProperty(document, 'hidden', { value: is, configurable: true });
+  document.dispatchEvent(new Event('visibilitychange'));
+}"""
 READY = "#services tbody tr:has(th:text-is('{name}')) .state:text-is('{state}')"
 
 
@@ -197,6 +205,84 @@ def test_an_account_logs_in_by_keyboard_alone_on_a_phone_in_the_dark(lab, visit)
     page.keyboard.press("Enter")
     page.wait_for_selector("#login-name:focus")
     assert not page.is_visible("nav")
+
+
+def test_a_second_tab_asks_for_a_login_of_its_own_and_loses_nothing_of_it(lab, admin):
+    lab.add_user("gerda", "admin", PASSWORD)
+    tab = admin.context.new_page()
+    tab.set_default_timeout(30_000)
+    tab.goto(lab.link("status page") + "#/services")
+    state(tab, "ray-head", "ready")
+    assert tab.locator("button[data-verb]").count() == 0, "another tab's login is none of this one"
+    tab.click("#enter")
+    tab.wait_for_selector("#login-name:focus")
+    tab.click("#login-cancel")
+    state(tab, "ray-head", "ready")
+    tab.click("#enter")
+    tab.fill("#login-name", "gerda")
+    # Whoever looks up a password in another tab finds the form as it was.
+    for is_hidden in (True, False):
+        with tab.expect_response("**/api/v1/me") if not is_hidden else contextlib.nullcontext():
+            tab.evaluate(HIDDEN, is_hidden)
+    tab.screenshot(path=SHOTS / "login-again.png")
+    assert tab.input_value("#login-name") == "gerda"
+    tab.fill("#login-password", PASSWORD)
+    tab.keyboard.press("Enter")
+    tab.wait_for_selector("button[data-verb][aria-label='stop jupyter']")
+    assert tab.inner_text("#who-name") == "gerda (admin)" and "#/services" in tab.url
+
+
+def test_tabs_that_nobody_looks_at_take_nothing_from_the_one_that_somebody_does(lab, admin):
+    tabs = [admin.context.new_page() for _ in range(7)]  # a browser has six connections to one origin
+    for tab in tabs:
+        tab.goto(lab.link("status page") + "#/logs/ray-head")
+        tab.wait_for_selector(".log [role=status]:has-text('live')")
+        tab.evaluate(HIDDEN, True)
+    go(admin, "Doctor")
+    admin.wait_for_selector("#checks li", timeout=60_000)
+    tabs[-1].evaluate(HIDDEN, False)
+    tabs[-1].wait_for_selector(".log pre:has-text('Ray runtime started')")
+    tabs[-1].wait_for_selector("#connection:text('live')")
+
+
+def test_what_is_older_comes_by_a_button_and_a_job_that_was_lost_is_no_row_of_its_own(lab, admin):
+    # A long history, told to the page in labd's place.
+    def job(n, **more):
+        return {"submission_id": f"job-{n}", "status": "SUCCEEDED", "entrypoint": "python train.py", "submitted_at": f"2026-01-01T00:00:{n:02}Z", **more}
+
+    def incident(n):
+        at = f"2026-01-01T00:00:{n:02}Z"
+        return {"service": f"service-{n}", "cause": "killed", "why": "SIGKILL", "died_at": at, "running_at": at, "ready_at": at, "training": []}
+
+    jobs = [job(n) for n in range(59, 9, -1)]
+    jobs[4] = job(55, resubmitted_as="job-56", outcome="lost")
+    long = lab.snapshot() | {"jobs": jobs, "incidents": [incident(n) for n in range(59, 39, -1)]}
+    older = {"jobs": [*jobs, *(job(n) for n in range(9, -1, -1))], "next": None}
+    pages = {"before=": {"incidents": [incident(n) for n in range(9, -1, -1)], "next": None},
+             "": {"incidents": [incident(n) for n in range(59, 9, -1)], "next": "1-7"}}
+    def tell(what, kind, answer):
+        admin.route(f"**/api/v1/{what}", lambda route: route.fulfill(body=answer(route.request.url), content_type=kind))
+
+    tell("stream?*", "text/event-stream", lambda _: f"event: snapshot\ndata: {json.dumps(long)}\n\n")
+    tell("jobs?*", "application/json", lambda _: json.dumps(older))
+    tell("incidents?*", "application/json", lambda url: json.dumps(next(told for part, told in pages.items() if part in url)))
+    admin.reload()
+    go(admin, "Jobs")
+    rows = admin.locator("#jobs tbody tr")
+    admin.wait_for_selector("#jobs tr:has-text('job-10')")
+    assert rows.count() == 49 and not admin.locator("#jobs th:has-text('job-55')").count()
+    button = admin.get_by_role("button", name="older jobs")
+    button.click()
+    admin.wait_for_selector("#jobs th a:text-is('job-0')")
+    assert rows.count() == 59 and button.count() == 0, "each once, and there is no more"
+    go(admin, "Timeline")
+    rows, button = admin.locator("#incidents tbody tr"), admin.get_by_role("button", name="older incidents")
+    assert rows.count() == 20
+    button.click()
+    admin.wait_for_selector("#incidents th:text-is('service-10')")
+    button.click()
+    admin.wait_for_selector("#incidents th:text-is('service-0')")
+    assert rows.count() == 60 and button.count() == 0
 
 
 def test_logs_are_followed_and_searched(lab, admin):
