@@ -513,6 +513,16 @@ impl Accounts {
         book.visits.session(cookie).is_some_and(|session| book.sessions.goes_on(&session, Timestamp::now()))
     }
 
+    /// Lets the visits of a cookie's session go on with the one that its person has begun since.
+    pub fn hand_over(&self, cookie: &str, to: &NewSession) {
+        let mut book = self.0.book();
+        let old = Digest::of(cookie);
+        let is_theirs = book.sessions.person(&old, Timestamp::now()).is_some_and(|person| *person == to.person);
+        if is_theirs {
+            book.visits.hand_over(old, Digest::of(to.cookie.expose()));
+        }
+    }
+
     /// Ends the session of a cookie, where there is one. Returns once that is on disk.
     pub async fn log_out(&self, cookie: &str) -> Result<(), AccountError> {
         self.0.book().sessions.end_cookie(cookie);

@@ -235,6 +235,11 @@ impl Sessions {
         self.all.get(cookie).is_some_and(|stored| !stored.is_over(now))
     }
 
+    /// Person of a session that goes on.
+    pub(super) fn person(&self, cookie: &Digest, now: Timestamp) -> Option<&Person> {
+        self.all.get(cookie).filter(|stored| !stored.is_over(now)).map(|stored| &stored.person)
+    }
+
     /// Ends the session of a cookie.
     pub(super) fn end_cookie(&mut self, cookie: &str) {
         let cookie = Digest::of(cookie);

@@ -417,6 +417,29 @@ async fn who_hangs_up_before_the_answer_has_failed_and_who_is_turned_away_has_no
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_visit_goes_on_with_the_next_session_of_the_same_person_alone() {
+    let lab = Lab::new();
+    let accounts = lab.with_ada().await;
+    let visit_of = |session: &NewSession| {
+        let ticket = accounts.ticket(session.cookie.expose()).expect("it goes on");
+        accounts.enter(&ticket, HERE.into()).expect("good once")
+    };
+    let first = log_in(&accounts, "ada").await;
+    let visit = visit_of(&first);
+    let next = log_in(&accounts, "ada").await;
+    accounts.hand_over(first.cookie.expose(), &next);
+    accounts.log_out(first.cookie.expose()).await.expect("written");
+    assert!(accounts.visit_goes_on(visit.expose()));
+    let link = accounts.link(person("root", Role::Admin));
+    let other = accounts.log_in_by_link(&link, HERE.into()).await.expect("logged in");
+    accounts.hand_over(next.cookie.expose(), &other);
+    accounts.log_out(next.cookie.expose()).await.expect("written");
+    assert!(!accounts.visit_goes_on(visit.expose()));
+    accounts.hand_over(next.cookie.expose(), &other);
+    assert!(!accounts.visit_goes_on(visit.expose()), "what is over is handed over to nobody");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_hash_of_another_cost_is_renewed_at_the_next_login_and_ends_nothing() {
     let lab = Lab::new();
     let accounts = lab.with_ada().await;

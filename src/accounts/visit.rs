@@ -63,6 +63,11 @@ impl Visits {
         cookie
     }
 
+    /// Lets the visits of a session be those of another.
+    pub(super) fn hand_over(&mut self, from: Digest, to: Digest) {
+        self.visits.values_mut().filter(|visit| visit.session == from).for_each(|visit| visit.session = to);
+    }
+
     /// Session to which the visit of a cookie belongs. Whether that goes on, only the sessions know.
     pub(super) fn session(&self, cookie: &str) -> Option<Digest> {
         self.visits.get(&Digest::of(cookie)).map(|visit| visit.session)

@@ -60,7 +60,11 @@ pub(super) async fn find(state: &State, id: &str) -> Result<Found, ApiError> {
         chain = if whole.iter().any(|job| job.id == id) { whole } else { chain };
     }
     let submitted = chain.first().map(|job| job.came_at.to_string());
-    let jobs = whole::with_older(&snapshot.jobs, &chain);
+    let attempts = match chain.first() {
+        Some(first) => state.jobs.told(&first.id).await.unwrap_or_default(),
+        None => Vec::new(),
+    };
+    let jobs = whole::with_older(&snapshot.jobs, attempts);
     let found = Found { id: id.to_owned(), jobs, submitted, snapshot };
     found.folded()?;
     Ok(found)

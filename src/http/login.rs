@@ -21,10 +21,10 @@ use super::{
     extract::{Body, Shape},
     openapi::WithCookie,
     tls::OverTls,
-    who::{Who, cookie},
+    who::{Entered, Who, cookie},
 };
 use crate::{
-    accounts::{LoginError, NewSession, Role, SESSION_LIFETIME, Way},
+    accounts::{LoginError, NewSession, Person, Role, SESSION_LIFETIME, Way},
     journal::{Entry, Kind},
     secret::Secret,
     time::Timestamp,
@@ -81,6 +81,9 @@ pub(super) struct Me {
     name: Option<String>,
     /// What they may do.
     role: Role,
+    /// Whether they may change what their role allows: a page must show the token of its session for that, in
+    /// `X-Labd-Csrf`, and this request did.
+    may_command: bool,
 }
 
 /// `POST /api/v1/login`: a session for a name and a password.
@@ -123,8 +126,9 @@ pub(super) fn way(from: Option<Extension<Address>>, over: OverTls) -> Way {
 }
 
 async fn welcome(state: &State, over: OverTls, headers: &HeaderMap, session: &NewSession) -> WithCookie<Welcome> {
-    // The session that this one takes the place of.
+    // The session that this one takes the place of, also for the JupyterLab that is open beside the page.
     if let Ok(Some(old)) = cookie(headers, &over.cookie(&state.cookie)) {
+        state.accounts.hand_over(old, session);
         let _ = state.accounts.log_out(old).await;
     }
     let told = Welcome {
@@ -168,13 +172,20 @@ pub(super) async fn out(From(state): From<State>, over: OverTls, headers: Header
     WithCookie(with_cookie(answer, &name, "", Duration::ZERO, over.0), PhantomData)
 }
 
-/// `GET /api/v1/me`: who asks.
-pub(super) async fn me(Extension(who): Extension<Who>) -> Json<Me> {
+/// `GET /api/v1/me`: who asks, and whether this page of theirs may command.
+pub(super) async fn me(
+    Extension(who): Extension<Who>,
+    entered: Option<Extension<Entered>>,
+    headers: HeaderMap,
+) -> Json<Me> {
+    let is_shown = entered.is_some_and(|Extension(entered)| entered.may_change(&headers));
     Json(match &who {
-        Who::Person(person) => Me { name: Some(person.name.clone()), role: person.role },
-        Who::Local(_) => Me { name: Some(who.name().into_owned()), role: Role::Admin },
+        Who::Person(Person { name, role }) => {
+            Me { name: Some(name.clone()), role: *role, may_command: is_shown && *role == Role::Admin }
+        }
+        Who::Local(_) => Me { name: Some(who.name().into_owned()), role: Role::Admin, may_command: true },
         // Nobody else is let through to here who may not look.
-        Who::Nobody => Me { name: None, role: Role::Viewer },
+        Who::Nobody => Me { name: None, role: Role::Viewer, may_command: false },
     })
 }
 

@@ -25,7 +25,7 @@ use tokio::sync::watch;
 
 use super::{ApiError, State, second, stopped, tls::OverTls};
 use crate::{
-    accounts::{Person, Role, Session, is_for},
+    accounts::{Accounts, Person, Role, Session, is_for},
     config::Anonymous,
     door::{Admission, origin_is_own},
 };
@@ -82,6 +82,14 @@ pub(super) struct Entered {
     pub(super) cookie: Arc<str>,
 }
 
+impl Entered {
+    /// Whether a request shows the token that this session's own page was told.
+    pub(super) fn may_change(&self, headers: &HeaderMap) -> bool {
+        let csrf = headers.get(CSRF).and_then(|token| token.to_str().ok()).unwrap_or_default();
+        self.session.admits(csrf)
+    }
+}
+
 /// User at the other end of a Unix socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Peer(pub(super) u32);
@@ -129,7 +137,9 @@ pub(super) async fn remote(From(state): From<State>, mut request: Request, next:
     if let Some(entered) = entered {
         request.extensions_mut().insert(entered);
     }
-    until(next.run(request).await, ended(state, cookie))
+    // Who has a page of labd's own open uses the session, though that asks for nothing else: a screen on a wall.
+    let goes_on = goes_on(state, cookie, |accounts, cookie| accounts.session(cookie).is_some());
+    until(next.run(request).await, watch_for(goes_on))
 }
 
 /// Answer that ends when whoever asked may not ask any more, where it is a stream: that goes on for as long as its page is open.
@@ -149,7 +159,8 @@ pub(super) async fn visitors(From(state): From<State>, mut request: Request, nex
         return log_in_first().into_response();
     };
     let is_admin = session.person.role == Role::Admin;
-    let admission = admission(&state, &request, is_admin, ended(state.clone(), Some(cookie)));
+    let over = watch_for(goes_on(state.clone(), Some(cookie), Accounts::goes_on));
+    let admission = admission(&state, &request, is_admin, over);
     request.extensions_mut().insert(admission);
     next.run(request).await
 }
@@ -211,13 +222,12 @@ fn admission(
     Admission { admin, scheme: own_scheme(over, request.headers()).unwrap_or(over.scheme()), ended }
 }
 
-/// Waits until the session of this cookie has ended; without one, until nobody may look any more who is not known.
-async fn ended(state: State, cookie: Option<Arc<str>>) {
-    let goes_on = move || match &cookie {
-        Some(cookie) => state.accounts.goes_on(cookie),
+/// Whether the session of this cookie goes on, by `is_on`; without one, whether somebody may look who is not known.
+fn goes_on(state: State, cookie: Option<Arc<str>>, is_on: impl Fn(&Accounts, &str) -> bool) -> impl Fn() -> bool {
+    move || match &cookie {
+        Some(cookie) => is_on(&state.accounts, cookie),
         None => state.config.borrow().http.anonymous == Anonymous::Viewer,
-    };
-    watch_for(goes_on).await;
+    }
 }
 
 /// Waits until something does not go on any more.
@@ -256,8 +266,7 @@ async fn admit(state: &State, needed: Role, request: Request, next: Next) -> Res
         _ => return log_in_first().into_response(),
     }
     let changes = needed == Role::Admin && !matches!(*request.method(), Method::GET | Method::HEAD);
-    let csrf = request.headers().get(CSRF).and_then(|token| token.to_str().ok()).unwrap_or_default();
-    let is_shown = request.extensions().get::<Entered>().is_some_and(|entered| entered.session.admits(csrf));
+    let is_shown = request.extensions().get::<Entered>().is_some_and(|entered| entered.may_change(request.headers()));
     if changes && matches!(who, Who::Person(_)) && !is_shown {
         let text = format!("`{CSRF}` is missing or wrong: log in again");
         return ApiError::new(StatusCode::FORBIDDEN, text).into_response();
@@ -321,6 +330,7 @@ mod tests {
         public_router,
         testing::{Lab, Sse, ask_with, status_and_text},
     };
+    use crate::time::{Timestamp, simulated};
 
     fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
         let mut all = HeaderMap::new();
@@ -426,6 +436,23 @@ mod tests {
         lab.state.accounts.log_out(cookie.split_once('=').expect("a pair").1).await.expect("written");
         let rest = async { while stream.next().await.is_some() {} };
         tokio::time::timeout(LOOK * 3, rest).await.expect("it ends");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_page_that_is_open_uses_its_session_and_a_closed_one_does_not() {
+        simulated::begin(Some(Timestamp::from_millis(1_795_000_000_000)));
+        let lab = Lab::new().closed();
+        let [(wall, _), (closed, _)] = [lab.log_in(Role::Viewer).await, lab.log_in(Role::Viewer).await];
+        let open = async |cookie: &str| {
+            Sse::new(ask_with(public_router(lab.state.clone()), "/api/v1/stream", "cookie", cookie).await)
+        };
+        drop(open(&closed).await);
+        let mut stream = open(&wall).await;
+        let looks = async { while stream.next().await.is_some() {} };
+        tokio::time::timeout(Duration::from_hours(13), looks).await.expect_err("it goes on");
+        let goes_on = |cookie: &str| lab.state.accounts.goes_on(cookie.split_once('=').expect("a pair").1);
+        assert!(goes_on(&wall) && !goes_on(&closed));
+        simulated::begin(None);
     }
 
     #[test]

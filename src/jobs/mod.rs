@@ -115,6 +115,7 @@ enum Ask {
     Deleting { id: String, last: JobStatus, reply: oneshot::Sender<()> },
     Forget { id: String, last: Option<JobStatus>, reply: oneshot::Sender<()> },
     Attempts { id: String, reply: oneshot::Sender<Vec<Job>> },
+    Told { id: String, reply: oneshot::Sender<Vec<JobView>> },
     Older { than: Option<(Timestamp, String)>, most: usize, reply: oneshot::Sender<Vec<JobView>> },
     Unkept { what: String },
 }
@@ -165,8 +166,15 @@ impl Ledger {
         answer.await.ok()
     }
 
-    /// Jobs as the ledger alone knows them, newest first: those that were submitted before this time, or at it with a smaller
-    /// id. `None` while labd ends.
+    /// [`Self::attempts`] as they are told besides the jobs of the view, which say more of theirs.
+    pub async fn told(&self, id: &str) -> Option<Vec<JobView>> {
+        let (reply, answer) = oneshot::channel();
+        self.ask.send(Ask::Told { id: id.to_owned(), reply }).await.ok()?;
+        answer.await.ok()
+    }
+
+    /// Jobs of the ledger, newest first: those that were submitted before this time, or at it with a smaller id. `None` while
+    /// labd ends.
     pub async fn older(&self, than: Option<(Timestamp, String)>, most: usize) -> Option<Vec<JobView>> {
         let (reply, answer) = oneshot::channel();
         self.ask.send(Ask::Older { than, most, reply }).await.ok()?;
@@ -632,6 +640,11 @@ impl<A: JobApi> LedgerTask<A> {
         self.bytes <= past::MOST_BYTES
     }
 
+    fn besides(&self, jobs: Vec<&Job>) -> Vec<JobView> {
+        let ray = self.parts.ray.borrow().clone();
+        view::besides(jobs, &ray, self.present())
+    }
+
     fn publish(&self) {
         let view = {
             // Not borrowed for long: whoever borrows twice waits for a writer that waits for the first.
@@ -836,8 +849,12 @@ impl<A: JobApi> LedgerTask<A> {
                 let _ = reply.send(past::chain(&self.book, &id).into_iter().cloned().collect());
                 return false;
             }
+            Ask::Told { id, reply } => {
+                let _ = reply.send(self.besides(past::chain(&self.book, &id)));
+                return false;
+            }
             Ask::Older { than, most, reply } => {
-                let _ = reply.send(view::older(&self.book, than.as_ref(), most));
+                let _ = reply.send(self.besides(view::older(&self.book, than.as_ref(), most)));
                 return false;
             }
             Ask::Unkept { what } => self.note("package-not-kept", what),

@@ -20,6 +20,8 @@ use crate::{
 
 /// Number of jobs that the snapshot shows.
 const SHOWN: usize = 50;
+/// Number of those that are kept for jobs that have just ended: each end is seen, however many wait.
+const JUST_ENDED: usize = 10;
 /// Longest text shown, in characters.
 const LONGEST: usize = 200;
 
@@ -31,13 +33,18 @@ enum Known<'a> {
 }
 
 /// Jobs that are shown: what has workers comes first, since GPUs and their hours are told by it, however many wait behind
-/// it; then what else has not ended, with all attempts at it; then the newest.
+/// it; then what ended last; then what else has not ended, with all attempts at it; then the newest.
 fn chosen<'a>(
     book: &'a BTreeMap<String, Job>,
     told: &BTreeMap<&str, &'a RayJob>,
     at_work: &BTreeSet<&str>,
 ) -> Vec<Known<'a>> {
-    let rank = |ended: bool, id: &str| if at_work.contains(id) { 0 } else { 1 + u8::from(ended) };
+    let just_ended = just_ended(book, told);
+    let rank = |ended: bool, id: &str| match ended {
+        _ if at_work.contains(id) => 0,
+        _ if just_ended.contains(id) => 1,
+        ended => 2 + u8::from(ended),
+    };
     let open: BTreeSet<&str> = book.values().filter(|job| !job.is_over()).map(|job| job.root.as_str()).collect();
     let ledger = book.values().map(|job| {
         let rank = rank(!open.contains(job.root.as_str()), &job.id);
@@ -55,6 +62,19 @@ fn chosen<'a>(
     all.into_iter().map(|(_, _, known)| known).collect()
 }
 
+/// Jobs that ended last.
+fn just_ended<'a>(book: &'a BTreeMap<String, Job>, told: &BTreeMap<&str, &'a RayJob>) -> BTreeSet<&'a str> {
+    let ledger = book.values().filter_map(|job| match &job.state {
+        State::Ended { at, .. } => Some((*at, job.id.as_str())),
+        State::Queued { .. } | State::Submitted(_) => None,
+    });
+    let others = told.values().filter(|job| !book.contains_key(&job.submission_id));
+    let others = others.filter_map(|job| Some((job.ended_at?, job.submission_id.as_str())));
+    let mut all: Vec<_> = ledger.chain(others).collect();
+    all.sort_unstable_by(|a, b| b.cmp(a));
+    all.into_iter().take(JUST_ENDED).map(|(_, id)| id).collect()
+}
+
 /// View of every job, once: as the ledger knows it where it does, else as Ray reports it. `services` are by address.
 pub(super) fn view(
     book: &BTreeMap<String, Job>,
@@ -63,15 +83,11 @@ pub(super) fn view(
     present: Present,
     trouble: Option<&str>,
 ) -> LedgerView {
-    let told: BTreeMap<&str, &RayJob> =
-        ray.jobs.iter().flat_map(|t| &t.jobs).map(|job| (job.submission_id.as_str(), job)).collect();
+    let told = told_of(ray);
     let mut jobs: Vec<JobView> = chosen(book, &told, &at_work(ray, services))
         .into_iter()
         .map(|known| match known {
-            Known::Ledger(job) => {
-                let entry = told.get(job.id.as_str()).copied();
-                of_ledger(job, entry.filter(|entry| decide::is_about(job, entry)), present)
-            }
+            Known::Ledger(job) => of_ledger(job, entry(job, &told), present),
             Known::Ray(job) => of_ray(job),
         })
         .collect();
@@ -247,13 +263,28 @@ fn of_ray(job: &RayJob) -> JobView {
     }
 }
 
-/// View of a job by the ledger alone.
-pub(super) fn of_the_past(job: &Job) -> JobView {
-    of_ledger(job, None, Present { head: true, driver: true, store: true })
+/// Jobs that Ray reports, by submission.
+fn told_of(ray: &RayView) -> BTreeMap<&str, &RayJob> {
+    ray.jobs.iter().flat_map(|told| &told.jobs).map(|job| (job.submission_id.as_str(), job)).collect()
+}
+
+/// What Ray reports of a job of the ledger.
+fn entry<'a>(job: &Job, told: &BTreeMap<&str, &'a RayJob>) -> Option<&'a RayJob> {
+    told.get(job.id.as_str()).copied().filter(|entry| decide::is_about(job, entry))
+}
+
+/// Jobs of the ledger as they are told besides those that are shown: without where they run and what they wait for.
+pub(super) fn besides<'a>(jobs: impl IntoIterator<Item = &'a Job>, ray: &RayView, present: Present) -> Vec<JobView> {
+    let told = told_of(ray);
+    jobs.into_iter().map(|job| of_ledger(job, entry(job, &told), present)).collect()
 }
 
 /// Newest jobs of the ledger that come after this place, newest first.
-pub(super) fn older(book: &BTreeMap<String, Job>, than: Option<&(Timestamp, String)>, most: usize) -> Vec<JobView> {
+pub(super) fn older<'a>(
+    book: &'a BTreeMap<String, Job>,
+    than: Option<&(Timestamp, String)>,
+    most: usize,
+) -> Vec<&'a Job> {
     let place = |job: &Job| (job.submitted_at, job.id.clone());
     let is_older = |job: &&Job| than.is_none_or(|(at, id)| (job.submitted_at, &job.id) < (*at, id));
     let mut all: Vec<&Job> = book.values().filter(is_older).collect();
@@ -262,7 +293,7 @@ pub(super) fn older(book: &BTreeMap<String, Job>, than: Option<&(Timestamp, Stri
         all.truncate(most);
     }
     all.sort_by_cached_key(|job| Reverse(place(job)));
-    all.into_iter().map(of_the_past).collect()
+    all
 }
 
 fn of_ledger(job: &Job, told: Option<&RayJob>, present: Present) -> JobView {
@@ -354,7 +385,7 @@ mod tests {
         ] {
             let than = than.map(|(at, id)| (at, id.to_owned()));
             let told = older(&book, than.as_ref(), most);
-            assert_eq!(told.iter().map(|job| job.submission_id.as_str()).collect::<Vec<_>>(), want, "{than:?} {most}");
+            assert_eq!(told.iter().map(|job| job.id.as_str()).collect::<Vec<_>>(), want, "{than:?} {most}");
         }
     }
 
@@ -447,6 +478,34 @@ mod tests {
         let ids: Vec<&str> = shown.iter().map(|job| job.submission_id.as_str()).collect();
         assert_eq!((ids.len(), ids[0], ids[47]), (50, "short-59", "short-12"));
         assert_eq!(ids[48..], ["sweep-r1", "sweep"], "with the attempts before");
+    }
+
+    #[test]
+    fn each_end_is_shown_however_many_wait() {
+        let waiting = (0..60).map(|n| Job { submitted_at: ts(100 + n), ..job(&format!("waits-{n:02}"), json!({})) });
+        let ended = (0..60).map(|n| Job {
+            submitted_at: ts(n),
+            state: State::Ended { at: ts(1_000 + n), outcome: Outcome::Succeeded },
+            ..job(&format!("ended-{n:02}"), json!({}))
+        });
+        let shown = shown(waiting.chain(ended).collect(), &RayView::default()).jobs;
+        let ids: Vec<&str> = shown.iter().map(|job| job.submission_id.as_str()).collect();
+        assert_eq!(
+            (ids.len(), ids[0], ids[39], ids[40], ids[49]),
+            (50, "waits-59", "waits-20", "ended-59", "ended-50")
+        );
+    }
+
+    #[test]
+    fn a_job_that_is_not_among_the_newest_is_told_as_ray_has_it() {
+        let (running, queued) = (
+            job("a", json!({})),
+            Job { state: State::Queued { not_before: ts(1), stop_first: None, tries: 0 }, ..job("b", json!({})) },
+        );
+        let jobs = Some(Jobs { asked_at: ts(3), jobs: vec![told("a", JobStatus::Running)] }.into());
+        let ray = RayView { jobs, ..RayView::default() };
+        let told = besides([&running, &queued], &ray, Present { head: true, driver: true, store: true });
+        assert_eq!([told[0].status, told[1].status], [JobStatus::Running, JobStatus::Pending]);
     }
 
     #[test]

@@ -5,7 +5,6 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{decide::Job, view};
 use crate::{
     incident::{Cause, Incident},
     snapshot::{CheckpointView, InstallView, JobOutcome, JobStatus, JobView, RunView, Snapshot},
@@ -97,10 +96,10 @@ pub fn fold(jobs: &[JobView]) -> Vec<Folded<'_>> {
     folded
 }
 
-/// Jobs that are shown, and those of these attempts in the ledger that are not: the snapshot has the newest only.
-pub fn with_older(shown: &[JobView], ledger: &[Job]) -> Vec<JobView> {
-    let older = ledger.iter().filter(|job| shown.iter().all(|s| s.submission_id != job.id)).map(view::of_the_past);
-    shown.iter().cloned().chain(older).collect()
+/// Jobs that are shown, and those of these attempts that are not: the snapshot has the newest only.
+pub fn with_older(shown: &[JobView], mut attempts: Vec<JobView>) -> Vec<JobView> {
+    attempts.retain(|job| shown.iter().all(|shown| shown.submission_id != job.submission_id));
+    shown.iter().cloned().chain(attempts).collect()
 }
 
 /// One job, as `GET /api/v1/jobs/{id}` tells it.
@@ -266,10 +265,6 @@ mod tests {
     use crate::{
         http::testing::a_snapshot,
         incident::{Interrupted, Order},
-        jobs::{
-            decide::{State, Submitted},
-            submission::Submission,
-        },
         snapshot::{GpuView, InstallPhase},
     };
 
@@ -409,19 +404,10 @@ mod tests {
 
     #[test]
     fn attempts_that_are_not_shown_any_more_come_from_the_ledger() {
-        let job = |id: &str| Job {
-            id: id.into(),
-            root: id.into(),
-            attempt: 1,
-            submission: Submission::parse(br#"{"entrypoint": "python old.py"}"#).expect("one"),
-            came_at: at(0),
-            submitted_at: at(0),
-            run: id.into(),
-            note: None,
-            state: State::Submitted(Submitted::new(at(1))),
-        };
         let shown = snapshot().jobs;
-        let all = with_older(&shown, &[job("other"), job("older")]);
+        let job =
+            |id: &str| JobView { submission_id: id.into(), entrypoint: "python old.py".into(), ..shown[0].clone() };
+        let all = with_older(&shown, vec![job("other"), job("older")]);
         assert_eq!(all[..3], shown[..], "what is shown knows more than the ledger");
         assert_eq!((all.len(), all[3].submission_id.as_str()), (4, "older"));
         assert_eq!(all[3].entrypoint, "python old.py");

@@ -5,7 +5,7 @@
 //! already when labd began to tell is not told; a restarted labd knows what was told before, and tells what is new.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     time::Duration,
 };
 
@@ -102,6 +102,8 @@ pub(super) struct Decider {
     /// Fingerprints of jobs whose end is known, oldest first.
     ended: VecDeque<String>,
     troubles: BTreeMap<String, Trouble>,
+    /// Services without an image, also while that is tried again.
+    without: BTreeSet<String>,
     /// Moment since which everything works.
     whole: Option<Moment>,
     /// Whether that was said.
@@ -125,6 +127,7 @@ impl Decider {
             baseline: begins.then(|| now.moment.plus(BASELINE)),
             ended: memory.ended.into(),
             troubles: memory.told.into_iter().map(known).collect(),
+            without: BTreeSet::new(),
             whole: None,
             whole_said: false,
             dirty: begins,
@@ -203,7 +206,7 @@ impl Decider {
                     after: Duration::ZERO,
                     old: true,
                 },
-                S::Ready | S::Off | S::Held => Sight::Gone(HEALTHY),
+                S::Ready | S::Off | S::Held | S::Unavailable => Sight::Gone(HEALTHY),
                 _ => Sight::Between,
             };
             seen.push((format!("crash-loop/{}", service.name), sight));
@@ -323,7 +326,14 @@ impl Decider {
 
     fn whole(&mut self, snapshot: &Snapshot, now: Now, say: &mut impl FnMut(NotifyEvent, &str)) {
         let trouble = |key: &str, t: &Trouble| !key.starts_with("idle/") && t.gone.is_none();
-        let works = works(snapshot) && !self.troubles.iter().any(|(key, t)| trouble(key, t));
+        for service in &snapshot.services {
+            match service.state {
+                ServiceState::Unavailable => drop(self.without.insert(service.name.clone())),
+                ServiceState::Preparing => {}
+                _ => drop(self.without.remove(&service.name)),
+            }
+        }
+        let works = works(snapshot, &self.without) && !self.troubles.iter().any(|(key, t)| trouble(key, t));
         if !works {
             (self.whole, self.whole_said) = (None, false);
             return;
@@ -337,12 +347,13 @@ impl Decider {
     }
 }
 
-/// Whether engine and services work as they are meant to: what a person has stopped is not. Of GPUs and disks the troubles tell.
-fn works(snapshot: &Snapshot) -> bool {
+/// Whether engine and services work as they are meant to: what a person has stopped is not, nor what has no image, without which
+/// the rest runs. Of GPUs and disks the troubles tell.
+fn works(snapshot: &Snapshot, without: &BTreeSet<String>) -> bool {
     use ServiceState as S;
     !snapshot.services.is_empty()
         && matches!(snapshot.engine, EngineView::Reachable { .. })
-        && snapshot.services.iter().all(|s| matches!(s.state, S::Ready | S::Off | S::Held))
+        && snapshot.services.iter().all(|s| matches!(s.state, S::Ready | S::Off | S::Held) || without.contains(&s.name))
 }
 
 /// Whether nothing more becomes of a job: one that was lost and submitted again continues, and of one that came through the
@@ -567,6 +578,13 @@ mod tests {
         lab.services[0].state = ServiceState::Held;
         told(&mut decider, &lab, 0);
         assert_eq!(events(&mut decider, &lab, 120), [NotifyEvent::LabWhole], "a person stopped it");
+        let (mut decider, mut lab) = begun();
+        let tries = |s| if s % 300 < 10 { ServiceState::Preparing } else { ServiceState::Unavailable };
+        let all = (30..300).flat_map(|s| {
+            lab.services[0].state = tries(s);
+            events(&mut decider, &lab, s * 10)
+        });
+        assert_eq!(all.collect::<Vec<_>>(), [NotifyEvent::LabWhole], "it has no image, and is tried again and again");
     }
 
     #[test]

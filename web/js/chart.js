@@ -101,6 +101,31 @@ function tellNewest(u) {
   if (u.cursor.idx === null || u.cursor.idx === undefined) u.setLegend({ idx: u.data[0].length ? u.data[0].length - 1 : null });
 }
 
+// The lines' names in the legend are buttons for whoever has no mouse; what is drawn is a picture with a name.
+function reachable(u, label) {
+  const plot = u.root.querySelector('.u-wrap');
+  plot.setAttribute('role', 'img');
+  plot.setAttribute('aria-label', label);
+  u.root.querySelector('.u-legend')?.setAttribute('role', 'presentation');
+  for (const name of namesOf(u)) {
+    name.setAttribute('role', 'button');
+    name.tabIndex = 0;
+    name.addEventListener('keydown', (event) => {
+      if (event.key !== 'Enter' && event.key !== ' ') return;
+      event.preventDefault();
+      name.click();
+    });
+  }
+  tellShown(u);
+}
+
+// Behind the one of the time, which is always there.
+const namesOf = (u) => [...u.root.querySelectorAll('.u-legend .u-series > th')].slice(1);
+
+function tellShown(u) {
+  namesOf(u).forEach((name, i) => name.setAttribute('aria-pressed', String(u.series[i + 1].show)));
+}
+
 // So few values have a point each, and in a longer line one that stands alone: it would be no line.
 const FEW = 12;
 const isNone = (v) => v === null || v === undefined;
@@ -157,8 +182,8 @@ export function Chart({ time, series, say, sayAxis = say, label, height = 220, t
       }))],
       bands: isStacked ? bandsOf(series) : [],
       hooks: {
-        ready: [tellNewest], setCursor: [tellNewest], draw: [overlay(marks, lost)],
-        setSeries: isStacked ? [(u, n, { show }) => { if (show !== undefined) u.setData(drawn(u), false); }] : [],
+        ready: [tellNewest, (u) => reachable(u, label)], setCursor: [tellNewest], draw: [overlay(marks, lost)],
+        setSeries: [tellShown, ...(isStacked ? [(u, n, { show }) => { if (show !== undefined) u.setData(drawn(u), false); }] : [])],
       },
     };
   };
@@ -194,5 +219,5 @@ export function Chart({ time, series, say, sayAxis = say, label, height = 220, t
     tellNewest(u);
     if (!isWhole) u.redraw();
   }, [time]);
-  return html`<figure class="chart" role="img" aria-label=${label}><div ref=${box}></div>${trouble && html`<p class="trouble">${trouble}</p>`}</figure>`;
+  return html`<figure class="chart" aria-label=${label}><div ref=${box}></div>${trouble && html`<p class="trouble">${trouble}</p>`}</figure>`;
 }

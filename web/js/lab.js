@@ -15,7 +15,7 @@ export const lab = {
   events: [],
   // Whether labd has told what happened before.
   knowsEvents: false,
-  // Who looks: name and role; null until labd said so.
+  // Who looks: name, role, and whether this page may command; null until labd said so.
   me: null,
   // Whether somebody must log in first, or wants to, and what went wrong with that.
   login: false,
@@ -39,7 +39,7 @@ export function onChange(callback) {
 }
 
 export const now = () => Date.now() + lab.clockOffset;
-export const mayCommand = () => lab.me !== null && lab.me.role === 'admin' && sessionStorage.getItem(CSRF) !== null;
+export const mayCommand = () => lab.me !== null && lab.me.may_command;
 export const isKnown = () => lab.me !== null && Boolean(lab.me.name);
 
 export function connection() {
@@ -142,7 +142,7 @@ function closeStream() {
 let startedAt = 0;
 
 // A browser opens six connections to one origin, whatever the number of tabs, and each tab's stream holds one: one that nobody
-// looks at gives it back. A screen on a wall is always looked at.
+// looks at gives it back, and one that nobody has looked at yet takes none. A screen on a wall is always looked at.
 document.addEventListener('visibilitychange', () => {
   if (!startedAt) return;
   if (!document.hidden) start();
@@ -181,7 +181,7 @@ export async function start() {
   // Who is about to log in goes on with that.
   Object.assign(lab, { me: answer.told, login: lab.wantsLogin }, lab.wantsLogin ? {} : { trouble: '' });
   changed();
-  stream(mine);
+  if (!document.hidden) stream(mine);
 }
 
 export function askLogin(wants) {

@@ -5,6 +5,7 @@ import { age, exact } from './words.js';
 
 // Length of a page of a long list, the largest that labd gives.
 const PAGE = 200;
+const OLDER_SECONDS = 30;
 
 export const Pill = ({ word, look }) => html`<span class=${`state ${look || 'idle'}`}>${word}</span>`;
 // What labd says has commands between backticks.
@@ -33,39 +34,80 @@ export function Section({ id, title, children, aside }) {
   </section>`;
 }
 
-// JSON from labd, asked again every `seconds` while it is shown; without, once, but for failures that pass.
+// Calls `ask` now and again after as many milliseconds as it returns, or never where it returns none, while the page is looked at:
+// what nobody looks at asks for nothing, and uses no session. `ask` is told whether that was over when its answer came.
+export function useAsking(ask, inputs) {
+  useEffect(() => {
+    let turn = 0;
+    let timer;
+    let isDone = false;
+    const run = async () => {
+      const mine = turn;
+      const again = await ask(() => mine !== turn);
+      if (mine !== turn) return;
+      isDone = again === undefined;
+      if (!isDone) timer = setTimeout(run, again);
+    };
+    const look = () => {
+      turn += 1;
+      clearTimeout(timer);
+      if (!document.hidden && !isDone) run();
+    };
+    look();
+    document.addEventListener('visibilitychange', look);
+    return () => { turn += 1; clearTimeout(timer); document.removeEventListener('visibilitychange', look); };
+  }, inputs);
+}
+
+// JSON from labd, asked again every `seconds` while it is shown; without, once, but for failures that pass. An answer stays when later
+// ones fail, and `trouble` says so.
 export function useFetch(path, seconds) {
   const [found, set] = useState({});
-  useEffect(() => {
-    let over = false;
-    let timer;
-    const ask = async () => {
-      const answer = await send('GET', path);
-      if (over) return;
-      set((before) => (answer.status === 200 ? { data: answer.told } : { ...before, trouble: answer.trouble }));
-      const passes = answer.status === 0 || answer.status >= 500;
-      if (passes || seconds) timer = setTimeout(ask, passes ? AGAIN_MS : seconds * 1000);
-    };
-    set({});
-    ask();
-    return () => { over = true; clearTimeout(timer); };
+  useEffect(() => set({}), [path]);
+  useAsking(async (isOver) => {
+    const answer = await send('GET', path);
+    if (isOver()) return undefined;
+    set((before) => (answer.status === 200 ? { data: answer.told, at: now() } : { ...before, trouble: answer.trouble }));
+    if (answer.status === 0 || answer.status >= 500) return AGAIN_MS;
+    return seconds ? seconds * 1000 : undefined;
   }, [path, seconds]);
   return found;
 }
 
+// What went wrong with the last answer of `useFetch`, and how old the one is that is shown all the same.
+export function Trouble({ of: { trouble, at } }) {
+  return trouble ? html`<p class="trouble" role="status">${trouble}${at ? ` (what is shown is of ${age(now() - at)})` : ''}</p>` : null;
+}
+
 // A list that the snapshot has the newest of, `most` of them, and what is older, by pages as somebody asks for them; and a button while
-// there is more. `member`: where an answer has its part of the list; `nameOf` tells one from another.
+// there is more. What was asked for is asked for again when the newest are others than they were, and once in a while. `member`: where
+// an answer has its part of the list; `nameOf` tells one from another.
 export function useOlder(path, member, newest, most, nameOf) {
-  const [found, set] = useState({ list: [] });
-  const ask = async () => {
-    const before = found.next ? `&before=${encodeURIComponent(found.next)}` : '';
-    const answer = await send('GET', `${path}?limit=${PAGE}${before}`);
-    if (answer.status === 200) set({ list: [...found.list, ...answer.told[member]], next: answer.told.next });
-    else announce(answer.trouble);
+  const [found, set] = useState({ list: [], pages: 0 });
+  const ask = async (pages) => {
+    let list = [];
+    let next;
+    for (let n = 0; n < pages && next !== null; n += 1) {
+      const answer = await send('GET', `${path}?limit=${PAGE}${next ? `&before=${encodeURIComponent(next)}` : ''}`);
+      if (answer.status !== 200) return answer.trouble;
+      list = [...list, ...answer.told[member]];
+      next = answer.told.next;
+    }
+    set((before) => (before.pages > pages ? before : { list, next, pages }));
+    return '';
   };
+  const more = async () => {
+    const trouble = await ask(found.pages + 1);
+    if (trouble) announce(trouble);
+  };
+  useAsking(async () => {
+    if (!found.pages) return undefined;
+    await ask(found.pages);
+    return OLDER_SECONDS * 1000;
+  }, [path, found.pages, newest.map(nameOf).join()]);
   const names = new Set(newest.map(nameOf));
   const all = [...newest, ...found.list.filter((one) => !names.has(nameOf(one)))];
-  return [all, newest.length >= most && found.next !== null && html`<p><button type="button" onClick=${ask}>older ${member}</button></p>`];
+  return [all, newest.length >= most && found.next !== null && html`<p><button type="button" onClick=${more}>older ${member}</button></p>`];
 }
 
 const CONSEQUENCE = {
@@ -138,8 +180,9 @@ export function Choices({ label, options, chosen, choose }) {
 // So many lines of a log labd is asked for.
 export const TAIL = 1000;
 
-// A log as `lines`, with a search. It stands at its end and follows, unless somebody does not want that.
-export function LogBox({ name, lines, state }) {
+// A log as `lines`, with a search; `isCut` says that there were more before. It stands at its end and follows, unless somebody does
+// not want that.
+export function LogBox({ name, lines, state, isCut }) {
   const [search, setSearch] = useState('');
   const [follows, setFollows] = useState(true);
   const box = useRef(null);
@@ -147,13 +190,13 @@ export function LogBox({ name, lines, state }) {
     if (follows) box.current.scrollTop = box.current.scrollHeight;
   }, [lines, follows, search]);
   const wanted = search.toLowerCase();
-  const all = lines.length < TAIL ? `${lines.length} lines` : `the newest ${lines.length} lines`;
+  const all = isCut ? `the newest ${lines.length} lines` : `${lines.length} lines`;
   const shown = wanted ? lines.filter((l) => l.toLowerCase().includes(wanted)) : lines;
   return html`<div class="log">
     <div class="tools">
       <label for="log-search">Search</label>
       <input id="log-search" type="search" value=${search} onInput=${(e) => setSearch(e.target.value)} />
-      <span class="soft" role="status">${wanted ? `${shown.length} of ${all}` : all}, ${coded(state)}${lines.length < TAIL ? '' : '; older ones are not searched'}</span>
+      <span class="soft count">${wanted ? `${shown.length} of ${all}` : all}${isCut ? ' (older ones are not searched)' : ''}, <span role="status">${coded(state)}</span></span>
       <label class="check"><input type="checkbox" checked=${follows} onChange=${(e) => setFollows(e.target.checked)} /> follow</label>
     </div>
     <pre ref=${box} tabindex="0" aria-label=${`log of ${name}`}>${shown.join('\n')}</pre>

@@ -1,7 +1,7 @@
 // What `labd doctor` says, with the commands to copy.
 import { html, useState } from '../../vendor/htm-preact.js';
 import { announce } from '../lab.js';
-import { ForPeople, Pill, Section, coded, useFetch } from '../parts.js';
+import { ForPeople, Pill, Section, Trouble, coded, useFetch } from '../parts.js';
 import { CHECK_LOOK, plural } from '../words.js';
 
 const RANK = { fail: 0, warn: 1, skipped: 2, ok: 3 };
@@ -17,8 +17,9 @@ async function copy(text) {
 
 function Checks() {
   const [turn, again] = useState(0);
-  const { data, trouble } = useFetch(`/api/v1/doctor?turn=${turn}`, 0);
-  if (trouble && !data) return html`<p class="trouble">${trouble}</p>`;
+  const found = useFetch(`/api/v1/doctor?turn=${turn}`, 0);
+  const { data, trouble } = found;
+  if (trouble && !data) return html`<${Trouble} of=${found} />`;
   if (!data) return html`<p class="soft" role="status">Checking; this takes up to 10 s …</p>`;
   const checks = data.checks.toSorted((a, b) => RANK[a.verdict] - RANK[b.verdict]);
   return html`<p class="tools"><span>${plural(data.fail, 'failure')}, ${plural(data.warn, 'warning')}, ${data.ok} ok, ${data.skipped} skipped.</span>

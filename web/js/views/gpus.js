@@ -3,7 +3,7 @@ import { html, useMemo, useState } from '../../vendor/htm-preact.js';
 import { Chart } from '../chart.js';
 import { GpuName, GpuTrouble, memoryOf } from '../gpu.js';
 import { lab } from '../lab.js';
-import { Below, Choices, Command, Pill, Section, Table, useFetch } from '../parts.js';
+import { Below, Choices, Command, Pill, Section, Table, Trouble, useFetch } from '../parts.js';
 import { GPU_LOOK, bytes, rounded } from '../words.js';
 import { Whose } from './overview.js';
 
@@ -33,13 +33,14 @@ function row(g) {
 
 function History() {
   const [hours, setHours] = useState(1);
-  const { data, trouble } = useFetch(`/api/v1/gpus/history?hours=${hours}&points=${POINTS}`, hours === 1 ? 10 : 60);
+  const found = useFetch(`/api/v1/gpus/history?hours=${hours}&points=${POINTS}`, hours === 1 ? 10 : 60);
+  const { data } = found;
   const charts = useMemo(() => WHAT.map(([key, title, say, top]) => ({
     key, title, say, top,
     series: (data?.gpus || []).map((g) => ({ label: g.worker || g.id, values: g[key] })).filter((s) => s.values?.some((v) => v !== null)),
   })).filter((c) => c.series.length), [data]);
   return html`<${Section} id="history-h" title="History" aside=${html`<${Choices} label="span" options=${SPANS} chosen=${hours} choose=${setHours} />`}>
-    ${trouble && !data && html`<p class="trouble">${trouble}</p>`}
+    <${Trouble} of=${found} />
     ${data && !charts.length && html`<p class="soft">Nothing was measured yet.</p>`}
     <div class="charts">${charts.map((c) => html`<div key=${c.key} class="card"><h3>${c.title}</h3>
       <${Chart} time=${data.time} series=${c.series} say=${c.say} top=${c.top} binary=${c.say === bytes} label=${`${c.title} of each GPU over time`} height=${200} /></div>`)}</div>

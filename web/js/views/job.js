@@ -1,13 +1,17 @@
 // One job: its attempts, its training curve with its faults on it, its newest checkpoint, its packages and its log.
-import { html, useEffect, useMemo, useState } from '../../vendor/htm-preact.js';
+import { html, useMemo, useState } from '../../vendor/htm-preact.js';
 import { Chart } from '../chart.js';
 import { ANSWER_MS, isKnown, troubleOf } from '../lab.js';
-import { Below, Choices, ForPeople, LogBox, Section, TAIL, Table, Time, coded, useFetch } from '../parts.js';
+import { Below, Choices, ForPeople, LogBox, Section, TAIL, Table, Time, Trouble, coded, useAsking, useFetch } from '../parts.js';
 import { bytes, clock, exact, number, plain, plural, span } from '../words.js';
 import { INSTALLS_HEAD, JobPill, StopJob, install } from './jobs.js';
 import { Lines } from './timeline.js';
 
 const CURVE_SECONDS = 3;
+
+function jsonOf(text) {
+  try { return JSON.parse(text); } catch { return {}; }
+}
 
 function Attempts({ j }) {
   return html`<ol class="chain" id="attempts">${j.attempts.map((a, i) => html`<li key=${a.submission_id} class="card">
@@ -33,7 +37,8 @@ function Facts({ j }) {
 
 // The curve of one metric at a time: their scales have nothing in common.
 function Curve({ id, isOver }) {
-  const { data, trouble } = useFetch(`/api/v1/jobs/${encodeURIComponent(id)}/curve`, isOver ? 0 : CURVE_SECONDS);
+  const found = useFetch(`/api/v1/jobs/${encodeURIComponent(id)}/curve`, isOver ? 0 : CURVE_SECONDS);
+  const { data, trouble } = found;
   const [chosen, choose] = useState('');
   const metric = !data || data.metrics.includes(chosen) ? chosen : data.metrics.find((m) => /loss/i.test(m)) || data.metrics[0];
   // Rows that report it: a metric of each epoch stands alone between those of each step.
@@ -42,8 +47,7 @@ function Curve({ id, isOver }) {
     const rows = all.flatMap((value, i) => (value === null ? [] : [i]));
     return [rows.map((i) => data.time[i] / 1000), rows.map((i) => all[i])];
   }, [data, metric]);
-  if (trouble && !data) return html`<p class="trouble">${trouble}</p>`;
-  if (!data) return html`<p class="soft">…</p>`;
+  if (!data) return trouble ? html`<${Trouble} of=${found} />` : html`<p class="soft">…</p>`;
   if (!data.time.length) {
     return html`<p class="soft">No metrics yet: they come with the first <code>ray.train.report(metrics)</code> of its script.</p>`;
   }
@@ -51,7 +55,7 @@ function Curve({ id, isOver }) {
   const marks = data.marks.map((m) => ({ ...m, at: m.at / 1000 }));
   const lost = data.lost.map((l) => ({ from: l.from / 1000, to: l.to / 1000 }));
   const repeated = data.lost.reduce((sum, l) => sum + l.to - l.from, 0);
-  return html`<div class="card" id="curve">
+  return html`<${Trouble} of=${found} /><div class="card" id="curve">
     ${!isDrawn && html`<p class="soft">Its reports have no number that can be drawn.</p>`}
     <div class="head" hidden=${!isDrawn}>
       <${Choices} label="metric" options=${data.metrics.map((m) => [m, m])} chosen=${metric} choose=${choose} />
@@ -65,36 +69,36 @@ function Curve({ id, isOver }) {
   </div>`;
 }
 
+// labd gives 1 MiB of a log, from a whole line on.
+const CUT_BYTES = 1_000_000;
+
 // The newest lines of a job's log, asked again while it runs: Ray's own stream would not outlive its head.
 function JobLog({ id, isOver }) {
-  const [lines, setLines] = useState([]);
+  const [{ lines, isCut }, setLog] = useState({ lines: [], isCut: false });
   const [state, setState] = useState('connecting …');
-  useEffect(() => {
-    let over = false;
-    let timer;
-    const read = async () => {
-      let ok = false;
-      try {
-        const answer = await fetch(`/api/v1/jobs/${encodeURIComponent(id)}/logs?tail=${TAIL}`, { signal: AbortSignal.timeout(ANSWER_MS) });
-        ok = answer.ok;
-        const text = ok ? plain(await answer.text()).trimEnd() : '';
-        const trouble = ok ? '' : troubleOf(answer, await answer.json().catch(() => ({})));
-        if (over) return;
-        if (ok) setLines(text ? text.split('\n') : []);
-        setState(trouble || (isOver ? 'ended' : 'live'));
-      } catch { setState('labd did not answer'); }
-      if (!over && !(isOver && ok)) timer = setTimeout(read, CURVE_SECONDS * 1000);
-    };
-    read();
-    return () => { over = true; clearTimeout(timer); };
+  useAsking(async (isLate) => {
+    let ok = false;
+    try {
+      const answer = await fetch(`/api/v1/jobs/${encodeURIComponent(id)}/logs?tail=${TAIL}`, { signal: AbortSignal.timeout(ANSWER_MS) });
+      const body = await answer.arrayBuffer();
+      if (isLate()) return undefined;
+      ok = answer.ok;
+      const text = new TextDecoder().decode(body);
+      if (ok) {
+        const all = plain(text).replace(/\n$/, '').split('\n');
+        setLog({ lines: text.trim() ? all : [], isCut: all.length >= TAIL || body.byteLength > CUT_BYTES });
+      }
+      setState(ok ? (isOver ? 'ended' : 'live') : troubleOf(answer, jsonOf(text)));
+    } catch { setState('labd did not answer'); }
+    return isOver && ok ? undefined : CURVE_SECONDS * 1000;
   }, [id, isOver]);
-  return html`<${LogBox} name=${id} lines=${lines} state=${state} />`;
+  return html`<${LogBox} name=${id} lines=${lines} state=${state} isCut=${isCut} />`;
 }
 
 function Whole({ id }) {
-  const { data: j, trouble } = useFetch(`/api/v1/jobs/${encodeURIComponent(id)}`, CURVE_SECONDS);
-  if (trouble && !j) return html`<p class="trouble">${trouble}</p>`;
-  if (!j) return html`<p class="soft">…</p>`;
+  const found = useFetch(`/api/v1/jobs/${encodeURIComponent(id)}`, CURVE_SECONDS);
+  const { data: j, trouble } = found;
+  if (!j) return trouble ? html`<${Trouble} of=${found} />` : html`<p class="soft">…</p>`;
   const newest = j.attempts.at(-1);
   const isOver = Boolean(j.outcome) || ['SUCCEEDED', 'STOPPED', 'FAILED'].includes(j.status);
   // What became of it, labd says a while after Ray, and marks it on the curve.
@@ -104,6 +108,7 @@ function Whole({ id }) {
     text: `${f.why}${f.resumed_at ? `; trained again after ${span(Date.parse(f.resumed_at) - Date.parse(f.at))}` : ''}${f.lost_ms === null ? '' : `, ${span(f.lost_ms)} of work done again`}`,
   }));
   return html`
+    <${Trouble} of=${found} />
     <div class="jobhead"><${JobPill} j=${newest || j} /> <code>${j.entrypoint}</code> <span class="commands">${newest && html`<${StopJob} j=${newest} />`}</span></div>
     ${j.waits_for && html`<p class="below note">waits: ${coded(j.waits_for)}</p>`}
     <${Facts} j=${j} />

@@ -61,7 +61,7 @@ function useLines(path) {
 
 export function Log({ path, name }) {
   const [lines, state] = useLines(path);
-  return html`<${LogBox} name=${name} lines=${lines} state=${state} />`;
+  return html`<${LogBox} name=${name} lines=${lines} state=${state} isCut=${lines.length >= TAIL} />`;
 }
 
 export function ServiceLog({ name }) {

@@ -2,7 +2,7 @@
 import { html, useMemo } from '../../vendor/htm-preact.js';
 import { GpuName, GpuTrouble, memoryOf } from '../gpu.js';
 import { announce, isKnown, knownSince, lab, mayCommand, now, send } from '../lab.js';
-import { Below, Bar, Pill, Section, Spark, Time, coded, useFetch } from '../parts.js';
+import { Below, Bar, Pill, Section, Spark, Time, Trouble, coded, useFetch } from '../parts.js';
 import { lines, sinceThen } from '../timeline.js';
 import { GPU_LOOK, JOB_LOOK, RUN_LOOK, SERVICE_LOOK, age, bytes, plural, rounded } from '../words.js';
 import { Before, Lines } from './timeline.js';
@@ -126,12 +126,14 @@ export function Links() {
 
 export function Overview() {
   const s = lab.snapshot;
-  const { data } = useFetch('/api/v1/gpus/history?hours=1&points=120', 30);
+  const found = useFetch('/api/v1/gpus/history?hours=1&points=120', 30);
+  const { data } = found;
   const hours = useMemo(() => new Map((data?.gpus || []).map((g) => [g.id, g])), [data]);
   return html`
     <${Section} id="gpus-h" title="GPUs" aside=${html`<a href="#/gpus">history</a>`}>
       ${s.gpus.length ? html`<ul id="gpu-cards" class="cards">${s.gpus.map((g) => html`<${GpuCard} key=${g.id} g=${g} hour=${hours.get(g.id)} />`)}</ul>`
     : html`<p class="soft">No GPU was found. <code>labd doctor</code> says why.</p>`}
+      <${Trouble} of=${found} />
     <//>
     <${Section} id="running-h" title="Jobs" aside=${html`<a href="#/jobs">all jobs</a>`}><${Running} /><//>
     <${Troubled} />

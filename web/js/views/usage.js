@@ -1,6 +1,6 @@
 // Whose work the GPUs did: hours by job and by person, and GPUs that are held and do nothing.
 import { html, useState } from '../../vendor/htm-preact.js';
-import { Choices, ForPeople, Pill, Section, Table, Time, useFetch } from '../parts.js';
+import { Choices, ForPeople, Pill, Section, Table, Time, Trouble, useFetch } from '../parts.js';
 
 const hours = (h) => (h < 10 ? h.toFixed(1) : String(Math.round(h)));
 const HEAD = [['Who'], ['GPU hours', 'num'], ['Busy', 'num'], ['Held, and idle', 'num']];
@@ -16,11 +16,11 @@ function entries(list, name) {
 function Spans() {
   const [by, setBy] = useState('days');
   const [whom, setWhom] = useState('users');
-  const { data, trouble } = useFetch('/api/v1/usage?days=28', 60);
-  if (trouble && !data) return html`<p class="trouble">${trouble}</p>`;
-  if (!data) return html`<p class="soft">…</p>`;
+  const found = useFetch('/api/v1/usage?days=28', 60);
+  const { data, trouble } = found;
+  if (!data) return trouble ? html`<${Trouble} of=${found} />` : html`<p class="soft">…</p>`;
   const name = whom === 'users' ? (u) => u.user || 'nobody named' : (u) => (u.user ? `${u.job} (${u.user})` : u.job);
-  return html`
+  return html`<${Trouble} of=${found} />
     <${Section} id="idle-h" title="Held, and idle now">
       ${data.idle_now.length ? html`<ul class="lines">${data.idle_now.map((i) => html`<li key=${i.gpu}><${Pill} word="idle" look="warn" /> <b>${i.worker}</b>
         <span><a class="mono" href=${`#/jobs/${encodeURIComponent(i.job)}`}>${i.job}</a>${i.user ? ` of ${i.user}` : ''}, under 5 % since <${Time} at=${i.since} /></span></li>`)}</ul>`
