@@ -206,12 +206,13 @@ mod tests {
     async fn changes_are_streamed_coalesced_and_end_at_shutdown() {
         let lab = Lab::new();
         let mut lines = Lines::new(ask(public_router(lab.state.clone()), "GET", "/api/v1/stream").await);
+        // Before the first of them is made.
+        let begun = Instant::now();
         assert_eq!(lines.next().await.expect("an event").0, "alive");
         let (name, data) = lines.next().await.expect("an event");
         assert_eq!(name, "snapshot");
         assert!(data.contains("\"lab\":\"test-lab\""));
 
-        let begun = Instant::now();
         for restarts in 1..=100 {
             lab.snapshot.send_modify(|s| Arc::make_mut(s).services[0].restarts = restarts);
         }

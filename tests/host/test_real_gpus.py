@@ -9,6 +9,7 @@ import pathlib
 import re
 import shutil
 import signal
+import sqlite3
 import struct
 import subprocess
 import tempfile
@@ -95,6 +96,12 @@ jupyter_port = 0
             self.daemon.wait(60)
             self.daemon = None
 
+    def keeps(self, gpu, is_quarantined):
+        """Whether it is on disk already: what was only said is lost with a daemon that is killed."""
+        with contextlib.closing(sqlite3.connect(f"file:{self.dir}/data/journal.db?mode=ro", uri=True)) as journal:
+            text, = journal.execute("SELECT value FROM memory WHERE key = 'gpus'").fetchone() or ("{}",)
+        return (gpu in json.loads(text).get("judge", {}).get("quarantined", {})) == is_quarantined
+
     def labd(self, *argv, check=True):
         return run(labd_binary(), *argv, check=check, timeout=60, env=self.env)
 
@@ -177,11 +184,12 @@ def test_a_gpu_that_falls_off_the_bus_is_quarantined_alone(machine):
     machine.says(nvidia(2))
 
     # Over a restart of labd, which reads the kernel's lines of this boot again.
+    machine.until("both are kept", lambda: machine.keeps("GPU-0", True) and machine.keeps("GPU-1", True))
     machine.stop(signal.SIGKILL)
     machine.start()
     machine.until("it knows", lambda: machine.gpus().get("GPU-0", {}).get("state") == "quarantined")
     machine.labd("gpu", "release", "GPU-0")
-    machine.until("released", lambda: machine.gpus()["GPU-0"]["state"] == "ok")
+    machine.until("released", lambda: machine.gpus()["GPU-0"]["state"] == "ok" and machine.keeps("GPU-0", False))
     machine.stop(signal.SIGKILL)
     machine.start()
     machine.until("it has read all", lambda: machine.gpus().get("GPU-0", {}).get("reading"))

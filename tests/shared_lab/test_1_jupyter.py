@@ -111,8 +111,7 @@ def test_what_a_cell_writes_into_the_page_commands_nothing_of_labds(lab, admin):
 
     wait_for("the cell ran", ran, 60, 3)
     page.screenshot(path=SHOTS / f"attack-{host}.png")
-    wait_for("all of it was tried", lambda: (page.evaluate("window.labdTried") or {}).get("done"), 60)
-    tried = page.evaluate("window.labdTried")
+    tried = wait_for("all of it was tried", lambda: page.evaluate("window.labdTried?.done && window.labdTried"), 60)
     # A simple request is sent, and its answer is not shown: that it did nothing is seen below.
     assert tried["post"] == "opaque" or tried["post"].startswith("refused"), tried
     for what in ("post with a token", "read", "ticket", "worker", "frame"):

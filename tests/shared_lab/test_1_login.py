@@ -115,7 +115,7 @@ def test_who_has_another_password_or_is_removed_is_logged_out(lab):
 def test_passwords_are_not_guessed_and_the_person_still_gets_in(lab, anna):
     # From one address, which is everybody's on this machine.
     tries = [lab.visitor().ask("POST", "api/v1/login", {"name": "anna", "password": f"wrong {n}"})[0] for n in range(12)]
-    assert tries[0] == 401 and tries[-1] == 429
+    assert tries[0] == 401 and 429 in tries
     assert anna.ask("GET", "api/v1/me")[0] == 200, "who is in stays in"
     assert lab.log_in().ask("GET", "api/v1/me")[0] == 200, "and there is the link"
     lab.add_user("fred", "viewer", PASSWORD)

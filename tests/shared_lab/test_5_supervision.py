@@ -1,4 +1,5 @@
 """Nothing escapes supervision: stops by hand, hangs, nodes that left the cluster, and what is said about them."""
+import contextlib
 import json
 import os
 import signal
@@ -14,7 +15,8 @@ def freeze(lab, *services):
     """SIGSTOP for every process of the services' containers: they run, and nobody answers."""
     for service in services:
         for pid in processes(lab, service):
-            os.kill(pid, signal.SIGSTOP)
+            with contextlib.suppress(ProcessLookupError):  # a short one that ended meanwhile
+                os.kill(pid, signal.SIGSTOP)
 
 
 def processes(lab, service):

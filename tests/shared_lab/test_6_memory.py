@@ -85,7 +85,7 @@ def post(lab, report, token=True):
 def test_an_installation_is_shown_while_it_is_reported(lab):
     lab.wait_ready()
     report = {"node": "ray-worker-0", "job": "food11", "key": "0a1b", "phase": "installing",
-              "since_ms": int(time.time() * 1000) - 42_000, "bytes": 386 << 20, "packages": 37, "reason": None}
+              "since_ms": int(time.time() * 1000) - 42 * 60_000, "bytes": 386 << 20, "packages": 37, "reason": None}
     assert post(lab, report, token=False) == 401
     assert post(lab, {**report, "reason": "x" * (16 << 10)}) == 413
     assert post(lab, report) == 204
@@ -98,7 +98,7 @@ def test_an_installation_is_shown_while_it_is_reported(lab):
     assert sorted((i["node"], i["job"], i["phase"], i["packages"]) for i in shown) == [
         ("ray-worker-0", "food11", "installing", 37), ("ray-worker-1", "[2Jfood12", "failed", 37)]
     status = " ".join(lab.labd("status").stdout.split())
-    assert "food11: installing 37 packages on ray-worker-0 for 4" in status and "386 MiB" in status
+    assert "food11: installing 37 packages on ray-worker-0 for 42 min" in status and "386 MiB" in status
     assert any("no such package" in e["reason"] for e in lab.events("ray-worker-1", 20) if e["what"] == "not-installed")
     wait_for("nobody reports it any more", lambda: "installing" not in [i["phase"] for i in lab.snapshot()["installs"]], 40, 0.5)
 

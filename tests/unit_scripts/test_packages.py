@@ -505,9 +505,17 @@ def test_what_pip_refuses_is_final_and_other_trouble_is_not(store):
 
 def test_a_command_is_stopped_with_all_that_it_started(tmp_path):
     runner = packages.Runner()
-    threading.Timer(0.5, runner.stopped.set).start()
+    written = tmp_path / "pid"
+
+    def stop():
+        deadline = time.monotonic() + 20
+        while not (written.exists() and written.read_text().endswith("\n")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        runner.stopped.set()
+
+    threading.Thread(target=stop).start()
     with pytest.raises(packages.Cancelled):
-        runner(["sh", "-c", f"sleep 600 & echo $! >{tmp_path}/pid; wait"], dict(os.environ), str(tmp_path))
+        runner(["sh", "-c", f"sleep 600 & echo $! >{written}; wait"], dict(os.environ), str(tmp_path))
     pid = int((tmp_path / "pid").read_text())
 
     def gone():
@@ -899,11 +907,13 @@ def test_a_set_up_that_is_given_up_ends_its_commands_and_frees_its_lock(store, t
     one, _ = plugin(store.root)
 
     async def give_up():
-        await asyncio.wait_for(one.create("pip://abc", EMOJI, None, logging.getLogger()), 0.5)
+        work = asyncio.create_task(one.create("pip://abc", EMOJI, None, logging.getLogger()))
+        assert await asyncio.to_thread(started.wait, 30)
+        work.cancel()
+        await work
 
-    with pytest.raises(asyncio.TimeoutError):
+    with pytest.raises(asyncio.CancelledError):
         asyncio.run(give_up())
-    assert started.is_set()
     monkeypatch.setattr(packages.Runner, "__call__", lambda self, *args: tools(*args))
     assert create(one, EMOJI) == 1
 

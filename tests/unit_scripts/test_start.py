@@ -58,7 +58,8 @@ class Node:
     def fails_with(self, words):
         """The next life's state server dies with these words; so does the life."""
         log = self.logs / "gcs_server.out"
-        self.ray("2.60.0", f"cat >>{log} <<'END'\n{FATAL}{words}\nEND\nexit 1")
+        # The kernel's times of files are as coarse as 10 ms.
+        self.ray("2.60.0", f"sleep 0.05\ncat >>{log} <<'END'\n{FATAL}{words}\nEND\nexit 1")
 
     def aside(self):
         return sorted(p.name for p in (self.folder / "gcs").glob("set-aside-*"))
