@@ -580,7 +580,7 @@ mod tests {
         assert_eq!(events(&mut decider, &lab, 120), [NotifyEvent::LabWhole], "a person stopped it");
         let (mut decider, mut lab) = begun();
         let tries = |s| if s % 300 < 10 { ServiceState::Preparing } else { ServiceState::Unavailable };
-        let all = (30..300).flat_map(|s| {
+        let all = (30..700).flat_map(|s| {
             lab.services[0].state = tries(s);
             events(&mut decider, &lab, s * 10)
         });
