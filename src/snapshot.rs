@@ -176,7 +176,7 @@ pub enum EngineView {
 pub enum ServiceState {
     /// Switched off in `labd.toml`.
     Off,
-    /// Its image cannot be had; the rest of the lab runs.
+    /// Its image cannot be had; what does not need it runs.
     Unavailable,
     /// Its image is being built or pulled.
     Preparing,
@@ -264,6 +264,16 @@ pub struct ServiceView {
     pub image: String,
     /// Address on the lab's network.
     pub address: String,
+    /// Whether the lab does without it where its image cannot be had.
+    #[serde(default)]
+    pub optional: bool,
+}
+
+impl ServiceView {
+    /// Whether it cannot be had, and the rest of the lab runs without it.
+    pub fn is_done_without(&self) -> bool {
+        self.state == ServiceState::Unavailable && self.optional
+    }
 }
 
 /// View of one GPU, or of one partition of it that a worker gets like a GPU.

@@ -110,7 +110,7 @@ pub(super) fn services(services: &[ServiceView], now: Timestamp, style: Style) -
     let mut text =
         format!("{:<name_width$}  {:<11}  {:<9}  {:>8}  LAST REASON\n", "SERVICE", "STATE", "SINCE", "RESTARTS");
     for s in services {
-        let state = paint(&format!("{:<11}", s.state.as_str()), state_paint(s.state), style);
+        let state = paint(&format!("{:<11}", s.state.as_str()), state_paint(s), style);
         let mut reason =
             s.progress.clone().filter(|_| s.state == ServiceState::Preparing).unwrap_or_else(|| s.last_reason.clone());
         if let Some(at) = s.next_try {
@@ -268,14 +268,15 @@ pub(super) enum Paint {
     Cyan,
 }
 
-const fn state_paint(state: ServiceState) -> Paint {
-    match state {
+const fn state_paint(service: &ServiceView) -> Paint {
+    match service.state {
         ServiceState::Ready => Paint::Green,
         ServiceState::Preparing | ServiceState::Waiting | ServiceState::Starting | ServiceState::Stopping => {
             Paint::Cyan
         }
         ServiceState::Unhealthy | ServiceState::Backoff => Paint::Yellow,
         ServiceState::CrashLoop | ServiceState::Blocked => Paint::Red,
+        ServiceState::Unavailable if !service.optional => Paint::Red,
         ServiceState::Off | ServiceState::Held | ServiceState::Unavailable => Paint::Dim,
     }
 }
@@ -378,6 +379,7 @@ mod tests {
             container: None,
             image: String::new(),
             address: String::new(),
+            optional: false,
         };
         Snapshot {
             schema: SCHEMA,

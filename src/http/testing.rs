@@ -165,6 +165,7 @@ pub(crate) fn a_snapshot() -> Snapshot {
         container: Some(format!("test-lab-{name}")),
         image: "labd/ray".into(),
         address: "198.18.0.2".into(),
+        optional: false,
     };
     Snapshot {
         schema: SCHEMA,

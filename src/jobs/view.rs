@@ -20,7 +20,7 @@ use crate::{
 
 /// Number of jobs that the snapshot shows.
 const SHOWN: usize = 50;
-/// Number of those that are kept for jobs that have just ended: each end is seen, however many wait.
+/// Number of those that are kept for jobs that have just ended, so that each end is seen however many wait.
 const JUST_ENDED: usize = 10;
 /// Longest text shown, in characters.
 const LONGEST: usize = 200;
@@ -65,8 +65,11 @@ fn chosen<'a>(
 /// Jobs that ended last.
 fn just_ended<'a>(book: &'a BTreeMap<String, Job>, told: &BTreeMap<&str, &'a RayJob>) -> BTreeSet<&'a str> {
     let ledger = book.values().filter_map(|job| match &job.state {
-        State::Ended { at, .. } => Some((*at, job.id.as_str())),
-        State::Queued { .. } | State::Submitted(_) => None,
+        // What was submitted again goes on as that.
+        State::Ended { at, outcome } if !matches!(outcome, Outcome::Lost { next: Next::As(_), .. }) => {
+            Some((*at, job.id.as_str()))
+        }
+        State::Ended { .. } | State::Queued { .. } | State::Submitted(_) => None,
     });
     let others = told.values().filter(|job| !book.contains_key(&job.submission_id));
     let others = others.filter_map(|job| Some((job.ended_at?, job.submission_id.as_str())));
@@ -488,7 +491,9 @@ mod tests {
             state: State::Ended { at: ts(1_000 + n), outcome: Outcome::Succeeded },
             ..job(&format!("ended-{n:02}"), json!({}))
         });
-        let shown = shown(waiting.chain(ended).collect(), &RayView::default()).jobs;
+        let outcome = Outcome::Lost { why: "x".into(), next: Next::As("waits-01".into()) };
+        let lost = Job { state: State::Ended { at: ts(2_000), outcome }, ..job("lost", json!({})) };
+        let shown = shown(waiting.chain(ended).chain([lost]).collect(), &RayView::default()).jobs;
         let ids: Vec<&str> = shown.iter().map(|job| job.submission_id.as_str()).collect();
         assert_eq!(
             (ids.len(), ids[0], ids[39], ids[40], ids[49]),

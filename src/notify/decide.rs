@@ -102,7 +102,7 @@ pub(super) struct Decider {
     /// Fingerprints of jobs whose end is known, oldest first.
     ended: VecDeque<String>,
     troubles: BTreeMap<String, Trouble>,
-    /// Services without an image, also while that is tried again.
+    /// Services that the lab does without, also while their image is tried again.
     without: BTreeSet<String>,
     /// Moment since which everything works.
     whole: Option<Moment>,
@@ -206,7 +206,8 @@ impl Decider {
                     after: Duration::ZERO,
                     old: true,
                 },
-                S::Ready | S::Off | S::Held | S::Unavailable => Sight::Gone(HEALTHY),
+                S::Ready | S::Off | S::Held => Sight::Gone(HEALTHY),
+                _ if service.is_done_without() => Sight::Gone(HEALTHY),
                 _ => Sight::Between,
             };
             seen.push((format!("crash-loop/{}", service.name), sight));
@@ -328,7 +329,7 @@ impl Decider {
         let trouble = |key: &str, t: &Trouble| !key.starts_with("idle/") && t.gone.is_none();
         for service in &snapshot.services {
             match service.state {
-                ServiceState::Unavailable => drop(self.without.insert(service.name.clone())),
+                _ if service.is_done_without() => drop(self.without.insert(service.name.clone())),
                 ServiceState::Preparing => {}
                 _ => drop(self.without.remove(&service.name)),
             }
@@ -579,12 +580,16 @@ mod tests {
         told(&mut decider, &lab, 0);
         assert_eq!(events(&mut decider, &lab, 120), [NotifyEvent::LabWhole], "a person stopped it");
         let (mut decider, mut lab) = begun();
+        lab.services[0].optional = true;
         let tries = |s| if s % 300 < 10 { ServiceState::Preparing } else { ServiceState::Unavailable };
         let all = (30..700).flat_map(|s| {
             lab.services[0].state = tries(s);
             events(&mut decider, &lab, s * 10)
         });
         assert_eq!(all.collect::<Vec<_>>(), [NotifyEvent::LabWhole], "it has no image, and is tried again and again");
+        lab.services[0].optional = false;
+        let all: Vec<_> = (700..900).flat_map(|s| events(&mut decider, &lab, s * 10)).collect();
+        assert_eq!(all, [], "nothing works without it");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     engine::Engine,
     journal::{Entry as Record, Kind as RecordKind},
-    services,
+    services::{self, Optional},
     snapshot::{ServiceState, ServiceView},
     time::{Moment, Now, Timestamp, human},
 };
@@ -109,6 +109,7 @@ impl<E: Engine> Supervisor<E> {
                 container: entry.container().map(|_| plan.container_name(&spec.name)),
                 image: spec.container.image.clone(),
                 address: spec.container.address.to_string(),
+                optional: services::of(&spec.name).is_some_and(|def| def.optional != Optional::Never),
             });
         }
         let ray = self.p.ray.watch().borrow().clone();

@@ -354,6 +354,7 @@ mod tests {
             container: None,
             image: String::new(),
             address: String::new(),
+            optional: false,
         };
         let ready = prometheus(ServiceState::Ready);
         let asked = |last: Option<i64>| Scrapes { address: "198.18.64.1:7400".parse().ok(), last: last.map(at) };

@@ -39,7 +39,7 @@ const AGAIN: Duration = Duration::from_secs(10);
 const FOR_READERS: Duration = Duration::from_secs(1);
 /// Largest number of readers at once: a curve is up to 1 MB, and reports wait while one is read.
 const READERS: usize = 4;
-/// Longest time that a reader waits for its turn.
+/// Longest time that a reader of points waits for its turn; who asks for less can do without.
 const FOR_A_TURN: Duration = Duration::from_secs(10);
 /// Largest number of points and worker groups that wait to be written; more are refused, and their controllers keep them.
 const WAITING: usize = 8_192;
@@ -186,7 +186,8 @@ impl Training {
     pub async fn read(&self, which: Which) -> Result<Option<Curve>, String> {
         let ending = || "labd is shutting down".to_owned();
         // It goes with the question: who gives up waiting does not make room for another.
-        let turn = tokio::time::timeout(FOR_A_TURN, Arc::clone(&self.readers).acquire_owned()).await;
+        let patience = if which.without_points { Duration::ZERO } else { FOR_A_TURN };
+        let turn = tokio::time::timeout(patience, Arc::clone(&self.readers).acquire_owned()).await;
         let permit = turn.ok().and_then(Result::ok).ok_or("busy: try again in a moment")?;
         let (reply, answer) = oneshot::channel();
         self.ask.send(Ask::Read { which, reply, permit }).await.map_err(|_| ending())?;

@@ -76,7 +76,7 @@ export function useFetch(path, seconds) {
 
 // What went wrong with the last answer of `useFetch`, and how old the one is that is shown all the same.
 export function Trouble({ of: { trouble, at } }) {
-  return trouble ? html`<p class="trouble" role="status">${trouble}${at ? ` (what is shown is of ${age(now() - at)})` : ''}</p>` : null;
+  return trouble ? html`<p class="trouble"><span role="status">${trouble}</span>${at ? ` (what is shown was told ${age(now() - at)})` : ''}</p>` : null;
 }
 
 // A list that the snapshot has the newest of, `most` of them, and what is older, by pages as somebody asks for them; and a button while
@@ -84,11 +84,12 @@ export function Trouble({ of: { trouble, at } }) {
 // an answer has its part of the list; `nameOf` tells one from another.
 export function useOlder(path, member, newest, most, nameOf) {
   const [found, set] = useState({ list: [], pages: 0 });
-  const ask = async (pages) => {
+  const ask = async (pages, isOver = () => false) => {
     let list = [];
     let next;
     for (let n = 0; n < pages && next !== null; n += 1) {
       const answer = await send('GET', `${path}?limit=${PAGE}${next ? `&before=${encodeURIComponent(next)}` : ''}`);
+      if (isOver()) return '';
       if (answer.status !== 200) return answer.trouble;
       list = [...list, ...answer.told[member]];
       next = answer.told.next;
@@ -100,9 +101,15 @@ export function useOlder(path, member, newest, most, nameOf) {
     const trouble = await ask(found.pages + 1);
     if (trouble) announce(trouble);
   };
-  useAsking(async () => {
+  // A moment after they changed, since what changes at once is one change.
+  let isNew = true;
+  useAsking(async (isOver) => {
     if (!found.pages) return undefined;
-    await ask(found.pages);
+    if (isNew) {
+      isNew = false;
+      return AGAIN_MS / 2;
+    }
+    await ask(found.pages, isOver);
     return OLDER_SECONDS * 1000;
   }, [path, found.pages, newest.map(nameOf).join()]);
   const names = new Set(newest.map(nameOf));

@@ -1,12 +1,14 @@
 // How things are said: ages, sizes, spans, and the look of every state. Words and units are those of `labd status`.
 
-export const SERVICE_LOOK = {
+const SERVICE_LOOK = {
   'ready': 'good',
   'preparing': 'busy', 'waiting': 'busy', 'starting': 'busy', 'stopping': 'busy',
   'unhealthy': 'warn', 'backoff': 'warn',
   'crash-loop': 'bad', 'blocked': 'bad',
   'off': 'idle', 'held': 'idle', 'unavailable': 'idle',
 };
+// What the lab needs and cannot have is bad news.
+export const lookOf = (s) => (s.state === 'unavailable' && !s.optional ? 'bad' : SERVICE_LOOK[s.state]);
 export const JOB_LOOK = { SUCCEEDED: 'good', RUNNING: 'busy', PENDING: 'busy', FAILED: 'bad', STOPPED: 'idle' };
 export const GPU_LOOK = { 'ok': 'good', 'missing': 'warn', 'quarantined': 'bad' };
 export const RUN_LOOK = {
@@ -96,10 +98,10 @@ function kept(s) {
 
 // The lab in one sentence, and how that looks.
 export function verdict(s) {
-  // What is switched off or cannot be had is no part of it.
-  const on = s.services.filter((x) => x.state !== 'off' && x.state !== 'unavailable');
+  // What is switched off is no part of it, nor what cannot be had and is not needed.
+  const on = s.services.filter((x) => x.state !== 'off' && !(x.state === 'unavailable' && x.optional));
   const ready = on.filter((x) => x.state === 'ready').length;
-  const worst = s.engine.state === 'unreachable' ? 'bad' : mostOf([...on.map((x) => SERVICE_LOOK[x.state]), ...s.gpus.map((g) => GPU_LOOK[g.state])]);
+  const worst = s.engine.state === 'unreachable' ? 'bad' : mostOf([...on.map(lookOf), ...s.gpus.map((g) => GPU_LOOK[g.state])]);
   const services = ready === on.length ? `All ${on.length} services ready.` : `${ready} of ${on.length} services ready.`;
   return [[services, ...kept(s), work(s)].join(' '), worst || (ready === on.length ? 'good' : 'idle')];
 }

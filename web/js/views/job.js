@@ -89,7 +89,9 @@ function JobLog({ id, isOver }) {
         setLog({ lines: text.trim() ? all : [], isCut: all.length >= TAIL || body.byteLength > CUT_BYTES });
       }
       setState(ok ? (isOver ? 'ended' : 'live') : troubleOf(answer, jsonOf(text)));
-    } catch { setState('labd did not answer'); }
+    } catch {
+      if (!isLate()) setState('labd did not answer');
+    }
     return isOver && ok ? undefined : CURVE_SECONDS * 1000;
   }, [id, isOver]);
   return html`<${LogBox} name=${id} lines=${lines} state=${state} isCut=${isCut} />`;

@@ -4,7 +4,7 @@ import { GpuName, GpuTrouble, memoryOf } from '../gpu.js';
 import { announce, isKnown, knownSince, lab, mayCommand, now, send } from '../lab.js';
 import { Below, Bar, Pill, Section, Spark, Time, Trouble, coded, useFetch } from '../parts.js';
 import { lines, sinceThen } from '../timeline.js';
-import { GPU_LOOK, JOB_LOOK, RUN_LOOK, SERVICE_LOOK, age, bytes, plural, rounded } from '../words.js';
+import { GPU_LOOK, JOB_LOOK, RUN_LOOK, age, bytes, lookOf, plural, rounded } from '../words.js';
 import { Before, Lines } from './timeline.js';
 
 const SHOWN = 8;
@@ -91,10 +91,10 @@ function Since() {
 
 // Services that are not as they should be; all of them have a page of their own.
 function Troubled() {
-  const open = lab.snapshot.services.filter((s) => !['good', 'idle'].includes(SERVICE_LOOK[s.state]) || s.state === 'held');
+  const open = lab.snapshot.services.filter((s) => !['good', 'idle'].includes(lookOf(s)) || s.state === 'held');
   if (!open.length) return null;
   return html`<${Section} id="open-h" title="Services that are not ready" aside=${html`<a href="#/services">all services</a>`}>
-    <ul class="lines">${open.map((s) => html`<li key=${s.name}><${Pill} word=${s.state} look=${SERVICE_LOOK[s.state]} /> <b>${s.name}</b> <span>${coded(s.progress || s.last_reason)}</span></li>`)}</ul>
+    <ul class="lines">${open.map((s) => html`<li key=${s.name}><${Pill} word=${s.state} look=${lookOf(s)} /> <b>${s.name}</b> <span>${coded(s.progress || s.last_reason)}</span></li>`)}</ul>
   <//>`;
 }
 

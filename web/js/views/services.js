@@ -2,7 +2,7 @@
 import { html } from '../../vendor/htm-preact.js';
 import { isKnown, lab, now } from '../lab.js';
 import { Below, Command, Pill, Section, Table, Time, coded } from '../parts.js';
-import { SERVICE_LOOK } from '../words.js';
+import { lookOf } from '../words.js';
 
 function more(s) {
   const words = [];
@@ -33,7 +33,7 @@ export function Services() {
       head=${[['Service'], ['State'], ['Since'], ['Restarts', 'num'], ['Last reason']]}
       row=${(s) => html`<tr key=${s.name}>
         <th scope="row" title=${s.container ? `container ${s.container}, ${s.image}` : s.image}>${s.name}</th>
-        <td><${Pill} word=${s.state} look=${SERVICE_LOOK[s.state]} /></td>
+        <td><${Pill} word=${s.state} look=${lookOf(s)} /></td>
         <td data-label="since"><${Time} at=${s.since} /></td>
         <td class="num" data-label="restarts">${s.restarts}</td>
         <td class="wide">${commands(s)}${coded(s.last_reason || '–')}${more(s)}</td>
