@@ -482,8 +482,13 @@ def test_partitions_of_an_amd_card_are_workers_and_have_its_faults_and_no_other_
     machine.file("sys/bus/pci/devices/0000:27:00.0/current_compute_partition", "SPX\n")
     said = f"GPU {second[0]} is divided otherwise: 3 × CPX before, whole now"
     machine.until("that is told", lambda: any(e["what"] == "divided" and e["reason"].startswith(said) for e in machine.events()))
-    plan = json.loads(machine.labd("plan", "--json").stdout)
-    assert {g["id"]: g["partition"] for g in plan["gpus"]} == {**dict.fromkeys(first, "CPX"), second[0]: None}
+    want = {**dict.fromkeys(first, "CPX"), second[0]: None}
+
+    def planned():
+        return {g["id"]: g["partition"] for g in json.loads(machine.labd("plan", "--json").stdout)["gpus"]}
+
+    # It looks for itself, for 15 s at most: seen once that it had found none by then.
+    machine.until("the plan has them", lambda: planned() == want, 90)
 
 
 def test_programs_that_fail_on_one_gpu_again_and_again_are_told_and_hold_nothing(machine):
