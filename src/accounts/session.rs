@@ -232,7 +232,7 @@ impl Sessions {
 
     /// Whether the session of a cookie goes on. To look is no use of it.
     pub(super) fn goes_on(&self, cookie: &Digest, now: Timestamp) -> bool {
-        self.all.get(cookie).is_some_and(|stored| !stored.is_over(now))
+        self.person(cookie, now).is_some()
     }
 
     /// Person of a session that goes on.

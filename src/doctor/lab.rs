@@ -138,9 +138,7 @@ pub(super) async fn services(scene: &Scene) -> Vec<Check> {
             ServiceState::Unhealthy | ServiceState::Backoff => {
                 checks.push(Check::warn(NAME, said, format!("labd logs {name} -n 50")));
             }
-            ServiceState::Unavailable if service.optional => {
-                checks.push(Check::warn(NAME, said, "labd images list"));
-            }
+            _ if service.is_done_without() => checks.push(Check::warn(NAME, said, "labd images list")),
             ServiceState::Unavailable => checks.push(Check::fail(NAME, said, "labd images list")),
             ServiceState::Held => checks.push(Check::warn(NAME, said, end_of_hold(name, &service.last_reason))),
             _ => {}

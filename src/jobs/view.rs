@@ -55,10 +55,7 @@ fn chosen<'a>(
         (rank, Reverse((job.started_at, job.submission_id.as_str())), Known::Ray(job))
     });
     let mut all: Vec<_> = ledger.chain(others).collect();
-    if all.len() > SHOWN {
-        all.select_nth_unstable_by_key(SHOWN, |(rank, newest, _)| (*rank, *newest));
-        all.truncate(SHOWN);
-    }
+    keep_first(&mut all, SHOWN, |(rank, newest, _)| (*rank, *newest));
     all.into_iter().map(|(_, _, known)| known).collect()
 }
 
@@ -74,8 +71,16 @@ fn just_ended<'a>(book: &'a BTreeMap<String, Job>, told: &BTreeMap<&str, &'a Ray
     let others = told.values().filter(|job| !book.contains_key(&job.submission_id));
     let others = others.filter_map(|job| Some((job.ended_at?, job.submission_id.as_str())));
     let mut all: Vec<_> = ledger.chain(others).collect();
-    all.sort_unstable_by(|a, b| b.cmp(a));
-    all.into_iter().take(JUST_ENDED).map(|(_, id)| id).collect()
+    keep_first(&mut all, JUST_ENDED, |newest| Reverse(*newest));
+    all.into_iter().map(|(_, id)| id).collect()
+}
+
+/// Keeps the first ones by this key, in no order: a ledger is long, and asked all the time.
+fn keep_first<T, K: Ord>(all: &mut Vec<T>, most: usize, key: impl FnMut(&T) -> K) {
+    if all.len() > most {
+        all.select_nth_unstable_by_key(most, key);
+        all.truncate(most);
+    }
 }
 
 /// View of every job, once: as the ledger knows it where it does, else as Ray reports it. `services` are by address.
@@ -291,10 +296,7 @@ pub(super) fn older<'a>(
     let place = |job: &Job| (job.submitted_at, job.id.clone());
     let is_older = |job: &&Job| than.is_none_or(|(at, id)| (job.submitted_at, &job.id) < (*at, id));
     let mut all: Vec<&Job> = book.values().filter(is_older).collect();
-    if all.len() > most {
-        all.select_nth_unstable_by_key(most, |job| Reverse(place(job)));
-        all.truncate(most);
-    }
+    keep_first(&mut all, most, |job| Reverse(place(job)));
     all.sort_by_cached_key(|job| Reverse(place(job)));
     all
 }

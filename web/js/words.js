@@ -5,10 +5,11 @@ const SERVICE_LOOK = {
   'preparing': 'busy', 'waiting': 'busy', 'starting': 'busy', 'stopping': 'busy',
   'unhealthy': 'warn', 'backoff': 'warn',
   'crash-loop': 'bad', 'blocked': 'bad',
-  'off': 'idle', 'held': 'idle', 'unavailable': 'idle',
+  'off': 'idle', 'held': 'idle', 'unavailable': 'bad',
 };
-// What the lab needs and cannot have is bad news.
-export const lookOf = (s) => (s.state === 'unavailable' && !s.optional ? 'bad' : SERVICE_LOOK[s.state]);
+// What cannot be had is bad news, unless the lab does without it.
+const isDoneWithout = (s) => s.state === 'unavailable' && s.optional;
+export const lookOf = (s) => (isDoneWithout(s) ? 'idle' : SERVICE_LOOK[s.state]);
 export const JOB_LOOK = { SUCCEEDED: 'good', RUNNING: 'busy', PENDING: 'busy', FAILED: 'bad', STOPPED: 'idle' };
 export const GPU_LOOK = { 'ok': 'good', 'missing': 'warn', 'quarantined': 'bad' };
 export const RUN_LOOK = {
@@ -99,7 +100,7 @@ function kept(s) {
 // The lab in one sentence, and how that looks.
 export function verdict(s) {
   // What is switched off is no part of it, nor what cannot be had and is not needed.
-  const on = s.services.filter((x) => x.state !== 'off' && !(x.state === 'unavailable' && x.optional));
+  const on = s.services.filter((x) => x.state !== 'off' && !isDoneWithout(x));
   const ready = on.filter((x) => x.state === 'ready').length;
   const worst = s.engine.state === 'unreachable' ? 'bad' : mostOf([...on.map(lookOf), ...s.gpus.map((g) => GPU_LOOK[g.state])]);
   const services = ready === on.length ? `All ${on.length} services ready.` : `${ready} of ${on.length} services ready.`;
